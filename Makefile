@@ -1,0 +1,46 @@
+# Two commands: `make demo` and `make test`. Both create what they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: install demo test lint types contracts unit slow check bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/segcredit grid experiments/01_embedded/demo.toml --output demo --workers 2
+	$(BIN)/segcredit results demo --by method --figure demo/learning_curves.png
+
+test: install lint types contracts unit
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/pyright
+
+contracts:
+	$(BIN)/lint-imports
+
+unit:
+	$(BIN)/pytest -n 2 --dist loadfile
+
+slow: install
+	$(BIN)/pytest -m slow
+
+check: test
+	$(BIN)/python tests/readme_commands.py
+
+bench: install
+	$(BIN)/python benchmarks/credit_step.py
+
+clean:
+	rm -rf .venv demo

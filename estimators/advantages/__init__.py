@@ -1,0 +1,1 @@
+"""Advantage schemes: from values and rewards to credit. One a file."""

@@ -1,0 +1,1 @@
+"""Value estimators: how good the state before each segment is. One a file."""

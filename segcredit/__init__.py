@@ -1,0 +1,112 @@
+"""segcredit: segment definitions, value estimators and advantage schemes as plug-ins.
+
+The public names are resolved when first used (PEP 562), so that importing a type loads neither
+pandas nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segcredit import errors as errors
+    from segcredit import objective as objective
+    from segcredit import register as register
+    from segcredit import registry as registry
+    from segcredit.config import RunConfig as RunConfig
+    from segcredit.config import load_config as load_config
+    from segcredit.credit import Clock as Clock
+    from segcredit.credit import explained_variance as explained_variance
+    from segcredit.credit import group_mean as group_mean
+    from segcredit.credit import group_size as group_size
+    from segcredit.credit import group_std as group_std
+    from segcredit.credit import lambda_returns as lambda_returns
+    from segcredit.loop import train as train
+    from segcredit.protocols import AdvantageScheme as AdvantageScheme
+    from segcredit.protocols import Policy as Policy
+    from segcredit.protocols import PolicySource as PolicySource
+    from segcredit.protocols import ProcessReward as ProcessReward
+    from segcredit.protocols import Prompt as Prompt
+    from segcredit.protocols import Sampler as Sampler
+    from segcredit.protocols import Segmenter as Segmenter
+    from segcredit.protocols import Simulator as Simulator
+    from segcredit.protocols import Task as Task
+    from segcredit.protocols import TextSegmenter as TextSegmenter
+    from segcredit.protocols import ValueEstimator as ValueEstimator
+    from segcredit.protocols import Verdict as Verdict
+    from segcredit.segmentation import Anchor as Anchor
+    from segcredit.segmentation import Segmentation as Segmentation
+    from segcredit.segmentation import top_fraction as top_fraction
+    from segcredit.study.grid import run_grid as run_grid
+    from segcredit.study.tables import read_runs as read_runs
+    from segcredit.types import Advantages as Advantages
+    from segcredit.types import Continuations as Continuations
+    from segcredit.types import RolloutBatch as RolloutBatch
+    from segcredit.types import SegmentValues as SegmentValues
+    from segcredit.types import TokenScores as TokenScores
+
+_HOMES = {
+    "segcredit.config": ("RunConfig", "load_config"),
+    "segcredit.credit": (
+        "Clock",
+        "explained_variance",
+        "group_mean",
+        "group_size",
+        "group_std",
+        "lambda_returns",
+    ),
+    "segcredit.errors": (
+        "ConfigError",
+        "PluginError",
+        "PolicyError",
+        "RecordError",
+        "RegistryError",
+        "SegcreditError",
+        "ShapeError",
+        "StudyError",
+        "TaskError",
+        "TrainingError",
+    ),
+    "segcredit.loop": ("train",),
+    "segcredit.protocols": (
+        "AdvantageScheme",
+        "Policy",
+        "PolicySource",
+        "ProcessReward",
+        "Prompt",
+        "Sampler",
+        "Segmenter",
+        "Simulator",
+        "Task",
+        "TextSegmenter",
+        "ValueEstimator",
+        "Verdict",
+    ),
+    "segcredit.segmentation": ("Anchor", "Segmentation", "top_fraction"),
+    "segcredit.study.grid": ("run_grid",),
+    "segcredit.study.tables": ("read_runs",),
+    "segcredit.types": (
+        "Advantages",
+        "Continuations",
+        "RolloutBatch",
+        "SegmentValues",
+        "TokenScores",
+    ),
+}
+_MODULES = ("errors", "objective", "register", "registry", "testing")
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"segcredit.{name}")
+    raise AttributeError(f"module 'segcredit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

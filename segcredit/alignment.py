@@ -1,0 +1,134 @@
+"""Character offsets and token positions: which characters of a text each token stands for.
+
+Generated text is never tokenized again: its tokens may differ from the sampled ones. Spans come
+from decoding the sampled ids, by pieces where the pieces add up and by growing prefixes otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+Span = tuple[int, int]
+_REPLACEMENT = "\ufffd"
+"""What a decoder writes for the bytes of a character that is not complete."""
+
+
+class PieceTable:
+    """Texts of token ids and the characters of each token, with a cache of each id's piece.
+
+    Cost: one decode a row, and two more for each id that was never seen. Rows whose pieces do not
+    add up to the text (characters cut in the middle by byte-level tokens, decoders that tidy up
+    blanks) take a decode for every prefix, which is quadratic in the row: about 7 ms for 300
+    tokens, against 0.1 ms.
+
+    Args:
+        decode: Text of a row of ids; ids without characters (special tokens) add nothing to it.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._pieces: dict[int, tuple[str, str]] = {}
+
+    def text_and_spans(
+        self, rows: Sequence[Sequence[int]]
+    ) -> tuple[tuple[str, ...], list[list[Span]]]:
+        """Texts equal to ``decode(row)``, and (first character, one after the last) of each token.
+
+        Tokens without characters are zero-width, at the place where they stand. Tokens that share
+        a character each have it in their span. Neither starts nor ends ever decrease.
+        """
+        texts: list[str] = []
+        spans: list[list[Span]] = []
+        for row in rows:
+            ids = list(row)
+            text = self._decode(ids)
+            texts.append(text)
+            spans.append(self._by_pieces(ids, text) or _by_prefixes(ids, text, self._decode))
+        return tuple(texts), spans
+
+    def _by_pieces(self, ids: list[int], text: str) -> list[Span] | None:
+        """Cumulative lengths of the pieces, or None where these do not add up to the text."""
+        pieces: list[str] = []
+        first = True
+        for token in ids:
+            alone, following = self._piece(token)
+            pieces.append(alone if first else following)
+            first = first and not following
+        return _cumulative(pieces) if "".join(pieces) == text else None
+
+    def _piece(self, token: int) -> tuple[str, str]:
+        """Characters of an id at the front of a text, and after another token.
+
+        They differ where decoders strip the first blank (SentencePiece) or put one between words
+        (WordPiece); what doubling the id adds to its text shows the second.
+        """
+        if token not in self._pieces:
+            alone, doubled = self._decode([token]), self._decode([token, token])
+            follows = doubled.startswith(alone)
+            self._pieces[token] = (alone, doubled[len(alone) :] if follows else alone)
+        return self._pieces[token]
+
+
+def text_and_spans(
+    rows: Sequence[Sequence[int]], decode: Callable[[list[int]], str]
+) -> tuple[tuple[str, ...], list[list[Span]]]:
+    """One use of a ``PieceTable`` that is not kept."""
+    return PieceTable(decode).text_and_spans(rows)
+
+
+def place_spans(
+    spans: Sequence[Sequence[Span]], mask_BT: Tensor, lengths: Sequence[int]
+) -> Int[Tensor, "B T 2"]:
+    """Spans of the masked tokens at their columns; the others are zero-width.
+
+    Args:
+        spans: A list a row, one span for each True of that row's mask, in order.
+        mask_BT: (B,T) bool, the tokens that the text was decoded from.
+        lengths: Characters of each row's text.
+
+    Returns:
+        (B,T,2) on the mask's device. A token outside the mask stands where the masked token
+        before it ends, and at 0 where none is before it.
+    """
+    placed: list[list[Span]] = []
+    for row, keep in zip(spans, mask_BT.tolist(), strict=True):
+        left, end, columns = iter(row), 0, []
+        for kept in keep:
+            span = next(left) if kept else (end, end)
+            columns.append(span)
+            end = span[1]
+        placed.append(columns)
+    shape = (len(lengths), mask_BT.shape[1], 2)
+    return torch.tensor(placed, dtype=torch.long, device=mask_BT.device).view(shape)
+
+
+def _cumulative(pieces: Sequence[str]) -> list[Span]:
+    spans: list[Span] = []
+    end = 0
+    for piece in pieces:
+        spans.append((end, end + len(piece)))
+        end += len(piece)
+    return spans
+
+
+def _by_prefixes(ids: list[int], text: str, decode: Callable[[list[int]], str]) -> list[Span]:
+    """Spans from what each token adds to the decoded prefix that agrees with the text.
+
+    A token whose prefix ends inside a character has that character in its span, as have the
+    tokens that complete it.
+    """
+    spans: list[Span] = []
+    settled = end = 0
+    for count in range(1, len(ids) + 1):
+        start = settled
+        prefix = decode(ids[:count]) if count < len(ids) else text
+        settled = max(settled, len(os.path.commonprefix([prefix, text])))
+        inside = prefix.endswith(_REPLACEMENT) and len(prefix) > settled
+        end = max(end, min(settled + inside, len(text)))
+        spans.append((start, end))
+    return spans

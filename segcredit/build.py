@@ -1,0 +1,208 @@
+"""From a config to live objects: the only place where config meets registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import get_scheduler
+
+from segcredit import registry
+from segcredit.config import RunConfig
+from segcredit.errors import TrainingError
+from segcredit.protocols import (
+    AdvantageScheme,
+    Policy,
+    ProcessReward,
+    Prompt,
+    Segmenter,
+    Task,
+    ValueEstimator,
+)
+from segcredit.streams import forked
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learner:
+    """A module with what trains it; ``optimizer`` is None where there are no parameters."""
+
+    module: Any
+    optimizer: Any
+    schedule: Any
+    gradient_clip: float
+    epochs: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Module, optimizer and schedule, for a checkpoint."""
+        state = {"module": self.module.state_dict()}
+        if self.optimizer is not None:
+            state["optimizer"] = self.optimizer.state_dict()
+            state["schedule"] = self.schedule.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.module.load_state_dict(state["module"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Every live object of a run."""
+
+    config: RunConfig
+    accelerator: Accelerator
+    task: Task
+    held_out: tuple[Prompt, ...]
+    policy: Learner
+    reference: Policy | None
+    """The frozen starting policy, where a KL term needs it."""
+    segmenter: Segmenter
+    ratio_segmenter: Segmenter | None
+    estimator: ValueEstimator
+    state: Learner
+    """The value estimator's state."""
+    advantage: AdvantageScheme
+    process_reward: ProcessReward | None
+
+
+def build(config: RunConfig) -> Run:
+    """Load the model, start the estimator, prepare both for the device.
+
+    Raises:
+        RegistryError, PolicyError, TaskError: something cannot be had; says what.
+        TrainingError: more than one process.
+    """
+    accelerator = Accelerator(cpu=config.train.device == "cpu")
+    if accelerator.num_processes > 1:
+        raise TrainingError(
+            f"{accelerator.num_processes} processes were started; this version trains in one."
+            " Start it without torchrun, and use the workers of 'segcredit grid' instead."
+        )
+    task = _named(registry.tasks, config.task)
+    sampler = _named(registry.samplers, config.sampler)
+    policy = _named(registry.policies, config.policy).load(
+        task, sampler, temperature=config.rollouts.temperature, seed=config.seed
+    )
+    estimator = _named(registry.estimators, config.estimator)
+    with forked(config.seed, "estimator"):
+        state = estimator.start(policy)  # pyright: ignore[reportArgumentType]
+    train, value = config.train, config.train.value
+    needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
+    reference = deepcopy(policy).requires_grad_(False) if needs_reference else None
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        task=task,
+        held_out=tuple(task.evaluation(config.evaluate.prompts)),
+        policy=_learner(
+            accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, config
+        ),
+        reference=reference and reference.to(accelerator.device),  # pyright: ignore[reportArgumentType]
+        segmenter=_named(registry.segmenters, config.segmenter),
+        ratio_segmenter=_optional(registry.segmenters, config.loss.ratio_segmenter),
+        estimator=estimator,
+        state=_learner(
+            accelerator, state, value.learning_rate, value.gradient_clip, value.epochs, config
+        ),
+        advantage=_named(registry.advantages, config.advantage),
+        process_reward=_optional(registry.process_rewards, config.process_reward),
+    )
+
+
+def _learner(
+    accelerator: Accelerator,
+    module: nn.Module,
+    learning_rate: float,
+    gradient_clip: float,
+    epochs: int,
+    config: RunConfig,
+) -> Learner:
+    train = config.train
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        return Learner(module.to(accelerator.device), None, None, gradient_clip, 0)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=train.betas, weight_decay=train.weight_decay
+    )
+    schedule = get_scheduler(
+        train.schedule,
+        optimizer,
+        num_warmup_steps=train.warmup_steps,
+        num_training_steps=train.steps,
+    )
+    module, optimizer = accelerator.prepare(module, optimizer)
+    return Learner(module, optimizer, schedule, gradient_clip, epochs)
+
+
+def _named(plugins: registry.Registry[T], table: dict[str, Any]) -> T:
+    return plugins.from_table(table)
+
+
+def _optional(plugins: registry.Registry[T], table: dict[str, Any] | None) -> T | None:
+    return None if table is None else plugins.from_table(table)
+
+
+def run_hash(config: RunConfig) -> str:
+    """Ten hexadecimal digits that name the resolved config and the code of its plug-ins."""
+    content = {"config": config.model_dump(), "plugins": plugin_identities(config)}
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def plugin_identities(config: RunConfig) -> dict[str, str]:
+    """Distribution and version of every plug-in used, or a hash of its source file."""
+    found: dict[str, str] = {}
+    for path, plugins, table in config.plugins():
+        for inner_path, name in _names(path, table):
+            found[inner_path] = plugins.identity(name)
+    return found
+
+
+def _names(path: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A plug-in and the plug-ins inside it, by dotted path."""
+    yield path, str(table["name"])
+    for key, value in table.items():
+        if isinstance(value, dict) and "name" in value:
+            yield from _names(f"{path}.{key}", value)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def environment(config: RunConfig) -> dict[str, Any]:
+    """What else a run's figures depend on: versions, plug-ins, revision, threads."""
+    packages = ("segcredit", "torch", "transformers", "accelerate", "numpy", "pandas")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "plugins": plugin_identities(config),
+        "git_revision": _git_revision(),
+        "seed": config.seed,
+        "torch_threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _git_revision() -> str:
+    command: Callable[..., Any] = subprocess.run
+    done = command(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return str(done.stdout).strip()

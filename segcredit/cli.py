@@ -1,0 +1,182 @@
+"""The command line: train, grid, results, segment, list, config.
+
+Every ``SegcreditError`` ends as one sentence on standard error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from segcredit.errors import SegcreditError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Segment definitions, value estimators and advantage schemes under one loop.",
+)
+out = Console()
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="dotted.key=value, laid over the config.")
+]
+Code = Annotated[
+    list[str] | None, typer.Option("--code", help="A Python file that registers plug-ins.")
+]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A preset's name or a TOML file.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The run directory; default runs/HASH.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint.")
+    ] = False,
+    code: Code = None,
+) -> None:
+    """Train one run."""
+    from segcredit.config import load_config
+    from segcredit.display import training_progress
+    from segcredit.loop import iterate, run_directory
+    from segcredit.loose_files import load_code
+
+    load_code(code or [])
+    checked = load_config(config, overrides or [])
+    directory = run_directory(checked, output)
+    training_progress(out, iterate(checked, directory, resume=resume), checked.train.steps)
+    out.print(f"Recorded in {directory}", soft_wrap=True)
+
+
+@app.command()
+def grid(
+    config: Annotated[str, typer.Argument(help="A TOML file with a [grid] table.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="Every cell has a directory below.")] = Path("runs"),
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one torch thread each.")] = 1,
+    code: Code = None,
+) -> None:
+    """Run every cell of an ablation grid; running it again continues."""
+    from segcredit.display import GridDisplay
+    from segcredit.study.grid import run_grid
+
+    with GridDisplay(out) as display:
+        cells = run_grid(
+            config,
+            output,
+            workers=workers,
+            overrides=overrides or [],
+            code=code or [],
+            watch=display.show,
+        )
+    failed = [cell for cell in cells if not cell.done()]
+    for cell in failed:
+        out.print(f"[red]failed[/] {cell.label}: {cell.error()}", soft_wrap=True)
+    out.print(f"{len(cells) - len(failed)} of {len(cells)} cells finished, in {output}")
+    out.print(f'In Python: runs = segcredit.read_runs("{output}"); runs.steps')
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def results(
+    directory: Annotated[Path, typer.Argument(help="Runs, at any depth below.")],
+    by: Annotated[str, typer.Option(help="Config columns, comma-separated.")] = "method,segmenter",
+    metric: Annotated[str, typer.Option(help="A column of the steps.")] = "accuracy",
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw learning curves (PNG, PDF or SVG).")
+    ] = None,
+) -> None:
+    """A table with intervals over seeds, and the learning curves."""
+    from segcredit.display import results_table
+    from segcredit.study.figures import learning_curves
+    from segcredit.study.statistics import summarise
+    from segcredit.study.tables import read_runs
+
+    runs = read_runs(directory)
+    columns = [name.strip() for name in by.split(",") if name.strip()]
+    out.print(results_table(summarise(runs, columns, metric), columns, metric))
+    if figure is not None:
+        drawn = learning_curves(runs, figure, metric=metric, by=columns)
+        out.print(f"Learning curves: {drawn}", soft_wrap=True)
+    out.print(f'In Python: runs = segcredit.read_runs("{directory}"); runs.steps', soft_wrap=True)
+
+
+@app.command()
+def segment(
+    source: Annotated[str, typer.Argument(help="A text, or a file: plain text or JSONL.")],
+    segmenter: Annotated[
+        list[str] | None, typer.Option("--segmenter", "-s", help="Once for each, by name.")
+    ] = None,
+    field: Annotated[str, typer.Option(help="The field of a JSONL file that holds text.")] = "text",
+    limit: Annotated[int | None, typer.Option(help="Show this many texts at most.")] = None,
+    code: Code = None,
+) -> None:
+    """Show the segments of a text in colour, several segmenters side by side."""
+    from segcredit.display import show_segments
+    from segcredit.loose_files import load_code
+    from segcredit.study.texts import read_texts, text_segmenters
+
+    load_code(code or [])
+    chosen = text_segmenters(segmenter or ["newline"])
+    show_segments(out, read_texts(source, field), chosen, limit)
+
+
+@app.command("list")
+def list_plugins(code: Code = None) -> None:
+    """Every registered plug-in with its distribution, file and first docstring line."""
+    from segcredit.display import plugin_table
+    from segcredit.loose_files import load_code
+
+    load_code(code or [])
+    out.print(plugin_table())
+
+
+@app.command()
+def config(
+    source: Annotated[str | None, typer.Argument(help="A preset's name or a TOML file.")] = None,
+    overrides: Overrides = None,
+    code: Code = None,
+) -> None:
+    """Print the complete config with every default; without a source, list the presets."""
+    import tomli_w
+
+    from segcredit.config import load_config, presets
+    from segcredit.loose_files import load_code
+
+    load_code(code or [])
+    if source is None:
+        out.print("\n".join(presets()))
+        return
+    values = load_config(source, overrides or []).model_dump()
+    sys.stdout.write(tomli_w.dumps(_without_none(values)))
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: a key that is None is left out."""
+    pairs = ((key, value) for key, value in values.items() if value is not None)
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in pairs}  # pyright: ignore[reportUnknownArgumentType]
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run a command; an error of ours is a sentence, not a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except SegcreditError as error:
+        Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        sys.exit(1)
+
+
+def _escaped(text: str) -> str:
+    """Square brackets in a message are not rich's markup."""
+    return text.replace("[", "\\[")

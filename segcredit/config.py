@@ -1,0 +1,339 @@
+"""RunConfig: what a run is made of, read from TOML and checked key by key.
+
+Three layers, each laid over the one before: the embedded base (``methods/base.toml``), the preset
+that ``method`` names, the file's own keys; then ``dotted.key=value`` overrides. A plug-in is a
+bare name or a table with ``name`` and options; a bare name, or a table with a name, replaces the
+table below it whole, while a dotted key changes one option of the plug-in that is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from segcredit import registry
+from segcredit.errors import ConfigError
+from segcredit.objective import KL, Aggregate, Bound, Ratio
+
+
+def _as_table(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Plugin = Annotated[dict[str, Any], BeforeValidator(_as_table)]
+"""A plug-in: a bare name, or a table of ``name`` and the plug-in's options."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class RolloutsConfig(_Section):
+    """What is sampled each step."""
+
+    prompts: int = Field(ge=1)
+    completions: int = Field(ge=1)
+    """Completions of each prompt: the group."""
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+
+
+class LossConfig(_Section):
+    """The policy's objective, see ``segcredit.objective.surrogate_loss``."""
+
+    ratio: Ratio
+    clip_low: float = Field(ge=0)
+    clip_high: float = Field(ge=0)
+    dual_clip: float | None = Field(default=None, gt=1)
+    bound: Bound = "clip"
+    aggregate: Aggregate
+    norm_length: float | None = Field(default=None, gt=0)
+    ratio_segmenter: Plugin | None = None
+    """Over whose segments ``ratio = "segment"`` averages; None = the credit segments."""
+    kl_penalty: float = Field(ge=0)
+    """β of the k1 penalty in the token rewards."""
+    kl_loss: float = Field(ge=0)
+    """Weight of the KL estimate added to the loss."""
+    kl_estimator: KL
+
+
+class ValueConfig(_Section):
+    """Training of the value estimator's state; ignored when it has no parameters."""
+
+    learning_rate: float = Field(gt=0)
+    gradient_clip: float = Field(gt=0)
+    epochs: int = Field(ge=0)
+    warmup_iterations: int = Field(ge=0)
+    """Iterations before the first policy step in which the value estimator alone is trained."""
+    aggregate: Aggregate
+
+
+class TrainConfig(_Section):
+    """The loop: how long, in which pieces, with which optimizer."""
+
+    steps: int = Field(ge=0)
+    epochs: int = Field(ge=1)
+    minibatches: int = Field(ge=1)
+    micro_tokens: int = Field(ge=1)
+    """Most completion tokens, padding included, in one forward pass."""
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float]
+    weight_decay: float = Field(ge=0)
+    gradient_clip: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: int = Field(ge=0)
+    patience: int = Field(ge=1)
+    """First steps after which a run whose rewards were all equal in every one of them stops."""
+    device: Literal["auto", "cpu"]
+    value: ValueConfig
+
+
+class EvaluateConfig(_Section):
+    """Accuracy on held-out prompts, sampled and greedy."""
+
+    every: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+
+
+class RecordConfig(_Section):
+    """Which tables a run writes, and at which steps."""
+
+    every: int = Field(ge=1)
+    responses: bool
+    segments: bool
+    tokens: bool
+
+
+class CheckpointConfig(_Section):
+    """How often everything that a resumed run needs is saved, and how many are kept."""
+
+    every: int = Field(ge=1)
+    keep: int = Field(ge=1)
+
+
+class RunConfig(_Section):
+    """One run, complete. Build it with ``load_config``."""
+
+    method: str = ""
+    """The preset below the file's own keys, and the run's label in tables."""
+    seed: int = Field(default=0, ge=0)
+    task: Plugin
+    policy: Plugin
+    sampler: Plugin
+    segmenter: Plugin
+    estimator: Plugin
+    advantage: Plugin
+    process_reward: Plugin | None = None
+    rollouts: RolloutsConfig
+    loss: LossConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    record: RecordConfig
+    checkpoint: CheckpointConfig
+
+    def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
+        """Dotted path, registry and table of every plug-in that the run uses."""
+        for path, key in _PLUGIN_PATHS.items():
+            table = _get(self.model_dump(), path)
+            if table is not None:
+                yield path, registry.ALL[key], table
+
+    def resolve(self) -> RunConfig:
+        """The same config with every option of every plug-in written out.
+
+        Raises:
+            RegistryError: a plug-in is unknown or refuses its options.
+        """
+        values = self.model_dump()
+        for path, plugins, table in self.plugins():
+            options = dict(table)
+            name = str(options.pop("name", ""))
+            try:
+                _set(values, path, plugins.resolve(name, options))
+            except registry.RegistryError as error:
+                raise registry.RegistryError(f"{path}: {error}") from error
+        return RunConfig.model_validate(values)
+
+
+_PLUGIN_PATHS = {
+    "task": "tasks",
+    "policy": "policies",
+    "sampler": "samplers",
+    "segmenter": "segmenters",
+    "estimator": "estimators",
+    "advantage": "advantages",
+    "process_reward": "process_rewards",
+    "loss.ratio_segmenter": "segmenters",
+}
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **keys: Any
+) -> RunConfig:
+    """A checked, fully resolved config.
+
+    Args:
+        source: a preset's name (``segcredit config`` lists them), a TOML file, or a mapping as
+            such a file holds it.
+        overrides: ``"dotted.key=value"``, the value in TOML or a bare string.
+        **keys: overrides from Python; a double underscore stands for the dot:
+            ``train__steps=50``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; names the dotted path.
+        RegistryError: a plug-in is unknown or refuses its options.
+    """
+    layer = dict(source) if isinstance(source, Mapping) else read_source(source)
+    layer.pop("grid", None)
+    for override in overrides:
+        path, value = parse_override(override)
+        _set(layer, path, value)
+    for key, value in keys.items():
+        _set(layer, key.replace("__", "."), value)
+    return check(lay_over_preset(layer)).resolve()
+
+
+def read_source(source: str | Path) -> dict[str, Any]:
+    """The keys of a preset (its name, to be laid under nothing else) or of a TOML file."""
+    if str(source) in presets():
+        return {"method": str(source)}
+    path = Path(source)
+    if path.suffix != ".toml" and not path.exists():
+        names = presets()
+        raise ConfigError(
+            f"there is no preset {str(source)!r}{_nearest(str(source), names)} Presets are"
+            f" {', '.join(names)}; anything else must be the path of a TOML file."
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"config {path} is not TOML: {error}. Strings need quotes, and tables square brackets."
+        ) from error
+
+
+def presets() -> list[str]:
+    """Names of the methods that ship with segcredit, sorted."""
+    files = resources.files("segcredit").joinpath("methods").iterdir()
+    names = [file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")]
+    return sorted(name for name in names if name != "base")
+
+
+def lay_over_preset(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The base, the preset that ``method`` names (if any), and these keys on top."""
+    method = layer.get("method", "")
+    values = _read_method("base")
+    if method in presets():
+        values = _merge(values, _read_method(str(method)))
+    elif method and "segmenter" not in layer:
+        names = presets()
+        raise ConfigError(
+            f"method: there is no preset {method!r}{_nearest(str(method), names)} Presets are"
+            f" {', '.join(names)}. A method of your own needs the keys segmenter, estimator,"
+            " advantage and loss.ratio beside its name."
+        )
+    return _merge(values, layer)
+
+
+def check(values: Mapping[str, Any]) -> RunConfig:
+    """Validate the keys and types of a complete config.
+
+    Raises:
+        ConfigError: every fault, a line each, with its dotted path.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(fault) for fault in error.errors())) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"train.steps=50"`` as a path and a TOML value; what is no TOML is a string."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(
+            f"override {text!r} is not of the form dotted.key=value, such as train.steps=50."
+        )
+    try:
+        return path.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), value.strip()
+
+
+def set_key(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted key in nested tables; a bare plug-in name on the way becomes a table."""
+    _set(values, path, value)
+
+
+def _sentence(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return (
+            f'{path}: is missing. Name a preset with method = "...", or give this key; the four'
+            " axes are segmenter, estimator, advantage and loss.ratio."
+        )
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(fault["loc"][:-1])
+        return (
+            f"{path}: there is no such key{_nearest(str(fault['loc'][-1]), known)} Keys here are"
+            f" {', '.join(known)}."
+        )
+    return f"{path}: {fault['msg']}; found {fault['input']!r}."
+
+
+def _known_keys(path: Iterable[str | int]) -> list[str]:
+    model: Any = RunConfig
+    for part in path:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)
+
+
+def _read_method(name: str) -> dict[str, Any]:
+    file = resources.files("segcredit").joinpath("methods", f"{name}.toml")
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay tables over tables; a table that names a plug-in replaces what lies below it."""
+    merged = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
+            old = {"name": old}
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and "name" not in value:
+            merged[key] = _merge(cast(Mapping[str, Any], old), cast(Mapping[str, Any], value))
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _set(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for part in parents:
+        if isinstance(values.get(part), str):
+            values[part] = {"name": values[part]}
+        child = values.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{path}: {part!r} is {child!r}, not a table, and has no keys.")
+        values = cast(dict[str, Any], child)
+    values[last] = value
+
+
+def _get(values: Mapping[str, Any], path: str) -> Any:
+    for part in path.split("."):
+        values = values[part]
+    return values
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."

@@ -1,0 +1,221 @@
+"""From rewards and values to credit: token rewards, segment values, and the one recursion.
+
+Shapes as in ``segcredit.types``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from segcredit.errors import ShapeError
+from segcredit.segmentation import Segmentation
+from segcredit.types import Advantages, RolloutBatch, SegmentValues
+
+Clock = Literal["segment", "token"]
+
+
+def lambda_returns(
+    values: SegmentValues,
+    *,
+    gamma: float = 1.0,
+    lam: float | Float[Tensor, "B"] = 1.0,
+    clock: Clock = "segment",
+) -> Float[Tensor, "B S"]:
+    """Lambda-returns over segments: G_m = A_m + V_m with the generalised advantage A_m.
+
+    With ``clock="segment"``::
+
+        δ_m = r_m + γ V_{m+1} − V_m        A_m = δ_m + γ λ A_{m+1}
+
+    With ``clock="token"``, a semi-Markov decision process in which a segment of n_m tokens takes
+    n_m ticks and r_m is earned at its last::
+
+        δ_m = γ^(n_m−1) r_m + γ^(n_m) V_{m+1} − V_m        A_m = δ_m + γ^(n_m) λ A_{m+1}
+
+    V after the last segment is 0. λ = 1 gives the discounted reward-to-go, λ = 0 the one-step
+    target r_m + γ V_{m+1}; one segment a token gives token-level GAE. The clocks agree at γ = 1.
+
+    Args:
+        values: of a batch; entries outside the mask are 0.
+        gamma: discount in [0,1].
+        lam: λ in [0,1], one for all or one a row.
+        clock: what a tick of the discount is.
+
+    Returns:
+        (B,S) returns in reward units; 0 outside the mask.
+
+    Source:
+        Schulman et al. 2016, arXiv 1506.02438, eq. 16; segments: SAPO, arXiv 2605.01327,
+        eqs. 6-7 (clock "segment") and appendix C, eq. 18 (clock "token").
+    """
+    # (S,B): the walk then reads and writes contiguous memory.
+    values_SB = values.values.T.contiguous()
+    next_SB = torch.cat([values_SB[1:], torch.zeros_like(values_SB[:1])])
+    rewards_SB = values.rewards.T
+    if clock == "token" and gamma != 1.0:
+        lengths_SB = values.lengths.T.to(values_SB.dtype)
+        discount_SB = gamma**lengths_SB
+        rewards_SB = rewards_SB * gamma ** (lengths_SB - 1).clamp(min=0)
+    elif clock in ("segment", "token"):
+        discount_SB = torch.full_like(values_SB[:1], gamma).expand_as(values_SB)
+    else:
+        raise ShapeError(f"clock {clock!r} does not exist; expected 'segment' or 'token'.")
+    deltas_SB = torch.where(
+        values.mask.T, rewards_SB + discount_SB * next_SB - values_SB, torch.zeros_like(values_SB)
+    )
+    return (_discounted_sums(deltas_SB, discount_SB * lam) + values_SB).T.contiguous()
+
+
+def _discounted_sums(
+    deltas_SB: Float[Tensor, "S B"], decay_SB: Float[Tensor, "S B"]
+) -> Float[Tensor, "S B"]:
+    """A_m = δ_m + decay_m A_{m+1}: a walk over segments, vectorised over the batch.
+
+    Never by dividing through cumulative products of the decay: they underflow.
+    """
+    sums_SB = deltas_SB.clone()
+    for m in range(len(sums_SB) - 2, -1, -1):
+        sums_SB[m].addcmul_(decay_SB[m], sums_SB[m + 1])
+    return sums_SB
+
+
+def token_rewards(
+    rewards: Float[Tensor, "B"],
+    action_mask: Tensor,
+    penalty: Float[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T"]:
+    """The verifier's reward on the last action token, less a penalty on every action token.
+
+    Args:
+        rewards: (B,) of each completion; a completion without action tokens keeps nothing.
+        action_mask: (B,T) bool, with or without holes.
+        penalty: (B,T) such as β (log π − log π_ref), in reward units.
+    """
+    later_BT = action_mask.flip(1).cumsum(1).flip(1)
+    last_BT = action_mask & (later_BT == 1)
+    placed_BT = last_BT * rewards[:, None]
+    return placed_BT if penalty is None else placed_BT - penalty.masked_fill(~action_mask, 0)
+
+
+def segment_values(
+    rollouts: RolloutBatch,
+    segmentation: Segmentation,
+    values_BS: Float[Tensor, "B S"],
+    *,
+    process_rewards_BS: Float[Tensor, "B S"] | None = None,
+    token_weights: Float[Tensor, "B T"] | None = None,
+) -> SegmentValues:
+    """Join an estimator's values with the rewards and sizes of the segments.
+
+    Args:
+        rollouts: whose ``token_rewards`` are summed within segments.
+        segmentation: of these rollouts.
+        values_BS: what a value estimator returned; entries without a segment are dropped.
+        process_rewards_BS: added to the segments' rewards.
+        token_weights: (B,T) in [0,1], how far the loss counts each token; None = all.
+
+    Raises:
+        ShapeError: the values do not have one column a segment.
+    """
+    mask_BS = segmentation.mask
+    if values_BS.shape != mask_BS.shape:
+        raise ShapeError(
+            f"the value estimator returned values of shape {tuple(values_BS.shape)}; expected"
+            f" {tuple(mask_BS.shape)}, one for each segment."
+        )
+    lengths_BS = segmentation.lengths
+    rewards_BS = segmentation.reduce(rollouts.token_rewards, "sum")
+    if process_rewards_BS is not None:
+        rewards_BS = (rewards_BS + process_rewards_BS).masked_fill(~mask_BS, 0)
+    return SegmentValues(
+        values=values_BS.masked_fill(~mask_BS, 0),
+        rewards=rewards_BS,
+        lengths=lengths_BS,
+        weights=lengths_BS.to(rewards_BS.dtype)
+        if token_weights is None
+        else segmentation.reduce(token_weights, "sum"),
+        mask=mask_BS,
+        group=rollouts.group,
+    )
+
+
+def advantages(
+    segmentation: Segmentation, values: SegmentValues, per_segment: Float[Tensor, "B S"]
+) -> Advantages:
+    """Credit for tokens: each takes its segment's advantage.
+
+    Raises:
+        ShapeError: the scheme did not return one advantage a segment.
+    """
+    if per_segment.shape != values.mask.shape:
+        raise ShapeError(
+            f"the advantage scheme returned shape {tuple(per_segment.shape)}; expected"
+            f" {tuple(values.mask.shape)}, one advantage for each segment."
+        )
+    kept_BS = per_segment.masked_fill(~values.mask, 0)
+    return Advantages(per_segment=kept_BS, per_token=segmentation.spread(kept_BS))
+
+
+def group_mean(x: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """The mean of ``x`` over the rows of the same group, given to each of them."""
+    index_B, counts_B = _group_index(group)
+    sums_B = torch.zeros_like(x).index_add(0, index_B, x)
+    return (sums_B / counts_B)[index_B]
+
+
+def group_std(
+    x: Float[Tensor, "B"], group: Int[Tensor, "B"], *, ddof: int = 1
+) -> Float[Tensor, "B"]:
+    """The standard deviation of ``x`` within groups; NaN where a group has ``ddof`` rows or less.
+
+    Args:
+        x: (B,) one number a row.
+        group: (B,) equal for rows of one group.
+        ddof: 1 divides by n − 1 (unbiased variance), 0 by n.
+    """
+    index_B, counts_B = _group_index(group)
+    squares_B = (x - group_mean(x, group)).square()
+    sums_B = torch.zeros_like(x).index_add(0, index_B, squares_B)
+    freedom_B = counts_B - ddof
+    variance_B = torch.where(freedom_B > 0, sums_B / freedom_B, torch.nan)
+    return variance_B.sqrt()[index_B]
+
+
+def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """How many rows share each row's group."""
+    index_B, counts_B = _group_index(group)
+    return counts_B[index_B]
+
+
+def _group_index(group: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
+    """A number below B for each row's group, and (B,) the groups' sizes (1 where unused).
+
+    A group is named by its first row, so that no size is read back from the device.
+    """
+    same_BB = group[:, None] == group[None, :]
+    first_B = same_BB.to(torch.uint8).argmax(1)
+    counts_B = torch.zeros_like(first_B).index_add(0, first_B, torch.ones_like(first_B))
+    return first_B, counts_B.clamp(min=1)
+
+
+def explained_variance(
+    values: SegmentValues, targets_BS: Float[Tensor, "B S"]
+) -> Float[Tensor, ""]:
+    """1 − Var(target − value) / Var(target) over all segments of the batch; NaN if no variance.
+
+    Computed over the whole batch: the mean of minibatches' figures is another, wrong number.
+    """
+    weight_BS = values.mask.to(targets_BS.dtype)
+    residual = _variance(targets_BS - values.values, weight_BS)
+    total = _variance(targets_BS, weight_BS)
+    return torch.where(total > 0, 1 - residual / total, torch.nan)
+
+
+def _variance(x: Tensor, weight: Tensor) -> Tensor:
+    count = weight.sum().clamp(min=1)
+    mean = (x * weight).sum() / count
+    return ((x - mean).square() * weight).sum() / count

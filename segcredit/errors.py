@@ -1,0 +1,55 @@
+"""The errors that segcredit raises, each with a sentence for its message.
+
+    SegcreditError
+    ├── ShapeError        a tensor or a segmentation breaks an invariant of its type
+    ├── ConfigError       a config cannot be read, or a key or a value in it is wrong
+    ├── RegistryError     a plug-in is unknown, doubled, fails to import or cannot be built
+    ├── PluginError       a plug-in broke its contract, or raised, while it was used
+    ├── TaskError         a task has no prompts to give, or its verifier failed
+    ├── PolicyError       a model cannot be loaded or cannot do what is asked of it
+    ├── TrainingError     training cannot go on: loss not finite, nothing to learn from
+    ├── RecordError       a run directory cannot be written, or holds another run
+    └── StudyError        a grid or a table cannot be made from what was given
+
+Every message says what was found, what was expected, the usual cause and what to do.
+"""
+
+
+class SegcreditError(Exception):
+    """Whatever segcredit refuses; the command line prints its message without a traceback."""
+
+
+class ShapeError(SegcreditError, ValueError):
+    """A tensor, or the way that several fit together, breaks an invariant; names the field."""
+
+
+class ConfigError(SegcreditError, ValueError):
+    """A config cannot be read, or one of its keys or values is wrong; carries the dotted path."""
+
+
+class RegistryError(SegcreditError, LookupError):
+    """A plug-in is unknown, registered twice, fails to import, or refuses its options."""
+
+
+class PluginError(SegcreditError, RuntimeError):
+    """A plug-in broke its contract, or raised, while a run used it; names the plug-in."""
+
+
+class TaskError(SegcreditError, RuntimeError):
+    """A task cannot give prompts, or its verifier failed on a completion."""
+
+
+class PolicyError(SegcreditError, RuntimeError):
+    """A model cannot be loaded, or lacks something that reinforcement learning needs."""
+
+
+class TrainingError(SegcreditError, RuntimeError):
+    """Training cannot go on; the message says which checkpoint is the last good one."""
+
+
+class RecordError(SegcreditError, OSError):
+    """A run directory cannot be written or read, or belongs to another config."""
+
+
+class StudyError(SegcreditError, ValueError):
+    """A grid, table or figure cannot be made from what was given."""

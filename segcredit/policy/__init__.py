@@ -1,0 +1,1 @@
+"""Models from transformers: load them, sample from them, score what was sampled."""

@@ -1,0 +1,292 @@
+"""A causal language model of transformers as a policy: sample, score, and the text of it.
+
+One base-model pass a batch; the output layer runs on action tokens alone, since it costs the most
+where the vocabulary is large. Letters: ``L`` tokens of prompt and completion that the network
+reads, ``N`` action tokens of the batch, ``V`` vocabulary; the others as in ``segcredit.types``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Self, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from segcredit.alignment import PieceTable, place_spans
+from segcredit.errors import PolicyError
+from segcredit.protocols import Sampler
+from segcredit.types import RolloutBatch, TokenScores
+
+
+class _Deterministic(nn.Module):
+    """A module that stays in evaluation mode.
+
+    Dropout would make the scores differ from the distribution sampled from, so that the ratio of
+    the first minibatch were not 1.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever the argument."""
+        return super().train(False)
+
+
+class Trunk(_Deterministic):
+    """The network under the output layer: rollouts -> (B,T,H) states before each token."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.train()
+
+    def forward(self, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
+        """The state that each action token was drawn from; zeros on other tokens."""
+        return token_states(self.base, rollouts)
+
+
+class CausalPolicy(_Deterministic):
+    """The ``Policy`` of a causal language model, its tokenizer and a sampler.
+
+    Sampling and scoring share the temperature and the suppressed ids, so that the log-probs of a
+    sampled completion are those it was sampled with.
+
+    Args:
+        model: A causal language model; its logits must be its output layer's on its base model's
+            last states, as of most.
+        tokenizer: Must have an end token. It pads with its pad token, or else its end token.
+        sampler: The engine that draws completions.
+        temperature: Divides the logits; greater than 0.
+        suppressed_ids: Never sampled, and of probability 0 in scoring. End tokens are left out.
+
+    Raises:
+        PolicyError: the tokenizer has no end token, the temperature is not greater than 0, or
+            the model changes its logits after the output layer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampler: Sampler,
+        *,
+        temperature: float = 1.0,
+        suppressed_ids: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise PolicyError(
+                f"the policy's temperature is {temperature}; expected a number greater than 0,"
+                " since it divides the logits. For the most likely completions, sample greedily."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampler = sampler
+        self.temperature = temperature
+        self.hidden_size: int = _output_layer(model).weight.shape[1]
+        self.end_ids = _end_ids(model, tokenizer)
+        self.pad_id = _pad_id(tokenizer, self.end_ids)
+        self.suppressed_ids = tuple(sorted({*suppressed_ids} - {*self.end_ids}))
+        self._table = PieceTable(
+            partial(
+                cast(Any, tokenizer).decode,
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+        self.train()
+        _require_plain_logits(model)
+
+    def forward(self, rollouts: RolloutBatch) -> TokenScores:
+        """Score the completions: log-probs, entropies (nats) and states, zeros on masked tokens.
+
+        Trailing columns without action tokens and leading columns without prompts cost nothing.
+        """
+        hidden_BTH = token_states(cast(nn.Module, self.model.base_model), rollouts)
+        mask_BT = rollouts.action_mask
+        ids_N = rollouts.completion_ids[mask_BT]
+        logprobs_N, entropies_N = self._distributions(hidden_BTH[mask_BT], ids_N)
+        return TokenScores(
+            logprobs=_scatter(logprobs_N, mask_BT),
+            entropies=_scatter(entropies_N, mask_BT),
+            hidden=hidden_BTH,
+        )
+
+    def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
+        """Token ids of prompts, left-padded, and their mask, on the model's device.
+
+        What the tokenizer puts around a text, such as a begin token, is put here.
+
+        Raises:
+            PolicyError: a prompt has no token, so that nothing could be drawn after it.
+        """
+        rows: list[list[int]] = cast(Any, self.tokenizer)(list(texts))["input_ids"]
+        if not all(rows):
+            empty = texts[[len(row) for row in rows].index(0)]
+            raise PolicyError(
+                f"the prompt {empty!r} has no tokens; expected at least one, since the first token"
+                " is drawn from the state after the prompt. Give it some text."
+            )
+        width = max(map(len, rows), default=0)
+        ids = [[self.pad_id] * (width - len(row)) + row for row in rows]
+        mask = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
+        device = self.model.device
+        ids_PT = torch.tensor(ids, dtype=torch.long, device=device).view(len(rows), width)
+        return ids_PT, torch.tensor(mask, dtype=torch.bool, device=device).view(ids_PT.shape)
+
+    def decode(
+        self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
+        """Texts of the masked tokens, special ones removed, and the characters of each token.
+
+        Tokens outside the mask are zero-width: they are not in the text.
+        """
+        pairs = zip(ids.tolist(), mask.tolist(), strict=True)
+        rows = [[token for token, keep in zip(*pair, strict=True) if keep] for pair in pairs]
+        texts, spans = self._table.text_and_spans(rows)
+        return texts, place_spans(spans, mask, [len(text) for text in texts])
+
+    def generate(
+        self,
+        prompt_ids: Int[Tensor, "B Tp"],
+        prompt_mask: Bool[Tensor, "B Tp"],
+        *,
+        max_new_tokens: int,
+        greedy: bool,
+        generator: torch.Generator,
+    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
+        """Completion ids, their mask up to and including the first end token, and truncation.
+
+        All rows are sampled in one batch. Ids after the first end token are the pad id; T is at
+        most ``max_new_tokens``.
+        """
+        first = _first_prompt_column(prompt_mask)
+        ids_BT = self.sampler.sample(
+            self.model,
+            prompt_ids[:, first:],
+            prompt_mask[:, first:],
+            max_new_tokens=max_new_tokens,
+            temperature=self.temperature,
+            greedy=greedy,
+            end_ids=self.end_ids,
+            pad_id=self.pad_id,
+            suppressed_ids=self.suppressed_ids,
+            generator=generator,
+        )
+        ended_BT = torch.isin(ids_BT, torch.tensor(self.end_ids, device=ids_BT.device))
+        # The first end token itself has no end token before it, whatever the pad id is.
+        mask_BT = ended_BT.long().cumsum(1) - ended_BT.long() == 0
+        return ids_BT.where(mask_BT, self.pad_id), mask_BT, ~ended_BT.any(1)
+
+    def trunk(self) -> Trunk:
+        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
+        return Trunk(copy.deepcopy(cast(nn.Module, self.model.base_model)))
+
+    def _distributions(
+        self, hidden_NH: Tensor, ids_N: Tensor
+    ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+        """Log-probs of the ids and entropies, in nats, of the distributions sampled from."""
+        output = _output_layer(self.model)
+        logits_NV = output(hidden_NH.to(output.weight.dtype)).float() / self.temperature
+        suppressed = list(self.suppressed_ids)
+        logits_NV = logits_NV.index_fill(1, _index(suppressed, logits_NV), -torch.inf)
+        logprobs_NV = logits_NV.log_softmax(1)
+        # 0 * -inf is NaN, so that the suppressed ids' log-probs have to go before the product.
+        finite_NV = logprobs_NV.index_fill(1, _index(suppressed, logits_NV), 0.0)
+        entropies_N = -(logprobs_NV.exp() * finite_NV).sum(1)
+        return logprobs_NV.gather(1, ids_N[:, None])[:, 0], entropies_N
+
+
+def token_states(base: nn.Module, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
+    """The state that each action token was drawn from, by one pass of a base model.
+
+    Args:
+        base: A model that returns ``last_hidden_state`` (B,L,H), causal.
+        rollouts: Reads the prompts, the completion ids and the action mask.
+
+    Returns:
+        (B,T,H) float32: the state after the prompt and every token before t; 0 off the mask.
+    """
+    first = _first_prompt_column(rollouts.prompt_mask)
+    prompt_BP = rollouts.prompt_ids[:, first:]
+    prompt_mask_BP = rollouts.prompt_mask[:, first:]
+    width = _last_column(rollouts.action_mask) + 1
+    # Nothing is drawn from the state after the last token, so that it need not be read.
+    read_BT = rollouts.completion_ids[:, : max(width - 1, 0)]
+    # Completions need no mask: they are padded on the right, and no token sees what follows it.
+    mask_BL = torch.cat([prompt_mask_BP, torch.ones_like(read_BT, dtype=torch.bool)], 1).long()
+    output = base(
+        input_ids=torch.cat([prompt_BP, read_BT], 1),
+        attention_mask=mask_BL,
+        # Left padding would otherwise count as positions.
+        position_ids=(mask_BL.cumsum(1) - 1).clamp(min=0),
+        use_cache=False,
+    )
+    before = prompt_BP.shape[1] - 1
+    states_BTH = output.last_hidden_state[:, before : before + width].float()
+    states_BTH = states_BTH.masked_fill(~rollouts.action_mask[:, :width, None], 0.0)
+    missing = rollouts.completion_ids.shape[1] - width
+    return nn.functional.pad(states_BTH, (0, 0, 0, missing))
+
+
+def _first_prompt_column(mask_BP: Tensor) -> int:
+    """The first column in which any prompt has a token; 0 where none has."""
+    used_P = mask_BP.any(0)
+    return int(used_P.int().argmax()) if used_P.numel() else 0
+
+
+def _last_column(mask_BT: Tensor) -> int:
+    """The last column in which any row is True; -1 where none is."""
+    used = mask_BT.any(0).nonzero()
+    return int(used[-1]) if len(used) else -1
+
+
+def _scatter(x_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """(N,) entries at the True places of the mask, zeros elsewhere."""
+    return x_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_N)
+
+
+def _index(ids: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(ids, dtype=torch.long, device=like.device)
+
+
+def _output_layer(model: PreTrainedModel) -> nn.Linear:
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokenizer's end token and those that the checkpoint's generation config adds."""
+    of_tokenizer = cast(Any, tokenizer).eos_token_id
+    if of_tokenizer is None:
+        raise PolicyError(
+            f"the tokenizer of {model.config.name_or_path or type(model).__name__!r} has no end"
+            " token; expected one, since a completion ends with it and is rewarded only then."
+            " Base models often lack it: set eos_token in the checkpoint's tokenizer_config.json."
+        )
+    found = getattr(model.generation_config, "eos_token_id", None)
+    more = [found] if isinstance(found, int) else list(found or ())
+    return tuple(dict.fromkeys([int(of_tokenizer), *more]))
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: tuple[int, ...]) -> int:
+    pad = cast(Any, tokenizer).pad_token_id
+    return end_ids[0] if pad is None else int(pad)
+
+
+@torch.no_grad()
+def _require_plain_logits(model: PreTrainedModel) -> None:
+    """Refuse models that scale or cap their logits: scoring would silently disagree."""
+    ids_BL = torch.arange(2, device=model.device)[None]
+    states_BLH = cast(Any, model.base_model)(input_ids=ids_BL, use_cache=False).last_hidden_state
+    plain_BLV = _output_layer(model)(states_BLH)
+    logits_BLV = cast(Any, model)(input_ids=ids_BL, use_cache=False).logits
+    if not torch.allclose(plain_BLV.float(), logits_BLV.float(), rtol=1e-3, atol=1e-3):
+        raise PolicyError(
+            f"the logits of {type(model).__name__} are not those of its output layer (they differ"
+            f" by up to {float((plain_BLV - logits_BLV).abs().max()):.3g}); expected equal ones,"
+            " since scoring runs that layer on completion tokens alone. Usually the model scales"
+            " or caps its logits, as Gemma 2 and Granite do: choose another one."
+        )

@@ -1,0 +1,112 @@
+"""The default sampler: ``model.generate`` of transformers, with nothing left to its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from segcredit.protocols import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Generate(Sampler):
+    """Samples all rows at once with ``generate`` of transformers.
+
+    Plain ancestral sampling at the temperature: no top-k, no top-p, no penalties, whatever the
+    checkpoint's own generation config says, since scoring knows of none of them. Deterministic
+    for the state of the generator on the same device and number of threads. Cost: at small
+    batches (16 rows) a third of a hand-written loop's speed, from 256 rows on four fifths.
+    """
+
+    def sample(
+        self,
+        model: nn.Module,
+        prompt_ids: Int[Tensor, "B Tp"],
+        prompt_mask: Bool[Tensor, "B Tp"],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        greedy: bool,
+        end_ids: Sequence[int],
+        pad_id: int,
+        suppressed_ids: Sequence[int],
+        generator: torch.Generator,
+    ) -> Int[Tensor, "B T"]:
+        """One completion a row, as long as the longest; padded after the end token."""
+        config = generation_config(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            greedy=greedy,
+            end_ids=end_ids,
+            pad_id=pad_id,
+            suppressed_ids=suppressed_ids,
+        )
+        with torch.no_grad(), seeded(generator, prompt_ids.device), _own_defaults(model):
+            ids_BL = cast(Any, model).generate(
+                input_ids=prompt_ids,
+                attention_mask=prompt_mask.long(),
+                generation_config=config,
+            )
+        return ids_BL[:, prompt_ids.shape[1] :]
+
+
+def generation_config(
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    greedy: bool,
+    end_ids: Sequence[int],
+    pad_id: int,
+    suppressed_ids: Sequence[int],
+) -> GenerationConfig:
+    """Plain sampling, or the most likely token where greedy, without the suppressed ids."""
+    chosen: dict[str, Any] = {"do_sample": False}
+    if not greedy:
+        chosen = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(end_ids),
+        pad_token_id=pad_id,
+        suppress_tokens=list(suppressed_ids) or None,
+        **chosen,
+    )
+
+
+@contextmanager
+def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Torch's global generators, seeded from a given one, and put back afterwards.
+
+    ``generate`` knows no other generators than the global ones.
+    """
+    drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+    seed = int(drawn)
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _own_defaults(model: nn.Module) -> Iterator[None]:
+    """The checkpoint's generation config out of the way.
+
+    ``generate`` fills what a given config leaves open (penalties, minimal lengths) from the
+    model's own one.
+    """
+    holder = cast(Any, model)
+    kept = holder.generation_config
+    holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        holder.generation_config = kept

@@ -1,0 +1,82 @@
+"""Policies from checkpoints of the Hugging Face hub or of a local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from segcredit.errors import PolicyError
+from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.protocols import PolicySource, Sampler, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained(PolicySource):
+    """A causal language model by its name on the hub, or by the path of a local folder.
+
+    Only safetensors are read, and no code that comes with a checkpoint is run. The begin and pad
+    tokens are suppressed where they are no end tokens: a completion never needs them.
+    """
+
+    model: str
+    """Such as ``HuggingFaceTB/SmolLM2-135M-Instruct``, or a folder made by save_pretrained."""
+    dtype: str = "float32"
+    """Of the weights: ``float32``, ``bfloat16`` or ``float16``."""
+    suppress: tuple[int, ...] = ()
+    """Token ids that are never sampled, besides the begin and pad tokens."""
+
+    def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
+        """The checkpoint as a policy; neither the task nor the seed plays a part.
+
+        Raises:
+            PolicyError: the checkpoint cannot be had, or lacks an end token.
+        """
+        model, tokenizer = self._read(_dtype(self.dtype))
+        special = (tokenizer.pad_token_id, tokenizer.bos_token_id)
+        return CausalPolicy(
+            cast(PreTrainedModel, model),
+            cast(PreTrainedTokenizerBase, tokenizer),
+            sampler,
+            temperature=temperature,
+            suppressed_ids=[*self.suppress, *(token for token in special if token is not None)],
+        )
+
+    def _read(self, dtype: torch.dtype) -> tuple[Any, Any]:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+        # What transformers raises for names, files, configs and missing packages, in this order.
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise PolicyError(_why(self.model, error)) from error
+        return model, tokenizer
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise PolicyError(
+            f"the policy's dtype is {name!r}; expected one of {', '.join(known)}, the types that"
+            " weights can be trained in. Write policy.dtype='float32' if in doubt."
+        )
+    return known[name]
+
+
+def _why(model: str, error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
+    return (
+        f"the model {model!r} cannot be loaded ({first}); expected a folder with config.json, a"
+        " tokenizer and safetensors weights, or the name of such a checkpoint on the Hugging Face"
+        " hub. Usually the path is misspelt, or the hub cannot be reached: check policy.model, or"
+        " download the checkpoint first."
+    )

@@ -1,0 +1,291 @@
+"""What a plug-in offers and what it may ask for: the interfaces of the four axes and around them.
+
+A plug-in is a frozen dataclass whose fields are its hyper-parameters. A class that names one of
+these protocols as its base inherits the neutral answer to every method that it leaves out, so
+that a stateless value estimator writes ``estimate`` alone.
+
+Letters as in ``segcredit.types``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from segcredit.errors import PluginError, TaskError
+from segcredit.segmentation import Segmentation
+from segcredit.types import Continuations, RolloutBatch, SegmentValues, TokenScores
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """The first axis: where a completion is cut."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether the boundary before token t depends on tokens before t alone.
+
+        Only then does a baseline at the boundaries leave the policy gradient unbiased.
+        """
+        ...
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        """Cut every completion; pure, and blind to padding and to the order of the batch."""
+        ...
+
+
+class TextSegmenter(Segmenter, Protocol):
+    """A segmenter that reads text alone: write ``split`` and the tokens are taken care of."""
+
+    @abstractmethod
+    def split(self, text: str) -> Sequence[int]:
+        """Ascending character offsets, in [0, len(text)], at which segments begin.
+
+        0 may be left out. An offset of len(text) puts an end token in a segment of its own; a
+        rule that closes segments must give it to be causal.
+        """
+        ...
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        """Each token goes to the segment of its first character."""
+        offsets = [_checked(self, self.split(text), text) for text in rollouts.texts]
+        return Segmentation.from_char_starts(offsets, rollouts.token_spans, rollouts.action_mask)
+
+
+def _checked(plugin: object, offsets: Sequence[int], text: str) -> Sequence[int]:
+    edges = [0, *offsets, len(text)]
+    if any(late < early for early, late in zip(edges, edges[1:], strict=False)):
+        raise PluginError(
+            f"segmenter {type(plugin).__name__!r} returned the offsets {list(offsets)[:10]} for a"
+            f" text of {len(text)} characters; expected ascending offsets between 0 and"
+            f" {len(text)}. Sort them, and count characters rather than bytes."
+        )
+    return offsets
+
+
+@runtime_checkable
+class ValueEstimator(Protocol):
+    """The second axis: how good the state before each segment is."""
+
+    def start(self, policy: Policy) -> nn.Module:
+        """All state of a run: its parameters are trained, its ``state_dict`` is checkpointed."""
+        return nn.Module()
+
+    @abstractmethod
+    def estimate(
+        self,
+        state: nn.Module,
+        rollouts: RolloutBatch,
+        segmentation: Segmentation,
+        simulator: Simulator,
+    ) -> Float[Tensor, "B S"]:
+        """Value at each segment's anchor, in reward units; called without gradients."""
+        ...
+
+    def targets(self, values: SegmentValues) -> Float[Tensor, "B S"]:
+        """Regression targets of the values; normally one call of ``lambda_returns``."""
+        return values.values
+
+    def loss(
+        self,
+        state: nn.Module,
+        minibatch: RolloutBatch,
+        segmentation: Segmentation,
+        scores: TokenScores,
+        values: SegmentValues,
+        targets_BS: Float[Tensor, "B S"],
+    ) -> Float[Tensor, "B S"]:
+        """Loss of each segment's value, not reduced; zeros when nothing is learned.
+
+        ``values`` are those estimated at sampling time, for value clipping.
+        """
+        return torch.zeros_like(targets_BS)
+
+    def update(self, state: nn.Module, rollouts: RolloutBatch, simulator: Simulator) -> None:
+        """Called once after the policy's update of each step, with the rollouts of all processes."""
+
+    def prompt_weights(self, state: nn.Module, prompt_keys: Sequence[str]) -> Float[Tensor, "K"]:
+        """How much each candidate prompt should be drawn; ones when indifferent."""
+        return torch.ones(len(prompt_keys))
+
+
+@runtime_checkable
+class AdvantageScheme(Protocol):
+    """The third axis: from values and rewards to credit."""
+
+    def __call__(self, values: SegmentValues) -> Float[Tensor, "B S"]:
+        """The advantage of each segment; what stands outside ``values.mask`` is ignored."""
+        ...
+
+
+@runtime_checkable
+class ProcessReward(Protocol):
+    """Rewards inside a completion, added to each segment's token rewards."""
+
+    def reward(self, rollouts: RolloutBatch, segmentation: Segmentation) -> Float[Tensor, "B S"]:
+        """The reward earned by each segment, in reward units."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One problem of a task."""
+
+    key: str
+    """Names the prompt; the same in every step, different from every other prompt's."""
+    text: str
+    answer: Any
+    """Whatever the task's verifier needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a task's verifier says of one completion."""
+
+    reward: float
+    correct: bool
+    """Whether the final answer is right: ``accuracy`` counts this."""
+    faithful: bool | None = None
+    """Whether every step is true, where the task can tell."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Prompts and their verifier."""
+
+    def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
+        """Training prompts; the generator's state alone decides which."""
+        ...
+
+    def evaluation(self, count: int) -> Sequence[Prompt]:
+        """A fixed list of held-out prompts, none of which ``prompts`` ever gives."""
+        ...
+
+    def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
+        """Judge one completion's text, special tokens removed; truncated: no end token came."""
+        ...
+
+    def demonstrations(
+        self, count: int, generator: torch.Generator
+    ) -> Sequence[tuple[Prompt, str]]:
+        """Prompts with completions to imitate, for a policy that needs a supervised start.
+
+        Raises:
+            TaskError: the task has none (the neutral answer).
+        """
+        raise TaskError(
+            f"task {type(self).__name__!r} has no demonstrations, and this policy needs a"
+            " supervised warm start. Choose a pretrained policy, such as policy.name='hf'."
+        )
+
+    def alphabet(self) -> str:
+        """Every character that prompts and completions are made of; '' where it is open."""
+        return ""
+
+
+class Policy(Protocol):
+    """A language model with the operations that reinforcement learning needs.
+
+    An ``nn.Module`` whose call is ``score`` with gradients: ``policy(rollouts) -> TokenScores``.
+    """
+
+    hidden_size: int
+    temperature: float
+    """Divides the logits in sampling and scoring alike."""
+
+    def __call__(self, rollouts: RolloutBatch) -> TokenScores:
+        """Score the completions in one forward pass, with gradients."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
+        """Token ids of prompts, left-padded, and their mask."""
+        ...
+
+    def decode(
+        self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
+        """Texts of completions, special tokens removed, and the characters of each token."""
+        ...
+
+    def generate(
+        self,
+        prompt_ids: Int[Tensor, "B Tp"],
+        prompt_mask: Bool[Tensor, "B Tp"],
+        *,
+        max_new_tokens: int,
+        greedy: bool,
+        generator: torch.Generator,
+    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
+        """Completion ids, their mask up to and including the first end token, and truncation."""
+        ...
+
+    def trunk(self) -> nn.Module:
+        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
+        ...
+
+
+@runtime_checkable
+class PolicySource(Protocol):
+    """What is registered under ``segcredit.policies``: how a policy comes to be."""
+
+    def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
+        """A policy (see ``Policy``) ready to be trained; the same for the same arguments.
+
+        Raises:
+            PolicyError: the model cannot be had, or lacks something; says what.
+        """
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """The engine under a policy: token ids in, token ids out."""
+
+    def sample(
+        self,
+        model: nn.Module,
+        prompt_ids: Int[Tensor, "B Tp"],
+        prompt_mask: Bool[Tensor, "B Tp"],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        greedy: bool,
+        end_ids: Sequence[int],
+        pad_id: int,
+        suppressed_ids: Sequence[int],
+        generator: torch.Generator,
+    ) -> Int[Tensor, "B T"]:
+        """One completion a row; what follows a row's first end token is ignored."""
+        ...
+
+
+class Simulator(Protocol):
+    """What an estimator may ask for; policy, verifier and sampler stand behind it."""
+
+    def sample(
+        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+    ) -> RolloutBatch:
+        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        ...
+
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Int[Tensor, "N"],
+        positions_N: Int[Tensor, "N"],
+        count: int,
+        *,
+        greedy: bool = False,
+    ) -> Continuations:
+        """Continue ``count`` times from the prompt and every token before each position."""
+        ...
+
+    def score(self, rollouts: RolloutBatch) -> TokenScores:
+        """Log-probs, entropies and hidden states under the current policy, without gradients."""
+        ...

@@ -1,0 +1,111 @@
+"""One step's responses, segments and tokens as columns for the record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segcredit.build import Run
+from segcredit.experience import Experience
+from segcredit.records import TableName
+
+Columns = dict[str, Any]
+
+
+def tables(run: Run, experience: Experience, step: int) -> dict[TableName, Columns]:
+    """The tables that the config asks for, by name; columns as in DESIGN section 6."""
+    wanted = run.config.record
+    made: dict[TableName, Columns] = {}
+    if wanted.responses:
+        made["responses"] = _responses(experience, step)
+    if wanted.segments:
+        made["segments"] = _segments(run, experience, step)
+    if wanted.tokens:
+        made["tokens"] = _tokens(experience, step)
+    return made
+
+
+def _responses(experience: Experience, step: int) -> Columns:
+    rollouts = experience.rollouts
+    texts = [experience.simulator.prompts[key].text for key in rollouts.prompt_keys]
+    every_row = torch.arange(len(rollouts), device=rollouts.group.device)
+    return {
+        **_names(experience, every_row, step),
+        "prompt_text": texts,
+        "text": list(rollouts.texts),
+        "reward": rollouts.rewards.cpu().numpy(),
+        "truncated": rollouts.truncated.cpu().numpy(),
+        "tokens": rollouts.action_mask.sum(1).cpu().numpy(),
+        "segments": experience.segmentation.counts.cpu().numpy(),
+    }
+
+
+def _segments(run: Run, experience: Experience, step: int) -> Columns:
+    """A row a segment; ``start`` and ``end`` are token positions, the end excluded.
+
+    ``ratio`` is the segment's importance ratio after the step's update: the geometric mean over
+    its tokens.
+    """
+    rollouts, cut = experience.rollouts, experience.segmentation
+    mask_BS = cut.mask
+    rows_N, _ = mask_BS.nonzero(as_tuple=True)
+    starts_N = cut.anchors("start")[mask_BS]
+    lasts_N = cut.anchors("last_token")[mask_BS]
+    after_BT = experience.simulator.score(rollouts).logprobs
+    ratios_BS = cut.reduce(after_BT - rollouts.logprobs, "mean").exp()
+    first_N = _list(rollouts.token_spans[rows_N, starts_N, 0])
+    beyond_N = _list(rollouts.token_spans[rows_N, lasts_N, 1])
+    spans = zip(_list(rows_N), first_N, beyond_N, strict=True)
+    return {
+        **_names(experience, rows_N, step),
+        "segment": _numpy(mask_BS.nonzero()[:, 1]),
+        "start": _numpy(starts_N),
+        "end": _numpy(lasts_N + 1),
+        "text": [rollouts.texts[row][first:beyond] for row, first, beyond in spans],
+        "value": _numpy(experience.values.values[mask_BS]),
+        "reward": _numpy(experience.values.rewards[mask_BS]),
+        "advantage": _numpy(experience.advantages.per_segment[mask_BS]),
+        "return": _numpy(experience.targets[mask_BS]),
+        "ratio": _numpy(ratios_BS[mask_BS]),
+    }
+
+
+def _tokens(experience: Experience, step: int) -> Columns:
+    """A row an action token; ``value`` is its segment's."""
+    rollouts, cut = experience.rollouts, experience.segmentation
+    mask_BT = rollouts.action_mask
+    rows_N, positions_N = mask_BT.nonzero(as_tuple=True)
+    spans = zip(_list(rows_N), _list(rollouts.token_spans[mask_BT]), strict=True)
+    return {
+        **_names(experience, rows_N, step),
+        "position": _numpy(positions_N),
+        "token_id": _numpy(rollouts.completion_ids[mask_BT]),
+        "text": [rollouts.texts[row][first:beyond] for row, (first, beyond) in spans],
+        "segment": _numpy(cut.segment_ids[mask_BT]),
+        "logprob": _numpy(rollouts.logprobs[mask_BT]),
+        "entropy": _numpy(rollouts.entropies[mask_BT]),
+        "value": _numpy(cut.spread(experience.values.values)[mask_BT]),
+        "advantage": _numpy(experience.advantages.per_token[mask_BT]),
+    }
+
+
+def _names(experience: Experience, rows: Tensor, step: int) -> Columns:
+    """Step, prompt and number of the response within its prompt's group, for each row named."""
+    keys, group = experience.rollouts.prompt_keys, experience.rollouts.group
+    earlier_BB = (group[:, None] == group[None, :]).tril(-1)
+    place_B = earlier_BB.sum(1)
+    return {
+        "step": [step] * len(rows),
+        "prompt": [keys[row] for row in _list(rows)],
+        "response": _numpy(place_B[rows]),
+    }
+
+
+def _list(x: Tensor) -> list[Any]:
+    return x.tolist()
+
+
+def _numpy(x: Tensor) -> Any:
+    return x.detach().cpu().numpy()

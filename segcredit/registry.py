@@ -1,0 +1,298 @@
+"""Plug-ins by name: a registry for each axis, over Python's entry points.
+
+Built-ins and a stranger's package meet here by the same way: entry points of the groups
+``segcredit.segmenters``, ``segcredit.estimators`` and so on. ``names()`` imports nothing; a
+plug-in's module is imported when it is found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from segcredit.errors import RegistryError
+from segcredit.protocols import (
+    AdvantageScheme,
+    PolicySource,
+    ProcessReward,
+    Sampler,
+    Segmenter,
+    Task,
+    ValueEstimator,
+)
+
+T = TypeVar("T")
+LOCAL = "(this session)"
+"""What stands for the distribution of a plug-in registered by decorator."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """Where a plug-in comes from; ``error`` is the sentence when it cannot be imported."""
+
+    name: str
+    distribution: str
+    version: str
+    file: str
+    summary: str
+    error: str = ""
+
+
+class Registry(Generic[T]):
+    """The plug-ins of one kind.
+
+    Args:
+        kind: what one plug-in is called in messages, such as "segmenter".
+        group: the entry-point group.
+        protocol: what the plug-ins' instances are.
+    """
+
+    def __init__(self, kind: str, group: str, protocol: type[T]) -> None:
+        self.kind = kind
+        self.group = group
+        self.protocol = protocol
+        self._local: dict[str, type[T]] = {}
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted; imports no plug-in."""
+        return sorted({*self._local, *(point.name for point in self._points())})
+
+    def add(self, name: str, plugin: type[T]) -> None:
+        """Register a class for this session, as the decorators of ``segcredit.register`` do.
+
+        A class of the same module and name replaces its earlier self, so that a notebook cell
+        can be run twice.
+
+        Raises:
+            RegistryError: the name is taken.
+        """
+        known = self._local.get(name)
+        again = known is not None and known.__qualname__ == plugin.__qualname__
+        if (known is not None and not again) or any(p.name == name for p in self._points()):
+            owner = LOCAL if known is not None else self._owner(name)
+            raise RegistryError(
+                f"{self.kind} {name!r} is registered already, by {owner}. Names are unique;"
+                " choose another one."
+            )
+        self._local[name] = plugin
+
+    def find(self, name: str) -> type[T]:
+        """The class registered under a name.
+
+        Raises:
+            RegistryError: no such name, two distributions claim it, or its import fails.
+        """
+        if name in self._local:
+            return self._local[name]
+        points = [point for point in self._points() if point.name == name]
+        if len(points) > 1:
+            owners = " and ".join(sorted(_distribution(point) for point in points))
+            raise RegistryError(
+                f"{self.kind} {name!r} is offered by two distributions, {owners}. Uninstall one,"
+                " or rename the entry point in one of them."
+            )
+        if not points:
+            raise RegistryError(self._unknown(name))
+        return self._load(points[0])
+
+    def build(self, name: str, **options: Any) -> T:
+        """An instance with these options; the plug-ins inside a wrapper are built as well.
+
+        Raises:
+            RegistryError: as ``find``, or an option is unknown, missing or of the wrong type.
+        """
+        plugin = self.find(name)
+        hints = _option_types(plugin)
+        unknown = sorted(set(options) - set(hints))
+        if unknown:
+            raise RegistryError(
+                f"{self.kind} {name!r} has no option {unknown[0]!r}{_nearest(unknown[0], hints)}"
+                f" Its options are {_listed(hints)}."
+            )
+        values = {key: self._convert(name, key, hints[key], options[key]) for key in options}
+        try:
+            return plugin(**values)
+        except TypeError as error:
+            raise RegistryError(
+                f"{self.kind} {name!r} cannot be built: {error}. Its options are {_listed(hints)}."
+            ) from error
+        except ValueError as error:
+            raise RegistryError(f"{self.kind} {name!r} refuses its options: {error}") from error
+
+    def resolve(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The table that names this plug-in with every option, defaults included."""
+        return {"name": name, **_fields(self.build(name, **options), self, options)}
+
+    def info(self, name: str) -> PluginInfo:
+        """Where a plug-in comes from; loads it, and tells of a failure instead of raising."""
+        point = next((p for p in self._points() if p.name == name), None)
+        owner = point.dist if point is not None else None
+        try:
+            plugin = self.find(name)
+        except RegistryError as error:
+            return PluginInfo(name, self._owner(name), "", "", "", error=str(error))
+        lines = (plugin.__doc__ or "").strip().splitlines()
+        return PluginInfo(
+            name=name,
+            distribution=owner.name if owner else LOCAL,
+            version=owner.version if owner else "",
+            file=_file_of(plugin.__module__),
+            summary=lines[0] if lines else "",
+        )
+
+    def identity(self, name: str) -> str:
+        """What names the code behind a plug-in: its wheel's version, or a hash of its source file.
+
+        The file counts where it is not part of an installed, versioned wheel: registered in this
+        session, or an editable install, whose files change under the same version.
+        """
+        plugin = self.find(name)
+        point = next((p for p in self._points() if p.name == name), None)
+        if name not in self._local and point is not None and point.dist is not None:
+            origin = json.loads(point.dist.read_text("direct_url.json") or "{}")
+            if not origin.get("dir_info", {}).get("editable", False):
+                return _distribution(point)
+        try:
+            source = Path(inspect.getfile(plugin)).read_bytes()
+        except (OSError, TypeError):
+            source = inspect.getsource(plugin).encode()
+        return f"sha256:{hashlib.sha256(source).hexdigest()[:16]}"
+
+    def _points(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.group))
+
+    def _owner(self, name: str) -> str:
+        return ", ".join(_distribution(p) for p in self._points() if p.name == name) or LOCAL
+
+    def _unknown(self, name: str) -> str:
+        names = self.names()
+        return (
+            f"there is no {self.kind} {name!r}{_nearest(name, names)} Registered are"
+            f" {_listed(names)}. If it is yours, install its package (entry-point group"
+            f" {self.group!r}) or pass its file with --code."
+        )
+
+    def _load(self, point: EntryPoint) -> type[T]:
+        try:
+            return cast(type[T], point.load())
+        except Exception as error:
+            package = point.value.partition(":")[0].partition(".")[0]
+            raise RegistryError(
+                f"{self.kind} {point.name!r} (entry point {point.value!r} of"
+                f" {_distribution(point)}) failed to import: {type(error).__name__}: {error}. Its"
+                f" top-level package {package!r} was found at {_file_of(package) or 'no file'};"
+                " if that is another project's, rename or uninstall one of them."
+            ) from error
+
+    def _convert(self, name: str, key: str, hint: Any, value: Any) -> Any:
+        """An option's value as its field's type: checked by pydantic, or built if a plug-in."""
+        inner = _registry_of(hint)
+        if inner is not None:
+            return inner.from_table(value)
+        try:
+            return _adapter(hint).validate_python(value)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise RegistryError(
+                f"{self.kind} {name!r}: option {key!r} is {value!r}; {fault['msg'].lower()}."
+            ) from error
+
+    def from_table(self, table: str | Mapping[str, Any] | T) -> T:
+        """Build from what a config holds: a bare name, or a table with ``name`` and options."""
+        if isinstance(table, str):
+            return self.build(table)
+        if isinstance(table, Mapping):
+            options = {str(k): v for k, v in cast(Mapping[str, Any], table).items()}
+            return self.build(str(options.pop("name", "")), **options)
+        return table
+
+
+def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field of a plug-in as plain data; a plug-in inside becomes its own table."""
+    if not dataclasses.is_dataclass(plugin):
+        return dict(options)
+    hints = _option_types(type(plugin))
+    table: dict[str, Any] = {}
+    for field in dataclasses.fields(plugin):
+        inner, given = _registry_of(hints.get(field.name)), options.get(field.name)
+        if inner is None:
+            table[field.name] = getattr(plugin, field.name)
+        elif isinstance(given, Mapping):
+            rest = {str(k): v for k, v in cast(Mapping[str, Any], given).items()}
+            table[field.name] = inner.resolve(str(rest.pop("name")), rest)
+        elif isinstance(given, str):
+            table[field.name] = inner.resolve(given, {})
+    return table
+
+
+def _option_types(plugin: type[Any]) -> dict[str, Any]:
+    """Name and type of each option: the dataclass's fields."""
+    if not dataclasses.is_dataclass(plugin):
+        return {}
+    hints = get_type_hints(plugin, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(plugin) if field.init}
+
+
+def _registry_of(hint: Any) -> Registry[Any] | None:
+    """The registry whose plug-ins a field of this type holds, None for plain data."""
+    held = {hint, *get_args(hint)}
+    return next((r for r in ALL.values() if r.protocol in held), None)
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(strict=False, arbitrary_types_allowed=True))
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names) or "none"
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def _file_of(module: str) -> str:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return ""
+    return (spec.origin or "") if spec else ""
+
+
+segmenters: Registry[Segmenter] = Registry("segmenter", "segcredit.segmenters", Segmenter)
+estimators: Registry[ValueEstimator] = Registry(
+    "value estimator", "segcredit.estimators", ValueEstimator
+)
+advantages: Registry[AdvantageScheme] = Registry(
+    "advantage scheme", "segcredit.advantages", AdvantageScheme
+)
+tasks: Registry[Task] = Registry("task", "segcredit.tasks", Task)
+policies: Registry[PolicySource] = Registry("policy", "segcredit.policies", PolicySource)
+samplers: Registry[Sampler] = Registry("sampler", "segcredit.samplers", Sampler)
+process_rewards: Registry[ProcessReward] = Registry(
+    "process reward", "segcredit.process_rewards", ProcessReward
+)
+ALL: dict[str, Registry[Any]] = {
+    "segmenters": segmenters,
+    "estimators": estimators,
+    "advantages": advantages,
+    "tasks": tasks,
+    "policies": policies,
+    "samplers": samplers,
+    "process_rewards": process_rewards,
+}

@@ -1,0 +1,1 @@
+"""Studies: grids of runs, their tables, statistics, figures, and audits of credit."""

@@ -1,0 +1,1 @@
+"""Tasks that come with segcredit: prompts and their verifiers, generated on the spot."""

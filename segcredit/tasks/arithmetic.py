@@ -1,0 +1,211 @@
+"""Chained arithmetic modulo 10, taught by a tutor who makes slips and has one wrong rule.
+
+An expression ``9-3+2`` is worked out a line a step, each restating the value so far:
+
+    9-3=6
+    6+2=8
+    #8
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from segcredit.errors import TaskError
+from segcredit.protocols import Prompt, Task, Verdict
+
+_FILLER = "abcdefgh"
+_STEP = re.compile(r"([+-])(\d)")
+_Step = tuple[str, int]
+_PATIENCE = 5000
+"""Draws without a new evaluation prompt after which there are taken to be no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic(Task):
+    """Chains of additions and subtractions modulo 10, with a warm start that is wrong on purpose.
+
+    The tutor slips anywhere with ``tutor_error``, and with ``tutor_bug`` is off by one whenever
+    a step passes 9 or 0. Above one half the wrong answer is the likeliest one after imitation,
+    so that learning has to turn a mode over rather than to sharpen it. A wrong chain ends at the
+    right value once in ten times: ``reward`` is 1 for these too, and ``faithful`` tells them apart.
+
+    With the defaults a completion has 27 to 51 characters, end token not counted. One prompt in
+    ten, by a checksum of its expression, is for evaluation and never for training.
+
+    Raises:
+        TaskError: an option is out of its range; names the option.
+    """
+
+    min_steps: int = 4
+    """Operations of the shortest expression; the number of them is drawn uniformly."""
+    max_steps: int = 8
+    max_operand: int = 3
+    """Operands are drawn from 1 to this, at most 9; tables beyond 3 take far longer to learn."""
+    tutor_error: float = 0.06
+    """Probability of a slip a step: half of them a wrong result, a quarter each a wrong operator
+    or operand, with which the line itself is then right."""
+    tutor_bug: float = 0.55
+    """Probability that the result of a step that wraps is off by one, away from the value before."""
+    filler: bool = False
+    """Whether each step's line begins with a random letter that decides nothing: uncertain tokens
+    that no credit is due to."""
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "min_steps": (self.min_steps, 1, self.max_steps),
+            "max_operand": (self.max_operand, 1, 9),
+            "tutor_error": (self.tutor_error, 0, 1),
+            "tutor_bug": (self.tutor_bug, 0, 1),
+        }
+        for name, (found, low, high) in ranges.items():
+            if not low <= found <= high:
+                raise TaskError(
+                    f"task.{name} of the arithmetic task is {found}; expected a number from {low}"
+                    f" to {high}. Check it against the task's other options."
+                )
+
+    def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
+        """Training prompts, drawn independently of each other."""
+        expressions = self._expressions(_chance(generator), evaluation=False)
+        return [_prompt(next(expressions)) for _ in range(count)]
+
+    def evaluation(self, count: int) -> Sequence[Prompt]:
+        """The first ``count`` of one fixed list of held-out prompts, all different.
+
+        Raises:
+            TaskError: the options allow fewer of them.
+        """
+        return list(_evaluation(self, count))
+
+    def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
+        """Reward 1 where the text ends with its one answer line, which states the true value.
+
+        ``faithful`` is whether the text is the whole true working, letter for letter but for
+        the filler.
+        """
+        *working, last = text.split("\n")
+        correct = not truncated and last == f"#{prompt.answer}" and text.count("#") == 1
+        shown = [self._without_filler(line) for line in working]
+        faithful = correct and shown == _working(prompt.key)
+        return Verdict(reward=float(correct), correct=correct, faithful=faithful)
+
+    def demonstrations(
+        self, count: int, generator: torch.Generator
+    ) -> Sequence[tuple[Prompt, str]]:
+        """Training prompts, as the tutor works them out."""
+        chance = _chance(generator)
+        expressions = self._expressions(chance, evaluation=False)
+        drawn = [next(expressions) for _ in range(count)]
+        return [(_prompt(expression), self._tutor(expression, chance)) for expression in drawn]
+
+    def alphabet(self) -> str:
+        """Digits, operators and line ends, and the filler's letters where it is on."""
+        return "0123456789+-=#\n" + (_FILLER if self.filler else "")
+
+    def _expressions(self, chance: random.Random, *, evaluation: bool) -> Iterator[str]:
+        """Endless expressions of one side of the split."""
+        operands = range(1, self.max_operand + 1)
+        steps = [f"{sign}{operand}" for sign in "+-" for operand in operands]
+        lengths = range(self.min_steps, self.max_steps + 1)
+        while True:
+            start = chance.choice("0123456789")
+            expression = start + "".join(chance.choices(steps, k=chance.choice(lengths)))
+            if _held_out(expression) == evaluation:
+                yield expression
+
+    def _tutor(self, expression: str, chance: random.Random) -> str:
+        """A completion, consistent with its own mistakes."""
+        value = int(expression[0])
+        lines: list[str] = []
+        for step in _steps(expression):
+            (sign, operand), result = self._tutor_step(value, step, chance)
+            letter = chance.choice(_FILLER) if self.filler else ""
+            lines.append(f"{letter}{value}{sign}{operand}={result}")
+            value = result
+        return "\n".join([*lines, f"#{value}"])
+
+    def _tutor_step(self, value: int, step: _Step, chance: random.Random) -> tuple[_Step, int]:
+        """The step that the tutor writes, and the result."""
+        off = 0
+        if chance.random() < self.tutor_error:
+            step, off = self._slip(step, chance)
+        sign, operand = step
+        way = 1 if sign == "+" else -1
+        exact = value + way * operand
+        if not 0 <= exact <= 9 and chance.random() < self.tutor_bug:
+            off += way
+        return step, (exact + off) % 10
+
+    def _slip(self, step: _Step, chance: random.Random) -> tuple[_Step, int]:
+        """A misread step, or the error of its result."""
+        sign, operand = step
+        others = [other for other in range(1, self.max_operand + 1) if other != operand]
+        kind = chance.random()
+        if kind < 0.25:
+            return ("-" if sign == "+" else "+", operand), 0
+        if kind < 0.5 and others:
+            return (sign, chance.choice(others)), 0
+        return step, chance.choice((-1, 1))
+
+    def _without_filler(self, line: str) -> str:
+        return line[1:] if self.filler and line[:1] in _FILLER else line
+
+
+@functools.lru_cache(maxsize=8)
+def _evaluation(task: Arithmetic, count: int) -> tuple[Prompt, ...]:
+    """Kept, since a run asks for the same list at every evaluation."""
+    expressions = task._expressions(random.Random(0), evaluation=True)  # pyright: ignore[reportPrivateUsage]
+    found: dict[str, None] = {}
+    misses = 0
+    while len(found) < count:
+        before = len(found)
+        found[next(expressions)] = None
+        misses = misses + 1 if len(found) == before else 0
+        if misses > _PATIENCE:
+            raise TaskError(
+                f"the arithmetic task has about {len(found)} different evaluation prompts;"
+                f" {count} were asked for. Lower the number of evaluation prompts, or raise"
+                " task.max_steps."
+            )
+    return tuple(_prompt(expression) for expression in found)
+
+
+def _prompt(expression: str) -> Prompt:
+    """Its answer is the true value, a digit."""
+    answer = int(expression[0])
+    for sign, operand in _steps(expression):
+        answer += operand if sign == "+" else -operand
+    return Prompt(key=expression, text=f"{expression}=", answer=str(answer % 10))
+
+
+def _working(expression: str) -> list[str]:
+    """The true lines, without the answer's."""
+    value = int(expression[0])
+    lines: list[str] = []
+    for sign, operand in _steps(expression):
+        result = (value + (operand if sign == "+" else -operand)) % 10
+        lines.append(f"{value}{sign}{operand}={result}")
+        value = result
+    return lines
+
+
+def _steps(expression: str) -> list[_Step]:
+    return [(sign, int(operand)) for sign, operand in _STEP.findall(expression)]
+
+
+def _held_out(expression: str) -> bool:
+    """A split that depends on the expression alone: a tenth of them."""
+    return zlib.crc32(expression.encode()) % 10 == 0
+
+
+def _chance(generator: torch.Generator) -> random.Random:
+    """Python's generator, seeded from torch's: many small draws are faster with it."""
+    return random.Random(int(torch.randint(2**62, (), generator=generator)))

@@ -1,0 +1,50 @@
+"""The conformance kit for plug-in authors, and what tests are built from.
+
+from segcredit.testing import check_segmenter, parametrize_with_checks
+
+check_segmenter(MySegmenter())                  # raises PluginError with the broken rule
+
+@parametrize_with_checks([MySegmenter(), MyEstimator()])
+def test_contract(check):                       # one named test a rule
+    check()
+"""
+
+from segcredit.testing.checks import (
+    advantage_checks,
+    check_advantage,
+    check_estimator,
+    check_segmenter,
+    estimator_checks,
+    parametrize_with_checks,
+    segmenter_checks,
+)
+from segcredit.testing.rollouts import (
+    ALPHABET,
+    END_ID,
+    PAD_ID,
+    change_from,
+    make_rollouts,
+    pad_rollouts,
+    random_text,
+)
+from segcredit.testing.toy import ToyPolicy, ToySimulator, toy_rollouts
+
+__all__ = [
+    "ALPHABET",
+    "END_ID",
+    "PAD_ID",
+    "ToyPolicy",
+    "ToySimulator",
+    "advantage_checks",
+    "change_from",
+    "check_advantage",
+    "check_estimator",
+    "check_segmenter",
+    "estimator_checks",
+    "make_rollouts",
+    "pad_rollouts",
+    "parametrize_with_checks",
+    "random_text",
+    "segmenter_checks",
+    "toy_rollouts",
+]

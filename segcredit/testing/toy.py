@@ -1,0 +1,333 @@
+"""A real policy small enough to enumerate: three symbols, completions of four tokens.
+
+Everything that is a sample elsewhere is an exact sum here, so that estimators and gradients are
+checked without chance. Shapes as in ``segcredit.types``; ``C`` counts all completions.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from segcredit.credit import token_rewards
+from segcredit.types import Continuations, RolloutBatch, TokenScores
+
+SYMBOLS = " \na"
+"""Token ids 1, 2 and 3; 0 is padding."""
+_COUNT = len(SYMBOLS)
+
+
+class ToyTrunk(nn.Module):
+    """A vector for each prompt and prefix: a network that can express every policy."""
+
+    def __init__(self, length: int, prompts: int, hidden_size: int) -> None:
+        super().__init__()
+        self.length = length
+        self.prefixes = (_COUNT**length - 1) // (_COUNT - 1)
+        self.table = nn.Embedding(prompts * self.prefixes, hidden_size)
+
+    def forward(self, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
+        """(B,T,H) the state before each token."""
+        prefixes_BT = prefix_numbers(rollouts.completion_ids, self.length)
+        return self.table(rollouts.prompt_ids[:, -1:] * self.prefixes + prefixes_BT)
+
+
+def prefix_numbers(ids_BT: Int[Tensor, "B T"], length: int) -> Int[Tensor, "B T"]:
+    """A number for the prefix before each token: 0 for the empty one, then by length.
+
+    Columns beyond ``length`` hold padding; they get the number 0.
+    """
+    numbers_BT = torch.zeros_like(ids_BT)
+    for t in range(1, min(length, ids_BT.shape[1])):
+        numbers_BT[:, t] = _COUNT * numbers_BT[:, t - 1] + ids_BT[:, t - 1].clamp(1, _COUNT)
+    return numbers_BT
+
+
+class ToyPolicy(nn.Module):
+    """A ``Policy`` over the symbols " ", "\\n" and "a"; prompts are the texts "0", "1", ...
+
+    Completions end after ``length`` tokens; there is no end token. Each prefix of each prompt has
+    logits of its own, drawn at random.
+
+    Args:
+        length: tokens of a completion.
+        prompts: how many prompts.
+        hidden_size: width of a state; 3 or more can express every policy.
+        seed: of the parameters.
+    """
+
+    def __init__(
+        self, *, length: int = 4, prompts: int = 3, hidden_size: int = 4, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.length = length
+        self.prompts = prompts
+        self.hidden_size = hidden_size
+        self.temperature = 1.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.states = ToyTrunk(length, prompts, hidden_size)
+            self.output = nn.Linear(hidden_size, _COUNT)
+
+    def forward(self, rollouts: RolloutBatch) -> TokenScores:
+        """Score the completions, with gradients."""
+        mask_BT = rollouts.action_mask
+        hidden_BTH = self.states(rollouts)
+        log_BTV = torch.log_softmax(self.output(hidden_BTH) / self.temperature, dim=-1)
+        chosen_BT1 = (rollouts.completion_ids.clamp(1, _COUNT) - 1)[..., None]
+        return TokenScores(
+            logprobs=log_BTV.gather(2, chosen_BT1)[..., 0].masked_fill(~mask_BT, 0),
+            entropies=-(log_BTV.exp() * log_BTV).sum(-1).masked_fill(~mask_BT, 0),
+            hidden=hidden_BTH.masked_fill(~mask_BT[..., None], 0),
+        )
+
+    def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
+        """One token a prompt: its number."""
+        ids_P1 = torch.tensor([[int(text) % self.prompts] for text in texts], dtype=torch.long)
+        return ids_P1, torch.ones_like(ids_P1, dtype=torch.bool)
+
+    def decode(
+        self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
+        """One character a token; masked tokens have none."""
+        ends_BT = mask.long().cumsum(1)
+        texts = tuple(
+            "".join(SYMBOLS[token - 1] for token in row[keep].tolist())
+            for row, keep in zip(ids, mask, strict=True)
+        )
+        return texts, torch.stack([ends_BT - mask.long(), ends_BT], dim=2)
+
+    def generate(
+        self,
+        prompt_ids: Int[Tensor, "B Tp"],
+        prompt_mask: Bool[Tensor, "B Tp"],
+        *,
+        max_new_tokens: int,
+        greedy: bool,
+        generator: torch.Generator,
+    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
+        """Sampled completions; truncated if fewer tokens are allowed than they have."""
+        rows, width = len(prompt_ids), min(max_new_tokens, self.length)
+        numbers_B = prompt_ids.new_zeros(rows)
+        columns: list[Tensor] = []
+        for _ in range(width):
+            shares_BV = self._next(prompt_ids[:, -1], numbers_B)
+            drawn_B = (
+                shares_BV.argmax(-1)
+                if greedy
+                else torch.multinomial(shares_BV, 1, generator=generator)[:, 0]
+            )
+            columns.append(drawn_B + 1)
+            numbers_B = _COUNT * numbers_B + drawn_B + 1
+        ids_BT = torch.stack(columns, dim=1)
+        cut_B = torch.full((rows,), width < self.length, dtype=torch.bool)
+        return ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), cut_B
+
+    @torch.no_grad()
+    def _next(self, prompts_B: Tensor, numbers_B: Tensor) -> Tensor:
+        """(B,V) probabilities of the next symbol after these prefixes."""
+        states_BH = self.states.table(prompts_B * self.states.prefixes + numbers_B)
+        return torch.softmax(self.output(states_BH) / self.temperature, dim=-1)
+
+    def trunk(self) -> nn.Module:
+        """A copy of the table of states."""
+        return copy.deepcopy(self.states)
+
+    def enumerate(self, prompt: str = "0") -> RolloutBatch:
+        """Every completion of a prompt, in the order of their ids; rewards are 0."""
+        digits_T = torch.arange(self.length - 1, -1, -1)
+        ids_CT = torch.arange(_COUNT**self.length)[:, None] // _COUNT**digits_T % _COUNT + 1
+        return self.rollouts([prompt] * len(ids_CT), ids_CT)
+
+    def rollouts(self, prompts: Sequence[str], ids_BT: Int[Tensor, "B T"]) -> RolloutBatch:
+        """Rollouts of given completions, scored; rewards are 0."""
+        prompt_ids, prompt_mask = self.encode(prompts)
+        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        texts, token_spans = self.decode(ids_BT, mask_BT)
+        blank_BT = torch.zeros(ids_BT.shape, dtype=self.output.weight.dtype)
+        rollouts = RolloutBatch(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            prompt_keys=tuple(prompts),
+            completion_ids=ids_BT,
+            action_mask=mask_BT,
+            logprobs=blank_BT,
+            entropies=blank_BT,
+            group=prompt_ids[:, 0],
+            texts=texts,
+            token_spans=token_spans,
+            rewards=blank_BT.sum(1),
+            token_rewards=blank_BT,
+            truncated=torch.zeros(len(ids_BT), dtype=torch.bool),
+        )
+        with torch.no_grad():
+            scores = self(rollouts)
+        return rollouts.replace(logprobs=scores.logprobs, entropies=scores.entropies)
+
+
+def toy_reward(prompt: str, text: str) -> float:
+    """A reward that depends on every symbol and on their order, different for each prompt."""
+    return (
+        sum(
+            (place + 1) * (zlib.crc32(f"{prompt}{place}{text[place]}".encode()) % 97)
+            for place in range(len(text))
+        )
+        / 970
+    )
+
+
+class ToySimulator:
+    """A ``Simulator`` that continues by enumeration: what is an estimate elsewhere is exact.
+
+    ``resume`` gives the expected reward of every state, repeated ``count`` times; ``score`` gives
+    real scores; ``sample`` draws, always the same completions for the same key.
+
+    Args:
+        policy: whose completions are continued.
+        reward: of a prompt's completion.
+    """
+
+    def __init__(
+        self, policy: ToyPolicy | None = None, reward: Callable[[str, str], float] = toy_reward
+    ) -> None:
+        self.policy = ToyPolicy() if policy is None else policy
+        self.reward = reward
+
+    def enumerate(self, prompt: str = "0") -> RolloutBatch:
+        """Every completion of a prompt with its reward."""
+        return self._rewarded(self.policy.enumerate(prompt))
+
+    def values(self, rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
+        """(B,T) expected reward from before each token, exact; 0 beyond the toy's length."""
+        values_BT = torch.zeros_like(rollouts.logprobs)
+        numbers_BT = prefix_numbers(rollouts.completion_ids, self.policy.length)
+        for prompt in dict.fromkeys(rollouts.prompt_keys):
+            rows = torch.tensor([key == prompt for key in rollouts.prompt_keys])
+            exact = self._prefix_values(prompt).to(values_BT)
+            values_BT[rows] = exact[numbers_BT[rows]]
+        values_BT[:, self.policy.length :] = 0
+        return values_BT
+
+    def _prefix_values(self, prompt: str) -> Float[Tensor, "N"]:
+        """Expected reward of every prefix, in the order of their numbers."""
+        everything = self.enumerate(prompt)
+        shares_C = everything.logprobs.double().sum(1).exp()
+        earned_C = shares_C * everything.rewards
+        levels = [
+            earned_C.view(_COUNT**t, -1).sum(1) / shares_C.view(_COUNT**t, -1).sum(1)
+            for t in range(self.policy.length)
+        ]
+        return torch.cat(levels)
+
+    def _rewarded(self, rollouts: RolloutBatch) -> RolloutBatch:
+        pairs = zip(rollouts.prompt_keys, rollouts.texts, strict=True)
+        rewards_B = rollouts.rewards.new_tensor([self.reward(key, text) for key, text in pairs])
+        placed_BT = token_rewards(rewards_B, rollouts.action_mask)
+        return rollouts.replace(rewards=rewards_B, token_rewards=placed_BT)
+
+    def sample(
+        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+    ) -> RolloutBatch:
+        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        drawn: list[Tensor] = []
+        for key in prompt_keys:
+            prompt_ids, prompt_mask = self.policy.encode([key] * count)
+            source = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+            ids_KT, _, _ = self.policy.generate(
+                prompt_ids,
+                prompt_mask,
+                max_new_tokens=self.policy.length,
+                greedy=greedy,
+                generator=source,
+            )
+            drawn.append(ids_KT)
+        repeated = [key for key in prompt_keys for _ in range(count)]
+        return self._rewarded(self.policy.rollouts(repeated, torch.cat(drawn)))
+
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Int[Tensor, "N"],
+        positions_N: Int[Tensor, "N"],
+        count: int,
+        *,
+        greedy: bool = False,
+    ) -> Continuations:
+        """The expected reward of each state (greedy: that of its greedy end), ``count`` times."""
+        if greedy:
+            ends = self._greedy_ends(rollouts, rows_N, positions_N)
+            reached_N = self._rewarded(ends).rewards
+        else:
+            reached_N = self._expected(rollouts, rows_N, positions_N)
+        left_N = (self.policy.length - positions_N).clamp(min=0)
+        return Continuations(
+            rewards=reached_N[:, None].repeat(1, count),
+            truncated=torch.zeros(len(rows_N), count, dtype=torch.bool),
+            tokens=int(left_N.sum()) * count,
+        )
+
+    def _expected(
+        self, rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor
+    ) -> Float[Tensor, "N"]:
+        """Values before the positions; after the last token, the reward of what is there."""
+        ids_NT = self._filled(rollouts, rows_N)
+        keys = [rollouts.prompt_keys[row] for row in rows_N.tolist()]
+        whole = self._rewarded(self.policy.rollouts(keys, ids_NT))
+        values_NT = torch.cat([self.values(whole), whole.rewards[:, None]], dim=1)
+        return values_NT.gather(1, positions_N.clamp(max=self.policy.length)[:, None])[:, 0]
+
+    def _filled(self, rollouts: RolloutBatch, rows_N: Tensor) -> Int[Tensor, "N T"]:
+        """Ids of the toy's length: padding trimmed or made into symbols, which nothing reads."""
+        ids_NT = rollouts.completion_ids[rows_N][:, : self.policy.length].clamp(1, _COUNT)
+        missing = self.policy.length - ids_NT.shape[1]
+        return torch.cat([ids_NT, ids_NT.new_ones(len(ids_NT), missing)], dim=1)
+
+    def _greedy_ends(
+        self, rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor
+    ) -> RolloutBatch:
+        ids_NT = self._filled(rollouts, rows_N)
+        prompts_N = rollouts.prompt_ids[rows_N, -1]
+        for t in range(self.policy.length):
+            numbers_N = prefix_numbers(ids_NT, self.policy.length)[:, t]
+            best_N = self.policy._next(prompts_N, numbers_N).argmax(-1) + 1  # pyright: ignore[reportPrivateUsage]
+            ids_NT[:, t] = torch.where(positions_N <= t, best_N, ids_NT[:, t])
+        return self.policy.rollouts([rollouts.prompt_keys[r] for r in rows_N.tolist()], ids_NT)
+
+    def score(self, rollouts: RolloutBatch) -> TokenScores:
+        """Real scores, without gradients."""
+        with torch.no_grad():
+            return self.policy(rollouts)
+
+
+def toy_rollouts(
+    simulator: ToySimulator, *, lengths: Sequence[int] = (4, 3, 1, 0, 4, 2), hole: bool = True
+) -> RolloutBatch:
+    """Ragged rollouts of the toy, two a prompt, cut to given lengths; the first has a hole.
+
+    Args:
+        simulator: whose policy samples; at most its policy's prompts times two rows.
+        lengths: tokens of each row, at most the policy's length.
+        hole: whether the first row's token 1 is one that the policy did not choose.
+    """
+    rows = len(lengths)
+    keys = [str(number) for number in range((rows + 1) // 2)]
+    whole = simulator.sample(keys, 2).select(list(range(rows)))
+    exists_BT = torch.arange(simulator.policy.length) < torch.tensor(lengths)[:, None]
+    action_BT = exists_BT.clone()
+    if hole:
+        action_BT[0, 1] = False
+    texts, spans = simulator.policy.decode(whole.completion_ids, exists_BT)
+    return whole.replace(
+        action_mask=action_BT,
+        texts=texts,
+        token_spans=spans,
+        truncated=~exists_BT[:, -1],
+        token_rewards=token_rewards(whole.rewards, action_BT),
+        token_values=simulator.values(whole),
+        reference_logprobs=whole.logprobs - 0.1,
+    )

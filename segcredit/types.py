@@ -1,0 +1,194 @@
+"""The data that flows: rollouts, segment values, advantages.
+
+Frozen dataclasses that check their own invariants. Nothing is mutated: each stage of a step
+returns a new object. Letters: ``B`` completions, ``Tp`` prompt tokens, ``T`` completion tokens,
+``S`` segments, ``H`` hidden units, ``N`` states, ``K`` continuations a state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from segcredit.errors import ShapeError
+
+
+class _Rows:
+    """Selection of rows for dataclasses whose every field has one entry a row."""
+
+    __slots__ = ()
+
+    def select(self, rows: Shaped[Tensor, "N"] | Sequence[int]) -> Self:
+        """The given rows, in the order given; the other axes keep their widths."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        taken = {f.name: _take(getattr(self, f.name), index) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        return type(self)(**taken)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RolloutBatch(_Rows):
+    """Completions sampled from a policy, verified and scored: what every plug-in reads.
+
+    Completions are right-padded, prompts left-padded. ``action_mask`` may have holes: tokens of a
+    tool or of the environment that the policy did not choose.
+
+    Raises:
+        ShapeError: a field does not fit the others; names the field.
+    """
+
+    prompt_ids: Int[Tensor, "B Tp"]
+    prompt_mask: Bool[Tensor, "B Tp"]
+    prompt_keys: tuple[str, ...]
+    """A string a row, the same for the same prompt in every step."""
+    completion_ids: Int[Tensor, "B T"]
+    action_mask: Bool[Tensor, "B T"]
+    """True on the tokens that the policy chose, end token included."""
+    logprobs: Float[Tensor, "B T"]
+    """Nats, under the distribution sampled from: same temperature, same suppressed ids."""
+    entropies: Float[Tensor, "B T"]
+    """Nats, of the distribution that the token was drawn from."""
+    group: Int[Tensor, "B"]
+    """Equal for completions of the same prompt in this batch."""
+    texts: tuple[str, ...]
+    token_spans: Int[Tensor, "B T 2"]
+    """First character of each token in its row's text, and the one after its last."""
+    rewards: Float[Tensor, "B"]
+    """The verifier's reward of each completion."""
+    token_rewards: Float[Tensor, "B T"]
+    """The verifier's reward on the last action token, and any penalty on action tokens."""
+    truncated: Bool[Tensor, "B"]
+    """True where no end token came before the length limit."""
+    reference_logprobs: Float[Tensor, "B T"] | None = None
+    """Nats, under the frozen reference policy, where a KL term needs them."""
+    token_values: Float[Tensor, "B T"] | None = None
+    """Values of the state before each token, in reward units, where something measured them."""
+    extras: tuple[Mapping[str, Tensor], ...] = ()
+    """One mapping of tensors a row (images); empty where no prompt has any."""
+    node_ids: Int[Tensor, "B T"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """Equal where rows share a sampled token, as in a tree; all different by default."""
+
+    def __post_init__(self) -> None:
+        if not self.node_ids.numel():
+            different = torch.arange(self.completion_ids.numel(), device=self.completion_ids.device)
+            object.__setattr__(self, "node_ids", different.view(self.completion_ids.shape))
+        rows, width = self.completion_ids.shape
+        _require_shapes(
+            self, (rows, width), "action_mask", "logprobs", "entropies", "token_rewards"
+        )
+        _require_shapes(self, (rows, width), "reference_logprobs", "token_values", "node_ids")
+        _require_shapes(self, (rows, width, 2), "token_spans")
+        _require_shapes(self, (rows,), "group", "rewards", "truncated")
+        _require_shapes(self, (rows, self.prompt_ids.shape[1]), "prompt_ids", "prompt_mask")
+        _require_rows(self, rows, "prompt_keys", "texts", *(["extras"] if self.extras else []))
+        _require_dtype(self, torch.bool, "action_mask", "prompt_mask", "truncated")
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    def replace(self, **changes: Any) -> RolloutBatch:
+        """A copy in which some fields are others."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SegmentValues(_Rows):
+    """What an advantage scheme reads: values and rewards, one a segment.
+
+    Entries where ``mask`` is False are 0; the value after the last segment is 0.
+    """
+
+    values: Float[Tensor, "B S"]
+    """V at each segment's anchor (by default the state before the segment), in reward units."""
+    rewards: Float[Tensor, "B S"]
+    """Token rewards summed over the segment, plus process rewards."""
+    lengths: Int[Tensor, "B S"]
+    """Action tokens of the segment."""
+    weights: Float[Tensor, "B S"]
+    """Tokens of the segment that the loss counts; ``lengths`` where it counts all."""
+    mask: Bool[Tensor, "B S"]
+    group: Int[Tensor, "B"]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.values.shape)
+        _require_shapes(self, shape, "rewards", "lengths", "weights", "mask")
+        _require_shapes(self, shape[:1], "group")
+        _require_dtype(self, torch.bool, "mask")
+
+    def replace(self, **changes: Any) -> SegmentValues:
+        """A copy in which some fields are others."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Advantages(_Rows):
+    """Credit: constant inside a segment, 0 outside the action mask."""
+
+    per_segment: Float[Tensor, "B S"]
+    per_token: Float[Tensor, "B T"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenScores:
+    """What one forward pass says of given completions; entries on masked tokens are 0.
+
+    ``logprobs`` and ``entropies`` are in nats, of the sampling temperature and with the suppressed
+    ids left out. ``hidden[:,t]`` is the state before token t, from which token t was drawn.
+    """
+
+    logprobs: Float[Tensor, "B T"]
+    entropies: Float[Tensor, "B T"]
+    hidden: Float[Tensor, "B T H"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Continuations:
+    """Outcomes of completions resumed at N states, K times each."""
+
+    rewards: Float[Tensor, "N K"]
+    truncated: Bool[Tensor, "N K"]
+    tokens: int
+    """Tokens sampled for them, in all."""
+
+
+def _take(value: Any, index: Tensor) -> Any:
+    """Rows of a tensor or of a tuple; what has no rows stays."""
+    if isinstance(value, Tensor):
+        return value[index.to(value.device)]
+    if isinstance(value, tuple) and value:
+        return tuple(value[row] for row in index.tolist())
+    return value
+
+
+def _require_shapes(owner: object, shape: tuple[int, ...], *names: str) -> None:
+    for name in names:
+        found = getattr(owner, name)
+        if found is not None and tuple(found.shape) != shape:
+            raise ShapeError(
+                f"{type(owner).__name__}.{name} has shape {tuple(found.shape)}; expected {shape},"
+                " as its other fields have it."
+            )
+
+
+def _require_rows(owner: object, rows: int, *names: str) -> None:
+    for name in names:
+        if len(getattr(owner, name)) != rows:
+            raise ShapeError(
+                f"{type(owner).__name__}.{name} has {len(getattr(owner, name))} entries; expected"
+                f" {rows}, one for each completion."
+            )
+
+
+def _require_dtype(owner: object, dtype: torch.dtype, *names: str) -> None:
+    for name in names:
+        found = getattr(owner, name).dtype
+        if found != dtype:
+            raise ShapeError(
+                f"{type(owner).__name__}.{name} is of type {found}; expected {dtype}, since other"
+                " types change the meaning of ~mask. Convert it with .bool()."
+            )

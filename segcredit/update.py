@@ -1,0 +1,182 @@
+"""Step 4 of the loop: epochs x minibatches of policy and value losses over one experience."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from segcredit.build import Learner, Run
+from segcredit.errors import TrainingError
+from segcredit.experience import Experience, blame
+from segcredit.objective import aggregate_loss, kl_divergence, loss_count, surrogate_loss
+from segcredit.simulator import micro_batches
+from segcredit.streams import stream
+from segcredit.types import TokenScores
+
+
+class Meter:
+    """Weighted means and maxima of figures, kept as tensors and read once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._weights: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+
+    def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
+        """One more value; names that end in ``_max`` keep the largest."""
+        value = value.detach()
+        if name.endswith("_max"):
+            self._sums[name] = torch.maximum(self._sums[name].to(value), value)
+            self._weights[name] = torch.ones_like(value)
+        else:
+            self._sums[name] = self._sums[name].to(value) + value * weight
+            self._weights[name] = self._weights[name].to(value) + weight
+
+    def read(self) -> dict[str, float]:
+        """Every figure as a number."""
+        return {name: float(self._sums[name] / self._weights[name]) for name in self._sums}
+
+
+def improve(
+    run: Run, experience: Experience, step: int, *, policy: bool = True
+) -> dict[str, float]:
+    """Train on one experience; the policy is left alone in value warm-up.
+
+    Returns:
+        Means over all minibatches: ``loss, value_loss, clip_fraction, ratio_max, kl,
+        gradient_norm, ...``.
+
+    Raises:
+        TrainingError: a loss or a gradient is not finite. The parameters are those from before
+            that minibatch.
+    """
+    meter = Meter()
+    policy_epochs = run.policy.epochs if policy else 0
+    for epoch in range(max(policy_epochs, run.state.epochs)):
+        train_policy, train_value = epoch < policy_epochs, epoch < run.state.epochs
+        for rows in _minibatches(run, len(experience.rollouts), step, epoch):
+            _accumulate(run, experience, rows, meter, train_policy, train_value)
+            if train_policy:
+                meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
+            if train_value:
+                meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
+    with blame("estimator", run.config.estimator["name"]):
+        run.estimator.update(run.state.module, experience.rollouts, experience.simulator)
+    if policy:
+        for learner in (run.policy, run.state):
+            if learner.schedule is not None:
+                learner.schedule.step()
+    return meter.read()
+
+
+def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]:
+    """The batch in random pieces of equal size, up to one row."""
+    generator = stream(run.config.seed, f"minibatches/{epoch}", step)
+    order = torch.randperm(rows, generator=generator).to(run.accelerator.device)
+    yield from order.tensor_split(min(run.config.train.minibatches, rows))
+
+
+def _accumulate(
+    run: Run,
+    experience: Experience,
+    rows: Tensor,
+    meter: Meter,
+    train_policy: bool,
+    train_value: bool,
+) -> None:
+    """Gradients of one minibatch, summed over micro-batches that share its denominators."""
+    loss, value = run.config.loss, run.config.train.value
+    tokens = loss_count(experience.token_weights[rows], loss.aggregate).clamp(min=1)
+    segments = loss_count(experience.values.mask[rows].float(), value.aggregate).clamp(min=1)
+    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
+    for piece in micro_batches(
+        experience.rollouts.action_mask[rows], run.config.train.micro_tokens
+    ):
+        chosen = rows[piece]
+        with torch.set_grad_enabled(train_policy):
+            scores: TokenScores = run.policy.module(experience.rollouts.select(chosen))
+        parts: dict[str, Tensor] = {}
+        if train_policy:
+            parts["loss"] = _policy_loss(run, experience, chosen, scores, tokens, meter)
+        if train_value:
+            parts["value_loss"] = _value_loss(run, experience, chosen, scores, segments)
+        for name, part in parts.items():
+            run.accelerator.backward(part)
+            totals[name] = totals[name] + part.detach()
+    for name, total in totals.items():
+        meter.add(name, total)
+
+
+def _policy_loss(
+    run: Run, experience: Experience, rows: Tensor, scores: TokenScores, count: Tensor, meter: Meter
+) -> Tensor:
+    """Surrogate and KL loss of a micro-batch, over the minibatch's denominator."""
+    config, rollouts = run.config.loss, experience.rollouts.select(rows)
+    weights_BT = experience.token_weights[rows]
+    total, figures = surrogate_loss(
+        scores.logprobs,
+        rollouts.logprobs,
+        experience.advantages.per_token[rows],
+        rollouts.action_mask,
+        experience.ratio_segmentation.select(rows),
+        ratio=config.ratio,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        aggregate=config.aggregate,
+        token_weights=weights_BT,
+        norm_length=config.norm_length or run.config.rollouts.max_new_tokens,
+        denominator=count,
+        bound=config.bound,
+    )
+    tokens = weights_BT.sum()
+    if config.kl_loss > 0 and rollouts.reference_logprobs is not None:
+        kl_BT = kl_divergence(scores.logprobs, rollouts.reference_logprobs, config.kl_estimator)
+        kl = aggregate_loss(
+            kl_BT,
+            weights_BT,
+            config.aggregate,
+            norm_length=config.norm_length or run.config.rollouts.max_new_tokens,
+            denominator=count,
+        )
+        meter.add("reference_kl", (kl_BT * weights_BT).sum() / tokens.clamp(min=1), tokens)
+        total = total + config.kl_loss * kl
+    for name, figure in figures.items():
+        meter.add(name, figure, tokens)
+    return total
+
+
+def _value_loss(
+    run: Run, experience: Experience, rows: Tensor, scores: TokenScores, count: Tensor
+) -> Tensor:
+    """The estimator's loss over a micro-batch's segments, over the minibatch's denominator."""
+    values = experience.values.select(rows)
+    with blame("estimator", run.config.estimator["name"]):
+        loss_BS = run.estimator.loss(
+            run.state.module,
+            experience.rollouts.select(rows),
+            experience.segmentation.select(rows),
+            scores,
+            values,
+            experience.targets[rows],
+        )
+    aggregate = run.config.train.value.aggregate
+    return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregate, denominator=count)
+
+
+def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
+    """Clip, step, clear; refuse to step on a gradient that is not finite."""
+    norm = run.accelerator.clip_grad_norm_(learner.module.parameters(), learner.gradient_clip)
+    # One read a minibatch: parameters once spoilt by NaN cannot be mended.
+    if norm is None or not bool(torch.isfinite(norm)):
+        learner.optimizer.zero_grad()
+        raise TrainingError(
+            f"the {what} of step {step} is not finite (gradient norm {norm}). The usual cause is a"
+            " learning rate that is too high, a reward that is NaN, or log-probs of tokens that"
+            " the policy cannot produce. Lower the learning rate, or look at the last responses."
+        )
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    return norm

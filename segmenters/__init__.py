@@ -1,0 +1,1 @@
+"""Segment definitions: one method a file, named as in its paper."""

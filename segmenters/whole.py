@@ -1,0 +1,28 @@
+"""The whole completion as one segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from segcredit import RolloutBatch, Segmentation, Segmenter
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(Segmenter):
+    """One segment a completion: the credit unit of REINFORCE, RLOO and GRPO.
+
+    Source:
+        The response-level action of GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.
+    """
+
+    @property
+    def causal(self) -> bool:
+        """There is no boundary to depend on anything."""
+        return True
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        """All action tokens of a row in segment 0."""
+        mask_BT = rollouts.action_mask
+        return Segmentation.from_starts(torch.zeros_like(mask_BT), mask_BT)

@@ -6,11 +6,11 @@ from decoding the sampled ids, by pieces where the pieces add up and by growing 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 Span = tuple[int, int]
@@ -82,29 +82,29 @@ def text_and_spans(
 
 
 def place_spans(
-    spans: Sequence[Sequence[Span]], mask_BT: Tensor, lengths: Sequence[int]
+    spans: Sequence[Sequence[Span]], mask_BT: Bool[Tensor, "B T"]
 ) -> Int[Tensor, "B T 2"]:
     """Spans of the masked tokens at their columns; the others are zero-width.
 
     Args:
         spans: A list a row, one span for each True of that row's mask, in order.
-        mask_BT: (B,T) bool, the tokens that the text was decoded from.
-        lengths: Characters of each row's text.
+        mask_BT: The tokens that the text was decoded from.
 
     Returns:
         (B,T,2) on the mask's device. A token outside the mask stands where the masked token
         before it ends, and at 0 where none is before it.
     """
     placed: list[list[Span]] = []
-    for row, keep in zip(spans, mask_BT.tolist(), strict=True):
-        left, end, columns = iter(row), 0, []
+    mask = cast(list[list[bool]], mask_BT.tolist())  # pyright: ignore[reportUnknownMemberType]
+    for row, keep in zip(spans, mask, strict=True):
+        left, end = iter(row), 0
+        columns: list[Span] = []
         for kept in keep:
             span = next(left) if kept else (end, end)
             columns.append(span)
             end = span[1]
         placed.append(columns)
-    shape = (len(lengths), mask_BT.shape[1], 2)
-    return torch.tensor(placed, dtype=torch.long, device=mask_BT.device).view(shape)
+    return torch.tensor(placed, dtype=torch.long, device=mask_BT.device).view(*mask_BT.shape, 2)
 
 
 def _cumulative(pieces: Sequence[str]) -> list[Span]:
@@ -127,8 +127,16 @@ def _by_prefixes(ids: list[int], text: str, decode: Callable[[list[int]], str]) 
     for count in range(1, len(ids) + 1):
         start = settled
         prefix = decode(ids[:count]) if count < len(ids) else text
-        settled = max(settled, len(os.path.commonprefix([prefix, text])))
+        settled = max(settled, _agreement(prefix, text, settled))
         inside = prefix.endswith(_REPLACEMENT) and len(prefix) > settled
         end = max(end, min(settled + inside, len(text)))
         spans.append((start, end))
     return spans
+
+
+def _agreement(prefix: str, text: str, known: int) -> int:
+    """Characters that both begin with, of which some are known to agree."""
+    for place in range(known, min(len(prefix), len(text))):
+        if prefix[place] != text[place]:
+            return place
+    return min(len(prefix), len(text))

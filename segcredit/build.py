@@ -1,5 +1,9 @@
 """From a config to live objects: the only place where config meets registry."""
 
+# Accelerate and transformers carry no types: what they return is unknown here, and only here.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import hashlib
@@ -11,7 +15,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -79,6 +83,11 @@ class Run:
     """The value estimator's state."""
     advantage: AdvantageScheme
     process_reward: ProcessReward | None
+
+    @property
+    def actor(self) -> Policy:
+        """The policy itself, out of whatever wraps it for training: for sampling and scoring."""
+        return cast(Policy, self.accelerator.unwrap_model(self.policy.module))
 
 
 def build(config: RunConfig) -> Run:

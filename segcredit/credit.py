@@ -207,6 +207,8 @@ def explained_variance(
 ) -> Float[Tensor, ""]:
     """1 − Var(target − value) / Var(target) over all segments of the batch; NaN if no variance.
 
+    The loop's targets are realised returns, not bootstrapped ones, which the values explain in
+    part by construction.
     Computed over the whole batch: the mean of minibatches' figures is another, wrong number.
     """
     weight_BS = values.mask.to(targets_BS.dtype)

@@ -39,7 +39,7 @@ def training_progress(out: Console, rows: Iterable[Mapping[str, float]], steps: 
 
 
 def _note(row: Mapping[str, float]) -> str:
-    shown = ("reward", "accuracy", "accuracy_greedy", "faithful", "entropy", "kl")
+    shown = ("reward", "accuracy", "faithful")
     return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
 
@@ -126,13 +126,13 @@ def results_table(summary: Any, by: Sequence[str], metric: str) -> Table:
 
 def plugin_table() -> Table:
     """Every plug-in; one that cannot be imported is a row with its error."""
-    table = Table("kind", "name", "distribution", "what it is", "file")
+    table = Table("kind", "name", "what it is, and where it comes from", box=None)
     for plugins in registry.ALL.values():
         for name in plugins.names():
             info = plugins.info(name)
             what = f"[red]{escape(info.error)}[/]" if info.error else escape(info.summary)
-            owner = f"{info.distribution} {info.version}".strip()
-            table.add_row(plugins.kind, name, owner, what, info.file)
+            origin = f"{info.distribution} {info.version}  {info.file}".strip()
+            table.add_row(plugins.kind, name, f"{what}\n[dim]{escape(origin)}[/]")
     return table
 
 
@@ -168,6 +168,8 @@ def _pieces(text: str, segmenter: TextSegmenter) -> Iterator[str]:
 
 def _coloured(pieces: Sequence[str]) -> Text:
     shown = Text()
-    for piece, colour in zip(pieces, itertools.cycle(COLOURS), strict=False):
+    for number, (piece, colour) in enumerate(zip(pieces, itertools.cycle(COLOURS), strict=False)):
+        # A mark as well: colours are lost in a pipe, and not everybody tells them apart.
+        shown.append("¦" if number else "", style="bold white")
         shown.append(piece, style=colour)
     return shown

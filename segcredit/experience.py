@@ -12,7 +12,7 @@ from segcredit import credit
 from segcredit.build import Run
 from segcredit.errors import PluginError, SegcreditError, TrainingError
 from segcredit.objective import kl_divergence
-from segcredit.protocols import Policy, Segmenter
+from segcredit.protocols import Segmenter
 from segcredit.segmentation import Segmentation
 from segcredit.simulator import PolicySimulator, as_rollouts, complete, score
 from segcredit.streams import stream
@@ -75,7 +75,7 @@ def collect(run: Run, step: int) -> Experience:
 def _sample(run: Run, step: int) -> tuple[RolloutBatch, PolicySimulator]:
     """Prompts x completions, verified and scored, with the token rewards of the config."""
     config = run.config
-    policy: Policy = run.accelerator.unwrap_model(run.policy.module)
+    policy = run.actor
     sizes = config.rollouts
     prompts = run.task.prompts(sizes.prompts, stream(config.seed, "prompts", step))
     completions = complete(
@@ -139,7 +139,7 @@ def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Te
         return run.process_reward.reward(rollouts, segmentation)
 
 
-class blame:  # noqa: N801 - reads as a statement: with blame("segmenter", name)
+class blame:
     """Name the plug-in in whatever it raises."""
 
     def __init__(self, kind: str, name: str) -> None:

@@ -22,7 +22,7 @@ import torch
 from segcredit import checkpoint
 from segcredit.build import Run, build, environment, run_hash
 from segcredit.config import RunConfig
-from segcredit.credit import explained_variance
+from segcredit.credit import explained_variance, lambda_returns
 from segcredit.errors import RecordError, TrainingError
 from segcredit.evaluate import evaluate
 from segcredit.experience import Experience, collect
@@ -114,7 +114,9 @@ def _row(
         "response_length": tokens_B.mean(),
         "truncated": rollouts.truncated.float().mean(),
         "segments_per_response": segmentation.counts.float().mean(),
-        "explained_variance": explained_variance(experience.values, experience.targets),
+        "explained_variance": explained_variance(
+            experience.values, lambda_returns(experience.values)
+        ),
     }
     row: Row = {
         "step": step,
@@ -129,7 +131,7 @@ def _row(
 
 def _evaluation(run: Run, step: int) -> Row:
     return evaluate(
-        run.accelerator.unwrap_model(run.policy.module),
+        run.actor,
         run.task,
         run.held_out,
         max_new_tokens=run.config.rollouts.max_new_tokens,

@@ -65,7 +65,8 @@ def surrogate_loss(
         action_mask: (B,T) may have holes; nothing on masked tokens is read, NaN included.
         segmentation: over which ``ratio="segment"`` averages; unused by other levels.
         ratio: level of the importance ratio.
-        clip_low, clip_high: distances of the bounds from 1, both >= 0.
+        clip_low: distance of the lower bound below 1, >= 0.
+        clip_high: distance of the upper bound above 1, >= 0.
         dual_clip: bound > 1 on the loss of negative advantages, in units of −A; None = none.
         aggregate: see ``aggregate_loss``.
         token_weights: (B,T) in [0,1]; leaves tokens out of loss and count, while ratios are
@@ -76,8 +77,8 @@ def surrogate_loss(
 
     Returns:
         The loss, and metrics, each a mean over counted tokens but for the maximum:
-        ``clip_fraction`` (share of tokens whose gradient the bound removes), ``dual_clip_fraction``,
-        ``ratio_mean``, ``ratio_max``, ``kl`` (mean of −x_t, the k1 estimate of the step's
+        ``clip_fraction`` (share of tokens whose gradient the bound removes),
+        ``dual_clip_fraction``, ``ratio_mean``, ``ratio_max``, ``kl`` (mean of −x_t, the k1 estimate of the step's
         divergence from the sampling policy).
 
     Raises:
@@ -91,7 +92,7 @@ def surrogate_loss(
     _require_bounds(clip_low, clip_high, dual_clip, bound)
     weights_BT = action_mask.to(logprobs.dtype)
     if token_weights is not None:
-        weights_BT = weights_BT * token_weights
+        weights_BT = weights_BT * token_weights.masked_fill(~action_mask, 0)
     # Masked tokens are made harmless before any arithmetic: 0 · NaN would be NaN in the gradient.
     difference_BT = (logprobs - sampling_logprobs).masked_fill(~action_mask, 0)
     advantages_BT = advantages.masked_fill(~action_mask, 0)

@@ -9,6 +9,7 @@ Letters as in ``segcredit.types``.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Segmenter(Protocol):
         ...
 
 
-class TextSegmenter(Segmenter, Protocol):
+class TextSegmenter(Segmenter):
     """A segmenter that reads text alone: write ``split`` and the tokens are taken care of."""
 
     @abstractmethod
@@ -60,7 +61,7 @@ class TextSegmenter(Segmenter, Protocol):
 
 def _checked(plugin: object, offsets: Sequence[int], text: str) -> Sequence[int]:
     edges = [0, *offsets, len(text)]
-    if any(late < early for early, late in zip(edges, edges[1:], strict=False)):
+    if any(late < early for early, late in itertools.pairwise(edges)):
         raise PluginError(
             f"segmenter {type(plugin).__name__!r} returned the offsets {list(offsets)[:10]} for a"
             f" text of {len(text)} characters; expected ascending offsets between 0 and"
@@ -189,6 +190,7 @@ class Task(Protocol):
         return ""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A language model with the operations that reinforcement learning needs.
 
@@ -265,6 +267,7 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """What an estimator may ask for; policy, verifier and sampler stand behind it."""
 

@@ -104,7 +104,7 @@ def _names(experience: Experience, rows: Tensor, step: int) -> Columns:
 
 
 def _list(x: Tensor) -> list[Any]:
-    return x.tolist()
+    return x.cpu().numpy().tolist()
 
 
 def _numpy(x: Tensor) -> Any:

@@ -33,7 +33,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, cast, final
+from typing import Any, BinaryIO, Literal, cast, final
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -238,7 +238,7 @@ class RunRecords:
     @classmethod
     def create(
         cls, path: Path | str, config: Mapping[str, Any], environment: Mapping[str, Any]
-    ) -> Self:
+    ) -> RunRecords:
         """Makes a run directory, or takes up the one that holds the same config.
 
         A finished run is left as it is (see ``finished``); any other is "running" again, with its
@@ -266,7 +266,7 @@ class RunRecords:
         return records
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str) -> RunRecords:
         """Opens an existing run directory.
 
         Raises:

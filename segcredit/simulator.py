@@ -251,4 +251,4 @@ def _prefixes(rollouts: RolloutBatch, rows: Tensor, positions: Tensor) -> tuple[
 
 
 def _integers(x: Tensor) -> list[int]:
-    return x.tolist()
+    return x.cpu().numpy().tolist()

@@ -3,6 +3,9 @@
 Two methods with one seed see the same prompts and start from the same policy.
 """
 
+# torch.random carries no types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import hashlib

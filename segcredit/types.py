@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -18,13 +18,16 @@ from torch import Tensor
 
 from segcredit.errors import ShapeError
 
+Rows = TypeVar("Rows", bound="_Rows")
+"""Rather than Self, which the tests' run-time checks know only in dataclasses."""
+
 
 class _Rows:
     """Selection of rows for dataclasses whose every field has one entry a row."""
 
     __slots__ = ()
 
-    def select(self, rows: Shaped[Tensor, "N"] | Sequence[int]) -> Self:
+    def select(self: Rows, rows: Shaped[Tensor, "N"] | Sequence[int]) -> Rows:
         """The given rows, in the order given; the other axes keep their widths."""
         index = torch.as_tensor(rows, dtype=torch.long)
         taken = {f.name: _take(getattr(self, f.name), index) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
@@ -161,7 +164,8 @@ def _take(value: Any, index: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value[index.to(value.device)]
     if isinstance(value, tuple) and value:
-        return tuple(value[row] for row in index.tolist())
+        rows: list[int] = index.cpu().numpy().tolist()
+        return tuple(cast(tuple[Any, ...], value)[row] for row in rows)
     return value
 
 

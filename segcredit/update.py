@@ -1,9 +1,14 @@
 """Step 4 of the loop: epochs x minibatches of policy and value losses over one experience."""
 
+# Accelerate carries no types: what they return is unknown here, and only here.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -127,7 +132,7 @@ def _policy_loss(
         dual_clip=config.dual_clip,
         aggregate=config.aggregate,
         token_weights=weights_BT,
-        norm_length=config.norm_length or run.config.rollouts.max_new_tokens,
+        norm_length=float(config.norm_length or run.config.rollouts.max_new_tokens),
         denominator=count,
         bound=config.bound,
     )
@@ -138,7 +143,7 @@ def _policy_loss(
             kl_BT,
             weights_BT,
             config.aggregate,
-            norm_length=config.norm_length or run.config.rollouts.max_new_tokens,
+            norm_length=float(config.norm_length or run.config.rollouts.max_new_tokens),
             denominator=count,
         )
         meter.add("reference_kl", (kl_BT * weights_BT).sum() / tokens.clamp(min=1), tokens)
@@ -168,9 +173,9 @@ def _value_loss(
 
 def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
     """Clip, step, clear; refuse to step on a gradient that is not finite."""
-    norm = run.accelerator.clip_grad_norm_(learner.module.parameters(), learner.gradient_clip)
+    norm: Any = run.accelerator.clip_grad_norm_(learner.module.parameters(), learner.gradient_clip)
     # One read a minibatch: parameters once spoilt by NaN cannot be mended.
-    if norm is None or not bool(torch.isfinite(norm)):
+    if norm is None or not bool(torch.isfinite(cast(Tensor, norm))):
         learner.optimizer.zero_grad()
         raise TrainingError(
             f"the {what} of step {step} is not finite (gradient norm {norm}). The usual cause is a"
@@ -179,4 +184,4 @@ def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
         )
     learner.optimizer.step()
     learner.optimizer.zero_grad()
-    return norm
+    return cast(Tensor, norm)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,8 @@ from segcredit.errors import PolicyError
 from segcredit.protocols import Sampler
 from segcredit.types import RolloutBatch, TokenScores
 
+M = TypeVar("M", bound="_Deterministic")
+
 
 class _Deterministic(nn.Module):
     """A module that stays in evaluation mode.
@@ -30,7 +32,7 @@ class _Deterministic(nn.Module):
     the first minibatch were not 1.
     """
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: M, mode: bool = True) -> M:
         """Evaluation mode, whatever the argument."""
         return super().train(False)
 
@@ -105,7 +107,7 @@ class CausalPolicy(_Deterministic):
 
         Trailing columns without action tokens and leading columns without prompts cost nothing.
         """
-        hidden_BTH = token_states(cast(nn.Module, self.model.base_model), rollouts)
+        hidden_BTH = token_states(self.model.base_model, rollouts)
         mask_BT = rollouts.action_mask
         ids_N = rollouts.completion_ids[mask_BT]
         logprobs_N, entropies_N = self._distributions(hidden_BTH[mask_BT], ids_N)
@@ -123,7 +125,8 @@ class CausalPolicy(_Deterministic):
         Raises:
             PolicyError: a prompt has no token, so that nothing could be drawn after it.
         """
-        rows: list[list[int]] = cast(Any, self.tokenizer)(list(texts))["input_ids"]
+        tokenizer = cast(Any, self.tokenizer)
+        rows: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
         if not all(rows):
             empty = texts[[len(row) for row in rows].index(0)]
             raise PolicyError(
@@ -147,7 +150,7 @@ class CausalPolicy(_Deterministic):
         pairs = zip(ids.tolist(), mask.tolist(), strict=True)
         rows = [[token for token, keep in zip(*pair, strict=True) if keep] for pair in pairs]
         texts, spans = self._table.text_and_spans(rows)
-        return texts, place_spans(spans, mask, [len(text) for text in texts])
+        return texts, place_spans(spans, mask)
 
     def generate(
         self,
@@ -183,7 +186,7 @@ class CausalPolicy(_Deterministic):
 
     def trunk(self) -> Trunk:
         """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
-        return Trunk(copy.deepcopy(cast(nn.Module, self.model.base_model)))
+        return Trunk(copy.deepcopy(self.model.base_model))
 
     def _distributions(
         self, hidden_NH: Tensor, ids_N: Tensor

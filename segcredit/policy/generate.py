@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -80,7 +80,7 @@ def generation_config(
 
 
 @contextmanager
-def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+def seeded(generator: torch.Generator, device: torch.device) -> Generator[None]:
     """Torch's global generators, seeded from a given one, and put back afterwards.
 
     ``generate`` knows no other generators than the global ones.
@@ -97,7 +97,7 @@ def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _own_defaults(model: nn.Module) -> Iterator[None]:
+def _own_defaults(model: nn.Module) -> Generator[None]:
     """The checkpoint's generation config out of the way.
 
     ``generate`` fills what a given config leaves open (penalties, minimal lengths) from the

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ _STYLE: dict[Any, Any] = {
 
 
 def learning_curves(
-    runs: Runs, path: Path | str, *, metric: str = "accuracy", by: str = "method"
+    runs: Runs,
+    path: Path | str,
+    *,
+    metric: str = "accuracy",
+    by: Sequence[str] = ("method", "segmenter"),
 ) -> Path:
     """Draws a metric over training: a line a group, a band over its seeds, a thin line a seed.
 
@@ -53,7 +58,7 @@ def learning_curves(
         runs: as ``read_runs`` returns them.
         path: the file to write; its extension is .pdf, .svg or .png.
         metric: a column of ``runs.steps``.
-        by: the column of ``runs.runs`` whose values are the groups.
+        by: the columns of ``runs.runs`` whose values, joined, name the groups.
 
     Returns:
         The path written.
@@ -69,17 +74,18 @@ def learning_curves(
         axes = figure.add_subplot()
         _draw_groups(axes, _recorded(runs, metric, by))
         axes.set(xlabel="step", ylabel=metric.replace("_", " "))
-        figure.legend(loc="outside right upper", frameon=False, title=by)
+        figure.legend(loc="outside right upper", frameon=False, title=", ".join(by))
         _write(figure, path)
     return path
 
 
-def _recorded(runs: Runs, metric: str, by: str) -> pd.DataFrame:
+def _recorded(runs: Runs, metric: str, by: Sequence[str]) -> pd.DataFrame:
     """Columns run, step, value and group of every recorded value."""
     require_known("metric", [metric], metrics_of(runs))
-    require_known("config column", [by], runs.runs.columns)
-    groups = pd.DataFrame({"run": runs.runs["run"], "group": runs.runs[by]})
-    groups["group"] = groups["group"].astype(object).where(groups["group"].notna(), "none")
+    require_known("config column", by, runs.runs.columns)
+    settings = runs.runs[list(by)].astype(object).where(runs.runs[list(by)].notna(), "none")
+    names = settings.astype(str).agg(" ".join, axis=1)
+    groups = pd.DataFrame({"run": runs.runs["run"], "group": names})
     steps = pd.DataFrame(
         {"run": runs.steps["run"], "step": runs.steps["step"], "value": runs.steps[metric]}
     )

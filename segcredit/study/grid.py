@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from segcredit.build import run_hash
-from segcredit.loose_files import load_code
 from segcredit.config import RunConfig, load_config, parse_override, read_source, set_key
 from segcredit.errors import ConfigError, SegcreditError, StudyError
 from segcredit.loop import train
+from segcredit.loose_files import load_code
 from segcredit.records import RunRecords, read_metrics
 
 

@@ -37,7 +37,7 @@ class Arithmetic(Task):
     so that learning has to turn a mode over rather than to sharpen it. A wrong chain ends at the
     right value once in ten times: ``reward`` is 1 for these too, and ``faithful`` tells them apart.
 
-    With the defaults a completion has 27 to 51 characters, end token not counted. One prompt in
+    With the defaults a completion has 27 to 51 tokens, its end token included. One prompt in
     ten, by a checksum of its expression, is for evaluation and never for training.
 
     Raises:
@@ -53,7 +53,7 @@ class Arithmetic(Task):
     """Probability of a slip a step: half of them a wrong result, a quarter each a wrong operator
     or operand, with which the line itself is then right."""
     tutor_bug: float = 0.55
-    """Probability that the result of a step that wraps is off by one, away from the value before."""
+    """Probability that the result of a step that wraps is off by one, further along its way."""
     filler: bool = False
     """Whether each step's line begins with a random letter that decides nothing: uncertain tokens
     that no credit is due to."""

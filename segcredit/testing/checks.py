@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -157,7 +157,7 @@ class _Subject:
         )
 
     @contextmanager
-    def using(self, what: str) -> Iterator[None]:
+    def using(self, what: str) -> Generator[None, None, None]:
         """Anything that the plug-in raises becomes a sentence that names it."""
         try:
             yield
@@ -225,7 +225,7 @@ def _broken_mask(
     shapes = tuple(segmentation.segment_ids.shape), tuple(rollouts.action_mask.shape)
     if shapes[0] == shapes[1]:
         wrong_BT = segmentation.action_mask != rollouts.action_mask
-        row, token = wrong_BT.nonzero()[0].tolist()
+        row, token = (int(place) for place in wrong_BT.nonzero()[0])
         inside = bool(rollouts.action_mask[row, token])
         found = (
             f"token {token} of completion {row}, {'an action' if inside else 'no action'},"
@@ -343,7 +343,7 @@ def _compare_past(
     moved = same_past & (whole.starts[:, :kept] != changed.starts[:, :kept])
     if not bool(moved.any()):
         return
-    row, token = moved.nonzero()[0].tolist()
+    row, token = (int(place) for place in moved.nonzero()[0])
     subject.broke(
         "a causal segmenter decides on a boundary from the tokens before it alone",
         found=f"that the boundary before token {token} of completion {row}"
@@ -375,9 +375,7 @@ class _Trial:
             values_BS = self.subject.plugin.estimate(
                 copy.deepcopy(self.state), self.rollouts, self.segmentation, self.simulator
             )
-        _require_values(
-            self.subject, values_BS, self.segmentation.mask, f"estimate(), on {what},"
-        )
+        _require_values(self.subject, values_BS, self.segmentation.mask, f"estimate(), on {what},")
         return values_BS.masked_fill(~self.segmentation.mask, 0)
 
     def on(self, rollouts: RolloutBatch, segmentation: Segmentation) -> _Trial:
@@ -500,7 +498,7 @@ def _loss_trains_parameters(subject: _Subject) -> None:
         return
     loss_BS, values = _loss_of(trial)
     if loss_BS.requires_grad:
-        loss_BS.masked_fill(~values.mask, 0).sum().backward()
+        loss_BS.masked_fill(~values.mask, 0).sum().backward()  # pyright: ignore[reportUnknownMemberType]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not any(bool(gradient.abs().sum() > 0) for gradient in gradients):
         subject.broke(
@@ -572,9 +570,7 @@ def _values(lengths: Sequence[int] = (3, 1, 0, 5, 2, 4, 1), seed: int = 0) -> Se
     )
 
 
-def _advantage(
-    subject: _Subject, values: SegmentValues, what: str = "ragged segments"
-) -> Tensor:
+def _advantage(subject: _Subject, values: SegmentValues, what: str = "ragged segments") -> Tensor:
     """Checked advantages, 0 outside the mask."""
     with subject.using(what):
         advantages_BS = subject.plugin(values)
@@ -698,9 +694,7 @@ def _require_close(
         if found.shape == wanted.shape
         else f"shape {tuple(found.shape)}"
     )
-    subject.broke(
-        rule, found=apart, expected=f"the same numbers within {_TOLERANCE}", cause=cause
-    )
+    subject.broke(rule, found=apart, expected=f"the same numbers within {_TOLERANCE}", cause=cause)
 
 
 def _broken_pickle(subject: _Subject, what: str) -> NoReturn:

@@ -90,7 +90,7 @@ def make_rollouts(
     return RolloutBatch(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
-        prompt_keys=tuple(f"prompt-{group}" for group in group_B.tolist()),
+        prompt_keys=tuple(f"prompt-{group}" for group in map(int, group_B)),
         completion_ids=ids_BT,
         action_mask=action_BT,
         logprobs=-3 * uniform(rows, columns),

@@ -69,8 +69,8 @@ class ToyPolicy(nn.Module):
         self.prompts = prompts
         self.hidden_size = hidden_size
         self.temperature = 1.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+            torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
             self.states = ToyTrunk(length, prompts, hidden_size)
             self.output = nn.Linear(hidden_size, _COUNT)
 
@@ -88,7 +88,8 @@ class ToyPolicy(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
         """One token a prompt: its number."""
-        ids_P1 = torch.tensor([[int(text) % self.prompts] for text in texts], dtype=torch.long)
+        numbers = [int(text) % self.prompts for text in texts]
+        ids_P1 = torch.tensor(numbers, dtype=torch.long)[:, None]
         return ids_P1, torch.ones_like(ids_P1, dtype=torch.bool)
 
     def decode(
@@ -97,7 +98,7 @@ class ToyPolicy(nn.Module):
         """One character a token; masked tokens have none."""
         ends_BT = mask.long().cumsum(1)
         texts = tuple(
-            "".join(SYMBOLS[token - 1] for token in row[keep].tolist())
+            "".join(SYMBOLS[token - 1] for token in map(int, row[keep]))
             for row, keep in zip(ids, mask, strict=True)
         )
         return texts, torch.stack([ends_BT - mask.long(), ends_BT], dim=2)
@@ -276,7 +277,7 @@ class ToySimulator:
     ) -> Float[Tensor, "N"]:
         """Values before the positions; after the last token, the reward of what is there."""
         ids_NT = self._filled(rollouts, rows_N)
-        keys = [rollouts.prompt_keys[row] for row in rows_N.tolist()]
+        keys = [rollouts.prompt_keys[row] for row in map(int, rows_N)]
         whole = self._rewarded(self.policy.rollouts(keys, ids_NT))
         values_NT = torch.cat([self.values(whole), whole.rewards[:, None]], dim=1)
         return values_NT.gather(1, positions_N.clamp(max=self.policy.length)[:, None])[:, 0]
@@ -296,7 +297,7 @@ class ToySimulator:
             numbers_N = prefix_numbers(ids_NT, self.policy.length)[:, t]
             best_N = self.policy._next(prompts_N, numbers_N).argmax(-1) + 1  # pyright: ignore[reportPrivateUsage]
             ids_NT[:, t] = torch.where(positions_N <= t, best_N, ids_NT[:, t])
-        return self.policy.rollouts([rollouts.prompt_keys[r] for r in rows_N.tolist()], ids_NT)
+        return self.policy.rollouts([rollouts.prompt_keys[row] for row in map(int, rows_N)], ids_NT)
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
         """Real scores, without gradients."""

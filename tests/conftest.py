@@ -1,0 +1,38 @@
+"""Shared set-up: one torch thread, shapes and types checked at run time, repeatable examples."""
+
+import os
+import tempfile
+
+from jaxtyping import config, install_import_hook
+
+# The modules through which tensors flow; beartype knows not every hint of the other libraries.
+TENSORS = ["types", "segmentation", "credit", "objective", "protocols", "simulator", "policy"]
+install_import_hook(
+    [*(f"segcredit.{name}" for name in TENSORS), "segmenters", "estimators"], "beartype.beartype"
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+torch.set_num_threads(1)
+# Where the tests run on a shared machine, hypothesis' own clock says nothing about the code.
+settings.register_profile(
+    "segcredit",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("segcredit")
+
+if "SEGCREDIT_CACHE" not in os.environ:
+    os.environ["SEGCREDIT_CACHE"] = tempfile.mkdtemp(prefix="segcredit-tests-")
+
+
+@pytest.fixture
+def unchecked():
+    """Run-time shape checks off, as for users: the library's own sentences can be seen."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -1,0 +1,134 @@
+"""The real command line, in process; one test in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from segcredit import read_runs
+from segcredit.cli import main
+from small import SMALL
+
+MINE = '''
+from dataclasses import dataclass
+import segcredit
+
+@segcredit.register.segmenter("operators")
+@dataclass(frozen=True, slots=True)
+class Operators(segcredit.TextSegmenter):
+    """A sign closes its segment."""
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    def split(self, text):
+        return [i + 1 for i, c in enumerate(text) if c in "+-"]
+'''
+
+
+def call(*arguments):
+    """Exit status of a command."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    return stopped.value.code
+
+
+def test_train_and_results(tmp_path, capsys):
+    assert call("train", "sapo", *SMALL, "--output", tmp_path / "run") == 0
+    assert "accuracy" in capsys.readouterr().out
+    figure = tmp_path / "curve.png"
+    assert call("results", tmp_path, "--by", "method", "--figure", figure) == 0
+    assert "sapo" in capsys.readouterr().out
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_grid_with_a_loose_file_and_a_failing_cell(tmp_path, capsys):
+    code = tmp_path / "mine.py"
+    code.write_text(MINE)
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'method = "sapo"\n[grid]\nsegmenter = ["operators", "whole"]\n'
+        '"rollouts.max_new_tokens" = [24, 1]\n'
+    )
+    options = ["--output", tmp_path / "runs", "--code", code, "--workers", "2"]
+    assert call("grid", grid, *SMALL[:3], *SMALL[4:], "train.patience=2", *options) == 1
+    shown = capsys.readouterr().out
+    assert "2 of 4 cells finished" in shown
+    assert "rewards of the first 2 steps were equal" in shown.replace("\n", " ")
+    runs = read_runs(tmp_path / "runs")
+    assert sorted(runs.runs.status) == ["failed", "failed", "finished", "finished"]
+    assert set(runs.runs.segmenter) == {"operators", "whole"}
+    assert runs.steps.groupby("run").step.max().max() == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "sapoo"], "did you mean 'sapo'"),
+        (["train", "sapo", "segmenter=newlin"], "did you mean 'newline'"),
+        (["train", "sapo", "train.stepz=1"], "did you mean 'steps'"),
+        (["train", "sapo", "train.steps=x"], "valid integer"),
+        (["train", "grpo", "policy={name='hf', model='/no/such/model'}"], "/no/such/model"),
+        (["grid", "sapo"], "no [grid] table"),
+        (["results", "/no/such/runs"], "/no/such/runs"),
+        (["segment", "some text", "-s", "entropy"], "model's signals"),
+        (["segment", "absent.jsonl"], "there is no file"),
+        (["train", "sapo", "--code", "absent.py"], "no such Python file"),
+    ],
+)
+def test_bad_input_is_a_sentence(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 1
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert "Traceback" not in shown
+
+
+def test_an_output_that_holds_another_config_is_refused(tmp_path, capsys):
+    assert call("train", "grpo", *SMALL, "--output", tmp_path / "run") == 0
+    before = read_runs(tmp_path / "run").steps
+    assert call("train", "grpo", *SMALL, "seed=1", "--output", tmp_path / "run") == 1
+    assert "seed" in capsys.readouterr().err
+    assert read_runs(tmp_path / "run").steps.equals(before)
+
+
+def test_malformed_toml(tmp_path, capsys):
+    file = tmp_path / "bad.toml"
+    file.write_text("= 3")
+    assert call("train", file) == 1
+    assert "is not TOML" in capsys.readouterr().err
+
+
+def test_config_prints_toml_that_is_read_back(tmp_path, capsys):
+    import tomllib
+
+    from segcredit import load_config
+
+    assert call("config", "sapo") == 0
+    assert load_config(tomllib.loads(capsys.readouterr().out)) == load_config("sapo")
+
+
+def test_list_shows_every_kind(capsys):
+    assert call("list") == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("entropy", "critic", "gae", "arithmetic", "tiny"))
+
+
+def test_segment_shows_several_side_by_side(tmp_path, capsys):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "one\\ntwo"}\n{"text": ""}\n{"text": "three"}\n')
+    assert call("segment", file, "-s", "newline") == 0
+    assert "newline: 3 segments in 3 texts" in capsys.readouterr().out
+    file.write_text('{"text": "one"}\n{"body": "two"}\n')
+    assert call("segment", file) == 1
+    assert "line 2 has no field 'text'" in capsys.readouterr().err
+
+
+def test_importing_a_type_is_light():
+    program = (
+        "import sys; from segcredit import RolloutBatch, Segmentation;"
+        "print([m for m in ('pandas', 'transformers', 'spacy', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,375 @@
+"""The kit holds every registered plug-in to its contract, and catches those that break it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segcredit import registry
+from segcredit.errors import PluginError
+from segcredit.protocols import AdvantageScheme, Segmenter, TextSegmenter, ValueEstimator
+from segcredit.segmentation import Segmentation
+from segcredit.testing import (
+    ToyPolicy,
+    ToySimulator,
+    check_advantage,
+    check_estimator,
+    check_segmenter,
+    parametrize_with_checks,
+    toy_rollouts,
+)
+from segcredit.types import RolloutBatch, SegmentValues
+
+# Wrappers hold another plug-in, so they need one to be built.
+INNER = {"segmenters": "newline", "estimators": "zero", "advantages": "gae"}
+
+
+def registered() -> list[Any]:
+    """An instance of every plug-in of the three axes that needs no further file or model."""
+    found: list[Any] = []
+    for axis, inner in INNER.items():
+        offers = getattr(registry, axis)
+        for name in offers.names():
+            fields = getattr(offers.find(name), "__dataclass_fields__", {})
+            found.append(offers.build(name, **({"inner": inner} if "inner" in fields else {})))
+    return found
+
+
+@parametrize_with_checks(registered())
+def test_registered_plugins_keep_the_contract(check: Any) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", ["critic"])
+@pytest.mark.parametrize("options", [{"network": "head"}, {"anchor": "last_token"}])
+def test_options_keep_the_contract(name: str, options: dict[str, Any]) -> None:
+    check_estimator(registry.estimators.build(name, **options))
+
+
+def class_name(case: object) -> str:
+    """The plug-in's class; nothing for the sentence."""
+    return "" if isinstance(case, str) else type(case).__name__
+
+
+class Wrong(Segmenter):
+    """What wrong segmenters have in common."""
+
+    causal = False
+
+
+class Gap(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        places = 2 * rollouts.action_mask.cumsum(1) - 2
+        return Segmentation(places.masked_fill(~rollouts.action_mask, -1))
+
+
+class Padding(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        return Segmentation(torch.zeros_like(rollouts.completion_ids))
+
+
+class BareIds(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Any:
+        return torch.zeros_like(rollouts.completion_ids)
+
+
+class Impure(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        rollouts.entropies.clamp_(max=0.5)
+        return Segmentation.from_ends(rollouts.entropies > 0.4, rollouts.action_mask)
+
+
+class GlobalDraws(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        mask = rollouts.action_mask
+        return Segmentation.from_ends(torch.rand(mask.shape) < 0.5, mask)
+
+
+class PaddedWidth(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        mask = rollouts.action_mask
+        middle = torch.arange(mask.shape[1]) == mask.shape[1] // 2
+        return Segmentation.from_starts(middle.expand_as(mask), mask)
+
+
+class BatchMean(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        mask = rollouts.action_mask
+        level = rollouts.entropies[mask].mean() if mask.any() else 0.0
+        return Segmentation.from_ends(rollouts.entropies > level, mask)
+
+
+class RowNumber(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        mask = rollouts.action_mask
+        odd = torch.arange(len(mask))[:, None] % 2 == 1
+        return Segmentation.from_starts(odd.expand_as(mask), mask)
+
+
+class NoEmptyRows(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        mask = rollouts.action_mask
+        rollouts.entropies.max()
+        return Segmentation.from_starts(mask, mask)
+
+
+class StartsAtMarker(TextSegmenter):
+    """Looks at the token after the boundary, and says that it does not."""
+
+    causal = True
+
+    def split(self, text: str) -> Sequence[int]:
+        return [place for place, character in enumerate(text) if character in "SW"]
+
+
+class LocalLambda(Wrong):
+    def __init__(self) -> None:
+        self.rule = lambda mask: mask
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        return Segmentation.from_starts(self.rule(rollouts.action_mask), rollouts.action_mask)
+
+
+class BytesOffsets(TextSegmenter):
+    causal = False
+
+    def split(self, text: str) -> Sequence[int]:
+        return [2 * len(text) + 1]
+
+
+WRONG_SEGMENTERS = [
+    (Gap(), "raised ShapeError on ragged rollouts: segment_ids has a gap in completion"),
+    (Padding(), "every action token, and no other token, has a segment"),
+    (BareIds(), "returns a Segmentation"),
+    (Impure(), "changed RolloutBatch.entropies"),
+    (GlobalDraws(), "the same rollouts are always cut alike"),
+    (PaddedWidth(), "padding is not read"),
+    (BatchMean(), "do not depend on the rest of the batch"),
+    (RowNumber(), "do not depend on the rest of the batch"),
+    (NoEmptyRows(), "on completions of width 0"),
+    (StartsAtMarker(), "from the tokens before it alone"),
+    (LocalLambda(), "on pickling"),
+    (BytesOffsets(), "count characters rather than bytes"),
+]
+
+
+@pytest.mark.parametrize(("plugin", "sentence"), WRONG_SEGMENTERS, ids=class_name)
+def test_wrong_segmenters_are_caught_by_name(plugin: Any, sentence: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        check_segmenter(plugin)
+    assert f"segmenter {type(plugin).__name__!r}" in str(caught.value)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["entropy", "random"])
+def test_segmenters_that_admit_it_are_held_to_causality_when_asked(name: str) -> None:
+    plugin = registry.segmenters.build(name)
+    check_segmenter(plugin)
+    with pytest.raises(PluginError, match="from the tokens before it alone"):
+        check_segmenter(plugin, causal=True)
+
+
+class OneARow(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return rollouts.rewards
+
+
+class NotFinite(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return segmentation.mask / torch.zeros(())
+
+
+class ByPlace(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return torch.arange(len(rollouts.rewards))[:, None] * segmentation.mask.float()
+
+
+class ByWidth(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return rollouts.logprobs.mean(1, keepdim=True) * segmentation.mask
+
+
+class Overwrites(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        rollouts.rewards.sub_(rollouts.rewards.mean())
+        return torch.zeros(segmentation.mask.shape)
+
+
+class DictState(ValueEstimator):
+    def start(self, policy) -> Any:
+        return {}
+
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return torch.zeros(segmentation.mask.shape)
+
+
+class Hidden(nn.Module):
+    """A table that its state_dict does not know."""
+
+    seen = 0.0
+
+
+class LostState(ValueEstimator):
+    def start(self, policy) -> nn.Module:
+        return Hidden()
+
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return segmentation.mask * state.seen
+
+    def update(self, state, rollouts, simulator) -> None:
+        state.seen = state.seen + 1.0 + float(rollouts.rewards.mean())
+
+
+class Untrained(ValueEstimator):
+    def start(self, policy) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return torch.zeros(segmentation.mask.shape)
+
+
+class NegativeWeights(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return torch.zeros(segmentation.mask.shape)
+
+    def prompt_weights(self, state, prompt_keys) -> Tensor:
+        return -torch.ones(len(prompt_keys))
+
+
+class ReducedLoss(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return torch.zeros(segmentation.mask.shape)
+
+    def loss(self, state, minibatch, segmentation, scores, values, targets_BS) -> Tensor:
+        return targets_BS.square().mean()
+
+
+WRONG_ESTIMATORS = [
+    (OneARow(), "one finite number for each segment"),
+    (NotFinite(), "a number that is not finite"),
+    (ByPlace(), "do not depend on the order of the batch"),
+    (ByWidth(), "padding is not read"),
+    (Overwrites(), "changed RolloutBatch.rewards"),
+    (DictState(), "as an nn.Module"),
+    (LostState(), "holds the whole state"),
+    (Untrained(), "trains the state's parameters"),
+    (NegativeWeights(), "gives every candidate prompt a weight"),
+    (ReducedLoss(), "loss() gives one finite number for each segment"),
+]
+
+
+# The plug-ins below are wrong on purpose; run-time shape checks would speak before the kit does.
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("plugin", "sentence"), WRONG_ESTIMATORS, ids=class_name)
+def test_wrong_estimators_are_caught_by_name(plugin: Any, sentence: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        check_estimator(plugin)
+    assert f"value estimator {type(plugin).__name__!r}" in str(caught.value)
+    assert sentence in str(caught.value)
+
+
+class Returns(AdvantageScheme):
+    def __call__(self, values: SegmentValues) -> Tensor:
+        return values.rewards.sum(1)
+
+
+class TableMean(AdvantageScheme):
+    def __call__(self, values: SegmentValues) -> Tensor:
+        return values.rewards - values.rewards.mean()
+
+
+class Neighbours(AdvantageScheme):
+    def __call__(self, values: SegmentValues) -> Tensor:
+        return values.rewards - values.rewards.roll(1, 0).sum(1, keepdim=True)
+
+
+class InPlace(AdvantageScheme):
+    def __call__(self, values: SegmentValues) -> Tensor:
+        values.rewards.sub_(values.values)
+        return values.rewards.clone()
+
+
+class NoSpread(AdvantageScheme):
+    def __call__(self, values: SegmentValues) -> Tensor:
+        rewards = values.rewards[values.mask]
+        return values.rewards / rewards.std()
+
+
+class Remembers(AdvantageScheme):
+    mean = 0.0
+
+    def __call__(self, values: SegmentValues) -> Tensor:
+        self.mean += 1.0
+        return values.rewards - self.mean
+
+
+WRONG_ADVANTAGES = [
+    (Returns(), "one finite number for each segment"),
+    (TableMean(), "columns without segments are not read"),
+    (Neighbours(), "do not depend on the order of the batch"),
+    (InPlace(), "changed SegmentValues.rewards"),
+    (NoSpread(), "a number that is not finite"),
+    (Remembers(), "the same values always give the same advantages"),
+]
+
+
+@pytest.mark.parametrize(("plugin", "sentence"), WRONG_ADVANTAGES, ids=class_name)
+def test_wrong_advantages_are_caught_by_name(plugin: Any, sentence: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        check_advantage(plugin)
+    assert f"advantage scheme {type(plugin).__name__!r}" in str(caught.value)
+    assert sentence in str(caught.value)
+
+
+def test_what_is_no_plugin_is_refused() -> None:
+    with pytest.raises(PluginError, match="is no plug-in that the kit knows"):
+        parametrize_with_checks([3])
+
+
+@dataclass(frozen=True)
+class Exact(ValueEstimator):
+    """Monte-Carlo values, which the toy simulator makes exact."""
+
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        rows, columns = segmentation.mask.nonzero(as_tuple=True)
+        positions = segmentation.anchors()[rows, columns]
+        found = simulator.resume(rollouts, rows, positions, 3).rewards.mean(1)
+        values = found.new_zeros(segmentation.mask.shape)
+        values[rows, columns] = found
+        return values
+
+
+def test_an_estimator_that_resumes_keeps_the_contract_and_is_exact() -> None:
+    check_estimator(Exact())
+    simulator = ToySimulator(ToyPolicy().double())
+    rollouts = toy_rollouts(simulator)
+    segmentation = Segmentation.from_starts(rollouts.action_mask, rollouts.action_mask)
+    values = Exact().estimate(nn.Module(), rollouts, segmentation, simulator)
+    want = segmentation.reduce(simulator.values(rollouts), "first")
+    assert torch.allclose(values, want, atol=1e-12)
+
+
+def test_the_toy_is_consistent() -> None:
+    simulator = ToySimulator(ToyPolicy().double())
+    everything = simulator.enumerate("1")
+    shares = everything.logprobs.sum(1).exp()
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-12)
+    expected = float((shares * everything.rewards).sum())
+    values = simulator.values(everything)
+    assert torch.allclose(values[:, 0], torch.full_like(values[:, 0], expected))
+    # The value before the last token is the mean over the three symbols that may come.
+    last = (shares * everything.rewards).view(-1, 3).sum(1) / shares.view(-1, 3).sum(1)
+    assert torch.allclose(values[:, 3].view(-1, 3), last[:, None].expand(-1, 3))
+    ends = torch.full((len(everything),), 4)
+    rows = torch.arange(len(everything))
+    assert torch.allclose(
+        simulator.resume(everything, rows, ends, 1).rewards[:, 0], everything.rewards
+    )
+    best = simulator.sample(["1"], 1, greedy=True).rewards
+    again = simulator.resume(everything, rows[:1], ends[:1] * 0, 2, greedy=True).rewards
+    assert torch.allclose(again, best.expand(1, 2))

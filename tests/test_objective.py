@@ -1,0 +1,241 @@
+"""The surrogate against a token loop: values, gradients, garbage, micro-batches, metrics."""
+
+from __future__ import annotations
+
+import itertools
+
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import cuts, masks, normal
+from torch import Tensor
+
+from segcredit.errors import ShapeError
+from segcredit.objective import aggregate_loss, kl_divergence, loss_count, surrogate_loss
+from segcredit.segmentation import Segmentation
+
+RATIOS = ("none", "token", "segment", "sequence")
+AGGREGATES = (
+    "token_mean",
+    "sequence_mean_token_mean",
+    "sequence_mean_token_sum",
+    "sequence_sum_norm",
+)
+CHOICES = list(itertools.product(RATIOS, AGGREGATES))
+
+
+def signals(shape: tuple[int, ...], seed: int, spread: float = 0.4) -> tuple[Tensor, ...]:
+    """Log-probs of the policy, of the sampling policy, and advantages; no ratio on a bound."""
+    sampling = -normal(shape, seed).abs()
+    return sampling + spread * normal(shape, seed + 1), sampling, normal(shape, seed + 2)
+
+
+@pytest.mark.parametrize(("ratio", "aggregate"), CHOICES)
+@given(
+    cut=cuts(),
+    seed=st.integers(0, 99),
+    dual=st.sampled_from([None, 1.5]),
+    weighted=st.booleans(),
+    spread=st.sampled_from([0.4, 30.0]),
+    denominator=st.sampled_from([None, 2.5]),
+)
+def test_loss_and_gradient_agree_with_the_loop(
+    ratio: str,
+    aggregate: str,
+    cut: tuple[Tensor, Tensor],
+    seed: int,
+    dual: float | None,
+    weighted: bool,
+    spread: float,
+    denominator: float | None,
+) -> None:
+    starts, mask = cut
+    segmentation = Segmentation.from_starts(starts, mask)
+    shape = tuple(mask.shape)
+    new, sampling, credit = signals(shape, seed, spread)
+    weights = normal(shape, seed + 3).clamp(0, 1) if weighted else None
+    options = {
+        "ratio": ratio,
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "dual_clip": dual,
+        "aggregate": aggregate,
+        "token_weights": weights,
+        "norm_length": 11.0 if seed % 2 else None,
+        "denominator": denominator,
+    }
+    slow, fast = new.clone().requires_grad_(), new.clone().requires_grad_()
+    want = oracles.surrogate_loss(
+        slow, sampling, credit, segmentation.segment_ids.tolist(), **options
+    )
+    found, _ = surrogate_loss(fast, sampling, credit, mask, segmentation, **options)
+    scale = max(1.0, abs(float(want.detach())))
+    assert abs(float(found.detach()) - float(want.detach())) <= 1e-10 * scale
+    if want.requires_grad:
+        want.backward()
+    found.backward()
+    wanted = torch.zeros_like(new) if slow.grad is None else slow.grad
+    assert fast.grad is not None
+    assert torch.allclose(fast.grad, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@given(cut=cuts(), seed=st.integers(0, 99))
+def test_garbage_on_masked_tokens_is_not_read(
+    ratio: str, cut: tuple[Tensor, Tensor], seed: int
+) -> None:
+    starts, mask = cut
+    segmentation = Segmentation.from_starts(starts, mask)
+    clean = signals(tuple(mask.shape), seed)
+    results = []
+    for fill in (0.0, torch.nan, torch.inf):
+        new, sampling, credit = (x.masked_fill(~mask, fill) for x in clean)
+        new.requires_grad_()
+        loss, metrics = surrogate_loss(
+            new,
+            sampling,
+            credit,
+            mask,
+            segmentation,
+            ratio=ratio,
+            clip_low=0.2,
+            clip_high=0.2,
+            aggregate="token_mean",
+            dual_clip=3.0,
+            token_weights=torch.ones_like(sampling).masked_fill(~mask, fill),
+        )
+        loss.backward()
+        results.append((loss.detach(), new.grad, *metrics.values()))
+    for dirty in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], dirty, strict=True))
+    assert bool((results[1][1][~mask] == 0).all())
+
+
+@pytest.mark.parametrize(("ratio", "aggregate"), CHOICES)
+@given(cut=cuts(), seed=st.integers(0, 99), size=st.integers(1, 3))
+def test_micro_batches_add_up_to_the_whole(
+    ratio: str, aggregate: str, cut: tuple[Tensor, Tensor], seed: int, size: int
+) -> None:
+    starts, mask = cut
+    segmentation = Segmentation.from_starts(starts, mask)
+    new, sampling, credit = signals(tuple(mask.shape), seed)
+    options = {"ratio": ratio, "clip_low": 0.2, "clip_high": 0.2, "aggregate": aggregate}
+    whole, _ = surrogate_loss(new, sampling, credit, mask, segmentation, **options)
+    norm = aggregate == "sequence_sum_norm"
+    denominator = None if norm else loss_count(mask.double(), aggregate).clamp(min=1)
+    total = torch.zeros(()).double()
+    for first in range(0, len(mask), size):
+        rows = list(range(first, min(first + size, len(mask))))
+        part, _ = surrogate_loss(
+            new[rows],
+            sampling[rows],
+            credit[rows],
+            mask[rows],
+            segmentation.select(rows),
+            denominator=denominator,
+            **options,
+        )
+        total = total + part
+    assert float(total) == pytest.approx(float(whole), abs=1e-10)
+
+
+@given(masks(), st.integers(0, 99))
+def test_segments_of_a_token_and_of_a_row_are_the_other_ratios(mask: Tensor, seed: int) -> None:
+    new, sampling, credit = signals(tuple(mask.shape), seed)
+    per_token = Segmentation.from_starts(mask, mask)
+    whole = Segmentation.from_starts(torch.zeros_like(mask), mask)
+    options = {"clip_low": 0.2, "clip_high": 0.2, "aggregate": "token_mean"}
+    for segmentation, ratio in ((per_token, "token"), (whole, "sequence")):
+        one, _ = surrogate_loss(
+            new, sampling, credit, mask, segmentation, ratio="segment", **options
+        )
+        other, _ = surrogate_loss(new, sampling, credit, mask, segmentation, ratio=ratio, **options)
+        assert float(one) == pytest.approx(float(other), abs=1e-12)
+
+
+def test_metrics_by_hand() -> None:
+    # Ratios 1.5, 0.5, 1, 4 with advantages +1, +1, -1, -1, clip 0.2, dual clip 3:
+    # token 0 is clipped above; 1 is not (lower is the pessimist's); 2 is free; 3 meets the dual
+    # bound since -A rho = 4 > 3.
+    ratio = torch.tensor([[1.5, 0.5, 1.0, 4.0]], dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    segmentation = Segmentation.from_starts(mask, mask)
+    loss, metrics = surrogate_loss(
+        ratio.log(),
+        torch.zeros_like(ratio),
+        torch.tensor([[1.0, 1.0, -1.0, -1.0]], dtype=torch.float64),
+        mask,
+        segmentation,
+        ratio="token",
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=3.0,
+        aggregate="token_mean",
+    )
+    assert float(loss) == pytest.approx((-1.2 - 0.5 + 1 + 3) / 4)
+    assert float(metrics["clip_fraction"]) == pytest.approx(1 / 4)
+    assert float(metrics["dual_clip_fraction"]) == pytest.approx(1 / 4)
+    assert float(metrics["ratio_mean"]) == pytest.approx(7 / 4)
+    assert float(metrics["ratio_max"]) == pytest.approx(4)
+    assert float(metrics["kl"]) == pytest.approx(-float(ratio.log().mean()))
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_nothing_to_count_is_a_loss_of_zero(aggregate: str) -> None:
+    for shape in ((2, 3), (0, 3), (2, 0)):
+        mask = torch.zeros(shape, dtype=torch.bool)
+        new = torch.full(shape, torch.nan, requires_grad=True)
+        loss, metrics = surrogate_loss(
+            new,
+            new.detach(),
+            new.detach(),
+            mask,
+            Segmentation.from_starts(mask, mask),
+            ratio="segment",
+            clip_low=0.2,
+            clip_high=0.2,
+            aggregate=aggregate,
+        )
+        loss.backward()
+        assert float(loss.detach()) == 0
+        assert new.grad is not None
+        assert bool((new.grad == 0).all())
+        assert all(float(value) == 0 for value in metrics.values())
+
+
+@given(masks(), st.integers(0, 99))
+def test_losses_of_segments_aggregate_alike(mask: Tensor, seed: int) -> None:
+    loss = normal(tuple(mask.shape), seed)
+    rows = [(list(loss[b][mask[b]]), [1.0] * int(mask[b].sum())) for b in range(len(mask))]
+    for aggregate in AGGREGATES:
+        want = oracles.aggregate_loss(rows, aggregate, width=mask.shape[1])
+        dirty = loss.masked_fill(~mask, torch.nan)
+        found = aggregate_loss(dirty, mask.double(), aggregate)
+        assert float(found) == pytest.approx(float(want), abs=1e-12)
+
+
+def test_kl_estimates_by_hand() -> None:
+    x = torch.tensor([[0.0, 0.5, -0.5]], dtype=torch.float64)
+    blank = torch.zeros_like(x)
+    assert kl_divergence(x, blank, "k1")[0].tolist() == [0, 0.5, -0.5]
+    assert kl_divergence(x, blank, "k2")[0].tolist() == [0, 0.125, 0.125]
+    k3 = [0, 0.6065306597126334 - 1 + 0.5, 1.6487212707001282 - 1 - 0.5]
+    assert kl_divergence(x, blank, "k3")[0].tolist() == pytest.approx(k3)
+    far = torch.tensor([[-50.0]], dtype=torch.float64)
+    assert kl_divergence(far, far * 0, "k3").tolist() == [[10.0]]
+
+
+def test_refusals_are_sentences() -> None:
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    segmentation = Segmentation.from_starts(mask, mask)
+    good = {"ratio": "token", "clip_low": 0.2, "clip_high": 0.2, "aggregate": "token_mean"}
+    wrong = [
+        ({"clip_low": -0.1}, "expected distances from 1"),
+        ({"dual_clip": 0.5}, "expected more than 1"),
+    ]
+    for change, sentence in wrong:
+        with pytest.raises(ShapeError, match=sentence):
+            surrogate_loss(x, x, x, mask, segmentation, **{**good, **change})

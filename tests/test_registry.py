@@ -1,0 +1,64 @@
+"""The registry: names, decorators, duplicates, failing imports, identities."""
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from segcredit import TextSegmenter, register, registry
+from segcredit.errors import RegistryError
+
+
+@dataclass(frozen=True, slots=True)
+class Commas(TextSegmenter):
+    """Commas close segments."""
+
+    @property
+    def causal(self):
+        return True
+
+    def split(self, text):
+        return [i + 1 for i, c in enumerate(text) if c == ","]
+
+
+@pytest.fixture
+def clean(monkeypatch):
+    monkeypatch.setattr(registry.segmenters, "_local", {})
+    return monkeypatch
+
+
+def test_a_decorated_class_is_found_and_may_be_defined_again(clean):
+    assert register.segmenter("commas")(Commas) is Commas
+    register.segmenter("commas")(Commas)
+    assert "commas" in registry.segmenters.names()
+    assert registry.segmenters.build("commas").split("a,b") == [2]
+    assert registry.segmenters.identity("commas").startswith("sha256:")
+
+
+def test_a_taken_name_is_refused_with_its_owner(clean):
+    with pytest.raises(RegistryError, match="registered already, by segcredit"):
+        register.segmenter("newline")(Commas)
+
+
+def _with_points(monkeypatch, *points):
+    monkeypatch.setattr(registry.segmenters, "_points", lambda: list(points))
+
+
+def test_two_distributions_with_one_name(clean):
+    point = EntryPoint("twice", "somewhere:Thing", registry.segmenters.group)
+    _with_points(clean, point, point)
+    with pytest.raises(RegistryError, match="offered by two distributions"):
+        registry.segmenters.find("twice")
+
+
+def test_a_failing_import_is_named_and_listed(clean):
+    point = EntryPoint("broken", "no_such_package.module:Thing", registry.segmenters.group)
+    _with_points(clean, point)
+    with pytest.raises(RegistryError, match="failed to import: ModuleNotFoundError"):
+        registry.segmenters.find("broken")
+    assert "failed to import" in registry.segmenters.info("broken").error
+
+
+def test_names_import_nothing(clean):
+    _with_points(clean, EntryPoint("broken", "no_such_package:Thing", "x"))
+    assert registry.segmenters.names() == ["broken"]

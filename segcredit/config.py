@@ -306,13 +306,12 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     """Lay tables over tables; a table that names a plug-in replaces what lies below it."""
     merged = copy.deepcopy(dict(below))
     for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
-            old = {"name": old}
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and "name" not in value:
-            merged[key] = _merge(cast(Mapping[str, Any], old), cast(Mapping[str, Any], value))
+        old: Any = merged.get(key)
+        if isinstance(value, Mapping) and "name" not in value and old is not None:
+            table = {"name": old} if isinstance(old, str) else old
+            merged[key] = _merge(table, cast(Mapping[str, Any], value))
         else:
-            merged[key] = copy.deepcopy(value)
+            merged[key] = copy.deepcopy(cast(Any, value))
     return merged
 
 
@@ -323,7 +322,9 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
             values[part] = {"name": values[part]}
         child = values.setdefault(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{path}: {part!r} is {child!r}, not a table, and has no keys.")
+            raise ConfigError(
+                f"{path}: {part!r} holds {values[part]!r}, which has no keys of its own."
+            )
         values = cast(dict[str, Any], child)
     values[last] = value
 

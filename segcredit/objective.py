@@ -78,8 +78,8 @@ def surrogate_loss(
     Returns:
         The loss, and metrics, each a mean over counted tokens but for the maximum:
         ``clip_fraction`` (share of tokens whose gradient the bound removes),
-        ``dual_clip_fraction``, ``ratio_mean``, ``ratio_max``, ``kl`` (mean of −x_t, the k1 estimate of the step's
-        divergence from the sampling policy).
+        ``dual_clip_fraction``, ``ratio_mean``, ``ratio_max``, ``kl`` (mean of −x_t, the k1
+        estimate of the step's divergence from the sampling policy).
 
     Raises:
         ShapeError: unknown mode, a negative clip range, or shapes that do not fit.

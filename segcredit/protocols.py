@@ -109,7 +109,7 @@ class ValueEstimator(Protocol):
         return torch.zeros_like(targets_BS)
 
     def update(self, state: nn.Module, rollouts: RolloutBatch, simulator: Simulator) -> None:
-        """Called once after the policy's update of each step, with the rollouts of all processes."""
+        """Called once after each step's policy update, with the rollouts of all processes."""
 
     def prompt_weights(self, state: nn.Module, prompt_keys: Sequence[str]) -> Float[Tensor, "K"]:
         """How much each candidate prompt should be drawn; ones when indifferent."""

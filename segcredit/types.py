@@ -166,7 +166,7 @@ def _take(value: Any, index: Tensor) -> Any:
     if isinstance(value, tuple) and value:
         rows: list[int] = index.cpu().numpy().tolist()
         return tuple(cast(tuple[Any, ...], value)[row] for row in rows)
-    return value
+    return cast(Any, value)
 
 
 def _require_shapes(owner: object, shape: tuple[int, ...], *names: str) -> None:

@@ -27,7 +27,9 @@ settings.register_profile(
 settings.load_profile("segcredit")
 
 if "SEGCREDIT_CACHE" not in os.environ:
-    os.environ["SEGCREDIT_CACHE"] = tempfile.mkdtemp(prefix="segcredit-tests-")
+    # Set before pytest-xdist starts its workers, which therefore share it.
+    CACHE = tempfile.TemporaryDirectory(prefix="segcredit-tests-")
+    os.environ["SEGCREDIT_CACHE"] = CACHE.name
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_a_method_without_axes_says_what_it_needs():
-    with pytest.raises(ConfigError, match="four axes|keys segmenter"):
+    with pytest.raises(ConfigError, match="four axes"):
         load_config({"seed": 1})
     with pytest.raises(ConfigError, match="keys segmenter"):
         load_config({"method": "mine"})

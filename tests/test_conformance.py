@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,3 +375,10 @@ def test_the_toy_is_consistent() -> None:
     best = simulator.sample(["1"], 1, greedy=True).rewards
     again = simulator.resume(everything, rows[:1], ends[:1] * 0, 2, greedy=True).rewards
     assert torch.allclose(again, best.expand(1, 2))
+
+
+def test_the_example_package_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "fixtures/segcredit_example_plugin"))
+    comma = importlib.import_module("segcredit_example_plugin").Comma()
+    assert comma.split("1+2=3, a") == [2, 4, 6]
+    check_segmenter(comma)

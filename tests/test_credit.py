@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cuts, masks, normal
 from torch import Tensor
 
+import oracles
 from segcredit.credit import (
     advantages,
     explained_variance,
@@ -24,6 +23,7 @@ from segcredit.errors import ShapeError
 from segcredit.segmentation import Segmentation
 from segcredit.testing import make_rollouts
 from segcredit.types import RolloutBatch, SegmentValues
+from strategies import cuts, masks, normal
 
 GAMMAS = st.sampled_from([0.0, 0.5, 0.9, 1.0])
 
@@ -216,7 +216,7 @@ def test_wrong_shapes_are_sentences() -> None:
         segment_values(rollouts, segmentation, torch.zeros(2, 1, dtype=torch.float64))
     with pytest.raises(ShapeError, match="one advantage for each segment"):
         advantages(segmentation, values, torch.zeros(2, 1, dtype=torch.float64))
-    with pytest.raises(ShapeError, match="SegmentValues.rewards has shape"):
+    with pytest.raises(ShapeError, match=r"SegmentValues\.rewards has shape"):
         values.replace(rewards=torch.zeros(1, 1))
-    with pytest.raises(ShapeError, match="RolloutBatch.logprobs has shape"):
+    with pytest.raises(ShapeError, match=r"RolloutBatch\.logprobs has shape"):
         rollouts.replace(logprobs=torch.zeros(1, 1))

@@ -60,9 +60,10 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path, monkeypatch):
             raise Killed
         return collect(run, step)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr("segcredit.loop.collect", killed_at_three)
-        train(config, tmp_path / "cut")
+        with pytest.raises(Killed):
+            train(config, tmp_path / "cut")
     with pytest.raises(RecordError, match="--resume"):
         train(config, tmp_path / "cut")
     resumed = train(config, tmp_path / "cut", resume=True)
@@ -202,9 +203,10 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return fsync(descriptor)
 
-    with monkeypatch.context() as patch, pytest.raises(RecordError, match=r"[Nn]o space|full"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        train(config, tmp_path / "run")
+        with pytest.raises(RecordError, match=r"[Nn]o space|full"):
+            train(config, tmp_path / "run")
     train(config, tmp_path / "whole")
     resumed = train(config, tmp_path / "run", resume=True)
     assert metrics(resumed).equals(metrics(tmp_path / "whole"))

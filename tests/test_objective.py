@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 
-import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cuts, masks, normal
 from torch import Tensor
 
+import oracles
 from segcredit.errors import ShapeError
 from segcredit.objective import aggregate_loss, kl_divergence, loss_count, surrogate_loss
 from segcredit.segmentation import Segmentation
+from strategies import cuts, masks, normal
 
 RATIOS = ("none", "token", "segment", "sequence")
 AGGREGATES = (

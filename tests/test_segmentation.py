@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cuts, masks, normal
 from torch import Tensor
 
+import oracles
 from segcredit.errors import ShapeError
 from segcredit.segmentation import Segmentation, top_fraction
+from strategies import cuts, masks, normal
 
 HOWS = ("sum", "mean", "first", "last", "max")
 

@@ -26,8 +26,9 @@ from segcredit.types import RolloutBatch, SegmentValues
 Check = tuple[str, Callable[[], None]]
 _TOLERANCE = 1e-4
 _HISTORY = 12
-"""Positions at which the causality check changes the future, times ``_FUTURES`` futures each."""
+"""Positions, beside the first six, from which the causality check changes the tokens."""
 _FUTURES = 3
+"""Other endings tried at each of them."""
 
 
 def check_segmenter(plugin: Segmenter, causal: bool | None = None) -> None:
@@ -337,9 +338,9 @@ def _compare_past(
     kept = min(position + 1, whole.starts.shape[1], changed.starts.shape[1])
     both = whole.action_mask[:, :kept] & changed.action_mask[:, :kept]
     # A row that ended before the position has another past: its end token was replaced.
-    reached_B1 = (whole.segment_ids >= 0).sum(1, keepdim=True) > 0
-    ends_B = whole.action_mask.long().mul(torch.arange(1, whole.starts.shape[1] + 1)).amax(1)
-    same_past = both & reached_B1 & (ends_B[:, None] > position)
+    places_T = torch.arange(1, whole.starts.shape[1] + 1)
+    lengths_B1 = (whole.action_mask * places_T).amax(1, keepdim=True)
+    same_past = both & (lengths_B1 > position)
     moved = same_past & (whole.starts[:, :kept] != changed.starts[:, :kept])
     if not bool(moved.any()):
         return

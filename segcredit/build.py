@@ -11,10 +11,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -143,6 +144,8 @@ def _learner(
     config: RunConfig,
 ) -> Learner:
     train = config.train
+    # What warmed it up may have left gradients, which the first backward pass would add to.
+    module.zero_grad(set_to_none=True)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         return Learner(module.to(accelerator.device), None, None, gradient_clip, 0)
@@ -207,11 +210,12 @@ def environment(config: RunConfig) -> dict[str, Any]:
 
 
 def _git_revision() -> str:
-    command: Callable[..., Any] = subprocess.run
-    done = command(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return str(done.stdout).strip()
+    """Of the code that runs; empty where it is not a checkout, or git is not there."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()

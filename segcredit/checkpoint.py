@@ -17,8 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from segcredit.atomic import remove, remove_temporaries, replacing, unwritten
 from segcredit.errors import RecordError
-from segcredit.records import remove_temporaries, replacing, unwritten
 
 _FILE = re.compile(r"step_(\d+)\.pt")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -107,9 +107,7 @@ def _checkpoints(path_dir: Path) -> dict[int, Path]:
 def _remove_replaced(path_dir: Path, step: int, keep: int) -> None:
     found = _checkpoints(path_dir)
     kept = sorted(other for other in found if other <= step)[-keep:]
-    for other, file in found.items():
-        if other not in kept:
-            file.unlink(missing_ok=True)
+    remove(file for other, file in found.items() if other not in kept)
 
 
 def _require_plain(value: Any, place: str) -> None:

@@ -175,6 +175,16 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
+    except Exception as error:
+        if "SEGCREDIT_TRACEBACK" in os.environ:
+            raise
+        text = (
+            f"unexpected {type(error).__name__}: {error}. This is a fault of segcredit, of a"
+            " plug-in or of a library, rather than of your input. SEGCREDIT_TRACEBACK=1 shows"
+            " where; a run's status.json holds it too."
+        )
+        Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
+        sys.exit(1)
 
 
 def _escaped(text: str) -> str:

@@ -24,7 +24,11 @@ from segcredit.objective import KL, Aggregate, Bound, Ratio
 
 
 def _as_table(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise ValueError("expected a plug-in's name, or a table with its name and options")
+    return cast(object, value)
 
 
 Plugin = Annotated[dict[str, Any], BeforeValidator(_as_table)]
@@ -307,8 +311,8 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = copy.deepcopy(dict(below))
     for key, value in above.items():
         old: Any = merged.get(key)
-        if isinstance(value, Mapping) and "name" not in value and old is not None:
-            table = {"name": old} if isinstance(old, str) else old
+        if isinstance(value, Mapping) and "name" not in value and isinstance(old, str | dict):
+            table = {"name": old} if isinstance(old, str) else cast(dict[str, Any], old)
             merged[key] = _merge(table, cast(Mapping[str, Any], value))
         else:
             merged[key] = copy.deepcopy(cast(Any, value))

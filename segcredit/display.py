@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -108,15 +109,15 @@ class _Speed(TextColumn):
 
 def results_table(summary: Any, by: Sequence[str], metric: str) -> Table:
     """A table of ``statistics.summarise``: a row a group, its interval over seeds."""
-    table = Table(title=f"{metric}: mean over seeds with 95 % bootstrap interval")
-    for name in (*by, "before", "after", "interval", "seeds", "tokens sampled", "CPU-seconds"):
-        table.add_column(name, justify="left" if name in by else "right")
+    table = Table(title=f"{metric}: mean over seeds, 95 % bootstrap interval", box=box.SIMPLE)
+    for name in (*by, "before", "after", "interval", "seeds", "tokens", "CPU-s"):
+        table.add_column(name, justify="left" if name in by else "right", no_wrap=True)
     for row in summary.to_dict("records"):
         table.add_row(
             *(str(row[name]) for name in by),
             f"{row['start']:.3f}",
             f"{row['mean']:.3f}",
-            f"[{row['low']:.3f}, {row['high']:.3f}]",
+            f"{row['low']:.3f}–{row['high']:.3f}",
             str(int(row["seeds"])),
             f"{row['tokens_sampled']:,.0f}",
             f"{row['cpu_seconds']:.1f}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,21 +140,15 @@ def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Te
         return run.process_reward.reward(rollouts, segmentation)
 
 
-class blame:
+@contextmanager
+def blame(kind: str, name: str) -> Generator[None]:
     """Name the plug-in in whatever it raises."""
-
-    def __init__(self, kind: str, name: str) -> None:
-        self.what = f"{kind} {name!r}"
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Raise again, named."""
-        if isinstance(error, SegcreditError):
-            raise PluginError(f"{self.what}: {error}") from error
-        if isinstance(error, Exception):
-            raise PluginError(
-                f"{self.what} raised {type(error).__name__}: {error}. Run"
-                " segcredit.testing's checks over it to find the case that it does not bear."
-            ) from error
+    try:
+        yield
+    except SegcreditError as error:
+        raise PluginError(f"{kind} {name!r}: {error}") from error
+    except Exception as error:
+        raise PluginError(
+            f"{kind} {name!r} raised {type(error).__name__}: {error}. Run segcredit.testing's"
+            " checks over it to find the case that it does not bear."
+        ) from error

@@ -149,12 +149,12 @@ def _record(run: Run, records: RunRecords, row: Row) -> None:
             "policy": run.policy.state_dict(),
             "estimator": run.state.state_dict(),
         }
-        checkpoint.save(records.path / "checkpoints", step, state, keep=settings.keep)
+        checkpoint.save(records.checkpoints, step, state, keep=settings.keep)
 
 
 def _restore(run: Run, records: RunRecords, *, resume: bool) -> Row | None:
     """Everything as after the last checkpoint, whose row is returned; None without one."""
-    found = checkpoint.latest(records.path / "checkpoints")
+    found = checkpoint.latest(records.checkpoints)
     if found is None:
         records.cut_after(-1)
         return None
@@ -195,7 +195,7 @@ def _recorded_failure(records: RunRecords) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        saved: Any = checkpoint.latest(records.path / "checkpoints")
+        saved: Any = checkpoint.latest(records.checkpoints)
         message = str(error)
         if isinstance(error, TrainingError):
             where = f"The last good checkpoint is {saved}." if saved else "There is no checkpoint."

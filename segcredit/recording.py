@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segcredit.build import Run
 from segcredit.experience import Experience
-from segcredit.records import TableName
+from segcredit.step_tables import TableName
 
 Columns = dict[str, Any]
 

@@ -119,13 +119,15 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} has no option {unknown[0]!r}{_nearest(unknown[0], hints)}"
                 f" Its options are {_listed(hints)}."
             )
+        missing = sorted(_required(plugin) - set(options))
+        if missing:
+            raise RegistryError(
+                f"{self.kind} {name!r} needs the option {missing[0]!r}, which has no default."
+                f" Its options are {_listed(hints)}."
+            )
         values = {key: self._convert(name, key, hints[key], options[key]) for key in options}
         try:
             return plugin(**values)
-        except TypeError as error:
-            raise RegistryError(
-                f"{self.kind} {name!r} cannot be built: {error}. Its options are {_listed(hints)}."
-            ) from error
         except ValueError as error:
             raise RegistryError(f"{self.kind} {name!r} refuses its options: {error}") from error
 
@@ -241,6 +243,13 @@ def _option_types(plugin: type[Any]) -> dict[str, Any]:
         return {}
     hints = get_type_hints(plugin, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(plugin) if field.init}
+
+
+def _required(plugin: type[Any]) -> set[str]:
+    """Options without a default."""
+    absent = dataclasses.MISSING
+    fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
+    return {f.name for f in fields if f.default is absent and f.default_factory is absent}
 
 
 def _registry_of(hint: Any) -> Registry[Any] | None:

@@ -54,6 +54,7 @@ def test_an_option_inside_a_wrapper_is_reached_by_its_path():
         ("segmenter.top_fraction=abc", RegistryError, ["top_fraction", "number"]),
         ("advantage.inner.lam=7", RegistryError, ["lam is 7.0", "between 0 and 1"]),
         ("seed.deep=1", ConfigError, ["seed"]),
+        ("rollouts.prompts.deep=1", ConfigError, ["rollouts.prompts"]),
     ],
 )
 def test_what_is_wrong_is_said_with_its_path(override, error, words):

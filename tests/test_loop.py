@@ -39,7 +39,9 @@ def test_a_run_is_recorded_whole_and_finite(method, tmp_path):
     assert (joined.sort_index() == texts.sort_index()).all()
 
 
-def test_the_same_config_and_seed_give_the_same_run_bit_for_bit(tmp_path):
+def test_the_same_config_and_seed_give_the_same_run_bit_for_bit(tmp_path, monkeypatch):
+    # The first run trains the starting policy, the second finds it in the cache.
+    monkeypatch.setenv("SEGCREDIT_CACHE", str(tmp_path / "cache"))
     config = load_config("sapo", SMALL)
     first, second = train(config, tmp_path / "a"), train(config, tmp_path / "b")
     assert metrics(first).equals(metrics(second))
@@ -210,3 +212,14 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     train(config, tmp_path / "whole")
     resumed = train(config, tmp_path / "run", resume=True)
     assert metrics(resumed).equals(metrics(tmp_path / "whole"))
+
+
+def test_a_pretrained_model_runs_through_the_same_loop(tmp_path):
+    policy = build(load_config("grpo", SMALL)).actor
+    policy.model.save_pretrained(tmp_path / "model")
+    policy.tokenizer.save_pretrained(tmp_path / "model")
+    model = f"policy={{name='hf', model='{tmp_path / 'model'}'}}"
+    small = [key for key in SMALL if not key.startswith("policy.")]
+    pretrained = train(load_config("sapo", [model, *small]), tmp_path / "hf")
+    embedded = train(load_config("sapo", SMALL), tmp_path / "tiny")
+    assert read_runs(pretrained).steps.accuracy[0] == read_runs(embedded).steps.accuracy[0]

@@ -377,7 +377,11 @@ def test_a_cached_warm_start_asks_for_no_demonstrations(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("source", "task", "seed"),
-    [(Tiny(steps=2), TASK, 1), (Tiny(steps=2, lr=1e-3), TASK, 0), (Tiny(steps=3), TASK, 0)],
+    [
+        (Tiny(steps=2), TASK, 1),
+        (Tiny(steps=2, learning_rate=1e-3), TASK, 0),
+        (Tiny(steps=3), TASK, 0),
+    ],
 )
 def test_whatever_decides_the_weights_decides_the_file(source: Tiny, task: Task, seed: int) -> None:
     other = source.load(task, Generate(), temperature=1.0, seed=seed)

@@ -12,15 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from segcredit import records as records_module
+from segcredit import step_tables
+from segcredit.atomic import write_atomically
 from segcredit.errors import RecordError
-from segcredit.records import (
-    TABLES,
-    RunRecords,
-    read_metrics,
-    table_files,
-    write_atomically,
-)
+from segcredit.records import RunRecords, read_metrics
+from segcredit.step_tables import TABLES, table_files
 
 CONFIG: dict[str, Any] = {
     "seed": 1,
@@ -235,7 +231,7 @@ def test_cut_after_drops_later_rows_of_all_kinds(tmp_path: Path) -> None:
 def test_finish_packs_each_table_into_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records_module, "_GROUP_ROWS", 5)
+    monkeypatch.setattr(step_tables, "_GROUP_ROWS", 5)
     run = new_run(tmp_path)
     for step in (1, 2, 3, 4, 1_000_000):
         more = {"mine": [1, 2, 3]} if step == 4 else {}

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from segcredit.errors import StudyError
-from segcredit.records import TABLES, RunRecords
+from segcredit.records import RunRecords
+from segcredit.step_tables import TABLES
 from segcredit.study.tables import STEP_COLUMNS, flatten, read_runs
 
 

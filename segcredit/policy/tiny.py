@@ -57,16 +57,25 @@ class Tiny(PolicySource):
     """Batches of demonstrations, each seen once; 0 for no warm start."""
     batch: int = 32
     """Demonstrations a step."""
-    lr: float = 4e-3
+    learning_rate: float = 4e-3
     """Highest learning rate, of AdamW."""
     final_lr_fraction: float = 0.05
-    """Of ``lr``, at the end of the cosine."""
+    """Of ``learning_rate``, at the end of the cosine."""
     warmup: int = 20
-    """Steps over which the learning rate rises to ``lr``."""
+    """Steps over which the learning rate rises to ``learning_rate``."""
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "intermediate_size", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; expected a multiple of the {self.heads} heads."
+            )
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
         """The warm-started policy, from the cache where it is there already.
@@ -127,7 +136,7 @@ class Tiny(PolicySource):
         demonstrations = _tensors([(prompt.text, text) for prompt, text in pairs], alphabet)
         optimizer = torch.optim.AdamW(
             model.parameters(),
-            lr=self.lr,
+            lr=self.learning_rate,
             betas=(self.beta1, self.beta2),
             weight_decay=self.weight_decay,
         )

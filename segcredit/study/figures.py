@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from segcredit.atomic import write_atomically
 from segcredit.errors import StudyError
-from segcredit.records import write_atomically
 from segcredit.study.statistics import bootstrap_interval, metrics_of
 from segcredit.study.tables import Runs, require_known
 

@@ -49,6 +49,8 @@ class Cell:
         if self.status() == "new":
             return "its worker ended before it began; the system may be out of memory."
         status = RunRecords.open(self.directory).status()
+        if status["status"] == "running":
+            return "its worker was killed; run the grid again to continue from its checkpoint."
         return str(status.get("message", status["status"]))
 
     def steps_done(self) -> int:

@@ -27,17 +27,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from segcredit.errors import RecordError, StudyError
-from segcredit.records import (
-    CONFIG,
-    STATUS,
-    TABLES,
-    TableName,
-    read_config,
-    read_metrics,
-    read_status,
-    table_files,
-    unified_schema,
-)
+from segcredit.records import CONFIG, STATUS, read_config, read_metrics, read_status
+from segcredit.step_tables import TABLES, TableName, table_files, unified_schema
 
 STEP_COLUMNS = (
     "tokens_sampled",

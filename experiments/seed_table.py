@@ -1,0 +1,45 @@
+"""Prints a Markdown table with every seed of a grid: accuracy before and after, and what it cost.
+
+python experiments/seed_table.py runs/01_embedded
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pandas as pd
+
+import segcredit
+
+KEYS = ["method", "segmenter", "seed"]
+
+
+def main(path: str) -> None:
+    """One row a run, in the order of method, segmenter and seed."""
+    runs = segcredit.read_runs(path)
+    steps = runs.steps.merge(runs.runs[["run", *KEYS]], on="run").sort_values("step")
+    groups = steps.astype(dict.fromkeys(KEYS, object)).groupby(KEYS)
+    columns = ("accuracy", "accuracy_greedy", "faithful")
+    table = pd.DataFrame(
+        {
+            **{f"{name} before": groups[name].first() for name in columns},
+            **{f"{name} after": groups[name].last() for name in columns},
+            "explained variance": groups["explained_variance"].last(),
+            "tokens sampled": groups["tokens_sampled"].last(),
+            "CPU-seconds": groups["cpu_seconds"].last(),
+        }
+    ).reset_index()
+    print("| " + " | ".join(table.columns) + " |")
+    print("|" + "---|" * len(table.columns))
+    for row in table.itertuples(index=False):
+        print("| " + " | ".join(_shown(value) for value in row) + " |")
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

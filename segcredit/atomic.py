@@ -1,0 +1,99 @@
+"""Files that appear whole: written beside their place, synced, then renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from segcredit.errors import RecordError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[BinaryIO]:
+    """A file to write to that takes its place at ``path``, whole, when the block ends.
+
+    Raises:
+        RecordError: the disk is full or the place may not be written; ``path`` keeps what it
+            held, and nothing is left beside it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except RecordError:
+        raise
+    except OSError as error:
+        raise unwritten(path, error) from error
+    finally:
+        # Gone already when all went well; the error above says more than one of the removal.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes ``data`` beside ``path``, syncs it, and renames it into place.
+
+    Raises:
+        RecordError: as in ``replacing``.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def unwritten(path: Path, error: BaseException) -> RecordError:
+    """The sentence for a file that could not be written."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        advice = "The disk or the quota is full: free some space, then go on with --resume."
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        advice = "Its place may not be written, or is a file: choose another --output."
+    else:
+        advice = "Usually the disk or its mount failed: check it, then go on with --resume."
+    return RecordError(
+        f"{path} could not be written ({error}). {advice} What was recorded before is intact."
+    )
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Removes files that may be gone already.
+
+    Raises:
+        RecordError: one cannot be removed.
+    """
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritten(file, error) from error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what a process that was killed left half-written in ``folder``.
+
+    Raises:
+        RecordError: as in ``remove``.
+    """
+    remove(folder.glob(".*.tmp"))
+
+
+def _sync_directory(folder: Path) -> None:
+    """Makes a rename last; some network file systems and Windows know no such sync."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,194 @@
+"""The rules for segmenters."""
+
+from __future__ import annotations
+
+import copy
+from typing import NoReturn
+
+import torch
+
+from segcredit.segmentation import Segmentation
+from segcredit.testing.rollouts import change_from, make_rollouts, pad_rollouts
+from segcredit.testing.subject import Rule, Subject, shuffled
+from segcredit.types import RolloutBatch
+
+_HISTORY = 12
+"""Positions, beside the first six, from which the causality check changes the tokens."""
+_FUTURES = 3
+"""Other endings tried at each of them."""
+
+
+def _ragged() -> RolloutBatch:
+    """Rows of one token and of many, two with holes, one truncated, one without tokens."""
+    return make_rollouts(
+        ["1", *make_rollouts(5).texts, "", "a + 12\n\nWait, a. Step 2: 12 = a\n#### 12", ""],
+        holes={3: [1, 2], 7: [0, 4, 5]},
+        truncated=[4, 6],
+        token_values=True,
+    )
+
+
+def _segment(
+    subject: Subject, rollouts: RolloutBatch, what: str = "ragged rollouts"
+) -> Segmentation:
+    with subject.using(what):
+        segmentation = subject.plugin.segment(rollouts)
+    if not isinstance(segmentation, Segmentation):
+        subject.broke(
+            "segment() returns a Segmentation",
+            found=f"{type(segmentation).__name__} on {what}",
+            expected="a segcredit.Segmentation",
+            cause="ids returned bare; build them with Segmentation.from_starts",
+        )
+    if not torch.equal(segmentation.action_mask, rollouts.action_mask):
+        _broken_mask(subject, segmentation, rollouts, what)
+    return segmentation
+
+
+def _broken_mask(
+    subject: Subject, segmentation: Segmentation, rollouts: RolloutBatch, what: str
+) -> NoReturn:
+    shapes = tuple(segmentation.segment_ids.shape), tuple(rollouts.action_mask.shape)
+    if shapes[0] == shapes[1]:
+        wrong_BT = segmentation.action_mask != rollouts.action_mask
+        row, token = (int(place) for place in wrong_BT.nonzero()[0])
+        inside = bool(rollouts.action_mask[row, token])
+        found = (
+            f"token {token} of completion {row}, {'an action' if inside else 'no action'},"
+            f" with segment {int(segmentation.segment_ids[row, token])}, on {what}"
+        )
+    else:
+        found = f"ids of shape {shapes[0]} for an action mask of {shapes[1]}, on {what}"
+    subject.broke(
+        "every action token, and no other token, has a segment",
+        found=found,
+        expected="-1 exactly where rollouts.action_mask is False (padding and holes)",
+        cause="a mask computed from ids, texts or lengths instead of rollouts.action_mask",
+    )
+
+
+def _segments_action_tokens(subject: Subject) -> None:
+    _segment(subject, _ragged())
+
+
+def _segmenter_is_pure(subject: Subject) -> None:
+    rollouts = _ragged()
+    before = copy.deepcopy(rollouts)
+    _segment(subject, rollouts)
+    subject.require_untouched(before, rollouts, "segment()")
+
+
+def _segmenter_is_deterministic(subject: Subject) -> None:
+    first = _segment(subject, _ragged())
+    torch.rand(3)
+    again = _segment(subject, _ragged())
+    if not torch.equal(first.segment_ids, again.segment_ids):
+        subject.broke(
+            "the same rollouts are always cut alike",
+            found="other segments at the second call",
+            expected="the same segments",
+            cause="a random draw from a global generator; derive it from a seed, the prompt's key"
+            " and the completion's ids",
+        )
+
+
+def _segmenter_ignores_batch_order(subject: Subject) -> None:
+    rollouts = _ragged()
+    whole = _segment(subject, rollouts)
+    orders = [shuffled(len(rollouts)), [2], [5, 1, 2]]
+    for order in orders:
+        part = _segment(subject, rollouts.select(order), f"the rows {order} alone")
+        same = (part.segment_ids == whole.segment_ids[order]).all(1)
+        if not bool(same.all()):
+            row = order[int((~same).nonzero()[0])]
+            subject.broke(
+                "a completion's segments do not depend on the rest of the batch",
+                found=f"other segments for completion {row} when the batch is the rows {order}",
+                expected="those of the whole batch",
+                cause="a statistic over the batch, or draws taken in the order of the rows",
+            )
+
+
+def _segmenter_ignores_padding(subject: Subject) -> None:
+    rollouts = _ragged()
+    width = rollouts.completion_ids.shape[1]
+    narrow = _segment(subject, rollouts)
+    for seed in (1, 2):
+        padded = pad_rollouts(rollouts, 3 * seed, seed=seed)
+        wide = _segment(subject, padded, f"rollouts with {3 * seed} more columns of padding")
+        same = (wide.segment_ids[:, :width] == narrow.segment_ids).all(1)
+        if not bool(same.all()):
+            subject.broke(
+                "padding is not read",
+                found=f"other segments for completion {int((~same).nonzero()[0])} after"
+                f" {3 * seed} columns of padding were added",
+                expected="the same segments at any width of padding, whatever stands in it",
+                cause="the width of the batch used as a length, or a statistic taken without the"
+                " action mask",
+            )
+
+
+def _segmenter_survives_short_rows(subject: Subject) -> None:
+    _segment(subject, make_rollouts([""]), "a single completion of one token")
+    _segment(subject, make_rollouts(["12 + a"]), "a batch of one row")
+    _segment(subject, make_rollouts(["", ""], truncated=[0, 1]), "completions of width 0")
+    _segment(subject, make_rollouts(["", ""], truncated=[0, 1], width=3), "empty completions")
+    _segment(subject, make_rollouts(["a", "1"], holes={0: [0, 1]}), "a row of holes only")
+
+
+def _segmenter_pickles(subject: Subject) -> None:
+    again = subject.unpickled()
+    ids_BT = _segment(subject, _ragged()).segment_ids
+    again_BT = _segment(again, _ragged()).segment_ids
+    subject.require_same_unpickled(again_BT, ids_BT, "segments")
+
+
+def _segmenter_is_causal(subject: Subject) -> None:
+    rollouts = make_rollouts(8, holes={5: [2, 3]}, token_values=True)
+    whole = _segment(subject, rollouts)
+    longest = rollouts.completion_ids.shape[1]
+    positions = sorted({round(k * (longest - 1) / _HISTORY) for k in range(_HISTORY + 1)})
+    for position in [*range(min(6, longest)), *(p for p in positions if p >= 6)]:
+        for future in range(_FUTURES):
+            other = change_from(rollouts, position, seed=1 + future)
+            changed = _segment(subject, other, "rollouts with another ending")
+            _compare_past(subject, whole, changed, position)
+
+
+def _compare_past(
+    subject: Subject, whole: Segmentation, changed: Segmentation, position: int
+) -> None:
+    """Same boundaries before the position and right before it, where both rows have the token."""
+    kept = min(position + 1, whole.starts.shape[1], changed.starts.shape[1])
+    both = whole.action_mask[:, :kept] & changed.action_mask[:, :kept]
+    # A row that ended before the position has another past: its end token was replaced.
+    places_T = torch.arange(1, whole.starts.shape[1] + 1)
+    lengths_B1 = (whole.action_mask * places_T).amax(1, keepdim=True)
+    same_past = both & (lengths_B1 > position)
+    moved = same_past & (whole.starts[:, :kept] != changed.starts[:, :kept])
+    if not bool(moved.any()):
+        return
+    row, token = (int(place) for place in moved.nonzero()[0])
+    subject.broke(
+        "a causal segmenter decides on a boundary from the tokens before it alone",
+        found=f"that the boundary before token {token} of completion {row}"
+        f" {'vanished' if bool(whole.starts[row, token]) else 'appeared'} when the tokens from"
+        f" {position} on were changed",
+        expected="the same boundaries up to there",
+        cause="a rule that looks at the token after the boundary (a marker that starts a segment),"
+        " or ranks tokens over the whole completion. Return False from `causal`, or close segments"
+        " after what is already there",
+    )
+
+
+SEGMENTER_RULES: tuple[Rule, ...] = (
+    _segments_action_tokens,
+    _segmenter_is_pure,
+    _segmenter_is_deterministic,
+    _segmenter_ignores_batch_order,
+    _segmenter_ignores_padding,
+    _segmenter_survives_short_rows,
+    _segmenter_pickles,
+)
+CAUSALITY: Rule = _segmenter_is_causal
+"""For the segmenters that claim to be causal."""

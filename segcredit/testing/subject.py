@@ -1,0 +1,124 @@
+"""The plug-in under test, and what the rules of all three kinds ask of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from segcredit.errors import PluginError
+
+_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """The plug-in under test, as messages name it.
+
+    Args:
+        kind: "segmenter", "value estimator" or "advantage scheme".
+        plugin: the plug-in.
+    """
+
+    kind: str
+    plugin: Any
+
+    @property
+    def name(self) -> str:
+        """Its kind and class."""
+        return f"{self.kind} {type(self.plugin).__name__!r}"
+
+    def broke(self, rule: str, *, found: str, expected: str, cause: str) -> NoReturn:
+        """Raise the sentence for a broken rule."""
+        raise PluginError(
+            f"{self.name} breaks the rule that {rule}: found {found}; expected {expected}."
+            f" The usual cause: {cause}."
+        )
+
+    @contextmanager
+    def using(self, what: str) -> Generator[None, None, None]:
+        """Anything that the plug-in raises becomes a sentence that names it."""
+        try:
+            yield
+        except PluginError as error:
+            raise PluginError(f"{self.name} failed on {what}: {error}") from error
+        except Exception as error:
+            raise PluginError(
+                f"{self.name} raised {type(error).__name__} on {what}: {error}"
+            ) from error
+
+    def unpickled(self) -> Subject:
+        """The plug-in as another process would get it."""
+        with self.using("pickling"):
+            plugin = pickle.loads(pickle.dumps(self.plugin))
+        return Subject(self.kind, plugin)
+
+    def require_same_unpickled(self, found: Tensor, wanted: Tensor, what: str) -> None:
+        """The unpickled plug-in gave exactly what the plug-in itself gives."""
+        if not torch.equal(found, wanted):
+            self.broke(
+                "a plug-in survives pickling",
+                found=f"other {what} from the unpickled plug-in",
+                expected=f"the same {what}",
+                cause="state outside the dataclass's fields",
+            )
+
+    def require_values(self, found: object, mask_BS: Tensor, source: str) -> None:
+        """A table of finite floats, one for each segment."""
+        rule = f"{source.rstrip(',')} gives one finite number for each segment"
+        expected = f"a float tensor of shape {tuple(mask_BS.shape)}, finite wherever a segment is"
+        if not isinstance(found, Tensor) or found.shape != mask_BS.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            self.broke(
+                rule,
+                found=f"{shape}",
+                expected=expected,
+                cause="one value a row or a token instead of one a segment",
+            )
+        if not found.is_floating_point() or not bool(found[mask_BS].isfinite().all()):
+            kind = "a number that is not finite" if found.is_floating_point() else f"{found.dtype}"
+            self.broke(
+                rule,
+                found=kind,
+                expected=expected,
+                cause="a division by the size or the spread of a group of one, or of an empty row",
+            )
+
+    def require_untouched(self, before: Any, after: Any, source: str) -> None:
+        """The input is bit for bit what it was, field by field."""
+        for field in dataclasses.fields(before):
+            old, new = getattr(before, field.name), getattr(after, field.name)
+            same = torch.equal(old, new) if isinstance(old, Tensor) else old == new
+            if not same:
+                self.broke(
+                    "inputs are not changed",
+                    found=f"that {source} changed {type(before).__name__}.{field.name}",
+                    expected="the same numbers bit for bit",
+                    cause="an in-place operation (x[...] = , x += , x.add_()); work on a new"
+                    " tensor",
+                )
+
+    def require_close(self, found: Tensor, wanted: Tensor, *, rule: str, cause: str) -> None:
+        """The same numbers, but for what another order of sums changes."""
+        alike = found.shape == wanted.shape
+        if alike and torch.allclose(found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
+            return
+        apart = (
+            f"numbers that differ by {float((found - wanted).abs().max()):.3g}"
+            if alike
+            else f"shape {tuple(found.shape)}"
+        )
+        self.broke(rule, found=apart, expected=f"the same numbers within {_TOLERANCE}", cause=cause)
+
+
+Rule = Callable[[Subject], None]
+
+
+def shuffled(count: int) -> list[int]:
+    """An order that leaves no row in place and tears neighbours apart."""
+    return [*range(1, count, 2), *range(0, count, 2)] if count > 1 else [0]

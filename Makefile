@@ -16,7 +16,7 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/segcredit grid experiments/01_embedded/demo.toml --output demo --workers 2
-	$(BIN)/segcredit results demo --by method --figure demo/learning_curves.png
+	$(BIN)/segcredit results demo --figure demo/learning_curves.png
 
 test: install lint types contracts unit
 

@@ -82,7 +82,7 @@ def grid(
     for cell in failed:
         out.print(f"[red]failed[/] {cell.label}: {cell.error()}", soft_wrap=True)
     out.print(f"{len(cells) - len(failed)} of {len(cells)} cells finished, in {output}")
-    out.print(f'In Python: runs = segcredit.read_runs("{output}"); runs.steps')
+    out.print(f"Next: segcredit results {output}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -108,7 +108,8 @@ def results(
     if figure is not None:
         drawn = learning_curves(runs, figure, metric=metric, by=columns)
         out.print(f"Learning curves: {drawn}", soft_wrap=True)
-    out.print(f'In Python: runs = segcredit.read_runs("{directory}"); runs.steps', soft_wrap=True)
+    line = f'import segcredit; runs = segcredit.read_runs("{directory}"); runs.steps'
+    out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
 
 
 @app.command()

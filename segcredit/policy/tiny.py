@@ -18,11 +18,12 @@ from typing import Any, cast
 
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from segcredit.atomic import write_atomically
 from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.protocols import PolicySource, Sampler, Task
@@ -238,12 +239,8 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _save(model: nn.Module, path: Path) -> None:
-    """Written beside and renamed, so that no reader ever meets half a file."""
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    """Appears whole: no reader ever meets half a file."""
+    write_atomically(path, save({name: x.contiguous() for name, x in model.state_dict().items()}))
 
 
 def _stream(seed: int, name: str) -> int:

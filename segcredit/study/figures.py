@@ -74,6 +74,7 @@ def learning_curves(
         axes = figure.add_subplot()
         _draw_groups(axes, _recorded(runs, metric, by))
         axes.set(xlabel="step", ylabel=metric.replace("_", " "))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         figure.legend(loc="outside right upper", frameon=False, title=", ".join(by))
         _write(figure, path)
     return path

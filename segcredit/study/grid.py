@@ -55,8 +55,6 @@ class Cell:
 
     def steps_done(self) -> int:
         """Policy steps recorded so far."""
-        if not (self.directory / "metrics.jsonl").exists():
-            return 0
         rows = read_metrics(self.directory)
         return int(rows[-1]["step"] or 0) if rows else 0
 

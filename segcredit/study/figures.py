@@ -16,6 +16,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from segcredit.atomic import write_atomically
 from segcredit.errors import StudyError
@@ -74,7 +75,7 @@ def learning_curves(
         axes = figure.add_subplot()
         _draw_groups(axes, _recorded(runs, metric, by))
         axes.set(xlabel="step", ylabel=metric.replace("_", " "))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside right upper", frameon=False, title=", ".join(by))
         _write(figure, path)
     return path

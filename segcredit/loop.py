@@ -74,12 +74,12 @@ def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iter
             started = time.process_time()
             experience = collect(run, step)
             figures = improve(run, experience, step)
-            unvaried = _require_signal(run, experience, step, unvaried)
             row = _row(run, experience, figures, row, step, started)
             if step % config.record.every == 0 or step == config.train.steps:
                 for name, columns in tables(run, experience, step).items():
                     records.table(name, step, columns)
             _record(run, records, row)
+            unvaried = _require_signal(run, experience, step, unvaried)
             yield row
         records.finish()
 

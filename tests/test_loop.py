@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from segcredit import load_config, read_runs, train
+from segcredit import ProcessReward, load_config, read_runs, registry, train
 from segcredit.build import build, run_hash
 from segcredit.errors import PluginError, RecordError, TaskError, TrainingError
 from segcredit.experience import collect
@@ -153,7 +154,7 @@ def test_equal_rewards_from_the_start_stop_the_run_after_patience(tmp_path):
     hopeless = [*SMALL, "rollouts.max_new_tokens=1", "train.patience=2"]
     with pytest.raises(TrainingError, match="all rewards of the first 2 steps were equal"):
         train(load_config("grpo", hopeless), tmp_path / "run")
-    assert read_runs(tmp_path / "run").steps.step.tolist() == [0, 1]
+    assert read_runs(tmp_path / "run").steps.step.tolist() == [0, 1, 2]
 
 
 def test_empty_completions_stop_the_run(tmp_path, monkeypatch):
@@ -223,3 +224,24 @@ def test_a_pretrained_model_runs_through_the_same_loop(tmp_path):
     pretrained = train(load_config("sapo", [model, *small]), tmp_path / "hf")
     embedded = train(load_config("sapo", SMALL), tmp_path / "tiny")
     assert read_runs(pretrained).steps.accuracy[0] == read_runs(embedded).steps.accuracy[0]
+
+
+def test_process_rewards_are_added_to_the_segments(tmp_path, monkeypatch):
+    @dataclass(frozen=True, slots=True)
+    class Tenth(ProcessReward):
+        def reward(self, rollouts, segmentation):
+            return torch.full(segmentation.mask.shape, 0.1)
+
+    monkeypatch.setattr(registry.process_rewards, "_local", {"tenth": Tenth})
+    config = load_config("sapo", [*SMALL, "process_reward=tenth"])
+    segments = read_runs(train(config, tmp_path / "run")).segments
+    last = segments.groupby(["step", "prompt", "response"]).segment.transform("max")
+    np.testing.assert_allclose(segments.reward[segments.segment < last], 0.1, atol=1e-6)
+
+
+def test_the_ratio_may_have_a_segmentation_of_its_own(tmp_path):
+    own = [*SMALL, "loss.ratio=segment", "loss.ratio_segmenter=newline"]
+    by_line = read_runs(train(load_config("ppo", own), tmp_path / "line")).steps
+    by_token = read_runs(train(load_config("ppo", SMALL), tmp_path / "token")).steps
+    assert by_line.ratio_max[4] != by_token.ratio_max[4]
+    assert by_line.segments_per_response[1] == by_token.segments_per_response[1]

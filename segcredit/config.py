@@ -9,7 +9,6 @@ table below it whole, while a dotted key changes one option of the plug-in that 
 from __future__ import annotations
 
 import copy
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from segcredit import registry
-from segcredit.errors import ConfigError
+from segcredit.errors import ConfigError, did_you_mean
 from segcredit.objective import KL, Aggregate, Bound, Ratio
 
 
@@ -212,7 +211,7 @@ def read_source(source: str | Path) -> dict[str, Any]:
     if path.suffix != ".toml" and not path.exists():
         names = presets()
         raise ConfigError(
-            f"there is no preset {str(source)!r}{_nearest(str(source), names)} Presets are"
+            f"there is no preset {str(source)!r}{did_you_mean(str(source), names)} Presets are"
             f" {', '.join(names)}; anything else must be the path of a TOML file."
         )
     try:
@@ -241,7 +240,7 @@ def lay_over_preset(layer: Mapping[str, Any]) -> dict[str, Any]:
     elif method and "segmenter" not in layer:
         names = presets()
         raise ConfigError(
-            f"method: there is no preset {method!r}{_nearest(str(method), names)} Presets are"
+            f"method: there is no preset {method!r}{did_you_mean(str(method), names)} Presets are"
             f" {', '.join(names)}. A method of your own needs the keys segmenter, estimator,"
             " advantage and loss.ratio beside its name."
         )
@@ -287,10 +286,8 @@ def _sentence(fault: Any) -> str:
         )
     if fault["type"] == "extra_forbidden":
         known = _known_keys(fault["loc"][:-1])
-        return (
-            f"{path}: there is no such key{_nearest(str(fault['loc'][-1]), known)} Keys here are"
-            f" {', '.join(known)}."
-        )
+        hint = did_you_mean(str(fault["loc"][-1]), known)
+        return f"{path}: there is no such key{hint} Keys here are {', '.join(known)}."
     return f"{path}: {fault['msg']}; found {fault['input']!r}."
 
 
@@ -337,8 +334,3 @@ def _get(values: Mapping[str, Any], path: str) -> Any:
     for part in path.split("."):
         values = values[part]
     return values
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."

@@ -14,6 +14,9 @@
 Every message says what was found, what was expected, the usual cause and what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class SegcreditError(Exception):
     """Whatever segcredit refuses; the command line prints its message without a traceback."""
@@ -53,3 +56,9 @@ class RecordError(SegcreditError, OSError):
 
 class StudyError(SegcreditError, ValueError):
     """A grid, table or figure cannot be made from what was given."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The rest of a sentence about an unknown name: the nearest known one, or a full stop."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."

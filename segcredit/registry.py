@@ -8,7 +8,6 @@ plug-in's module is imported when it is found.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -20,7 +19,7 @@ from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from segcredit.errors import RegistryError
+from segcredit.errors import RegistryError, did_you_mean
 from segcredit.protocols import (
     AdvantageScheme,
     PolicySource,
@@ -115,9 +114,10 @@ class Registry(Generic[T]):
         hints = _option_types(plugin)
         unknown = sorted(set(options) - set(hints))
         if unknown:
+            hint = did_you_mean(unknown[0], hints)
             raise RegistryError(
-                f"{self.kind} {name!r} has no option {unknown[0]!r}{_nearest(unknown[0], hints)}"
-                f" Its options are {_listed(hints)}."
+                f"{self.kind} {name!r} has no option {unknown[0]!r}{hint} Its options are"
+                f" {_listed(hints)}."
             )
         missing = sorted(_required(plugin) - set(options))
         if missing:
@@ -179,7 +179,7 @@ class Registry(Generic[T]):
     def _unknown(self, name: str) -> str:
         names = self.names()
         return (
-            f"there is no {self.kind} {name!r}{_nearest(name, names)} Registered are"
+            f"there is no {self.kind} {name!r}{did_you_mean(name, names)} Registered are"
             f" {_listed(names)}. If it is yours, install its package (entry-point group"
             f" {self.group!r}) or pass its file with --code."
         )
@@ -260,11 +260,6 @@ def _registry_of(hint: Any) -> Registry[Any] | None:
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint, config=ConfigDict(strict=False, arbitrary_types_allowed=True))
-
-
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _listed(names: Any) -> str:

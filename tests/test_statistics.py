@@ -75,9 +75,9 @@ def test_summary_groups_by_options_that_some_runs_lack(tmp_path: Path) -> None:
 
 def test_unknown_columns_and_metrics_get_the_nearest(tmp_path: Path) -> None:
     runs = make_runs(tmp_path)
-    with pytest.raises(StudyError, match=r"Did you mean 'segmenter'.*There are: run, method"):
+    with pytest.raises(StudyError, match=r"did you mean 'segmenter'.*There are: run, method"):
         summarise(runs, ["segmentr"], "accuracy")
-    with pytest.raises(StudyError, match="Did you mean 'accuracy'"):
+    with pytest.raises(StudyError, match="did you mean 'accuracy'"):
         summarise(runs, ["method"], "acuracy")
     with pytest.raises(StudyError, match="No column to group by"):
         summarise(runs, [], "accuracy")

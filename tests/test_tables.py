@@ -120,9 +120,9 @@ def test_read_projects_columns_and_fills_what_a_run_lacks(tmp_path: Path) -> Non
 def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     make_run(tmp_path)
     runs = read_runs(tmp_path)
-    with pytest.raises(StudyError, match="Did you mean 'reward'"):
+    with pytest.raises(StudyError, match="did you mean 'reward'"):
         runs.read("responses", columns=["rewards"])
-    with pytest.raises(StudyError, match="Did you mean 'tokens'"):
+    with pytest.raises(StudyError, match="did you mean 'tokens'"):
         runs.read("token")  # pyright: ignore[reportArgumentType]
 
 

@@ -14,7 +14,6 @@ Nothing is read before it is asked for, so that finding a thousand runs is quick
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from segcredit.errors import RecordError, StudyError
+from segcredit.errors import RecordError, StudyError, did_you_mean
 from segcredit.records import CONFIG, STATUS, read_config, read_metrics, read_status
 from segcredit.step_tables import TABLES, TableName, table_files, unified_schema
 
@@ -183,10 +182,9 @@ def require_known(what: str, names: Iterable[str], known: Iterable[str]) -> None
     existing = list(known)
     for name in names:
         if name not in existing:
-            near = difflib.get_close_matches(name, existing, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
             raise StudyError(
-                f"There is no {what} named '{name}'.{hint} There are: {', '.join(existing)}."
+                f"there is no {what} {name!r}{did_you_mean(name, existing)} There are:"
+                f" {', '.join(existing)}."
             )
 
 

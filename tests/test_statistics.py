@@ -94,7 +94,7 @@ def test_learning_curves_are_drawn_and_repeatable(tmp_path: Path, extension: str
 
 def test_learning_curves_refuse_what_they_cannot_draw(tmp_path: Path) -> None:
     runs = make_runs(tmp_path)
-    with pytest.raises(StudyError, match="figure format named 'txt'"):
+    with pytest.raises(StudyError, match="figure format 'txt'"):
         learning_curves(runs, tmp_path / "curves.txt")
     with pytest.raises(StudyError, match=r"No run in .* recorded 'kl'"):
         learning_curves(runs, tmp_path / "curves.pdf", metric="kl")

@@ -193,7 +193,7 @@ def load_config(
         ConfigError: the file cannot be read, or a key or value is wrong; names the dotted path.
         RegistryError: a plug-in is unknown or refuses its options.
     """
-    layer = dict(source) if isinstance(source, Mapping) else read_source(source)
+    layer = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_source(source)
     layer.pop("grid", None)
     for override in overrides:
         path, value = parse_override(override)

@@ -1,6 +1,6 @@
 """Step 4 of the loop: epochs x minibatches of policy and value losses over one experience."""
 
-# Accelerate carries no types: what they return is unknown here, and only here.
+# Accelerate carries no types: what it returns is unknown here, and only here.
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
 # pyright: reportUnknownVariableType=false
 
@@ -54,8 +54,7 @@ def improve(
         gradient_norm, ...``.
 
     Raises:
-        TrainingError: a loss or a gradient is not finite. The parameters are those from before
-            that minibatch.
+        TrainingError: a loss or a gradient is not finite; nothing was stepped along it.
     """
     meter = Meter()
     policy_epochs = run.policy.epochs if policy else 0

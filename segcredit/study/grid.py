@@ -7,10 +7,12 @@ laid under the file's own keys.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import multiprocessing
 import os
-import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any
 
 from segcredit.build import run_hash
 from segcredit.config import RunConfig, load_config, parse_override, read_source, set_key
-from segcredit.errors import ConfigError, SegcreditError, StudyError
+from segcredit.errors import ConfigError, RecordError, SegcreditError, StudyError
 from segcredit.loop import train
 from segcredit.loose_files import load_code
 from segcredit.records import RunRecords, read_metrics
@@ -107,7 +109,8 @@ def _cell(
     keys: Mapping[str, Any], settings: Mapping[str, Any], output: Path, overrides: Sequence[str]
 ) -> Cell:
     label = " ".join(f"{key}={_short(value)}" for key, value in settings.items())
-    values: dict[str, Any] = {**keys}
+    # Copies all the way down: cells must not write into one another's tables.
+    values, settings = copy.deepcopy(dict(keys)), copy.deepcopy(dict(settings))
     # The shortest paths first: a plug-in's name, then its options.
     for key, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
         set_key(values, key, value)
@@ -188,9 +191,7 @@ def _record_failure(cell: Cell, error: Exception) -> None:
     """Failures from before the run began, which the loop could not record itself."""
     if cell.status() == "failed":
         return
-    try:
-        RunRecords.create(cell.directory, cell.config.model_dump(), {}).fail(
-            type(error).__name__, str(error), ""
-        )
-    except SegcreditError:
-        time.sleep(0)  # The disk that refused the run refuses its failure too.
+    # A disk that refused the run refuses its failure too; the cell is then seen as unfinished.
+    with contextlib.suppress(RecordError):
+        records = RunRecords.create(cell.directory, cell.config.model_dump(), {})
+        records.fail(type(error).__name__, str(error), traceback.format_exc())

@@ -140,6 +140,7 @@ def segment_values(
         else segmentation.reduce(token_weights, "sum"),
         mask=mask_BS,
         group=rollouts.group,
+        node_ids=segmentation.reduce(rollouts.node_ids, "last"),
     )
 
 
@@ -194,12 +195,14 @@ def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
 def _group_index(group: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
     """A number below B for each row's group, and (B,) the groups' sizes (1 where unused).
 
-    A group is named by its first row, so that no size is read back from the device.
+    By sorting rather than by ``unique``, whose size would be read back from the device.
     """
-    same_BB = group[:, None] == group[None, :]
-    first_B = same_BB.to(torch.uint8).argmax(1)
-    counts_B = torch.zeros_like(first_B).index_add(0, first_B, torch.ones_like(first_B))
-    return first_B, counts_B.clamp(min=1)
+    sorted_B, order_B = group.sort(stable=True)
+    begins_B = torch.ones_like(sorted_B)
+    begins_B[1:] = (sorted_B[1:] != sorted_B[:-1]).to(begins_B.dtype)
+    index_B = torch.empty_like(order_B).scatter(0, order_B, begins_B.cumsum(0) - 1)
+    counts_B = torch.zeros_like(index_B).index_add(0, index_B, torch.ones_like(index_B))
+    return index_B, counts_B.clamp(min=1)
 
 
 def explained_variance(

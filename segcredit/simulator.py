@@ -148,7 +148,7 @@ def micro_batches(action_mask: Tensor, micro_tokens: int) -> Iterator[Tensor]:
         start += rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class PolicySimulator(Simulator):
     """Continues and samples with the current policy, and verifies what comes out.
 
@@ -167,6 +167,8 @@ class PolicySimulator(Simulator):
     max_new_tokens: int
     micro_tokens: int
     generator: torch.Generator
+    tokens: int = 0
+    """Tokens sampled so far for whoever asked."""
 
     def sample(
         self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
@@ -181,6 +183,7 @@ class PolicySimulator(Simulator):
             greedy=greedy,
             generator=self.generator,
         )
+        self.tokens += int(completions.mask.sum())
         return as_rollouts(completions, self.policy, micro_tokens=self.micro_tokens)
 
     def resume(
@@ -209,10 +212,12 @@ class PolicySimulator(Simulator):
         prompts = [self._prompt(rollouts.prompt_keys[row]) for row in _integers(rows_M)]
         verdicts = verify(self.task, prompts, texts, truncated)
         rewards = torch.tensor([verdict.reward for verdict in verdicts], device=ids.device)
+        tokens = int(mask.sum())
+        self.tokens += tokens
         return Continuations(
             rewards=rewards.to(torch.float32).view(-1, count),
             truncated=truncated.view(-1, count),
-            tokens=int(mask.sum()),
+            tokens=tokens,
         )
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:

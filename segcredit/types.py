@@ -77,9 +77,7 @@ class RolloutBatch(_Rows):
     """Equal where rows share a sampled token, as in a tree; all different by default."""
 
     def __post_init__(self) -> None:
-        if not self.node_ids.numel():
-            different = torch.arange(self.completion_ids.numel(), device=self.completion_ids.device)
-            object.__setattr__(self, "node_ids", different.view(self.completion_ids.shape))
+        _fill_node_ids(self, self.completion_ids)
         rows, width = self.completion_ids.shape
         _require_shapes(
             self, (rows, width), "action_mask", "logprobs", "entropies", "token_rewards"
@@ -116,10 +114,15 @@ class SegmentValues(_Rows):
     """Tokens of the segment that the loss counts; ``lengths`` where it counts all."""
     mask: Bool[Tensor, "B S"]
     group: Int[Tensor, "B"]
+    node_ids: Int[Tensor, "B S"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """That of each segment's last token: equal where rows share the segment's end, as in a tree;
+    all different by default. The state before a segment is the node of the one before it, or the
+    prompt, which is shared within ``group``."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
-        _require_shapes(self, shape, "rewards", "lengths", "weights", "mask")
+        _fill_node_ids(self, self.values)
+        _require_shapes(self, shape, "rewards", "lengths", "weights", "mask", "node_ids")
         _require_shapes(self, shape[:1], "group")
         _require_dtype(self, torch.bool, "mask")
 
@@ -157,6 +160,13 @@ class Continuations:
     truncated: Bool[Tensor, "N K"]
     tokens: int
     """Tokens sampled for them, in all."""
+
+
+def _fill_node_ids(owner: RolloutBatch | SegmentValues, like: Tensor) -> None:
+    """All different where none were given."""
+    if not owner.node_ids.numel():
+        different = torch.arange(like.numel(), device=like.device).view(like.shape)
+        object.__setattr__(owner, "node_ids", different)
 
 
 def _take(value: Any, index: Tensor) -> Any:

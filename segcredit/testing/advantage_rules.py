@@ -66,7 +66,8 @@ def _advantage_ignores_batch_order(subject: Subject) -> None:
 
 def _advantage_ignores_padding(subject: Subject) -> None:
     values = _values()
-    tables = {name: getattr(values, name) for name in ("values", "rewards", "lengths", "weights")}
+    names = ("values", "rewards", "lengths", "weights", "node_ids")
+    tables = {name: getattr(values, name) for name in names}
     wide = {name: torch.cat([x, torch.zeros_like(x)], dim=1) for name, x in tables.items()}
     mask_BS = torch.cat([values.mask, torch.zeros_like(values.mask)], dim=1)
     padded = _advantage(

@@ -1,0 +1,1 @@
+"""Process rewards: what a segment earns by itself, one a file."""

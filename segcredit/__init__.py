@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from segcredit.config import load_config as load_config
     from segcredit.credit import Clock as Clock
     from segcredit.credit import explained_variance as explained_variance
-    from segcredit.credit import group_mean as group_mean
-    from segcredit.credit import group_size as group_size
-    from segcredit.credit import group_std as group_std
     from segcredit.credit import lambda_returns as lambda_returns
+    from segcredit.groups import group_mean as group_mean
+    from segcredit.groups import group_size as group_size
+    from segcredit.groups import group_std as group_std
     from segcredit.loop import train as train
     from segcredit.protocols import AdvantageScheme as AdvantageScheme
     from segcredit.protocols import Policy as Policy
@@ -51,9 +51,6 @@ _HOMES = {
     "segcredit.credit": (
         "Clock",
         "explained_variance",
-        "group_mean",
-        "group_size",
-        "group_std",
         "lambda_returns",
     ),
     "segcredit.errors": (
@@ -68,6 +65,7 @@ _HOMES = {
         "TaskError",
         "TrainingError",
     ),
+    "segcredit.groups": ("group_mean", "group_size", "group_std"),
     "segcredit.loop": ("train",),
     "segcredit.protocols": (
         "AdvantageScheme",

@@ -25,7 +25,7 @@ from transformers import get_scheduler
 
 from segcredit import registry
 from segcredit.config import RunConfig
-from segcredit.errors import TrainingError
+from segcredit.errors import ConfigError, TrainingError
 from segcredit.protocols import (
     AdvantageScheme,
     Policy,
@@ -35,7 +35,7 @@ from segcredit.protocols import (
     Task,
     ValueEstimator,
 )
-from segcredit.streams import forked
+from segcredit.streams import forked, stream
 
 T = TypeVar("T")
 
@@ -74,6 +74,8 @@ class Run:
     accelerator: Accelerator
     task: Task
     held_out: tuple[Prompt, ...]
+    pool: tuple[Prompt, ...]
+    """Candidates of a weighted choice of prompts, each once; empty where it is uniform."""
     policy: Learner
     reference: Policy | None
     """The frozen starting policy, where a KL term needs it."""
@@ -120,6 +122,7 @@ def build(config: RunConfig) -> Run:
         accelerator=accelerator,
         task=task,
         held_out=tuple(task.evaluation(config.evaluate.prompts)),
+        pool=_pool(task, config),
         policy=_learner(
             accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, config
         ),
@@ -133,6 +136,21 @@ def build(config: RunConfig) -> Run:
         advantage=_named(registry.advantages, config.advantage),
         process_reward=_optional(registry.process_rewards, config.process_reward),
     )
+
+
+def _pool(task: Task, config: RunConfig) -> tuple[Prompt, ...]:
+    """Prompts drawn once, the same for every method with this seed."""
+    sizes = config.rollouts
+    if sizes.prompt_choice == "uniform":
+        return ()
+    drawn = task.prompts(sizes.prompt_pool, stream(config.seed, "pool"))
+    pool = tuple({prompt.key: prompt for prompt in drawn}.values())
+    if len(pool) < sizes.prompts:
+        raise ConfigError(
+            f"rollouts.prompt_pool gives {len(pool)} different prompts but a step takes"
+            f" {sizes.prompts} of them; expected at least as many. Raise rollouts.prompt_pool."
+        )
+    return pool
 
 
 def _learner(

@@ -12,14 +12,23 @@ import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from segcredit import registry
+from segcredit.aggregation import Aggregate
 from segcredit.errors import ConfigError, did_you_mean
-from segcredit.objective import KL, Aggregate, Bound, Ratio
+from segcredit.objective import KL, Bound, ClipBounds, Ratio, RatioGradient
 
 
 def _as_table(value: object) -> object:
@@ -46,16 +55,56 @@ class RolloutsConfig(_Section):
     """Completions of each prompt: the group."""
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
+    layout: Literal["independent", "tree"] = "independent"
+    """Whether the completions of a prompt share prefixes."""
+    branches: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Children of a node at each level of a tree, the trunks first; level k branches where the
+    k-th segment ends. Their product is ``completions``."""
+    keep: Literal["all", "varied_groups"] = "all"
+    """``varied_groups`` draws further prompts for groups whose rewards are all equal."""
+    keep_rounds: int = Field(default=4, ge=1)
+    """Most rounds of sampling a step; after them, the varied groups that were found are used."""
+    prompt_choice: Literal["uniform", "weighted"] = "uniform"
+    """``weighted``: from a fixed pool, by the estimator's ``prompt_weights``."""
+    prompt_pool: int = Field(default=512, ge=1)
+    """Prompts drawn from the task once, as the candidates of a weighted choice."""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """Last tokens before ``max_new_tokens`` over which a penalty on length grows from 0."""
+    overlong_penalty: float = Field(default=1.0, ge=0)
+    """Penalty at ``max_new_tokens``, in reward units."""
+
+    @model_validator(mode="after")
+    def _tree_fits(self) -> RolloutsConfig:
+        if self.layout == "tree" and prod(self.branches) != self.completions:
+            raise ValueError(
+                f"layout is 'tree' and branches are {list(self.branches)}; expected numbers whose"
+                f" product is completions = {self.completions}, such as [2, 2, 2] for 8"
+            )
+        if self.layout == "tree" and self.keep != "all":
+            raise ValueError("keep = 'varied_groups' is for layout = 'independent' alone")
+        return self
 
 
 class LossConfig(_Section):
     """The policy's objective, see ``segcredit.objective.surrogate_loss``."""
 
     ratio: Ratio
+    ratio_gradient: RatioGradient = "full"
+    bound: Bound = "clip"
     clip_low: float = Field(ge=0)
     clip_high: float = Field(ge=0)
+    clip_bounds: ClipBounds = "around_one"
     dual_clip: float | None = Field(default=None, gt=1)
-    bound: Bound = "clip"
+    gate_positive: float = Field(default=1.0, gt=0)
+    gate_negative: float = Field(default=1.05, gt=0)
+    tokens: Literal["all", "low_probability", "high_entropy"] = "all"
+    """Which action tokens the loss is taken over."""
+    probability_below: float = Field(default=0.9, gt=0, le=1)
+    """What ``low_probability`` means, under the sampling policy."""
+    entropy_share: float = Field(default=0.2, gt=0, le=1)
+    """The share of the batch's tokens that ``high_entropy`` takes."""
+    count: Literal["chosen", "all"] = "chosen"
+    """Whether tokens that are left out still count in the loss's denominators."""
     aggregate: Aggregate
     norm_length: float | None = Field(default=None, gt=0)
     ratio_segmenter: Plugin | None = None
@@ -65,6 +114,26 @@ class LossConfig(_Section):
     kl_loss: float = Field(ge=0)
     """Weight of the KL estimate added to the loss."""
     kl_estimator: KL
+    kl_limit: float = Field(default=10.0, gt=0)
+    """k3 is clamped to ± this; inf = not at all."""
+    imitation: float = Field(default=0.0, ge=0)
+    """Weight of the mean of −log π over the tokens of completions with a positive reward."""
+
+    def surrogate(self) -> dict[str, Any]:
+        """The options of ``segcredit.objective.surrogate_loss``."""
+        names = (
+            "ratio",
+            "ratio_gradient",
+            "bound",
+            "clip_low",
+            "clip_high",
+            "clip_bounds",
+            "dual_clip",
+            "gate_positive",
+            "gate_negative",
+            "aggregate",
+        )
+        return {name: getattr(self, name) for name in names}
 
 
 class ValueConfig(_Section):

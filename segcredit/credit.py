@@ -101,6 +101,15 @@ def token_rewards(
     return placed_BT if penalty is None else placed_BT - penalty.masked_fill(~action_mask, 0)
 
 
+def overlong(lengths: Int[Tensor, "B"], limit: int, buffer: int) -> Float[Tensor, "B"]:
+    """How far completions reach into the last ``buffer`` tokens before the limit: 0 to 1.
+
+    Source:
+        The soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13, without its sign.
+    """
+    return ((lengths - (limit - buffer)) / buffer).clamp(0, 1)
+
+
 def segment_values(
     rollouts: RolloutBatch,
     segmentation: Segmentation,
@@ -159,50 +168,6 @@ def advantages(
         )
     kept_BS = per_segment.masked_fill(~values.mask, 0)
     return Advantages(per_segment=kept_BS, per_token=segmentation.spread(kept_BS))
-
-
-def group_mean(x: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """The mean of ``x`` over the rows of the same group, given to each of them."""
-    index_B, counts_B = _group_index(group)
-    sums_B = torch.zeros_like(x).index_add(0, index_B, x)
-    return (sums_B / counts_B)[index_B]
-
-
-def group_std(
-    x: Float[Tensor, "B"], group: Int[Tensor, "B"], *, ddof: int = 1
-) -> Float[Tensor, "B"]:
-    """The standard deviation of ``x`` within groups; NaN where a group has ``ddof`` rows or less.
-
-    Args:
-        x: (B,) one number a row.
-        group: (B,) equal for rows of one group.
-        ddof: 1 divides by n − 1 (unbiased variance), 0 by n.
-    """
-    index_B, counts_B = _group_index(group)
-    squares_B = (x - group_mean(x, group)).square()
-    sums_B = torch.zeros_like(x).index_add(0, index_B, squares_B)
-    freedom_B = counts_B - ddof
-    variance_B = torch.where(freedom_B > 0, sums_B / freedom_B, torch.nan)
-    return variance_B.sqrt()[index_B]
-
-
-def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """How many rows share each row's group."""
-    index_B, counts_B = _group_index(group)
-    return counts_B[index_B]
-
-
-def _group_index(group: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
-    """A number below B for each row's group, and (B,) the groups' sizes (1 where unused).
-
-    By sorting rather than by ``unique``, whose size would be read back from the device.
-    """
-    sorted_B, order_B = group.sort(stable=True)
-    begins_B = torch.ones_like(sorted_B)
-    begins_B[1:] = (sorted_B[1:] != sorted_B[:-1]).to(begins_B.dtype)
-    index_B = torch.empty_like(order_B).scatter(0, order_B, begins_B.cumsum(0) - 1)
-    counts_B = torch.zeros_like(index_B).index_add(0, index_B, torch.ones_like(index_B))
-    return index_B, counts_B.clamp(min=1)
 
 
 def explained_variance(

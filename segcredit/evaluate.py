@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from segcredit.completions import complete
 from segcredit.protocols import Policy, Prompt, Task, Verdict
-from segcredit.simulator import complete
 
 
 def evaluate(

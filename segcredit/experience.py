@@ -1,4 +1,4 @@
-"""Steps 1 to 3 of the loop: sample, verify, score, segment, value, credit."""
+"""Steps 2 and 3 of the loop: segment, value, credit, over the rollouts of step 1."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segcredit import credit
+from segcredit import credit, loss_tokens
 from segcredit.build import Run
-from segcredit.errors import PluginError, SegcreditError, TrainingError
-from segcredit.objective import kl_divergence
+from segcredit.config import LossConfig
+from segcredit.errors import PluginError, SegcreditError
 from segcredit.protocols import Segmenter
+from segcredit.sampling import Sampled, sample
 from segcredit.segmentation import Segmentation
-from segcredit.simulator import PolicySimulator, as_rollouts, complete, score
+from segcredit.simulator import PolicySimulator
 from segcredit.streams import stream
 from segcredit.types import Advantages, RolloutBatch, SegmentValues
 
@@ -33,18 +34,30 @@ class Experience:
     """(B,S) regression targets of the values."""
     advantages: Advantages
     token_weights: Tensor
-    """(B,T) how far the loss counts each token."""
+    """(B,T) how far the loss takes each token."""
+    count_weights: Tensor
+    """(B,T) how far its denominators count each token."""
+    sampled: Sampled
 
 
 def collect(run: Run, step: int) -> Experience:
     """Sample a batch under the current policy and assign credit to its segments.
 
     Raises:
-        TrainingError: every completion is empty.
+        TrainingError: every completion is empty (``segcredit.sampling``).
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
-    rollouts, simulator = _sample(run, step)
-    config = run.config
+    sampled = sample(run, step)
+    rollouts, config = sampled.rollouts, run.config
+    simulator = PolicySimulator(
+        policy=run.actor,
+        task=run.task,
+        prompts={prompt.key: prompt for prompt in sampled.prompts},
+        max_new_tokens=config.rollouts.max_new_tokens,
+        micro_tokens=config.train.micro_tokens,
+        generator=stream(config.seed, "estimator", step),
+    )
+    weights_BT, counts_BT = _loss_tokens(config.loss, rollouts)
     segmentation = _segment(run.segmenter, config.segmenter["name"], rollouts)
     ratio_segmentation = segmentation
     if run.ratio_segmenter is not None and config.loss.ratio_segmenter is not None:
@@ -57,6 +70,7 @@ def collect(run: Run, step: int) -> Experience:
             segmentation,
             values_BS,
             process_rewards_BS=_process(run, rollouts, segmentation),
+            token_weights=weights_BT,
         )
         targets_BS = run.estimator.targets(values)
     with blame("advantage", config.advantage["name"]):
@@ -69,55 +83,27 @@ def collect(run: Run, step: int) -> Experience:
         values=values,
         targets=targets_BS,
         advantages=advantages,
-        token_weights=rollouts.action_mask.to(rollouts.logprobs.dtype),
+        token_weights=weights_BT,
+        count_weights=counts_BT,
+        sampled=sampled,
     )
 
 
-def _sample(run: Run, step: int) -> tuple[RolloutBatch, PolicySimulator]:
-    """Prompts x completions, verified and scored, with the token rewards of the config."""
-    config = run.config
-    policy = run.actor
-    sizes = config.rollouts
-    prompts = run.task.prompts(sizes.prompts, stream(config.seed, "prompts", step))
-    completions = complete(
-        policy,
-        run.task,
-        [prompt for prompt in prompts for _ in range(sizes.completions)],
-        max_new_tokens=sizes.max_new_tokens,
-        greedy=False,
-        generator=stream(config.seed, "sampling", step),
-    )
-    rollouts = as_rollouts(completions, policy, micro_tokens=config.train.micro_tokens)
-    if not rollouts.action_mask.any():
-        raise TrainingError(
-            f"all {len(rollouts)} completions of step {step} are empty: there is no token to give"
-            " credit to. The usual cause is a prompt template that already ends the answer, or a"
-            " policy that masks its own tokens. Look at rollouts.max_new_tokens and the task's"
-            " prompts."
+def _loss_tokens(loss: LossConfig, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
+    """(B,T) how far the loss takes each token, and how far its denominators count it."""
+    every_BT = loss_tokens.shared_token_weights(rollouts.node_ids, rollouts.action_mask)
+    if loss.tokens == "low_probability":
+        chosen_BT = loss_tokens.low_probability(
+            rollouts.logprobs, rollouts.action_mask, loss.probability_below
         )
-    simulator = PolicySimulator(
-        policy=policy,
-        task=run.task,
-        prompts={prompt.key: prompt for prompt in prompts},
-        max_new_tokens=sizes.max_new_tokens,
-        micro_tokens=config.train.micro_tokens,
-        generator=stream(config.seed, "estimator", step),
-    )
-    return _with_reference(run, rollouts), simulator
-
-
-def _with_reference(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
-    """Reference log-probs where a KL term needs them, and its penalty in the token rewards."""
-    if run.reference is None:
-        return rollouts
-    reference_BT = score(
-        run.reference, rollouts, micro_tokens=run.config.train.micro_tokens
-    ).logprobs
-    penalty_BT = run.config.loss.kl_penalty * kl_divergence(rollouts.logprobs, reference_BT, "k1")
-    return rollouts.replace(
-        reference_logprobs=reference_BT,
-        token_rewards=credit.token_rewards(rollouts.rewards, rollouts.action_mask, penalty_BT),
-    )
+    elif loss.tokens == "high_entropy":
+        chosen_BT = loss_tokens.high_entropy(
+            rollouts.entropies, rollouts.action_mask, loss.entropy_share
+        )
+    else:
+        chosen_BT = rollouts.action_mask
+    weights_BT = every_BT * chosen_BT
+    return weights_BT, every_BT if loss.count == "all" else weights_BT
 
 
 def _segment(segmenter: Segmenter, name: str, rollouts: RolloutBatch) -> Segmentation:

@@ -90,15 +90,21 @@ def _begin(run: Run) -> Row:
     Warm-up iterations have streams of their own, so that every method meets the same prompts at
     the same step; what they cost is counted.
     """
-    row: Row = {"step": 0, "tokens_sampled": 0, "cpu_seconds": 0.0, **_evaluation(run, 0)}
+    costs = {"tokens_sampled": 0, "tokens_simulated": 0, "cpu_seconds": 0.0}
+    row: Row = {"step": 0, **costs, **_evaluation(run, 0)}
     if run.state.optimizer is None:
         return row
-    started, tokens = time.process_time(), 0
+    started, tokens, simulated = time.process_time(), 0, 0
     for iteration in range(1, run.config.train.value.warmup_iterations + 1):
         experience = collect(run, -iteration)
         improve(run, experience, -iteration, policy=False)
-        tokens += int(experience.rollouts.action_mask.sum())
-    return row | {"tokens_sampled": tokens, "cpu_seconds": time.process_time() - started}
+        tokens += experience.sampled.tokens
+        simulated += experience.simulator.tokens
+    return row | {
+        "tokens_sampled": tokens + simulated,
+        "tokens_simulated": simulated,
+        "cpu_seconds": time.process_time() - started,
+    }
 
 
 def _row(
@@ -107,6 +113,7 @@ def _row(
     """The step's metrics; costs are counted from the start of the run, evaluations left out."""
     rollouts, segmentation = experience.rollouts, experience.segmentation
     tokens_B = rollouts.action_mask.sum(1).float()
+    simulated = experience.simulator.tokens
     sampled = {
         "reward": rollouts.rewards.mean(),
         "reward_std": rollouts.rewards.std(correction=0),
@@ -120,7 +127,10 @@ def _row(
     }
     row: Row = {
         "step": step,
-        "tokens_sampled": before["tokens_sampled"] + float(tokens_B.sum()),
+        "tokens_sampled": before["tokens_sampled"] + experience.sampled.tokens + simulated,
+        "tokens_simulated": before["tokens_simulated"] + simulated,
+        "sampling_rounds": experience.sampled.rounds,
+        "loss_tokens": float(experience.token_weights.sum() / experience.count_weights.sum()),
         **{name: float(value) for name, value in sampled.items()},
         **figures,
     }

@@ -227,6 +227,24 @@ class Policy(Protocol):
         """Completion ids, their mask up to and including the first end token, and truncation."""
         ...
 
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Int[Tensor, "N"],
+        positions_N: Int[Tensor, "N"],
+        *,
+        max_new_tokens: int,
+        micro_tokens: int,
+        greedy: bool,
+        generator: torch.Generator,
+    ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
+        """New tokens after the prompt and all tokens before each position, holes included.
+
+        ``max_new_tokens`` limits whole completions, the tokens before the position included.
+        Returns ids, mask up to and including the first end token, and truncation.
+        """
+        ...
+
     def trunk(self) -> nn.Module:
         """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
         ...
@@ -262,8 +280,13 @@ class Sampler(Protocol):
         pad_id: int,
         suppressed_ids: Sequence[int],
         generator: torch.Generator,
+        cache: Any = None,
     ) -> Int[Tensor, "B T"]:
-        """One completion a row; what follows a row's first end token is ignored."""
+        """One completion a row; what follows a row's first end token is ignored.
+
+        ``cache``: keys and values of every prompt column but the last, as the model's own cache
+        class; spares their computation, and a sampler may do without.
+        """
         ...
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from segcredit.errors import ShapeError
 
-Rows = TypeVar("Rows", bound="_Rows")
+Rows = TypeVar("Rows", bound="RowTable")
 """Rather than Self, which the tests' run-time checks know only in dataclasses."""
 
 
-class _Rows:
+class RowTable:
     """Selection of rows for dataclasses whose every field has one entry a row."""
 
     __slots__ = ()
@@ -35,7 +35,7 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RolloutBatch(_Rows):
+class RolloutBatch(RowTable):
     """Completions sampled from a policy, verified and scored: what every plug-in reads.
 
     Completions are right-padded, prompts left-padded. ``action_mask`` may have holes: tokens of a
@@ -98,7 +98,7 @@ class RolloutBatch(_Rows):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SegmentValues(_Rows):
+class SegmentValues(RowTable):
     """What an advantage scheme reads: values and rewards, one a segment.
 
     Entries where ``mask`` is False are 0; the value after the last segment is 0.
@@ -132,7 +132,7 @@ class SegmentValues(_Rows):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Advantages(_Rows):
+class Advantages(RowTable):
     """Credit: constant inside a segment, 0 outside the action mask."""
 
     per_segment: Float[Tensor, "B S"]

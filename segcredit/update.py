@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from segcredit.aggregation import aggregate_loss, loss_count
 from segcredit.build import Learner, Run
+from segcredit.completions import micro_batches
 from segcredit.errors import TrainingError
 from segcredit.experience import Experience, blame
-from segcredit.objective import aggregate_loss, kl_divergence, loss_count, surrogate_loss
-from segcredit.simulator import micro_batches
+from segcredit.objective import kl_divergence, surrogate_loss
 from segcredit.streams import stream
 from segcredit.types import TokenScores
 
@@ -82,6 +84,28 @@ def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]
     yield from order.tensor_split(min(run.config.train.minibatches, rows))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Counts:
+    """Denominators of a minibatch, which its micro-batches share; 1 where there is nothing."""
+
+    tokens: Tensor
+    imitated: Tensor
+    segments: Tensor
+
+    @classmethod
+    def of(cls, run: Run, experience: Experience, rows: Tensor) -> _Counts:
+        """Of the given rows of an experience."""
+        imitated_BT = (
+            experience.token_weights[rows] * (experience.rollouts.rewards[rows] > 0)[:, None]
+        )
+        found = (
+            loss_count(experience.count_weights[rows], run.config.loss.aggregate),
+            loss_count(imitated_BT, "token_mean"),
+            loss_count(experience.values.mask[rows].float(), run.config.train.value.aggregate),
+        )
+        return cls(*(torch.where(count > 0, count, 1) for count in found))
+
+
 def _accumulate(
     run: Run,
     experience: Experience,
@@ -91,9 +115,7 @@ def _accumulate(
     train_value: bool,
 ) -> None:
     """Gradients of one minibatch, summed over micro-batches that share its denominators."""
-    loss, value = run.config.loss, run.config.train.value
-    tokens = loss_count(experience.token_weights[rows], loss.aggregate).clamp(min=1)
-    segments = loss_count(experience.values.mask[rows].float(), value.aggregate).clamp(min=1)
+    counts = _Counts.of(run, experience, rows)
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
     for piece in micro_batches(
         experience.rollouts.action_mask[rows], run.config.train.micro_tokens
@@ -103,9 +125,9 @@ def _accumulate(
             scores: TokenScores = run.policy.module(experience.rollouts.select(chosen))
         parts: dict[str, Tensor] = {}
         if train_policy:
-            parts["loss"] = _policy_loss(run, experience, chosen, scores, tokens, meter)
+            parts["loss"] = _policy_loss(run, experience, chosen, scores, counts, meter)
         if train_value:
-            parts["value_loss"] = _value_loss(run, experience, chosen, scores, segments)
+            parts["value_loss"] = _value_loss(run, experience, chosen, scores, counts.segments)
         for name, part in parts.items():
             run.accelerator.backward(part)
             totals[name] = totals[name] + part.detach()
@@ -114,10 +136,16 @@ def _accumulate(
 
 
 def _policy_loss(
-    run: Run, experience: Experience, rows: Tensor, scores: TokenScores, count: Tensor, meter: Meter
+    run: Run,
+    experience: Experience,
+    rows: Tensor,
+    scores: TokenScores,
+    counts: _Counts,
+    meter: Meter,
 ) -> Tensor:
-    """Surrogate and KL loss of a micro-batch, over the minibatch's denominator."""
+    """Surrogate, KL and imitation loss of a micro-batch, over the minibatch's denominators."""
     config, rollouts = run.config.loss, experience.rollouts.select(rows)
+    norm_length = float(config.norm_length or run.config.rollouts.max_new_tokens)
     weights_BT = experience.token_weights[rows]
     total, figures = surrogate_loss(
         scores.logprobs,
@@ -125,28 +153,35 @@ def _policy_loss(
         experience.advantages.per_token[rows],
         rollouts.action_mask,
         experience.ratio_segmentation.select(rows),
-        ratio=config.ratio,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        aggregate=config.aggregate,
         token_weights=weights_BT,
-        norm_length=float(config.norm_length or run.config.rollouts.max_new_tokens),
-        denominator=count,
-        bound=config.bound,
+        count_weights=experience.count_weights[rows],
+        norm_length=norm_length,
+        denominator=counts.tokens,
+        **config.surrogate(),
     )
     tokens = weights_BT.sum()
     if config.kl_loss > 0 and rollouts.reference_logprobs is not None:
-        kl_BT = kl_divergence(scores.logprobs, rollouts.reference_logprobs, config.kl_estimator)
+        kl_BT = kl_divergence(
+            scores.logprobs,
+            rollouts.reference_logprobs,
+            config.kl_estimator,
+            limit=config.kl_limit,
+        )
         kl = aggregate_loss(
             kl_BT,
             weights_BT,
             config.aggregate,
-            norm_length=float(config.norm_length or run.config.rollouts.max_new_tokens),
-            denominator=count,
+            count_weights=experience.count_weights[rows],
+            norm_length=norm_length,
+            denominator=counts.tokens,
         )
         meter.add("reference_kl", (kl_BT * weights_BT).sum() / tokens.clamp(min=1), tokens)
         total = total + config.kl_loss * kl
+    if config.imitation > 0:
+        imitated_BT = weights_BT * (rollouts.rewards > 0)[:, None]
+        total = total + config.imitation * aggregate_loss(
+            -scores.logprobs, imitated_BT, "token_mean", denominator=counts.imitated
+        )
     for name, figure in figures.items():
         meter.add(name, figure, tokens)
     return total

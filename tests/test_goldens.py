@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from segcredit import registry
+from segcredit.aggregation import aggregate_loss
 from segcredit.credit import advantages, lambda_returns, segment_values
-from segcredit.objective import aggregate_loss, kl_divergence, surrogate_loss
+from segcredit.objective import kl_divergence, surrogate_loss
 from segcredit.segmentation import Segmentation, top_fraction
 from segcredit.testing import make_rollouts
 from segcredit.types import SegmentValues

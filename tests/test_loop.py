@@ -13,7 +13,7 @@ from segcredit.build import build, run_hash
 from segcredit.errors import PluginError, RecordError, TaskError, TrainingError
 from segcredit.experience import collect
 from segcredit.objective import surrogate_loss
-from segcredit.simulator import micro_batches
+from segcredit.completions import micro_batches
 from small import SMALL
 
 TIMES = ["cpu_seconds"]

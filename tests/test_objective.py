@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
+from segcredit.aggregation import aggregate_loss, loss_count
 from segcredit.errors import ShapeError
-from segcredit.objective import aggregate_loss, kl_divergence, loss_count, surrogate_loss
+from segcredit.objective import kl_divergence, surrogate_loss
 from segcredit.segmentation import Segmentation
 from strategies import cuts, masks, normal
 

@@ -7,7 +7,7 @@ from segcredit import load_config
 from segcredit.build import build
 from segcredit.errors import TaskError
 from segcredit.experience import collect
-from segcredit.simulator import _prefixes
+from segcredit.policy.prefixes import Prefixes
 from small import SMALL
 
 
@@ -51,14 +51,27 @@ def test_states_of_unequal_depth_are_continued_together(experience):
 
 
 def test_a_prefix_is_the_prompt_and_every_token_before_the_position(experience):
-    rollouts = experience.rollouts
-    rows, positions = torch.tensor([3, 0]), torch.tensor([2, 0])
-    ids, mask = _prefixes(rollouts, rows, positions)
+    rollouts, policy = experience.rollouts, experience.simulator.policy
+    rows, positions = torch.tensor([3, 0, 3]), torch.tensor([2, 0, 5])
+    base = policy.model.base_model
+    prefixes = Prefixes.read(base, rollouts, torch.tensor([0, 3]))
+    ids, mask, cache = prefixes.before(rows, positions)
     for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
         prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]]
         expected = torch.cat([prompt, rollouts.completion_ids[row][:position]])
         assert torch.equal(ids[i][mask[i]], expected)
         assert mask[i].tolist() == sorted(mask[i].tolist())
+    places = (mask.long().cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        plain = base(input_ids=ids, attention_mask=mask.long(), position_ids=places)
+        resumed = base(
+            input_ids=ids[:, -1:],
+            attention_mask=mask.long(),
+            position_ids=places[:, -1:],
+            past_key_values=cache,
+        )
+    found, want = resumed.last_hidden_state[:, -1], plain.last_hidden_state[:, -1]
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
 
 
 def test_a_foreign_prompt_is_refused(experience):

@@ -1,4 +1,4 @@
-"""Advantages in units of the group's spread of returns."""
+"""Advantages in units of the spread of returns."""
 
 from __future__ import annotations
 
@@ -13,27 +13,44 @@ from segcredit import AdvantageScheme, SegmentValues, group_size, group_std
 
 @dataclass(frozen=True, slots=True)
 class GroupScaled(AdvantageScheme):
-    """A / (std of the group's returns + eps).
+    """A / (s + eps), with s² = max(variance of the returns, variance_floor).
 
-    Degenerate case: a group whose returns are all equal has advantages of 0 under a group
-    baseline, and stays at 0. A group of one row is left as it is.
+    Assumption: returns of different prompts are comparable only in units of their spread; prompts
+    that are almost always or almost never solved then count for more. Degenerate case: a group
+    whose returns are all equal has advantages of 0 under a group baseline, and stays at 0. One
+    row alone has no spread, and s is 1. Cost: none.
 
     Args:
         inner: the scheme that is scaled.
+        over: whose returns are compared: each ``group``'s, or those of the whole ``batch``.
         ddof: 1 for the unbiased variance, 0 for the population's.
         eps: added to the standard deviation, in reward units.
+        variance_floor: least variance, in squared reward units; 0 = none.
 
     Source:
-        GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.2; ddof and eps as in verl.
+        GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.2, which has neither eps nor floor.
+        verl: the defaults; its vectorised GRPO also has ``variance_floor`` = eps. TRL: eps 1e-4;
+        its scaling by the batch is ``over="batch"``. SPO-tree's code: ddof 0, eps 1e-8.
     """
 
     inner: AdvantageScheme
+    over: Literal["group", "batch"] = "group"
     ddof: Literal[0, 1] = 1
     eps: float = 1e-6
+    variance_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.eps, self.variance_floor) < 0 or self.eps == self.variance_floor == 0:
+            raise ValueError(
+                f"eps is {self.eps} and variance_floor is {self.variance_floor}; expected neither"
+                " to be negative and one to be above 0, such as eps=1e-6, since the returns of a"
+                " group may all be equal."
+            )
 
     def __call__(self, values: SegmentValues) -> Tensor:
         """(B,S) scaled advantages."""
         returns_B = values.rewards.sum(1)
-        spread_B = group_std(returns_B, values.group, ddof=self.ddof) + self.eps
-        alone_B = group_size(values.group) == 1
-        return self.inner(values) / torch.where(alone_B, 1.0, spread_B)[:, None]
+        pool_B = values.group if self.over == "group" else torch.zeros_like(values.group)
+        spread_B = group_std(returns_B, pool_B, ddof=self.ddof).clamp(min=self.variance_floor**0.5)
+        spread_B = spread_B.masked_fill(group_size(pool_B) == 1, 1)
+        return self.inner(values) / (spread_B + self.eps)[:, None]

@@ -15,8 +15,20 @@ from segcredit import AdvantageScheme, SegmentValues
 class Whitened(AdvantageScheme):
     """(A − mean) / sqrt(var + eps) over all segments of the batch, then an optional clamp.
 
-    Biased by construction: mean and variance depend on the actions of the whole batch.
-    Degenerate case: fewer than two weights' worth of data, or no variance, gives 0 / sqrt(eps).
+    With weights w and N = Σ w over the batch::
+
+        mean = Σ w A / N        var = Σ w (A − mean)² / (N − ddof)
+
+    Segments without weight are transformed as all others are. In a tree, where each of n rows
+    weighs a token that they share by 1/n, N is the number of distinct tokens, and N/(N − 1) is
+    the factor that it is without a tree; where fractional weights mean something else, the factor
+    is no exact correction, and ``ddof`` 0 leaves it out.
+
+    Assumption: a step's size should not depend on the scale of the rewards. Biased by
+    construction: mean and variance depend on the actions of the whole batch. Degenerate case: one
+    weight's worth of data, or equal advantages, become 0; where nothing is subtracted (not
+    ``center``, or no segment has weight) they are divided by sqrt(eps). N − ddof is never below
+    the smaller of N and 1. Cost: two sums over the batch.
 
     Args:
         inner: the scheme that is whitened.
@@ -25,9 +37,10 @@ class Whitened(AdvantageScheme):
         center: subtract the mean.
         clamp: bound on the result's size, as SAPO's released code has (5); None = none.
         eps: added to the variance.
+        ddof: 1 for the unbiased variance, 0 for the population's.
 
     Source:
-        ``masked_whiten`` of the PPO code bases: unbiased variance N/(N−1), eps 1e-8.
+        ``masked_whiten`` of the PPO code bases: unbiased variance, eps 1e-8.
     """
 
     inner: AdvantageScheme
@@ -35,16 +48,24 @@ class Whitened(AdvantageScheme):
     center: bool = True
     clamp: float | None = None
     eps: float = 1e-8
+    ddof: Literal[0, 1] = 1
+
+    def __post_init__(self) -> None:
+        if self.eps <= 0:
+            raise ValueError(f"eps is {self.eps}; expected a number above 0, such as 1e-8.")
+        if self.clamp is not None and self.clamp <= 0:
+            raise ValueError(f"clamp is {self.clamp}; expected a number above 0, such as 5.")
 
     def __call__(self, values: SegmentValues) -> Tensor:
         """(B,S) whitened advantages, 0 outside the mask."""
         advantages_BS = self.inner(values).masked_fill(~values.mask, 0)
         weight_BS = values.weights if self.weight == "token" else values.mask
         weight_BS = weight_BS.to(advantages_BS.dtype)
-        count = weight_BS.sum().clamp(min=1)
+        total = weight_BS.sum()
+        count = torch.where(total > 0, total, 1)
         mean = (advantages_BS * weight_BS).sum() / count
         squares = ((advantages_BS - mean).square() * weight_BS).sum()
-        variance = squares / (count - 1).clamp(min=1)
+        variance = squares / torch.maximum(count - self.ddof, count.clamp(max=1))
         white_BS = (advantages_BS - mean * self.center) * torch.rsqrt(variance + self.eps)
         if self.clamp is not None:
             white_BS = white_BS.clamp(-self.clamp, self.clamp)

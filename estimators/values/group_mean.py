@@ -24,7 +24,9 @@ class GroupMean(ValueEstimator):
     A return is the sum of a row's token rewards, KL penalties included.
 
     Assumption: all states of a prompt are worth the same. Since the mean includes the row's own
-    return, expected gradients shrink by the factor (G − 1)/G.
+    return, expected gradients shrink by the factor (G − 1)/G. Degenerate case: a group of equal
+    returns has no advantage; a group of one row, see ``singleton``. Cost: none beyond the group's
+    completions.
 
     Args:
         singleton: what a group of one row gets: ``zero`` advantage (the row's own return as
@@ -44,7 +46,7 @@ class GroupMean(ValueEstimator):
         simulator: Simulator,
     ) -> Tensor:
         """(B,S) the group's mean return in every column."""
-        returns_B = rollouts.token_rewards.sum(1)
+        returns_B = rollouts.token_rewards.masked_fill(~rollouts.action_mask, 0).sum(1)
         means_B = group_mean(returns_B, rollouts.group)
         if self.singleton == "reward":
             means_B = means_B.masked_fill(group_size(rollouts.group) == 1, 0)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from segcredit.alignment import PieceTable, place_spans
 from segcredit.errors import PolicyError
+from segcredit.policy.prefixes import Prefixes
 from segcredit.protocols import Sampler
 from segcredit.types import RolloutBatch, TokenScores
 
@@ -167,10 +168,67 @@ class CausalPolicy(_Deterministic):
         most ``max_new_tokens``.
         """
         first = _first_prompt_column(prompt_mask)
-        ids_BT = self.sampler.sample(
-            self.model,
+        return self._sample(
             prompt_ids[:, first:],
             prompt_mask[:, first:],
+            max_new_tokens=max_new_tokens,
+            greedy=greedy,
+            generator=generator,
+        )
+
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Int[Tensor, "N"],
+        positions_N: Int[Tensor, "N"],
+        *,
+        max_new_tokens: int,
+        micro_tokens: int,
+        greedy: bool,
+        generator: torch.Generator,
+    ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
+        """New tokens after the prompt and all tokens before each position, holes included.
+
+        The rows are read once, as many at a time as ``micro_tokens`` allows; the states of those
+        are sampled in batches of as many, longest first, so that a batch's lengths are alike.
+        """
+        length = rollouts.prompt_ids.shape[1] + max_new_tokens
+        most = max(micro_tokens // length, 1)
+        ids_NF = rows_N.new_full((len(rows_N), max_new_tokens), self.pad_id)
+        mask_NF = torch.zeros_like(ids_NF, dtype=torch.bool)
+        truncated_N = torch.ones_like(rows_N, dtype=torch.bool)
+        for rows_R in rows_N.unique().split(most):
+            prefixes = Prefixes.read(self.model.base_model, rollouts, rows_R)
+            here_M = torch.isin(rows_N, rows_R).nonzero()[:, 0]
+            for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
+                room_M1 = (max_new_tokens - positions_N[states_M])[:, None]
+                ids, mask, cut = self._sample(
+                    *prefixes.before(rows_N[states_M], positions_N[states_M]),
+                    max_new_tokens=int(room_M1.max()),
+                    greedy=greedy,
+                    generator=generator,
+                )
+                late = mask & (torch.arange(ids.shape[1], device=ids.device) >= room_M1)
+                ids_NF[states_M, : ids.shape[1]] = ids
+                mask_NF[states_M, : ids.shape[1]] = mask & ~late
+                truncated_N[states_M] = cut | late.any(1)
+        return ids_NF, mask_NF, truncated_N
+
+    def _sample(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        cache: Any = None,
+        *,
+        max_new_tokens: int,
+        greedy: bool,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """New ids, their mask up to and including the first end token, and truncation."""
+        ids_BT = self.sampler.sample(
+            self.model,
+            ids,
+            mask,
             max_new_tokens=max_new_tokens,
             temperature=self.temperature,
             greedy=greedy,
@@ -178,6 +236,7 @@ class CausalPolicy(_Deterministic):
             pad_id=self.pad_id,
             suppressed_ids=self.suppressed_ids,
             generator=generator,
+            cache=cache,
         )
         ended_BT = torch.isin(ids_BT, torch.tensor(self.end_ids, device=ids_BT.device))
         # The first end token itself has no end token before it, whatever the pad id is.

@@ -38,6 +38,7 @@ class Generate(Sampler):
         pad_id: int,
         suppressed_ids: Sequence[int],
         generator: torch.Generator,
+        cache: Any = None,
     ) -> Int[Tensor, "B T"]:
         """One completion a row, as long as the longest; padded after the end token."""
         config = generation_config(
@@ -53,6 +54,7 @@ class Generate(Sampler):
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
                 generation_config=config,
+                **({} if cache is None else {"past_key_values": cache}),
             )
         return ids_BL[:, prompt_ids.shape[1] :]
 

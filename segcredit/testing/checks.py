@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from segcredit.errors import PluginError
-from segcredit.protocols import AdvantageScheme, Segmenter, ValueEstimator
+from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, ValueEstimator
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
+from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
 from segcredit.testing.subject import Rule, Subject
 
@@ -46,6 +47,15 @@ def check_advantage(plugin: AdvantageScheme) -> None:
     _run(advantage_checks(plugin))
 
 
+def check_process_reward(plugin: ProcessReward) -> None:
+    """Run every check of ``process_reward_checks``.
+
+    Raises:
+        PluginError: the first rule that the process reward breaks.
+    """
+    _run(process_reward_checks(plugin))
+
+
 def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Check]:
     """The rules for segmenters, each with a name.
 
@@ -68,11 +78,17 @@ def advantage_checks(plugin: AdvantageScheme) -> list[Check]:
     return _checks("advantage scheme", plugin, ADVANTAGE_RULES)
 
 
+def process_reward_checks(plugin: ProcessReward) -> list[Check]:
+    """The rules for process rewards, each with a name."""
+    return _checks("process reward", plugin, PROCESS_REWARD_RULES)
+
+
 def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
     """Decorate a test that takes ``check`` and calls it: one named test for each rule.
 
     Args:
-        plugins: segmenters, value estimators and advantage schemes, mixed as you like.
+        plugins: segmenters, value estimators, advantage schemes and process rewards, mixed as you
+            like.
     """
     import pytest  # only for those who test with it
 
@@ -91,10 +107,12 @@ def _checks_of(plugin: object) -> list[Check]:
         return estimator_checks(plugin)
     if isinstance(plugin, AdvantageScheme):
         return advantage_checks(plugin)
+    if isinstance(plugin, ProcessReward):
+        return process_reward_checks(plugin)
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
-        " estimator or an advantage scheme. Give instances rather than classes, and name the"
-        " protocol as base."
+        " estimator, an advantage scheme or a process reward. Give instances rather than classes,"
+        " and name the protocol as base."
     )
 
 

@@ -129,6 +129,35 @@ class ToyPolicy(nn.Module):
         cut_B = torch.full((rows,), width < self.length, dtype=torch.bool)
         return ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), cut_B
 
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Int[Tensor, "N"],
+        positions_N: Int[Tensor, "N"],
+        *,
+        max_new_tokens: int,
+        micro_tokens: int,
+        greedy: bool,
+        generator: torch.Generator,
+    ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
+        """New symbols from each position on; truncated if fewer are allowed than there are."""
+        width = min(max_new_tokens, self.length)
+        ids_NT = rollouts.completion_ids[rows_N][:, :width].clamp(1, _COUNT)
+        ids_NT = nn.functional.pad(ids_NT, (0, width - ids_NT.shape[1]), value=1)
+        prompts_N = rollouts.prompt_ids[rows_N, -1]
+        for t in range(width):
+            shares_NV = self._next(prompts_N, prefix_numbers(ids_NT, self.length)[:, t])
+            drawn_N = (
+                shares_NV.argmax(-1)
+                if greedy
+                else torch.multinomial(shares_NV, 1, generator=generator)[:, 0]
+            )
+            ids_NT[:, t] = torch.where(positions_N <= t, drawn_N + 1, ids_NT[:, t])
+        fresh_NT = torch.arange(width) >= positions_N[:, None]
+        order_NT = torch.argsort(~fresh_NT, dim=1, stable=True)
+        cut_N = torch.full((len(rows_N),), width < self.length, dtype=torch.bool)
+        return ids_NT.gather(1, order_NT), fresh_NT.gather(1, order_NT), cut_N
+
     @torch.no_grad()
     def _next(self, prompts_B: Tensor, numbers_B: Tensor) -> Tensor:
         """(B,V) probabilities of the next symbol after these prefixes."""

@@ -1,0 +1,84 @@
+"""Advantages in units of the spread among a state's children."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from segcredit import AdvantageScheme, SegmentValues, group_mean, group_std
+
+
+@dataclass(frozen=True, slots=True)
+class SiblingScaled(AdvantageScheme):
+    """A_m / (std of q over the distinct children of the state before segment m + eps).
+
+    q_m = r_m + V_{m+1}, with V = 0 after the last segment. Rows share a state where they share
+    the node of the segment before, or at the first segment their group; they share a child where
+    they share the node of the segment's last token as well. A child counts once however many
+    rows go through it, its q being the mean of theirs. Nodes are compared, not columns: rows may
+    come to the same state after different numbers of segments.
+
+    Assumption: values are those of a tree's nodes (``tree``). Degenerate case: where a state has
+    one child, or children whose q do not differ, there is no unit to measure in and A is left as
+    it is. With ``tree`` and ``td`` it is 0 there (but for rounding, which dividing by eps would
+    blow up to 1 in float32). Independent rollouts share their prompt alone: the first segment is
+    scaled by the group's spread, and no other. Cost: one sort of the batch's segments.
+
+    Args:
+        inner: the scheme that is scaled.
+        ddof: 0 for the population's variance, 1 for the unbiased one.
+        eps: added to the standard deviation, in reward units.
+
+    Source:
+        SPO-tree, Guo et al. 2025, arXiv 2505.23564: the group-scaled variant of its released code
+        with its ddof and eps. Difference: it divides by eps where the children do not differ.
+    """
+
+    inner: AdvantageScheme
+    ddof: Literal[0, 1] = 0
+    eps: float = 1e-8
+
+    def __call__(self, values: SegmentValues) -> Tensor:
+        """(B,S) scaled advantages, 0 outside the mask."""
+        mask_BS = values.mask
+        advantages_BS = self.inner(values).masked_fill(~mask_BS, 0)
+        following_BS = torch.cat([values.values[:, 1:], torch.zeros_like(values.values[:, :1])], 1)
+        q_N = (values.rewards + following_BS)[mask_BS]
+        edges_N = _edges(values)
+        edges_C, child_N = _distinct(edges_N)
+        # One number a child, the mean over its rows, and with it the state that it is a child of.
+        q_C = torch.zeros_like(edges_C, dtype=q_N.dtype).index_add(0, child_N, q_N)
+        q_C = q_C / torch.bincount(child_N, minlength=len(edges_C))
+        spread_C = self._spread(q_C, edges_C // values.mask.numel())
+        divisors_BS = torch.ones_like(advantages_BS)
+        divisors_BS[mask_BS] = spread_C[child_N].to(advantages_BS.dtype)
+        return advantages_BS / divisors_BS
+
+    def _spread(self, q_C: Tensor, states_C: Tensor) -> Tensor:
+        """(C,) what the advantage of each child is divided by."""
+        spread_C = group_std(q_C, states_C, ddof=self.ddof)
+        # The same value summed in another order differs in its last digits.
+        rounding_C = 100 * torch.finfo(q_C.dtype).eps * group_mean(q_C.abs(), states_C)
+        # A single child's spread is 0 or NaN, and neither is above anything.
+        return torch.where(spread_C > rounding_C, spread_C + self.eps, 1.0)
+
+
+def _edges(values: SegmentValues) -> Tensor:
+    """(N,) a number for each of the batch's segments: state before it × (B S) + its last node.
+
+    States below B S are nodes, those above prompts.
+    """
+    rows, width = values.mask.shape
+    nodes_BS = _distinct(values.node_ids)[1]
+    prompts_B1 = _distinct(values.group)[1][:, None] + rows * width
+    states_BS = torch.cat([prompts_B1, nodes_BS[:, :-1]], 1)
+    return (states_BS * (rows * width) + nodes_BS)[values.mask]
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct ids, and the place among them of each id given."""
+    found, places = cast(tuple[Tensor, Tensor], torch.unique(ids, return_inverse=True))  # pyright: ignore[reportUnknownMemberType]
+    return found, places.view(ids.shape)

@@ -1,0 +1,101 @@
+"""How the losses of tokens, or of segments, become one number. Pure.
+
+Shapes: ``B`` completions, ``N`` tokens or segments.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segcredit.errors import ShapeError
+
+Aggregate = Literal[
+    "token_mean",
+    "sequence_mean_token_mean",
+    "sequence_mean_token_sum",
+    "sequence_mean_token_norm",
+    "sequence_sum_norm",
+]
+
+
+def aggregate_loss(
+    loss: Float[Tensor, "B N"],
+    weights: Float[Tensor, "B N"],
+    aggregate: Aggregate,
+    *,
+    count_weights: Float[Tensor, "B N"] | None = None,
+    norm_length: float | None = None,
+    denominator: float | Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """One number from the losses of tokens, or of segments.
+
+    ==========================  ==============================================  ===============
+    ``aggregate``               numerator                                       own denominator
+    ==========================  ==============================================  ===============
+    token_mean                  Σ w l over everything                           Σ c
+    sequence_mean_token_mean    Σ over rows of (Σ w l / Σ c)                    rows
+    sequence_mean_token_sum     Σ w l over everything                           rows
+    sequence_mean_token_norm    Σ w l over everything / ``norm_length``         rows
+    sequence_sum_norm           Σ w l over everything / ``norm_length``         1
+    ==========================  ==============================================  ===============
+
+    Rows that count no token are not counted. With nothing to count the loss is 0.
+
+    Args:
+        loss: (B,N) one a token or segment; not read where the weight is 0.
+        weights: (B,N) w in [0,1].
+        aggregate: the mode.
+        count_weights: (B,N) c in [0,1], what the denominators count; None = the weights. Other
+            than they, tokens may be left out of the loss and still count.
+        norm_length: constant of the ``norm`` modes; None = N, which depends on padding.
+        denominator: replaces the own denominator, so that micro-batches and processes add up to
+            the loss of the whole minibatch: its Σ c for ``token_mean``, its rows otherwise.
+
+    Source:
+        The first two: DAPO (arXiv 2503.14476) and GRPO (arXiv 2402.03300). ``token_norm``:
+        Dr. GRPO (arXiv 2503.20783). ``sequence_sum_norm``: verl's ``seq-mean-token-sum-norm``,
+        which does not divide by the rows.
+    """
+    counts = weights if count_weights is None else count_weights
+    weighted = (loss * weights).masked_fill(weights <= 0, 0)
+    per_row_B = counts.sum(1)
+    rows = (per_row_B > 0).sum()
+    length = loss.shape[1] if norm_length is None else norm_length
+    if aggregate == "token_mean":
+        total, own = weighted.sum(), per_row_B.sum()
+    elif aggregate == "sequence_mean_token_mean":
+        safe_B = torch.where(per_row_B > 0, per_row_B, 1)
+        total, own = (weighted.sum(1) / safe_B).sum(), rows
+    elif aggregate == "sequence_mean_token_sum":
+        total, own = weighted.sum(), rows
+    elif aggregate == "sequence_mean_token_norm":
+        total, own = weighted.sum() / max(length, 1e-8), rows
+    elif aggregate == "sequence_sum_norm":
+        total, own = weighted.sum() / max(length, 1e-8), torch.ones_like(rows)
+    else:
+        raise ShapeError(
+            f"aggregate {aggregate!r} does not exist; expected token_mean,"
+            " sequence_mean_token_mean, sequence_mean_token_sum, sequence_mean_token_norm or"
+            " sequence_sum_norm."
+        )
+    if denominator is not None:
+        return total / denominator
+    return total / torch.where(own > 0, own, 1)
+
+
+def loss_count(weights: Float[Tensor, "B N"], aggregate: Aggregate) -> Float[Tensor, ""]:
+    """What ``aggregate_loss`` takes as ``denominator`` for a whole minibatch.
+
+    Args:
+        weights: (B,N) of the minibatch: its ``count_weights`` where those are given.
+        aggregate: the mode.
+    """
+    if aggregate == "token_mean":
+        return weights.sum()
+    if aggregate == "sequence_sum_norm":
+        return weights.new_ones(())
+    return (weights.sum(1) > 0).sum().to(weights.dtype)

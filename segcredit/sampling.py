@@ -1,0 +1,149 @@
+"""Step 1 of the loop: choose prompts, sample and verify completions, keep, price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from segcredit import credit
+from segcredit.build import Run
+from segcredit.completions import Completions, as_rollouts, complete, join, score
+from segcredit.errors import TrainingError
+from segcredit.groups import group_std
+from segcredit.objective import kl_divergence
+from segcredit.protocols import Prompt
+from segcredit.streams import stream
+from segcredit.tree import grow
+from segcredit.types import RolloutBatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """The rollouts of a step, and what they cost."""
+
+    rollouts: RolloutBatch
+    prompts: tuple[Prompt, ...]
+    """Of each rollout."""
+    tokens: int
+    """Tokens sampled, those of completions that were not kept included."""
+    rounds: int
+
+
+def sample(run: Run, step: int) -> Sampled:
+    """Prompts x completions, verified and scored, with the token rewards of the config.
+
+    Raises:
+        TrainingError: every completion is empty.
+    """
+    (found, tokens), rounds = _draw(run, step, 0), 1
+    if run.config.rollouts.keep == "varied_groups":
+        found, tokens, rounds = _varied_groups(run, step, found, tokens)
+    if not found.mask.any():
+        raise TrainingError(
+            f"all {len(found.ids)} completions of step {step} are empty: there is no token to give"
+            " credit to. The usual cause is a prompt template that already ends the answer, or a"
+            " policy that masks its own tokens. Look at rollouts.max_new_tokens and the task's"
+            " prompts."
+        )
+    rollouts = as_rollouts(found, run.actor, micro_tokens=run.config.train.micro_tokens)
+    return Sampled(_priced(run, rollouts), found.prompts, tokens, rounds)
+
+
+def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
+    """Completions of one round and tokens sampled; every method's first round has equal prompts."""
+    config, sizes = run.config, run.config.rollouts
+    name = f"/{round_}" if round_ else ""
+    prompts = _prompts(run, stream(config.seed, f"prompts{name}", step))
+    generator = stream(config.seed, f"sampling{name}", step)
+    if sizes.layout == "tree":
+        return grow(
+            run.actor,
+            run.task,
+            prompts,
+            run.segmenter,
+            sizes.branches,
+            max_new_tokens=sizes.max_new_tokens,
+            micro_tokens=config.train.micro_tokens,
+            generator=generator,
+        )
+    completions = complete(
+        run.actor,
+        run.task,
+        [prompt for prompt in prompts for _ in range(sizes.completions)],
+        max_new_tokens=sizes.max_new_tokens,
+        greedy=False,
+        generator=generator,
+    )
+    return completions, int(completions.mask.sum())
+
+
+def _prompts(run: Run, generator: torch.Generator) -> Sequence[Prompt]:
+    """From the task, or from the run's pool by the estimator's weights, without repetition."""
+    sizes = run.config.rollouts
+    if sizes.prompt_choice == "uniform":
+        return run.task.prompts(sizes.prompts, generator)
+    keys = [prompt.key for prompt in run.pool]
+    weights_K = run.estimator.prompt_weights(run.state.module, keys).double().cpu()
+    drawn = torch.multinomial(weights_K, sizes.prompts, replacement=False, generator=generator)
+    return [run.pool[place] for place in map(int, drawn)]
+
+
+def _varied_groups(
+    run: Run, step: int, first: Completions, tokens: int
+) -> tuple[Completions, int, int]:
+    """Groups whose rewards differ, from as many rounds as it takes to have the usual number.
+
+    Should there be too few after the last round, those there are; should there be none, the
+    first round's as they are, from which a group baseline learns nothing.
+    """
+    sizes = run.config.rollouts
+    kept, rounds = [_varied(first)], 1
+    while len(_keys(kept)) < sizes.prompts and rounds < sizes.keep_rounds:
+        more, spent = _draw(run, step, rounds)
+        kept.append(_varied(more))
+        tokens, rounds = tokens + spent, rounds + 1
+    wanted = set(_keys(kept)[: sizes.prompts])
+    if not wanted:
+        return first, tokens, rounds
+    joined = join(_apart([piece for piece in kept if len(piece.ids)]))
+    rows = [row for row, prompt in enumerate(joined.prompts) if prompt.key in wanted]
+    return joined.select(rows), tokens, rounds
+
+
+def _varied(completions: Completions) -> Completions:
+    """The rows of groups in which not every reward is the same."""
+    spread_B = group_std(completions.rewards, completions.group, ddof=0)
+    return completions.select((spread_B > 0).nonzero()[:, 0])
+
+
+def _keys(pieces: Sequence[Completions]) -> list[str]:
+    """The prompts of all pieces, each once, in order."""
+    return list(dict.fromkeys(prompt.key for piece in pieces for prompt in piece.prompts))
+
+
+def _apart(pieces: Sequence[Completions]) -> list[Completions]:
+    """With node ids of their own for each piece."""
+    widest = max(int(piece.node_ids.max()) for piece in pieces) + 1
+    return [piece.renumbered(place * widest) for place, piece in enumerate(pieces)]
+
+
+def _priced(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
+    """Token rewards: the verifier's, a penalty on length, and the KL penalty of each token."""
+    sizes, loss = run.config.rollouts, run.config.loss
+    rewards_B = rollouts.rewards
+    if sizes.overlong_buffer:
+        lengths_B = rollouts.action_mask.sum(1)
+        rewards_B = rewards_B - sizes.overlong_penalty * credit.overlong(
+            lengths_B, sizes.max_new_tokens, sizes.overlong_buffer
+        )
+    reference_BT, penalty_BT = None, None
+    if run.reference is not None:
+        micro_tokens = run.config.train.micro_tokens
+        reference_BT = score(run.reference, rollouts, micro_tokens=micro_tokens).logprobs
+        penalty_BT = loss.kl_penalty * kl_divergence(rollouts.logprobs, reference_BT, "k1")
+    return rollouts.replace(
+        reference_logprobs=reference_BT,
+        token_rewards=credit.token_rewards(rewards_B, rollouts.action_mask, penalty_BT),
+    )

@@ -1,0 +1,269 @@
+"""Reasoning steps of mathematical prose: sentences and lines that leave formulas whole."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from segcredit import TextSegmenter
+
+Formula = tuple[int, int]
+"""First character of a formula, and the one after its last."""
+
+_DELIMITERS = {"newline": re.compile("\n"), "paragraph": re.compile("\n\n")}
+_NEWLINE = _DELIMITERS["newline"]
+
+_SHORT = 20
+"""A step of fewer characters joins the next."""
+_LONG = 100
+"""A step of more characters is broken up."""
+_FORMULA_WEIGHT = 60
+"""What a formula counts for, whatever its length, where prose is measured."""
+
+_FORMULAS = tuple(
+    re.compile(f"{opening}.*?{closing}", re.DOTALL)
+    for opening, closing in (
+        (r"\[asy\]", r"\[/asy\]"),
+        (r"\$\\begin\{tabular\}", r"\\end\{tabular\}\$"),
+        (r"\\begin\{tabular\}", r"\\end\{tabular\}"),
+        (r"\\\(", r"\\\)"),
+        (r"\\\[", r"\\\]"),
+        (r"\$\$", r"\$\$"),
+        (r"(?<!\\)\$.", r"(?<!\\)\$(?!\$)"),
+        (r"\\begin\{([^}]*)\}", r"\\end\{\1\}"),
+    )
+)
+"""In the order in which they are looked for: what one has found, the next ones cannot see into."""
+
+_SENTENCE = re.compile(r"(?<=\.)(?<!\b[A-Za-z]\.)(?<!\s[A-Za-z]{2}\.)(?=\s+[A-Z])")
+"""After a period and before a capital; not after an initial or a word of two letters (Dr., A.)."""
+_FULL_STOPS = (".$", ".\\)", ".\\]", ".$$")
+"""Formulas that end like this end a sentence."""
+_OPENING = re.compile(r"\$\$?|\\\(|\\\[|\\begin\{[^}]*\}|\[asy\]")
+"""What opens a formula, on a line of its own."""
+
+_PAUSES = tuple(re.compile(pause) for pause in ("(,)", r"(\sand)\s", "(:)", r"(\sto)\s"))
+_SHORTEST_CLAUSE = 40
+_OPERATORS = tuple(
+    re.compile(f"({operator})")
+    for operator in (r",\$", r",\\\)", r",\\\]", "=", r"\\equiv", r"\+", r"\\cancelto")
+)
+_SHORTEST_TERM = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LatexSteps(TextSegmenter):
+    """Steps of a solution: a newline, or the space after a period, begins the next one.
+
+    ``sentence`` cuts (1) before newlines and after periods outside formulas, (2) after formulas
+    that end with a period, (3) before newlines inside formulas; then (4) breaks what is still
+    longer than 100 characters at a comma, "and", a colon, "to", or failing these at an operator,
+    each time at the most central place. Steps of fewer than 20 characters join the next.
+    ``newline`` and ``paragraph`` cut before each newline, or before each two; blank steps at the
+    beginning join the first that is not blank, later ones are steps of their own.
+
+    Not causal: a delimiter belongs to the start of the step after it, so that a boundary depends
+    on the token behind it. The segmenter ``newline`` is the causal counterpart.
+
+    Assumption: one sentence or one line is one step. Degenerate case: a text of fewer than 20
+    characters, or without delimiters, is one step. Cost: a few passes of regular expressions over
+    each text; an opening without its end is searched for to the end of the text.
+
+    Args:
+        delimiter: ``sentence`` (VinePPO's setting for MATH), ``newline`` (for GSM8K) or
+            ``paragraph``.
+        answer_prefix: what the final answer begins with, such as a newline and "#### "; the answer
+            joins the last step that is not blank. Ignored in a text in which it occurs more than
+            once. None = the answer is cut like any text.
+
+    Raises:
+        ValueError: another delimiter, or an empty answer_prefix.
+
+    Source:
+        VinePPO, Kazemnejad et al. 2024, arXiv 2410.01679, and its released code. Texts on which
+        that code fails are cut by the same rule here: short ones are one step, a formula inside
+        another is part of it, and several answers are none in every setting. An answer_prefix
+        with ``sentence`` is ours.
+    """
+
+    delimiter: Literal["sentence", "newline", "paragraph"] = "sentence"
+    answer_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter not in ("sentence", *_DELIMITERS):
+            raise ValueError(
+                f"delimiter is {self.delimiter!r}; expected 'sentence', 'newline' or 'paragraph'."
+            )
+        if self.answer_prefix == "":
+            raise ValueError(
+                "answer_prefix is empty; expected the characters before the answer, such as"
+                " '\\n#### ', or None where the answer is not set apart."
+            )
+
+    @property
+    def causal(self) -> bool:
+        """A boundary comes before its delimiter, and may vanish by what comes later."""
+        return False
+
+    def split(self, text: str) -> Sequence[int]:
+        """The offsets at which steps begin."""
+        body = self._without_answer(text)
+        if self.delimiter == "sentence":
+            starts = _sentence_starts(body)
+        else:
+            starts = _delimiter_starts(body, _DELIMITERS[self.delimiter])
+        if len(body) == len(text):
+            return starts
+        return [start for start in starts if start < len(body.rstrip())]
+
+    def _without_answer(self, text: str) -> str:
+        if self.answer_prefix is None or text.count(self.answer_prefix) != 1:
+            return text
+        return text[: text.index(self.answer_prefix)]
+
+
+def _delimiter_starts(text: str, delimiter: re.Pattern[str]) -> list[int]:
+    """Every delimiter that comes after the first character that is not blank."""
+    starts = [match.start() for match in delimiter.finditer(text)]
+    blank = len(text) - len(text.lstrip())
+    return [start for start in starts if start > blank] if blank < len(text) else starts
+
+
+def _sentence_starts(text: str) -> list[int]:
+    formulas, hidden = _find_formulas(text)
+    starts = _prose_starts(hidden, formulas)
+    starts = _cut_after_formulas(text, formulas, starts)
+    starts = _cut_inside_formulas(text, formulas, starts)
+    return _break_long(text, starts)
+
+
+def _find_formulas(text: str) -> tuple[list[Formula], str]:
+    """The outermost formulas in order, and the text with formulas made unreadable."""
+    found: list[Formula] = []
+    for pattern in _FORMULAS:
+        found += [match.span() for match in pattern.finditer(text)]
+        text = pattern.sub(lambda match: "~" * len(match[0]), text)
+    outermost: list[Formula] = []
+    for start, end in sorted(found):
+        if not outermost or start >= outermost[-1][1]:
+            outermost.append((start, end))
+    return outermost, text
+
+
+def _prose_starts(hidden: str, formulas: Sequence[Formula]) -> list[int]:
+    """Lines and sentences, formulas whole. A formula makes a piece long enough."""
+    begins = [start for start, _ in formulas]
+
+    def is_short(start: int, end: int) -> bool:
+        unfinished = not hidden.endswith(".", start, end)
+        plain = bisect_left(begins, start) == bisect_left(begins, end)
+        return unfinished and plain and end - start < _SHORT
+
+    starts = [match.start() for rule in (_NEWLINE, _SENTENCE) for match in rule.finditer(hidden)]
+    return _join_short(starts, is_short)
+
+
+def _cut_after_formulas(text: str, formulas: Sequence[Formula], starts: Sequence[int]) -> list[int]:
+    """A further cut after every formula that ends with a period."""
+
+    def is_short(start: int, end: int) -> bool:
+        return end - start < _SHORT and not text.endswith(_FULL_STOPS, start, end)
+
+    closed = [end for start, end in formulas if text.endswith(_FULL_STOPS, start, end)]
+    return _join_short([*starts, *closed], is_short, length=len(text))
+
+
+def _cut_inside_formulas(
+    text: str, formulas: Sequence[Formula], starts: Sequence[int]
+) -> list[int]:
+    """A further cut before every newline in a formula; of a step's equal formulas, in the first."""
+
+    def is_short(start: int, end: int) -> bool:
+        return end - start < 3 or _OPENING.fullmatch(text[start:end].strip()) is not None
+
+    steps = {(bisect_right(starts, s), text[s:e]): (s, e) for s, e in reversed(formulas)}
+    lines = [match.start() for s, e in steps.values() for match in _NEWLINE.finditer(text, s, e)]
+    return _join_short([*starts, *lines], is_short, length=len(text))
+
+
+def _join_short(
+    starts: Iterable[int], is_short: Callable[[int, int], bool], *, length: int | None = None
+) -> list[int]:
+    """Without the starts at which a short piece ends.
+
+    The last piece has nothing to join; where the text's ``length`` is given, it joins the one
+    before it if it is short.
+    """
+    kept = [0]
+    for start in sorted(starts):
+        if not is_short(kept[-1], start):
+            kept.append(start)
+    if length is not None and len(kept) > 1 and is_short(kept[-1], length):
+        kept.pop()
+    return kept[1:]
+
+
+def _break_long(text: str, starts: Sequence[int]) -> list[int]:
+    """Further cuts inside the steps that are too long."""
+    edges = [0, *starts, len(text)]
+    broken: list[int] = []
+    for start, end in itertools.pairwise(edges):
+        broken += [start, *(start + cut for cut in _breaks(text[start:end]))]
+    return broken[1:]
+
+
+def _breaks(step: str) -> list[int]:
+    """Cuts of a step, halved for as long as a piece is too long and has a place to cut it.
+
+    Once a formula was cut, pieces that begin in what followed the cut are not searched for
+    clauses again. As in the released code the range counts from the piece that was cut, the
+    pieces' beginnings from the step.
+    """
+    edges = [0, len(step)]
+    place, low, high = 0, len(step), 0
+    while place < len(edges) - 1:
+        start, piece = edges[place], step[edges[place] : edges[place + 1]]
+        cut = None
+        if len(piece) > _LONG and not low <= start < high:
+            cut = _clause_end(piece)
+        if len(piece) > _LONG and cut is None:
+            cut = _term_end(piece)
+            if cut is not None:
+                low, high = min(low, cut), max(high, len(piece))
+        if cut is None:
+            place += 1
+        else:
+            edges.insert(place + 1, start + cut)
+    return edges[1:-1]
+
+
+def _clause_end(piece: str) -> int | None:
+    """Where prose pauses nearest to the middle, a formula counting for so many characters."""
+    formulas, hidden = _find_formulas(piece)
+
+    def weight(end: int) -> int:
+        return end + sum(_FORMULA_WEIGHT - (e - s) for s, e in formulas if e <= end)
+
+    return _most_central(hidden, _PAUSES, weight, _SHORTEST_CLAUSE)
+
+
+def _term_end(piece: str) -> int | None:
+    """The operator nearest to the middle."""
+    return _most_central(piece, _OPERATORS, lambda end: end, _SHORTEST_TERM)
+
+
+def _most_central(
+    piece: str, rules: Iterable[re.Pattern[str]], weight: Callable[[int], int], shortest: int
+) -> int | None:
+    """The place that halves the weight best, of the first rule whose best leaves long halves."""
+    whole = weight(len(piece))
+    for rule in rules:
+        ends = [match.end(1) for match in rule.finditer(piece)]
+        best = min(ends, key=lambda end: abs(2 * weight(end) - whole), default=0)
+        if shortest <= best <= len(piece) - shortest:
+            return best
+    return None

@@ -367,9 +367,14 @@ def _known_keys(path: Iterable[str | int]) -> list[str]:
     return list(model.model_fields)
 
 
-def _read_method(name: str) -> dict[str, Any]:
+def preset_text(name: str) -> str:
+    """A preset's file as it stands, its comment first."""
     file = resources.files("segcredit").joinpath("methods", f"{name}.toml")
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    return file.read_text(encoding="utf-8")
+
+
+def _read_method(name: str) -> dict[str, Any]:
+    return tomllib.loads(preset_text(name))
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ _FORMULA_WEIGHT = 60
 """What a formula counts for, whatever its length, where prose is measured."""
 
 _FORMULAS = tuple(
-    re.compile(f"{opening}.*?{closing}", re.DOTALL)
+    (re.compile(opening, re.DOTALL), closing)
     for opening, closing in (
         (r"\[asy\]", r"\[/asy\]"),
         (r"\$\\begin\{tabular\}", r"\\end\{tabular\}\$"),
@@ -34,7 +34,7 @@ _FORMULAS = tuple(
         (r"\\\[", r"\\\]"),
         (r"\$\$", r"\$\$"),
         (r"(?<!\\)\$.", r"(?<!\\)\$(?!\$)"),
-        (r"\\begin\{([^}]*)\}", r"\\end\{\1\}"),
+        (r"\\begin\{([^}]*)\}", r"\\end\{%s\}"),
     )
 )
 """In the order in which they are looked for: what one has found, the next ones cannot see into."""
@@ -71,7 +71,7 @@ class LatexSteps(TextSegmenter):
 
     Assumption: one sentence or one line is one step. Degenerate case: a text of fewer than 20
     characters, or without delimiters, is one step. Cost: a few passes of regular expressions over
-    each text; an opening without its end is searched for to the end of the text.
+    each text.
 
     Args:
         delimiter: ``sentence`` (VinePPO's setting for MATH), ``newline`` (for GSM8K) or
@@ -144,14 +144,33 @@ def _sentence_starts(text: str) -> list[int]:
 def _find_formulas(text: str) -> tuple[list[Formula], str]:
     """The outermost formulas in order, and the text with formulas made unreadable."""
     found: list[Formula] = []
-    for pattern in _FORMULAS:
-        found += [match.span() for match in pattern.finditer(text)]
-        text = pattern.sub(lambda match: "~" * len(match[0]), text)
+    for opening, closing in _FORMULAS:
+        for start, end in list(_enclosed(text, opening, closing)):
+            found.append((start, end))
+            text = text[:start] + "~" * (end - start) + text[end:]
     outermost: list[Formula] = []
     for start, end in sorted(found):
         if not outermost or start >= outermost[-1][1]:
             outermost.append((start, end))
     return outermost, text
+
+
+def _enclosed(text: str, opening: re.Pattern[str], closing: str) -> Iterator[Formula]:
+    """From each opening to the first closing after it, which may name a group of the opening."""
+    unclosed: set[str] = set()
+    begin = opening.search(text)
+    while begin:
+        end = None
+        # What has no end after one place has none after a later one: no need to search again.
+        if begin[0] not in unclosed:
+            pattern = re.compile(closing % tuple(map(re.escape, begin.groups())))
+            end = pattern.search(text, begin.end())
+        if end is None:
+            unclosed.add(begin[0])
+            begin = opening.search(text, begin.start() + 1)
+        else:
+            yield begin.start(), end.end()
+            begin = opening.search(text, end.end())
 
 
 def _prose_starts(hidden: str, formulas: Sequence[Formula]) -> list[int]:

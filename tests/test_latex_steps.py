@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -77,30 +76,30 @@ def test_lines_agree_with_a_slow_oracle(pieces: list[str], mode: str) -> None:
 
 
 SENTENCES = [
-    # Periods end sentences before a capital only, and not after initials or two letters.
+    # Periods end sentences before a capital only, and not after initials or words of two letters.
     ["The value of pi is 3.14159 or so, e.g. this one.", " Then J. S. Bach and Dr. Who came in."],
-    ["Take the number pi.", "  Take another one."],
+    ["Take any number now.", "  Take another number.", " Take the third one."],
     ["nothing ends here. no capital follows. $x$ neither"],
     # Lines begin with their newline; blank and short ones join the next, and at the end the last.
     ["The first line is here", "\n\n\nThe second line is here"],
     ["The first line is here", "\nso\nwe have the third one."],
     ["The first line is here\nand\n\n  "],
-    # Formulas are whole, periods and newlines in them count where they end or break them.
-    ["We have $a. B$ and \\(c. D\\) and $$e. F$$ here.", " So \\[g. H\\] it was then."],
+    # Formulas are whole; periods and newlines in them count where they end a formula or a line.
+    ["We have $a. B$ and \\(c. D\\) and $$e. F$$ there.", " So \\[g. H\\] it was then."],
     [
-        "Take $x = 1.$",
-        " Take $$y = 2.$$",
-        " Take \\(z = 3.\\)",
-        " Take \\[w = 4.\\]",
-        " Take all of it.",
+        "So $x = 1.$",
+        " So $$y = 2.$$",
+        " So \\(z = 3.\\)",
+        " So \\[w = 4.\\]",
+        " So take all of it now.",
     ],
-    ["$$\nx + y = 4", "\n$$", " is what is given here."],
-    ["It costs \\$5. or so it seems to me.", " It costs \\$6. Of course."],
-    ["[asy]\ndraw(a. B);", "\ndraw(b);", "\n[/asy]", " shows the drawing."],
-    # What opens and never closes is prose.
-    ["An open $x. Then we go on and on.", " And on, \\[ and never close."],
-    # A formula in a formula is part of it.
-    ["See \\begin{cases} $a. B$ \\\\ c. D \\end{cases} for all of it.", " Then stop it here."],
+    ["$$\nx + y = 4", "\n$$ is what is given here."],
+    ["[asy]\ndraw(a. B);", "\ndraw(b);", "\n[/asy] shows the drawing."],
+    # A dollar sign behind a backslash, and what opens and never closes, is prose.
+    ["It costs \\$5. or so it seems now.", " It costs \\$6. Really so."],
+    ["An open $x. Then we go on there.", " And then, \\[ and never close."],
+    # The reference fails on a formula in a formula; here it is part of it.
+    ["See \\begin{cases} $a. B$ \\\\ c. D \\end{cases} for all here.", " Then we stop at once."],
 ]
 
 
@@ -116,26 +115,30 @@ def test_a_formula_that_repeats_in_a_step_is_cut_once() -> None:
 
 
 def test_long_steps_are_halved_where_they_pause() -> None:
-    clause = "a clause of more than forty letters in all"
-    assert steps(f"{clause}, {clause}, {clause}, {clause}") == [
-        f"{clause},",
-        f" {clause},",
-        f" {clause}, {clause}",
-    ]
-    # A comma too near to an end gives way to "and", a colon, "to".
-    assert steps(f"so, {clause} and {clause} x") == [f"so, {clause} and", f" {clause} x"]
-    assert steps(f"so, {clause} to {clause}: x") == [f"so, {clause} to", f" {clause}: x"]
-    assert len(steps(f"so, {clause} {clause}  x y z")) == 1
+    clause = "a clause of more than forty letters in total"
+    assert steps(f"{clause}, {clause}, {clause}") == [f"{clause},", f" {clause}, {clause}"]
+    # A comma too near to an end gives way to "and", then to a colon, then to "to".
+    assert steps(f"so, {clause} and {clause}: x y") == [f"so, {clause} and", f" {clause}: x y"]
+    assert steps(f"so, {clause}: {clause} to x y") == [f"so, {clause}:", f" {clause} to x y"]
+    assert steps(f"so, {clause} to {clause} then x") == [f"so, {clause} to", f" {clause} then x"]
+    assert len(steps(f"so, {clause} or {clause} then x: y")) == 1
+    # Nothing of a hundred characters or fewer is broken.
+    assert [len(step) for step in steps(f"{clause}," + 55 * "x")] == [100]
+    assert [len(step) for step in steps(f"{clause}," + 56 * "x")] == [45, 56]
 
 
 def test_a_formula_weighs_sixty_characters_where_a_step_is_halved() -> None:
-    long = "$" + "x" * 90 + "$"
-    text = f"If it is so that the first thing holds for all, then {long}, and also, the rest here"
-    cut = text.index(" then")
-    assert [len(step) for step in steps(text)] == [cut, len(text) - cut]
-    # By its true length the place in the middle would be the comma after the formula.
-    true_middle = text.index(", and") + 1
-    assert abs(2 * cut - len(text)) > abs(2 * true_middle - len(text))
+    opening, formula = 45 * "a" + ",", "$" + 98 * "x" + "$"
+    closing = 41 * "c" + ", " + 41 * "d"
+    # The first comma is 46 + 60 | 60 + 46 in weight; by length the second would be as good.
+    assert steps(f"{opening} {formula} {closing}") == [
+        opening,
+        f" {formula} {closing[:42]}",
+        closing[42:],
+    ]
+    # A piece that a formula fills is too long still, and is cut at an operator if it has one.
+    plus = "$" + 49 * "x" + "+" + 48 * "x" + "$"
+    assert f" {plus[:51]}" in steps(f"{opening} {plus} {closing}")
 
 
 def test_long_formulas_are_cut_after_operators() -> None:
@@ -149,9 +152,11 @@ def test_long_formulas_are_cut_after_operators() -> None:
 PROSE = st.lists(
     st.sampled_from(
         ["a", " ", "\n", "\n\n", ". ", "So ", "Dr. ", "3.14", ", ", " and ", ": ", " to ", "+", "="]
-        + ["$x$", "$y.$", "$", "\\[", "\\(z.\\)", "$$\nu\n$$", "\\begin{b}\nv\n\\end{b}", "[asy]"]
-        + ["the quick brown fox jumps over ", "é数", "\\$", "\r\n", "#### "]
-    ),
+    )
+    | st.sampled_from(
+        ["$x$", "$y.$", "$", "\\[", "\\(z.\\)", "$$\nu\n$$", "\\begin{b}\nv\n\\end{b}", "[asy]"]
+    )
+    | st.sampled_from(["the quick brown fox jumps over ", "é数", "\\$", "\r\n", "#### "]),
     max_size=60,
 ).map("".join)
 
@@ -162,10 +167,18 @@ def test_steps_cut_nothing_away_and_are_never_tiny(text: str) -> None:
     assert "".join(found) == text
     if len(found) > 1:
         assert all(len(step) >= 3 for step in found)
-    # Doing it again to a step that ends in prose, and needs no join, changes nothing.
-    for step in found:
-        if len(step) >= 20 and step.isascii() and not set(step) & set("$\\[\n"):
-            assert len(step) <= 100 or steps(step) == [step]
+
+
+def test_pieces_of_a_cut_formula_are_not_searched_for_clauses() -> None:
+    """Offsets of the released code, whose range of such pieces mixes two origins."""
+    text = (
+        "to then $x$ all is to p, q= of this, of $x$ a+b of is $x$ a a a to of then sum we is then"
+        " value a+b $x$ now, sum now, the to a $y=3.$ value the and a+b is of and so all the p, q="
+        " to and is then of this: $a+b+c+d=e$ all all so $x$ this: all value we then is p, q= a sum"
+        " sum is sum of and so of the we to so is then value then so is and a we we and of value to"
+        " and of sum $a+b+c+d=e$ and a $y=3.$ sum then to is the to a"
+    )
+    assert list(latex_steps().split(text)) == [66, 133, 175, 259, 373, 394]
 
 
 @given(text=st.text(alphabet="aB. \n,+=", max_size=19))
@@ -174,9 +187,9 @@ def test_a_very_short_text_is_one_step(text: str) -> None:
 
 
 def test_an_answer_joins_the_last_sentence() -> None:
-    text = "First we add two and three. Then we get the number five.\n\n#### 5"
-    assert steps(text, answer_prefix="\n#### ") == [text[:27], text[27:]]
-    assert steps(text, answer_prefix="Answer: ")[-1] == "\n\n#### 5" or len(steps(text)) == 2
+    thought, answer = "First we add two and three there.", "\n\n# Answer\nThe number is the five."
+    assert steps(thought + answer) == [thought, answer]
+    assert steps(thought + answer, answer_prefix="\n# Answer\n") == [thought + answer]
 
 
 def test_tokens_follow_their_characters() -> None:
@@ -205,11 +218,3 @@ def test_wrong_options_are_refused() -> None:
         kind(delimiter="comma")
     with pytest.raises(ValueError, match="answer_prefix is empty"):
         kind(answer_prefix="")
-
-
-def test_no_text_takes_unreasonably_long() -> None:
-    """Openings without an end are each searched to the end of the text: quadratic, but bounded."""
-    began = time.process_time()
-    for opening in ("\\[", "$", "\\begin{a}", "a, ", "\n", "$x.$"):
-        latex_steps().split(opening * (12_000 // len(opening)))
-    assert time.process_time() - began < 20

@@ -345,7 +345,11 @@ def test_the_policy_itself_continues_every_state():
     run = build(
         load_config(
             "sapo",
-            [*SMALL, "policy.steps=1", 'estimator={name = "monte_carlo", continuations = 2, max_states = 3}'],
+            [
+                *SMALL,
+                "policy.steps=1",
+                'estimator={name = "monte_carlo", continuations = 2, max_states = 3}',
+            ],
         )
     )
     experience = collect(run, 1)

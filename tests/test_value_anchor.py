@@ -103,11 +103,23 @@ def test_last_token_is_exact_at_lambda_0_where_only_forks_change_the_value() -> 
 
 
 def test_without_changes_on_forks_last_token_pays_the_segment_before() -> None:
-    data = world(0.0)
+    data = study.make_world("bounded", False, 0.0, seed=0, prompts=64)
     measured = study.quality(data, advantage(data, "last_token"))
+    # The chance of 512 responses, and rows whose last token is no fork.
     assert abs(measured["own_share"]) < 0.05
     assert measured["previous_share"] > 0.9
     assert measured["inner_token_share"] == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("lam", study.LAMBDAS)
+def test_what_a_token_inside_a_segment_does_never_reaches_its_own_advantage(lam: float) -> None:
+    forks, inner = [2, 5], 4
+    before = [0.5, 0.4, 0.6, 0.3, 0.5, 0.2, 0.7]
+    after = [v + 0.1 * (t > inner) for t, v in enumerate(before)]
+    plain, changed = (study.response(v[:-1], v[-1], forks) for v in (before, after))
+    for anchor, want in (("start", 0.1), ("last_token", 0.0)):
+        moved = advantage(changed, anchor, lam).per_token - advantage(plain, anchor, lam).per_token
+        assert float(moved[0, inner]) == pytest.approx(want, abs=1e-12)
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -144,6 +156,13 @@ def test_measures_against_loops_over_tokens() -> None:
     for name, pair in shares.items():
         y, x = tables[pair]
         assert measured[f"{name}_share"] == pytest.approx(np.polyfit(x, y, 1)[0], rel=1e-9)
+    by_row = [
+        np.corrcoef(
+            found.per_token[b, : len(c)], data.segmentation.spread(data.credit_BS)[b, : len(c)]
+        )
+        for b, (c, _) in enumerate(rows(data))
+    ]
+    assert measured["correlation_within"] == pytest.approx(np.mean(by_row, 0)[0, 1], rel=1e-9)
     same = [(x > 0) == (y > 0) for x, y in pairs["own"] if y != 0]
     assert measured["sign_agreement"] == pytest.approx(np.mean(same))
 

@@ -222,7 +222,7 @@ def quality(world: World, found: Advantages) -> dict[str, float]:
     own segment, ``previous_share`` to that of the segment before; ``inner_token_share`` and
     ``ending_token_share`` what a unit changed by one token adds to that token's own advantage,
     for tokens inside segments and for those that end one. Signs are compared where the credit is
-    not 0.
+    not 0. ``correlation_within`` is the mean over responses of each one's own.
     """
     cut = world.segmentation
     inner_BT, changes_BT = cut.action_mask & ~cut.ends, world.changes_BT
@@ -232,6 +232,7 @@ def quality(world: World, found: Advantages) -> dict[str, float]:
     return {
         "correlation": correlation,
         "explained": correlation**2,
+        "correlation_within": _correlation_within(found.per_token, own_BT, cut.action_mask),
         "correlation_segments": _correlation(*_pair(found.per_segment, world.credit_BS, cut.mask)),
         "sign_agreement": _sign_agreement(paid, own),
         "own_share": _slope(paid, own),
@@ -272,10 +273,11 @@ def likeness(world: World, found: Advantages, other: Advantages) -> dict[str, fl
     ``correlation`` is over all tokens of all responses, ``correlation_within`` the mean over
     responses of each one's own: it leaves out how good a response was as a whole.
     """
-    mine, others = _pair(found.per_token, other.per_token, world.segmentation.action_mask)
+    pair_BT = found.per_token, other.per_token, world.segmentation.action_mask
+    mine, others = _pair(*pair_BT)
     return {
         "correlation": _correlation(mine, others),
-        "correlation_within": _correlation_within(world, found, other),
+        "correlation_within": _correlation_within(*pair_BT),
         "sign_agreement": _sign_agreement(mine, others),
         "scale": float(np.sqrt(np.square(mine).mean() / np.square(others).mean())),
         "clamped": float((np.abs(mine) == 5.0).mean()),
@@ -290,9 +292,8 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def _correlation_within(world: World, found: Advantages, other: Advantages) -> float:
-    mask_BT = world.segmentation.action_mask
-    x_BT, y_BT = (_centred(advantage.per_token, mask_BT) for advantage in (found, other))
+def _correlation_within(x_BT: Tensor, y_BT: Tensor, mask_BT: Tensor) -> float:
+    x_BT, y_BT = _centred(x_BT, mask_BT), _centred(y_BT, mask_BT)
     norms_B = (x_BT.square().sum(1) * y_BT.square().sum(1)).sqrt()
     return float(((x_BT * y_BT).sum(1) / norms_B).mean())
 
@@ -437,8 +438,10 @@ def learning_table(results: pd.DataFrame, setting: str, lam: float = 0.99) -> pd
 def settings_table(results: pd.DataFrame) -> pd.DataFrame:
     """The correlation of ``last_token`` at λ = 0 in each setting, beside the closed form."""
     rows = results[(results["subject"] == "last_token") & (results["lam"] == 0)]
-    rows = rows[rows["metric"] == "correlation"]
-    table = _pivot(rows, "setting", {name: name for name in SETTINGS})
+    rows = rows.assign(name=list(zip(rows["setting"], rows["metric"], strict=True)))
+    wanted = {(setting, "correlation"): setting for setting in SETTINGS}
+    wanted[("gaussian", "correlation_within")] = "gaussian, mean within responses"
+    table = _pivot(rows, "name", wanted)
     table.insert(1, "f / √(2 − f)", [f"{closed_form(f):.3f}" for f in table.iloc[:, 0]])
     return table
 
@@ -531,7 +534,7 @@ def _draw_correlations(axes: Axes, results: pd.DataFrame) -> None:
         title="Agreement with true credit, token-weighted",
     )
     # Long enough to tell the dashes apart; below the line at 1.
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.98)}
+    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.95)}
     axes.legend(frameon=False, fontsize=8, handlelength=4.5, **place)
 
 

@@ -12,14 +12,12 @@ import oracles
 from segcredit.credit import (
     advantages,
     explained_variance,
-    group_mean,
-    group_size,
-    group_std,
     lambda_returns,
     segment_values,
     token_rewards,
 )
 from segcredit.errors import ShapeError
+from segcredit.groups import group_mean, group_size, group_std
 from segcredit.segmentation import Segmentation
 from segcredit.testing import make_rollouts
 from segcredit.types import RolloutBatch, SegmentValues

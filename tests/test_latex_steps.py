@@ -77,7 +77,10 @@ def test_lines_agree_with_a_slow_oracle(pieces: list[str], mode: str) -> None:
 
 SENTENCES = [
     # Periods end sentences before a capital only, and not after initials or words of two letters.
-    ["The value of pi is 3.14159 or so, e.g. this one.", " Then J. S. Bach and Dr. Who came in."],
+    [
+        "The value of pi is 3.14159 or so, e.g. this one.",
+        " Then J. S. Bach and Dr. Who came in for tea.",
+    ],
     ["Take any number now.", "  Take another number.", " Take the third one."],
     ["nothing ends here. no capital follows. $x$ neither"],
     # Lines begin with their newline; blank and short ones join the next, and at the end the last.
@@ -95,11 +98,16 @@ SENTENCES = [
     ],
     ["$$\nx + y = 4", "\n$$ is what is given here."],
     ["[asy]\ndraw(a. B);", "\ndraw(b);", "\n[/asy] shows the drawing."],
+    # What is joined before formulas are looked into stays joined: a short finished line, or one
+    # with a formula, leaves the line after it to the third, and then joins both.
+    ["It is all so.\nabcdefgh\nThe remaining line here"],
+    ["So we take $x$\nabcdefgh\nThe remaining line here"],
     # A dollar sign behind a backslash, and what opens and never closes, is prose.
-    ["It costs \\$5. or so it seems now.", " It costs \\$6. Really so."],
+    ["Now it all costs \\$5.", " Really it costs $x$ here."],
+    ["\\begin{x \\begin{b} as we see. This too \\end{b} is what it is."],
     ["An open $x. Then we go on there.", " And then, \\[ and never close."],
     # The reference fails on a formula in a formula; here it is part of it.
-    ["See \\begin{cases} $a. B$ \\\\ c. D \\end{cases} for all here.", " Then we stop at once."],
+    ["See \\begin{cases} $a. B.$ \\\\ c. D \\end{cases} for all here.", " Then we stop at once."],
 ]
 
 

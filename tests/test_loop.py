@@ -10,10 +10,10 @@ import torch
 
 from segcredit import ProcessReward, load_config, read_runs, registry, train
 from segcredit.build import build, run_hash
+from segcredit.completions import micro_batches
 from segcredit.errors import PluginError, RecordError, TaskError, TrainingError
 from segcredit.experience import collect
 from segcredit.objective import surrogate_loss
-from segcredit.completions import micro_batches
 from small import SMALL
 
 TIMES = ["cpu_seconds"]

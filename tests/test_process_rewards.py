@@ -322,11 +322,11 @@ def test_leave_one_out_against_the_formula(cut, seed, per, singleton):
 
 
 def test_a_row_whose_others_are_empty_is_alone():
-    # In float32, 7 times a seventh of 31 tokens is not 31: the count of the others' is rounded.
-    mask = torch.zeros(7, 31, dtype=torch.bool)
+    # In float32, 7 times a seventh of 57 tokens is above 57: the count of the others' is rounded.
+    mask = torch.zeros(7, 57, dtype=torch.bool)
     mask[0] = True
     rollouts = masked_rollouts(mask, [0] * 7)
-    cut = Segmentation.from_starts(torch.zeros(7, 31), mask)
+    cut = Segmentation.from_starts(torch.zeros(7, 57), mask)
     inner = Given(torch.tensor([[0.5], *[[torch.nan]] * 6]))
     for per in ("token", "segment"):
         kept = build("leave_one_out_centered", inner=inner, per=per, singleton="reward")

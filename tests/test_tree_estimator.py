@@ -81,7 +81,7 @@ def value(node: Node, above: list[Node]) -> float:
 
 
 def batch_of(trees: list[Node], seed: int = 0) -> tuple[RolloutBatch, list[list[Node]]]:
-    """The rows of all trees, shuffled; padding holds nodes' ids of other rows and NaN."""
+    """The rows of all trees, shuffled; padding holds nodes' ids of other rows and noise."""
     rows = [(group, row, reward) for group, tree in enumerate(trees) for row, reward in paths(tree)]
     random.Random(seed).shuffle(rows)
     count, width = len(rows), max((len(row) for _, row, _ in rows), default=0) + 1
@@ -101,7 +101,9 @@ def batch_of(trees: list[Node], seed: int = 0) -> tuple[RolloutBatch, list[list[
         rewards=torch.tensor([reward for _, _, reward in rows], dtype=torch.float64),
     )
     rewards = token_rewards(rollouts.rewards, action, penalty)
-    rollouts = rollouts.replace(token_rewards=rewards.masked_fill(~action, torch.nan))
+    # Neither NaN nor a number outside the mask may be read.
+    noise = torch.where(nodes % 2 == 0, torch.nan, 1000.0).double()
+    rollouts = rollouts.replace(token_rewards=torch.where(action, rewards, noise))
     return rollouts, [[trees[group], *row] for group, row, _ in rows]
 
 

@@ -29,8 +29,9 @@ class GroupScaled(AdvantageScheme):
 
     Source:
         GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.2, which has neither eps nor floor.
-        verl: the defaults; its vectorised GRPO also has ``variance_floor`` = eps. TRL: eps 1e-4;
-        its scaling by the batch is ``over="batch"``. SPO-tree's code: ddof 0, eps 1e-8.
+        verl: the defaults; its vectorised GRPO had ``variance_floor`` = eps as well, until verl's
+        pull request 6348 removed the floor. TRL: eps 1e-4; its scaling by the batch is
+        ``over="batch"``. SPO-tree's code: ddof 0, eps 1e-8.
     """
 
     inner: AdvantageScheme

@@ -38,8 +38,8 @@ class MinForm(ProcessReward):
     Source:
         PURE, Cheng et al. 2025, arXiv 2504.15275, and its released code: ``softmax`` is the main
         branch, ``strict`` the "strict min-form" of its verl branch, a reverse running minimum.
-        That branch puts the minimum into the returns; here it is split into rewards, so that any
-        advantage scheme can read them.
+        Difference: that minimum is stated here by the rewards of which it is the undiscounted
+        sum, so that any advantage scheme can read them.
     """
 
     inner: ProcessReward

@@ -73,7 +73,7 @@ class Tracker(ValueEstimator):
         made when a prompt is met, by the policy of that step, instead of for all prompts before
         training; D is measured from the policy that sampled the previous completions, where the
         recipe takes that policy one update later; several completions of a prompt count as one
-        observation of their mean; rewards are not rounded to 0 and 1.
+        observation of their mean; rewards between 0 and 1 are not rounded up in the first estimate.
     """
 
     half_life: float = 0.06

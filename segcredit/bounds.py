@@ -88,5 +88,8 @@ def soft_gate(
     Source:
         Soft Adaptive Policy Optimization, Gao et al. 2025, arXiv 2511.20347.
     """
-    steepness_BT = torch.where(advantages > 0, positive, negative).to(ratio.dtype)
+    # Of the ratio's own type from the start: 1.05 in float32 is another number in float64.
+    steepness_BT = torch.where(
+        advantages > 0, ratio.new_tensor(positive), ratio.new_tensor(negative)
+    )
     return -advantages * torch.sigmoid(steepness_BT * (ratio - 1)) * 4 / steepness_BT

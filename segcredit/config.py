@@ -55,22 +55,22 @@ class RolloutsConfig(_Section):
     """Completions of each prompt: the group."""
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
-    layout: Literal["independent", "tree"] = "independent"
+    layout: Literal["independent", "tree"]
     """Whether the completions of a prompt share prefixes."""
-    branches: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    branches: tuple[Annotated[int, Field(ge=1)], ...]
     """Children of a node at each level of a tree, the trunks first; level k branches where the
     k-th segment ends. Their product is ``completions``."""
-    keep: Literal["all", "varied_groups"] = "all"
+    keep: Literal["all", "varied_groups"]
     """``varied_groups`` draws further prompts for groups whose rewards are all equal."""
-    keep_rounds: int = Field(default=4, ge=1)
+    keep_rounds: int = Field(ge=1)
     """Most rounds of sampling a step; after them, the varied groups that were found are used."""
-    prompt_choice: Literal["uniform", "weighted"] = "uniform"
+    prompt_choice: Literal["uniform", "weighted"]
     """``weighted``: from a fixed pool, by the estimator's ``prompt_weights``."""
-    prompt_pool: int = Field(default=512, ge=1)
+    prompt_pool: int = Field(ge=1)
     """Prompts drawn from the task once, as the candidates of a weighted choice."""
-    overlong_buffer: int = Field(default=0, ge=0)
+    overlong_buffer: int = Field(ge=0)
     """Last tokens before ``max_new_tokens`` over which a penalty on length grows from 0."""
-    overlong_penalty: float = Field(default=1.0, ge=0)
+    overlong_penalty: float = Field(ge=0)
     """Penalty at ``max_new_tokens``, in reward units."""
 
     @model_validator(mode="after")
@@ -89,21 +89,21 @@ class LossConfig(_Section):
     """The policy's objective, see ``segcredit.objective.surrogate_loss``."""
 
     ratio: Ratio
-    ratio_gradient: RatioGradient = "full"
-    bound: Bound = "clip"
+    ratio_gradient: RatioGradient
+    bound: Bound
     clip_low: float = Field(ge=0)
     clip_high: float = Field(ge=0)
-    clip_bounds: ClipBounds = "around_one"
+    clip_bounds: ClipBounds
     dual_clip: float | None = Field(default=None, gt=1)
-    gate_positive: float = Field(default=1.0, gt=0)
-    gate_negative: float = Field(default=1.05, gt=0)
-    tokens: Literal["all", "low_probability", "high_entropy"] = "all"
+    gate_positive: float = Field(gt=0)
+    gate_negative: float = Field(gt=0)
+    tokens: Literal["all", "low_probability", "high_entropy"]
     """Which action tokens the loss is taken over."""
-    probability_below: float = Field(default=0.9, gt=0, le=1)
+    probability_below: float = Field(gt=0, le=1)
     """What ``low_probability`` means, under the sampling policy."""
-    entropy_share: float = Field(default=0.2, gt=0, le=1)
+    entropy_share: float = Field(gt=0, le=1)
     """The share of the batch's tokens that ``high_entropy`` takes."""
-    count: Literal["chosen", "all"] = "chosen"
+    count: Literal["chosen", "all"]
     """Whether tokens that are left out still count in the loss's denominators."""
     aggregate: Aggregate
     norm_length: float | None = Field(default=None, gt=0)
@@ -114,9 +114,9 @@ class LossConfig(_Section):
     kl_loss: float = Field(ge=0)
     """Weight of the KL estimate added to the loss."""
     kl_estimator: KL
-    kl_limit: float = Field(default=10.0, gt=0)
+    kl_limit: float = Field(gt=0)
     """k3 is clamped to ± this; inf = not at all."""
-    imitation: float = Field(default=0.0, ge=0)
+    imitation: float = Field(ge=0)
     """Weight of the mean of −log π over the tokens of completions with a positive reward."""
 
     def surrogate(self) -> dict[str, Any]:

@@ -11,10 +11,15 @@ from torch import Tensor
 
 
 def group_mean(x: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """The mean of ``x`` over the rows of the same group, given to each of them."""
+    """The mean of ``x`` over the rows of the same group, given to each of them.
+
+    Taken of the distances from the group's first row, so that equal numbers have exactly their
+    mean: 0.1 seven times adds up to more than 0.7.
+    """
     index_B, counts_B = _group_index(group)
-    sums_B = torch.zeros_like(x).index_add(0, index_B, x)
-    return (sums_B / counts_B)[index_B]
+    first_B = x[_first_rows(index_B)]
+    sums_B = torch.zeros_like(x).index_add(0, index_B, x - first_B)
+    return first_B + (sums_B / counts_B)[index_B]
 
 
 def group_std(
@@ -39,6 +44,13 @@ def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
     """How many rows share each row's group."""
     index_B, counts_B = _group_index(group)
     return counts_B[index_B]
+
+
+def _first_rows(index_B: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """The first row of each row's group."""
+    rows_B = torch.arange(len(index_B), device=index_B.device)
+    first_B = torch.full_like(rows_B, len(index_B)).scatter_reduce(0, index_B, rows_B, "amin")
+    return first_B[index_B]
 
 
 def _group_index(group: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:

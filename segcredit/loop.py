@@ -130,7 +130,7 @@ def _row(
         "tokens_sampled": before["tokens_sampled"] + experience.sampled.tokens + simulated,
         "tokens_simulated": before["tokens_simulated"] + simulated,
         "sampling_rounds": experience.sampled.rounds,
-        "loss_tokens": float(experience.token_weights.sum() / experience.count_weights.sum()),
+        "loss_tokens": float((experience.token_weights > 0).sum() / tokens_B.sum()),
         **{name: float(value) for name, value in sampled.items()},
         **figures,
     }

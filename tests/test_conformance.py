@@ -28,11 +28,16 @@ from segcredit.testing import (
 from segcredit.types import RolloutBatch, SegmentValues
 
 # Wrappers hold another plug-in, so they need one to be built.
-INNER = {"segmenters": "newline", "estimators": "zero", "advantages": "gae"}
+INNER = {
+    "segmenters": "newline",
+    "estimators": "zero",
+    "advantages": "gae",
+    "process_rewards": "equations",
+}
 
 
 def registered() -> list[Any]:
-    """An instance of every plug-in of the three axes that needs no further file or model."""
+    """An instance of every plug-in of these kinds that needs no further file or model."""
     found: list[Any] = []
     for axis, inner in INNER.items():
         offers = getattr(registry, axis)

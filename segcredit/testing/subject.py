@@ -1,4 +1,4 @@
-"""The plug-in under test, and what the rules of all three kinds ask of it."""
+"""The plug-in under test, and what the rules of all kinds ask of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Subject:
     """The plug-in under test, as messages name it.
 
     Args:
-        kind: "segmenter", "value estimator" or "advantage scheme".
+        kind: "segmenter", "value estimator", "advantage scheme" or "process reward".
         plugin: the plug-in.
     """
 

@@ -1,0 +1,399 @@
+"""The exactness tables: what each combination should do to the expected gradient, and what it does.
+
+``docs/exactness.py`` prints them. Tables are computed once.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from exact import (
+    deviation,
+    measure,
+    measure_groups,
+    surrogate_gradient,
+    toy,
+    weighed_credit,
+    weighed_tree_credit,
+)
+from exact_claims import (
+    CUTS,
+    FIXED,
+    NEWLINE,
+    PER_TOKEN,
+    RANDOM,
+    RUNNING,
+    TOP,
+    WHOLE,
+    Cut,
+    Figure,
+    Row,
+    Table,
+    estimator,
+    labelled,
+    scheme,
+    shown,
+    two_figures,
+)
+from segcredit import AdvantageScheme, registry
+from segcredit.loss_tokens import high_entropy, low_probability
+
+EXACT_VALUES = "monte_carlo"
+WRONG_BY_STATE = "critic"
+WRONG_BY_PROMPT = ("zero", "greedy", "tracker")
+ALONE = (EXACT_VALUES, WRONG_BY_STATE, *WRONG_BY_PROMPT)
+
+
+def reasons(cut: Cut, source: str, lam: float) -> str:
+    """Why the gradient should be biased where completions are treated one by one.
+
+    A number that is the same at all states of a prompt is a baseline with any boundaries. With
+    λ < 1 a value also stands for what is still to come, unless the segment is the last one.
+    """
+    if source != EXACT_VALUES and lam < 1 and cut is not WHOLE:
+        return "v" + cut.why
+    return "" if source in WRONG_BY_PROMPT else cut.why
+
+
+def alone(title: str, before: str, advantage: AdvantageScheme, lam: float) -> Table:
+    """Every segmenter with every estimator that needs no group, under one advantage scheme."""
+    rows: list[Row] = []
+    for cut in CUTS:
+        row: Row = [str(cut), cut.causal]
+        for source in ALONE:
+            error = measure(toy(), cut.plugin, estimator(source), advantage).error
+            row.append(Figure(error, reasons(cut, source, lam)))
+        rows.append(row)
+    header = ["segmenter", "causal", *(f"`{source}`" for source in ALONE)]
+    return Table(f"Every completion by itself: {title}", before, header, rows)
+
+
+@functools.cache
+def full_return() -> Table:
+    return alone(
+        "`full_return`",
+        "A_k = R − V_k: V is a baseline and nothing else. Values of states (`monte_carlo`: exact;"
+        " `critic`: wrong) need a causal segmenter, whether they are right or wrong. What is the"
+        " same at all states of a prompt (`zero`, `greedy`, `tracker`) is a baseline with any"
+        " segmenter. The column *causal* is what the plug-in says of itself.",
+        scheme("full_return"),
+        lam=1.0,
+    )
+
+
+@functools.cache
+def half_lambda() -> Table:
+    return alone(
+        "`gae` lam=0.5",
+        "Below λ = 1 values stand for rewards still to come, and must be right.",
+        scheme("gae", lam=0.5),
+        lam=0.5,
+    )
+
+
+@functools.cache
+def one_step() -> Table:
+    return alone(
+        "`td`",
+        "A_k = V_{k+1} − V_k, and R − V_k at the last segment. Exact values and causal boundaries"
+        " give the true gradient; a value for the prompt credits the last segment alone.",
+        scheme("td"),
+        lam=0.0,
+    )
+
+
+@functools.cache
+def anchors() -> Table:
+    rows: list[Row] = []
+    for cut in (WHOLE, PER_TOKEN, NEWLINE, FIXED, RUNNING, TOP):
+        row: Row = [str(cut), cut.causal]
+        for anchor in ("start", "last_token"):
+            why = cut.why + ("l" if anchor == "last_token" and cut is not PER_TOKEN else "")
+            source = estimator(EXACT_VALUES, anchor=anchor)
+            for name in ("full_return", "td"):
+                row.append(Figure(measure(toy(), cut.plugin, source, scheme(name)).error, why))
+        rows.append(row)
+    columns = [f"{a}, `{name}`" for a in ("start", "last_token") for name in ("full_return", "td")]
+    return Table(
+        "The anchor of a segment's value",
+        "Exact values of the state before the segment (`start`) and of the state before its last"
+        " token (`last_token`, SAPO's released code). The latter knows the tokens of the segment"
+        " before that one, and is charged to them.",
+        ["segmenter", "causal", *columns],
+        rows,
+    )
+
+
+@functools.cache
+def partial_values() -> Table:
+    rows: list[Row] = []
+    for choose in ("first", "even"):
+        for rest in ("hold", "interpolate", "return"):
+            source = estimator(EXACT_VALUES, max_states=2, choose=choose, rest=rest)
+            held = (choose, rest) == ("first", "hold")
+            full, step = (
+                measure(toy(), NEWLINE.plugin, source, scheme(name)).error
+                for name in ("full_return", "td")
+            )
+            figures = [Figure(full, "" if held else "f"), Figure(step, "v" if held else "f")]
+            rows.append([choose, rest, *figures])
+    return Table(
+        "Values of some states only",
+        "`monte_carlo` max_states=2 over `newline`; the values that are estimated are exact.",
+        ["choose", "rest", "`full_return`", "`td`"],
+        rows,
+    )
+
+
+def ratio_error(cut: Cut, ratio_cut: Cut, ratio: str, gradient: str, bound: str) -> float:
+    """Credit over the segments of one segmenter, a segment ratio over those of another."""
+    weighed_CT = weighed_credit(toy(), cut.plugin, estimator(EXACT_VALUES), scheme("full_return"))
+    options = {"ratio": ratio, "ratio_gradient": gradient, "bound": bound}
+    found = surrogate_gradient(toy(), weighed_CT, ratio_cut.plugin, **options)
+    return deviation(found, toy().gradient).error
+
+
+@functools.cache
+def ratios() -> Table:
+    bounds = ("clip", "log_clip", "capped_weight", "soft_gate")
+    levels = [("none", NEWLINE), ("token", NEWLINE), ("segment", NEWLINE)]
+    levels += [("segment", FIXED), ("sequence", NEWLINE)]
+    rows: list[Row] = []
+    for ratio, cut in levels:
+        for gradient in ("full",) if ratio in ("none", "token") else ("full", "own_token"):
+            row: Row = [ratio if cut is NEWLINE else f"{ratio} of {cut}", gradient]
+            across = gradient == "full" and (ratio == "sequence" or cut is not NEWLINE)
+            for bound in bounds:
+                why = "c" if across and bound != "capped_weight" else ""
+                row.append(Figure(ratio_error(NEWLINE, cut, ratio, gradient, bound), why))
+            rows.append(row)
+    return Table(
+        "Ratio, ratio gradient and bound",
+        "`newline`, `monte_carlo`, `full_return`, in the first pass over a batch, where all ratios"
+        " are 1. There every bound has the gradient −A ∇log π, and a ratio over a credit segment"
+        " only redistributes it among tokens that have the same advantage. A ratio that spans"
+        " several credit segments does not, unless its gradient flows through each token's own"
+        " log-prob or, as under `capped_weight`, not at all. Over `whole` every line is exact.",
+        ["ratio", "ratio_gradient", *(f"`{bound}`" for bound in bounds)],
+        rows,
+    )
+
+
+def pair_reasons(cut: Cut, source: str, name: str) -> str:
+    own = "" if source == "leave_one_out" else "o"
+    # A tree of independent rollouts is wrong about states, too, but for that same reason.
+    wrong = name == "td" and cut is not WHOLE and source != "tree"
+    return own + ("v" + cut.why if wrong else "") + ("s" if name == "group_scaled" else "")
+
+
+@functools.cache
+def pairs() -> Table:
+    schemes = {name: scheme(name) for name in ("full_return", "td")}
+    schemes["group_scaled"] = scheme("group_scaled", inner="full_return")
+    cuts = (WHOLE, NEWLINE, TOP)
+    rows: list[Row] = []
+    for source in ("leave_one_out", "group_mean", "length_weighted_group_mean", "tree"):
+        found = {
+            (cut, name): measure_groups(toy(), cut.plugin, estimator(source), schemes[name])
+            for cut in cuts
+            for name in schemes
+        }
+        for name in schemes:
+            row: Row = [f"`{source}`", f"`{name}`"]
+            for cut in cuts:
+                why = pair_reasons(cut, source, name)
+                bent = why != "o" or (source == "tree" and cut is not WHOLE)
+                row += two_figures(found[cut, name], why, bent=bent)
+            rows.append(row)
+    turned = rows[2][3]
+    assert isinstance(turned, Figure)
+    return Table(
+        "Groups of two",
+        f"All {len(toy().everything) ** 2} ordered pairs, each a group; `group_scaled` scales"
+        " `full_return`. *direction* is the sine of the angle between the expected gradient and"
+        " the true one, which no step size can mend; an error of 0.5 whose direction is exact is a"
+        " gradient half as long.",
+        ["estimator", "advantage", *(f"{c}, {what}" for c in cuts for what in MEASURES)],
+        rows,
+        "A group mean that holds the completion's own return keeps (G − 1)/G of the gradient and"
+        " turns it nowhere; `length_weighted_group_mean` is `group_mean` here, since all"
+        f" completions are equally long. Dividing by the group's spread turns it by"
+        f" {shown(turned.value)}: with G = 2 all advantages have the same size, whatever the"
+        " difference in reward."
+        " `tree` takes a completion that shares no token with another for all that can follow, and"
+        " its return for the value of every state but the first.",
+    )
+
+
+MEASURES = ("error", "direction")
+
+
+@functools.cache
+def larger_groups() -> Table:
+    world, whole, full = toy(2), WHOLE.plugin, scheme("full_return")
+    scaled = scheme("group_scaled", inner="full_return")
+    white = scheme("whitened", inner="full_return")
+    rows: list[Row] = []
+    for size in (2, 3, 4, 5):
+        others, own, units, batch = (
+            measure_groups(world, whole, estimator(source), by, size=size, batches=by is white)
+            for source, by in (
+                ("leave_one_out", full),
+                ("group_mean", full),
+                ("group_mean", scaled),
+                ("zero", white),
+            )
+        )
+        figures = [
+            Figure(own.direction),
+            Figure(units.direction, "s"),
+            Figure(batch.direction, "s"),
+        ]
+        rows.append([str(size), Figure(others.error), shown(own.length), *figures])
+    return Table(
+        "Larger groups",
+        "Completions of two tokens, `whole`; `whitened` (over `zero`) sees each group as a batch."
+        " *length* is the gradient's component along the true one, which is 1 long.",
+        [
+            "G",
+            "`leave_one_out`, error",
+            "`group_mean`, length",
+            *(f"`{name}`, direction" for name in ("group_mean", "group_scaled", "whitened")),
+        ],
+        rows,
+    )
+
+
+@functools.cache
+def whitening() -> Table:
+    cases: list[tuple[Cut, str, str, dict[str, Any]]] = [
+        (WHOLE, "zero", "full_return", {}),
+        (WHOLE, "monte_carlo", "full_return", {}),
+        (NEWLINE, "monte_carlo", "full_return", {}),
+        (NEWLINE, "monte_carlo", "full_return", {"weight": "segment"}),
+        (NEWLINE, "monte_carlo", "full_return", {"center": False}),
+        (PER_TOKEN, "monte_carlo", "td", {}),
+        (TOP, "monte_carlo", "full_return", {}),
+    ]
+    rows: list[Row] = []
+    for cut, source, inner, options in cases:
+        white = scheme("whitened", inner=inner, **options)
+        found = measure_groups(
+            toy(), cut.plugin, estimator(source), white, alone=True, batches=True
+        )
+        label = f"{labelled('whitened', options)} of `{inner}`"
+        figures = two_figures(found, cut.why + "s", bent=True)
+        rows.append([str(cut), f"`{source}`", label, *figures])
+    return Table(
+        "Whitening a batch of two",
+        "All ordered pairs, each a batch of its own. A whitened gradient is in other units:"
+        " *direction* is the figure to read. The bias fades as the batch grows (see the table"
+        " above).",
+        ["segmenter", "estimator", "advantage", *MEASURES],
+        rows,
+        "Without centring, advantages that hardly differ are divided by hardly anything: pairs of"
+        " equal completions outweigh all others.",
+    )
+
+
+@functools.cache
+def token_choices() -> Table:
+    everything, mask_CT = toy().everything, toy().everything.action_mask
+    choices = {
+        "all": (mask_CT, "", ""),
+        "high_entropy, share 0.38": (high_entropy(everything.entropies, mask_CT, 0.38), "k", ""),
+        "low_probability, below 0.5": (
+            low_probability(everything.logprobs, mask_CT, 0.5),
+            "k",
+            "b",
+        ),
+    }
+    rows: list[Row] = []
+    for label, (chosen_CT, why, baseline_why) in choices.items():
+        found, plain = (
+            surrogate_gradient(
+                toy(),
+                weighed_credit(toy(), cut.plugin, estimator(source), scheme("full_return")),
+                cut.plugin,
+                token_weights=chosen_CT.double(),
+            )
+            for cut, source in ((PER_TOKEN, EXACT_VALUES), (WHOLE, "zero"))
+        )
+        error = Figure(deviation(found, toy().gradient).error, why)
+        share = float(toy().shares @ chosen_CT.double().mean(1))
+        rows.append(
+            [label, shown(share), error, Figure(deviation(found, plain).error, baseline_why)]
+        )
+    return Table(
+        "Tokens that the loss counts",
+        "`per_token`, `monte_carlo`, `full_return`. The last column is the distance to the gradient"
+        " without a baseline (`zero`): 0 where the choice of tokens leaves baselines harmless. The"
+        " entropy quantile is that of all completions, a fixed threshold; that of a sampled batch"
+        " moves a little with its completions.",
+        ["tokens", "expected share", "error", "distance to no baseline"],
+        rows,
+    )
+
+
+@functools.cache
+def discounts() -> Table:
+    rows: list[Row] = []
+    for cut in (WHOLE, PER_TOKEN, NEWLINE):
+        row: Row = [str(cut), cut.causal]
+        for clock in ("segment", "token"):
+            discounted = scheme("full_return", gamma=0.9, clock=clock)
+            error = measure(toy(), cut.plugin, estimator(EXACT_VALUES), discounted).error
+            row.append(Figure(error, "" if cut is WHOLE and clock == "segment" else "d"))
+        rows.append(row)
+    return Table(
+        "Discounts",
+        "`full_return` gamma=0.9, `monte_carlo`, against the gradient of the undiscounted reward.",
+        ["segmenter", "causal", "clock=segment", "clock=token"],
+        rows,
+    )
+
+
+@functools.cache
+def trees() -> Table:
+    world, rows = toy(3), list[Row]()
+    schemes = {f"`{name}`": scheme(name) for name in ("td", "full_return")}
+    schemes["`sibling_scaled` of `td`"] = scheme("sibling_scaled", inner="td")
+    for label, advantage in schemes.items():
+        for count, once in (("in every row", False), ("once", True)):
+            weighed_CT = weighed_tree_credit(
+                world, FIXED.plugin, estimator("tree"), advantage, stem=2, count_once=once
+            )
+            found = deviation(surrogate_gradient(world, weighed_CT, FIXED.plugin), world.gradient)
+            why = "o" + ("s" if "sibling" in label else "") + ("u" if once else "")
+            rows.append([label, count, *two_figures(found, why, bent=why != "o")])
+    return Table(
+        "Trees",
+        "`tree` over `fixed_length` tokens=2, all trees of completions of three tokens: two stems"
+        " of two tokens, with two endings each. A shared token counts in every row that has it, or"
+        " once (1/n in each of n rows).",
+        ["advantage", "shared tokens count", *MEASURES],
+        rows,
+        "The mean over a state's children holds the child's own value and keeps (n − 1)/n of the"
+        " gradient, equally at every fork if all forks have as many children. Counting a shared"
+        " token once weighs each level of the tree by its number of nodes, which turns the"
+        " gradient.",
+    )
+
+
+def tables() -> list[Table]:
+    """In the page's order."""
+    made = (full_return, half_lambda, one_step, anchors, partial_values, ratios)
+    made += (pairs, larger_groups, whitening, token_choices, discounts, trees)
+    return [make() for make in made]
+
+
+@functools.cache
+def random_over_seeds(count: int = 30) -> float:
+    """Error of the mean gradient over seeds of the segmenter ``random``."""
+    found = 0 * toy().gradient
+    for seed in range(count):
+        cut = registry.segmenters.build(RANDOM.name, seed=seed)
+        weighed_CT = weighed_credit(toy(), cut, estimator(EXACT_VALUES), scheme("full_return"))
+        found += surrogate_gradient(toy(), weighed_CT, cut) / count
+    return deviation(found, toy().gradient).error

@@ -165,8 +165,10 @@ def resume(
     width = rollouts.completion_ids.shape[1]
     before_NT = torch.arange(width, device=rows_N.device) < positions_N[:, None]
     exists_NL = torch.cat([before_NT, fresh_NF], 1)
-    # A stable sort of the mask closes the gap between what was there and what is new.
-    order_NL = torch.argsort(~exists_NL, dim=1, stable=True)
+    # A stable sort of the mask closes the gap between what was there and what is new. Columns
+    # that it leaves empty go: a tree would otherwise grow wider at every level.
+    longest = int(exists_NL.sum(1).amax()) if len(rows_N) else 0
+    order_NL = torch.argsort(~exists_NL, dim=1, stable=True)[:, : max(longest, 1)]
 
     def joined(old_NT: Tensor, new_NF: Tensor) -> Tensor:
         return torch.cat([old_NT, new_NF], 1).gather(1, order_NL)

@@ -103,6 +103,8 @@ class LossConfig(_Section):
     """What ``low_probability`` means, under the sampling policy."""
     entropy_share: float = Field(gt=0, le=1)
     """The share of the batch's tokens that ``high_entropy`` takes."""
+    shared_tokens: Literal["once", "in_each_row"]
+    """How often the loss counts a token that several completions of a tree share."""
     count: Literal["chosen", "all"]
     """Whether tokens that are left out still count in the loss's denominators."""
     aggregate: Aggregate

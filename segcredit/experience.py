@@ -91,7 +91,9 @@ def collect(run: Run, step: int) -> Experience:
 
 def _loss_tokens(loss: LossConfig, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
     """(B,T) how far the loss takes each token, and how far its denominators count it."""
-    every_BT = loss_tokens.shared_token_weights(rollouts.node_ids, rollouts.action_mask)
+    every_BT = rollouts.action_mask.to(rollouts.logprobs.dtype)
+    if loss.shared_tokens == "once":
+        every_BT = loss_tokens.shared_token_weights(rollouts.node_ids, rollouts.action_mask)
     if loss.tokens == "low_probability":
         chosen_BT = loss_tokens.low_probability(
             rollouts.logprobs, rollouts.action_mask, loss.probability_below

@@ -53,6 +53,15 @@ def _first_rows(index_B: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
     return first_B[index_B]
 
 
+def group_place(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """How many earlier rows share each row's group: 0 for the first of them."""
+    index_B, counts_B = _group_index(group)
+    order_B = index_B.argsort(stable=True)
+    begins_B = counts_B.cumsum(0) - counts_B
+    rank_B = torch.arange(len(group), device=group.device) - begins_B[index_B[order_B]]
+    return torch.empty_like(rank_B).scatter(0, order_B, rank_B)
+
+
 def _group_index(group: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
     """A number below B for each row's group, and (B,) the groups' sizes (1 where unused).
 

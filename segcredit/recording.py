@@ -9,6 +9,7 @@ from torch import Tensor
 
 from segcredit.build import Run
 from segcredit.experience import Experience
+from segcredit.groups import group_place
 from segcredit.step_tables import TableName
 
 Columns = dict[str, Any]
@@ -93,9 +94,8 @@ def _tokens(experience: Experience, step: int) -> Columns:
 
 def _names(experience: Experience, rows: Tensor, step: int) -> Columns:
     """Step, prompt and number of the response within its prompt's group, for each row named."""
-    keys, group = experience.rollouts.prompt_keys, experience.rollouts.group
-    earlier_BB = (group[:, None] == group[None, :]).tril(-1)
-    place_B = earlier_BB.sum(1)
+    keys = experience.rollouts.prompt_keys
+    place_B = group_place(experience.rollouts.group)
     return {
         "step": [step] * len(rows),
         "prompt": [keys[row] for row in _list(rows)],

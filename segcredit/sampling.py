@@ -10,7 +10,7 @@ import torch
 from segcredit import credit
 from segcredit.build import Run
 from segcredit.completions import Completions, as_rollouts, complete, join, score
-from segcredit.errors import TrainingError
+from segcredit.errors import PluginError, TrainingError
 from segcredit.groups import group_std
 from segcredit.objective import kl_divergence
 from segcredit.protocols import Prompt
@@ -80,12 +80,24 @@ def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
 
 
 def _prompts(run: Run, generator: torch.Generator) -> Sequence[Prompt]:
-    """From the task, or from the run's pool by the estimator's weights, without repetition."""
+    """From the task, or from the run's pool by the estimator's weights, without repetition.
+
+    Raises:
+        PluginError: the estimator leaves too few prompts to draw from.
+    """
     sizes = run.config.rollouts
     if sizes.prompt_choice == "uniform":
         return run.task.prompts(sizes.prompts, generator)
     keys = [prompt.key for prompt in run.pool]
     weights_K = run.estimator.prompt_weights(run.state.module, keys).double().cpu()
+    possible = int((weights_K > 0).sum())
+    if not weights_K.isfinite().all() or (weights_K < 0).any() or possible < sizes.prompts:
+        raise PluginError(
+            f"estimator {run.config.estimator['name']!r} gave {possible} of the pool's"
+            f" {len(keys)} prompts a weight above 0; expected at least {sizes.prompts}, since a"
+            " step draws as many without repetition, and only finite weights of at least 0. Add a"
+            " small number to every weight, or raise rollouts.prompt_pool."
+        )
     drawn = torch.multinomial(weights_K, sizes.prompts, replacement=False, generator=generator)
     return [run.pool[place] for place in map(int, drawn)]
 

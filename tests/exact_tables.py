@@ -360,7 +360,7 @@ def trees() -> Table:
     schemes = {f"`{name}`": scheme(name) for name in ("td", "full_return")}
     schemes["`sibling_scaled` of `td`"] = scheme("sibling_scaled", inner="td")
     for label, advantage in schemes.items():
-        for count, once in (("in every row", False), ("once", True)):
+        for count, once in (("in_each_row", False), ("once", True)):
             weighed_CT = weighed_tree_credit(
                 world, FIXED.plugin, estimator("tree"), advantage, stem=2, count_once=once
             )
@@ -370,8 +370,8 @@ def trees() -> Table:
     return Table(
         "Trees",
         "`tree` over `fixed_length` tokens=2, all trees of completions of three tokens: two stems"
-        " of two tokens, with two endings each. A shared token counts in every row that has it, or"
-        " once (1/n in each of n rows).",
+        " of two tokens, with two endings each. A shared token counts in each row that has it, or once"
+        " (1/n in each of n rows): the option `loss.shared_tokens`.",
         ["advantage", "shared tokens count", *MEASURES],
         rows,
         "The mean over a state's children holds the child's own value and keeps (n − 1)/n of the"

@@ -24,6 +24,7 @@ from segcredit import (
     RolloutBatch,
     Segmentation,
     SegmentValues,
+    Simulator,
     registry,
 )
 from segcredit.credit import advantages, segment_values
@@ -41,9 +42,6 @@ FLOAT32 = 1e-5
 FLOAT32_SCAN = 1e-4
 """Absolute, for GAE over at least ``LONG`` tokens in float32."""
 LONG = 50
-COUNT_EPS = 1e-8
-"""Relative: some references add 1e-8 to a count; nothing is added here, and no count is below 1."""
-
 EXCLUDED_FAMILIES = {
     "verl_policy_gpg": "no ratio and no bound, over a count of its own",
     "verl_grpo_passk": "rewards the best of a group alone",
@@ -57,14 +55,13 @@ EXCLUDED_TAGS = {
     "rollout_is_weights": "verl's weights for a sampler that is not the policy",
     "normalize_then_sum": "TRL's scaling of each reward on its own before they are added",
     "nan_rewards": "TRL's completions that no reward function can judge",
-    "global_batch_info": "verl's counts of a batch over all processes; verl_agg has them",
     "error": "what the reference itself refuses",
 }
 
-_MASKS = frozenset(
-    "response_mask loss_mask seg_end completion_mask tool_mask action_mask mask entropy_mask"
-    " rollout_unfinished leaf".split()
-)
+_MASKS = {
+    *("response_mask", "loss_mask", "completion_mask", "tool_mask", "action_mask", "mask"),
+    *("seg_end", "entropy_mask", "rollout_unfinished", "leaf"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,6 @@ def assert_close(
     expected: Tensor,
     *,
     atol: float = EXACT,
-    rtol: float = 0.0,
     scan: bool = False,
 ) -> None:
     """Compare under the tolerance of the case's type; NaN agrees with nothing.
@@ -138,13 +134,12 @@ def assert_close(
         found: segcredit's.
         expected: the reference's.
         atol: absolute tolerance in float64.
-        rtol: relative tolerance, where a count differs.
         scan: whether a recursion over tokens stands behind the numbers.
     """
     if case.float32:
         atol = FLOAT32_SCAN if scan and expected.shape[-1] >= LONG else FLOAT32
     found, expected = found.detach(), expected.to(found.dtype)
-    torch.testing.assert_close(found, expected.view(found.shape), atol=atol, rtol=rtol)
+    torch.testing.assert_close(found, expected.view(found.shape), atol=atol, rtol=0.0)
 
 
 def assert_close_masked(
@@ -177,7 +172,7 @@ def credit(
     estimator: str | dict[str, Any] | Tensor,
     advantage: dict[str, Any],
     *,
-    simulator: Any = None,
+    simulator: Simulator | None = None,
     token_weights: Tensor | None = None,
 ) -> tuple[Tensor, SegmentValues]:
     """Two of the four axes in a row: (B,T) advantages, and the values that they came from.
@@ -195,7 +190,7 @@ def credit(
     else:
         table = {"name": estimator} if isinstance(estimator, str) else estimator
         built = registry.estimators.build(**table)
-        values_BS = built.estimate(nn.Module(), rollouts, segmentation, simulator)
+        values_BS = built.estimate(nn.Module(), rollouts, segmentation, simulator or Silent())
     values = segment_values(rollouts, segmentation, values_BS, token_weights=token_weights)
     per_segment = registry.advantages.build(**advantage)(values)
     return advantages(segmentation, values, per_segment).per_token, values
@@ -218,8 +213,12 @@ class Given(nn.Module):
         return self.values_BT
 
 
+class Silent(Simulator):
+    """A simulator that nobody asks: its answers are None."""
+
+
 @dataclass(frozen=True, slots=True)
-class Told:
+class Told(Simulator):
     """A simulator whose continuations earn what the case says.
 
     Args:

@@ -106,9 +106,7 @@ def test_capped_weight() -> None:
 
 def test_soft_gate() -> None:
     rho, credit = column(GRID, 0).requires_grad_(), column(GRID, 1)
-    agree(
-        bounds.soft_gate(rho, credit, 1.0, 1.05), rho, [soft_gate(*p, 1.0, 1.05) for p in GRID]
-    )
+    agree(bounds.soft_gate(rho, credit, 1.0, 1.05), rho, [soft_gate(*p, 1.0, 1.05) for p in GRID])
 
 
 # The surrogate: a loop over tokens that adds up its own derivative, without autograd.
@@ -335,7 +333,7 @@ def test_the_first_gradient_is_minus_the_advantage(
     ratio: str, bound: str, cut: tuple[Tensor, Tensor], seed: int
 ) -> None:
     segmentation, mask = Segmentation.from_starts(*cut), cut[1]
-    _, old, credit = problem(tuple(mask.shape), seed, 0.4)
+    old, credit = -normal(tuple(mask.shape), seed).abs(), normal(tuple(mask.shape), seed + 1)
 
     def slope(ratio_gradient: str) -> Tensor:
         at = old.clone().requires_grad_()
@@ -356,20 +354,13 @@ def test_the_first_gradient_is_minus_the_advantage(
         return torch.autograd.grad(loss, at)[0]
 
     want = -credit.masked_fill(~mask, 0)
-    if bound == "log_clip":
-        # Zero times anything: an advantage of 0 has no sign, so that its token's log-ratio
-        # drops out of the mean of others too. Its own loss has no gradient either way.
-        assert slope("own_token")[credit == 0].eq(0).all()
     torch.testing.assert_close(slope("own_token"), want, rtol=1e-12, atol=1e-12)
-    if ratio in ("none", "token"):
-        torch.testing.assert_close(slope("full"), want, rtol=1e-12, atol=1e-12)
-    elif bound != "log_clip" and bound != "capped_weight":
-        # The gradient of an averaged ratio is shared: each token has the mean advantage.
-        if ratio == "segment":
-            shared = segmentation.spread(segmentation.reduce(want, "mean"))
-        else:
-            shared = want.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1) * mask
-        torch.testing.assert_close(slope("full"), shared, rtol=1e-12, atol=1e-12)
+    # The gradient of an averaged ratio is shared: each token has the mean advantage.
+    if ratio == "segment" and bound != "capped_weight":
+        want = segmentation.spread(segmentation.reduce(want, "mean"))
+    if ratio == "sequence" and bound != "capped_weight":
+        want = want.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1) * mask
+    torch.testing.assert_close(slope("full"), want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -191,15 +191,18 @@ class CausalPolicy(_Deterministic):
 
         The rows are read once, as many at a time as ``micro_tokens`` allows; the states of those
         are sampled in batches of as many, longest first, so that a batch's lengths are alike.
+        A state at the limit is continued by nothing, and truncated.
         """
         length = rollouts.prompt_ids.shape[1] + max_new_tokens
         most = max(micro_tokens // length, 1)
         ids_NF = rows_N.new_full((len(rows_N), max_new_tokens), self.pad_id)
         mask_NF = torch.zeros_like(ids_NF, dtype=torch.bool)
         truncated_N = torch.ones_like(rows_N, dtype=torch.bool)
-        for rows_R in rows_N.unique().split(most):
+        open_N = positions_N < max_new_tokens
+        # The pieces of nothing are one empty piece, which the network cannot read.
+        for rows_R in rows_N[open_N].unique().split(most) if open_N.any() else ():
             prefixes = Prefixes.read(self.model.base_model, rollouts, rows_R)
-            here_M = torch.isin(rows_N, rows_R).nonzero()[:, 0]
+            here_M = (open_N & torch.isin(rows_N, rows_R)).nonzero()[:, 0]
             for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
                 room_M1 = (max_new_tokens - positions_N[states_M])[:, None]
                 ids, mask, cut = self._sample(

@@ -27,8 +27,8 @@ from pydantic import (
 
 from segcredit import registry
 from segcredit.aggregation import Aggregate
-from segcredit.errors import ConfigError, did_you_mean
-from segcredit.objective import KL, Bound, ClipBounds, Ratio, RatioGradient
+from segcredit.errors import ConfigError, ShapeError, did_you_mean
+from segcredit.objective import KL, Bound, ClipBounds, Ratio, RatioGradient, require_bounds
 
 
 def _as_table(value: object) -> object:
@@ -120,6 +120,16 @@ class LossConfig(_Section):
     """k3 is clamped to ± this; inf = not at all."""
     imitation: float = Field(ge=0)
     """Weight of the mean of −log π over the tokens of completions with a positive reward."""
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> LossConfig:
+        try:
+            require_bounds(
+                self.bound, self.clip_low, self.clip_high, self.clip_bounds, self.dual_clip
+            )
+        except ShapeError as error:
+            raise ValueError(str(error)) from error
+        return self
 
     def surrogate(self) -> dict[str, Any]:
         """The options of ``segcredit.objective.surrogate_loss``."""
@@ -359,7 +369,10 @@ def _sentence(fault: Any) -> str:
         known = _known_keys(fault["loc"][:-1])
         hint = did_you_mean(str(fault["loc"][-1]), known)
         return f"{path}: there is no such key{hint} Keys here are {', '.join(known)}."
-    return f"{path}: {fault['msg']}; found {fault['input']!r}."
+    message = str(fault["msg"]).removeprefix("Value error, ").removesuffix(".")
+    if isinstance(fault["input"], Mapping):  # a whole section: the message says what is wrong in it
+        return f"{path}: {message}."
+    return f"{path}: {message}; found {fault['input']!r}."
 
 
 def _known_keys(path: Iterable[str | int]) -> list[str]:

@@ -113,7 +113,7 @@ def surrogate_loss(
         gradient: GSPO, arXiv 2507.18071. Bounds: see ``segcredit.bounds``.
     """
     _require_fit(logprobs, sampling_logprobs, advantages, action_mask)
-    _require_bounds(bound, clip_low, clip_high, clip_bounds, dual_clip)
+    require_bounds(bound, clip_low, clip_high, clip_bounds, dual_clip)
     weights_BT = _weights(token_weights, action_mask, logprobs)
     counts_BT = (
         weights_BT if count_weights is None else _weights(count_weights, action_mask, logprobs)
@@ -255,9 +255,14 @@ def _require_fit(logprobs: Tensor, *others: Tensor) -> None:
             )
 
 
-def _require_bounds(
+def require_bounds(
     bound: str, clip_low: float, clip_high: float, clip_bounds: str, dual_clip: float | None
 ) -> None:
+    """Refuse options of ``surrogate_loss`` that do not go together.
+
+    Raises:
+        ShapeError: says which, and what was expected.
+    """
     if bound not in ("clip", "log_clip", "capped_weight", "soft_gate"):
         raise ShapeError(
             f"bound {bound!r} does not exist; expected clip, log_clip, capped_weight or soft_gate."

@@ -79,3 +79,25 @@ def test_a_method_without_axes_says_what_it_needs():
         load_config({"seed": 1})
     with pytest.raises(ConfigError, match="keys segmenter"):
         load_config({"method": "mine"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["rollouts.layout=tree", "rollouts.branches=[2,3]"], "product is completions = 8"),
+        (["loss.bound=log_clip", "loss.clip_bounds=absolute"], "log_clip takes distances"),
+        (["loss.bound=soft_gate", "loss.dual_clip=3.0"], "with bound 'clip'"),
+        (
+            ["rollouts.layout=tree", "rollouts.branches=[2,4]", "rollouts.keep=varied_groups"],
+            "layout = 'independent' alone",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_a_sentence(
+    overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("grpo", overrides)
+    assert sentence in str(caught.value)
+    assert "Value error" not in str(caught.value)
+    assert "found {" not in str(caught.value)

@@ -14,8 +14,11 @@
 Every message says what was found, what was expected, the usual cause and what to do.
 """
 
+from __future__ import annotations
+
 import difflib
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 
 class SegcreditError(Exception):
@@ -62,3 +65,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The rest of a sentence about an unknown name: the nearest known one, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
+
+
+@contextmanager
+def blame(kind: str, name: str) -> Generator[None]:
+    """Name the plug-in in whatever it raises."""
+    try:
+        yield
+    except SegcreditError as error:
+        raise PluginError(f"{kind} {name!r}: {error}") from error
+    except Exception as error:
+        raise PluginError(
+            f"{kind} {name!r} raised {type(error).__name__}: {error}. Run segcredit.testing's"
+            " checks over it to find the case that it does not bear."
+        ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from segcredit import credit, loss_tokens
 from segcredit.build import Run
 from segcredit.config import LossConfig
-from segcredit.errors import PluginError, SegcreditError
+from segcredit.errors import PluginError, blame
 from segcredit.protocols import Segmenter
 from segcredit.sampling import Sampled, sample
 from segcredit.segmentation import Segmentation
@@ -126,17 +124,3 @@ def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Te
         return None
     with blame("process reward", run.config.process_reward["name"]):
         return run.process_reward.reward(rollouts, segmentation)
-
-
-@contextmanager
-def blame(kind: str, name: str) -> Generator[None]:
-    """Name the plug-in in whatever it raises."""
-    try:
-        yield
-    except SegcreditError as error:
-        raise PluginError(f"{kind} {name!r}: {error}") from error
-    except Exception as error:
-        raise PluginError(
-            f"{kind} {name!r} raised {type(error).__name__}: {error}. Run segcredit.testing's"
-            " checks over it to find the case that it does not bear."
-        ) from error

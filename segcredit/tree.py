@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from segcredit.completions import Completions, as_rollouts, complete, join, resume
+from segcredit.errors import blame
 from segcredit.protocols import Policy, Prompt, Segmenter, Task
 
 
@@ -54,7 +55,8 @@ def grow(
     tokens = int(leaves.mask.sum())
     for level, children in enumerate(branches[1:], start=1):
         rollouts = as_rollouts(leaves, policy, micro_tokens=micro_tokens)
-        segmentation = segmenter.segment(rollouts)
+        with blame("segmenter", type(segmenter).__name__):
+            segmentation = segmenter.segment(rollouts)
         rows_N = (segmentation.counts > level).nonzero()[:, 0]
         if children == 1 or not len(rows_N):
             continue

@@ -39,7 +39,9 @@ def write_table(path: Path) -> None:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise StudyError(f"{path} has no lines {BEGIN!r} and {END!r}, between which the table goes.")
+        raise StudyError(
+            f"{path} has no lines {BEGIN!r} and {END!r}, between which the table goes."
+        )
     path.write_text(f"{before}{BEGIN}\n{method_table()}\n{END}{after}", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,13 @@ class Case:
     name: str
     args: dict[str, Any]
     tags: frozenset[str]
+    arrays: frozenset[str] = frozenset()
+    """Names of what ``load`` gives."""
 
     @property
     def family(self) -> str:
         """What the case is called without its number."""
-        return re.sub(r"(_\d+|_\S+_error)$", "", self.name)
+        return re.sub(r"(_\d+|_[^_]+_error)$", "", self.name)
 
     @property
     def float32(self) -> bool:
@@ -91,7 +93,10 @@ class Case:
 
 def _read() -> list[Case]:
     lines = map(json.loads, (GOLDENS / "cases.jsonl").read_text().splitlines())
-    return [Case(x["case"], x["args"], frozenset(x["tags"])) for x in lines]
+    return [
+        Case(x["case"], x["args"], frozenset(x["tags"]), frozenset(x.get("arrays", ())))
+        for x in lines
+    ]
 
 
 CASES = _read()
@@ -104,16 +109,31 @@ def excluded(case: Case) -> bool:
     return case.family in EXCLUDED_FAMILIES or not case.tags.isdisjoint(EXCLUDED_TAGS)
 
 
+def missing(listed: Collection[Case]) -> list[str]:
+    """Cases that no test was parametrised with, for no stated reason."""
+    return [case.name for case in listed if case.name not in taken and not excluded(case)]
+
+
 def cases(
-    *families: str, tagged: str | None = None, untagged: Sequence[str] = ()
+    *families: str,
+    tagged: str | None = None,
+    untagged: Collection[str] = (),
+    where: Callable[[Case], bool] = lambda case: True,
 ) -> pytest.MarkDecorator:
-    """Parametrise a test over the cases of families: those with a tag, or without some."""
+    """Parametrise a test over the cases of families, and remember that they are covered.
+
+    Args:
+        families: all their cases that are not excluded.
+        tagged: only those with this tag.
+        untagged: only those without any of these tags.
+        where: only those for which this holds.
+    """
     found = [
         case
         for case in CASES
         if case.family in families and not excluded(case)
         if tagged is None or tagged in case.tags
-        if case.tags.isdisjoint(untagged)
+        if case.tags.isdisjoint(untagged) and where(case)
     ]
     taken.update(case.name for case in found)
     return pytest.mark.parametrize("case", found, ids=[case.name for case in found])

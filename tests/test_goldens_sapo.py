@@ -33,8 +33,6 @@ from segcredit.errors import RegistryError
 from segcredit.objective import surrogate_loss
 
 SAPO = ("sapo_adv", "sapo_segmean", "sapo_policy", "sapo_value")
-QUIRKS = ("quirk_mask_holes", "quirk_empty_row")
-"""Cases without ``seg_end``."""
 MODES = {
     "token-mean": "token_mean",
     "seq-mean-token-sum": "sequence_mean_token_sum",
@@ -44,6 +42,16 @@ MODES = {
 TOPK_PERCENT = 30
 CLIP_RATIO_C = 3.0
 """Defaults of the reference's policy loss."""
+
+
+def has_its_own_cut(case: Case) -> bool:
+    """False where the mask has holes or a row is empty, and where there are no entropies."""
+    return "seg_end" in case.arrays
+
+
+def is_per_token(case: Case) -> bool:
+    """Without entropies the reference's policy loss is PPO's."""
+    return "entropys" not in case.arrays
 
 
 def fraction(case: Case) -> float:
@@ -63,9 +71,9 @@ def rollouts(data: dict[str, Tensor]) -> RolloutBatch:
 
 
 def given_cut(data: dict[str, Tensor]) -> Segmentation:
-    """The reference's own segments; without entropies it has one a token."""
+    """The reference's own segments; where it has none, one a token."""
     mask = data["response_mask"]
-    return Segmentation.from_ends(data["seg_end"] if "entropys" in data else mask, mask)
+    return Segmentation.from_ends(data.get("seg_end", mask), mask)
 
 
 def slow_ids(data: dict[str, Tensor], share: float) -> list[list[int]]:
@@ -94,7 +102,7 @@ def slow_returns(data: dict[str, Tensor], ids: list[list[int]], gamma: float, la
     return torch.tensor(rows, dtype=torch.float64)
 
 
-@cases(*SAPO, untagged=(*QUIRKS, "ties", "quirk_k_rounding", "token_level"))
+@cases(*SAPO, untagged=("ties", "quirk_k_rounding"), where=has_its_own_cut)
 def test_the_same_tokens_end_segments(case: Case) -> None:
     """``topk_percent`` p is ``top_fraction`` p/100, or p where p is at most 1."""
     data = case.load()
@@ -119,7 +127,7 @@ def test_ties_change_which_tokens_but_not_how_many(case: Case) -> None:
         assert ours[:shared] == theirs[:shared]
 
 
-@cases("sapo_adv", untagged=QUIRKS)
+@cases("sapo_adv", where=has_its_own_cut)
 def test_sapo_adv(case: Case) -> None:
     """Critic values at ``last_token``, then ``whitened`` over ``gae`` with the clamp at 5.
 
@@ -202,7 +210,7 @@ def test_the_number_of_forks_is_free_of_the_hair_of_a_float(case: Case) -> None:
     assert torch.equal(forks.sum(1), (-(-billionths // 10**9)).clamp(min=1))
 
 
-@cases("sapo_segmean", untagged=QUIRKS)
+@cases("sapo_segmean", where=has_its_own_cut)
 def test_sapo_segmean(case: Case) -> None:
     """``spread(reduce(x, "mean"))``, with its gradient; padding is 0 here and kept there."""
     data = case.load()
@@ -241,7 +249,7 @@ def policy_options(case: Case) -> dict[str, object]:
     }
 
 
-@cases("sapo_policy", untagged=QUIRKS)
+@cases("sapo_policy", where=lambda case: has_its_own_cut(case) or is_per_token(case))
 def test_sapo_policy(case: Case) -> None:
     """``ratio="segment"``, ``bound="clip"`` with ``dual_clip``; one segment a token without
     entropies, which is PPO. ``ppo_kl`` is ``kl``."""
@@ -290,7 +298,7 @@ def value_errors(case: Case, data: dict[str, Tensor], cut: Segmentation) -> tupl
     return critic.loss(state, batch, cut, scores, values, targets), state
 
 
-@cases("sapo_value", untagged=QUIRKS)
+@cases("sapo_value", where=has_its_own_cut)
 def test_sapo_value(case: Case) -> None:
     """``critic`` at the anchor ``last_token`` with ``value_clip``, reduced over segments as over
     end tokens there. The reference's loss is halved, ours is not."""

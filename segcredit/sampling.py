@@ -10,7 +10,7 @@ import torch
 from segcredit import credit
 from segcredit.build import Run
 from segcredit.completions import Completions, as_rollouts, complete, join, score
-from segcredit.errors import PluginError, TrainingError
+from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.groups import group_std
 from segcredit.objective import kl_divergence
 from segcredit.protocols import Prompt
@@ -83,13 +83,14 @@ def _prompts(run: Run, generator: torch.Generator) -> Sequence[Prompt]:
     """From the task, or from the run's pool by the estimator's weights, without repetition.
 
     Raises:
-        PluginError: the estimator leaves too few prompts to draw from.
+        PluginError: the estimator raised, or leaves too few prompts to draw from.
     """
     sizes = run.config.rollouts
     if sizes.prompt_choice == "uniform":
         return run.task.prompts(sizes.prompts, generator)
     keys = [prompt.key for prompt in run.pool]
-    weights_K = run.estimator.prompt_weights(run.state.module, keys).double().cpu()
+    with blame("estimator", run.config.estimator["name"]):
+        weights_K = run.estimator.prompt_weights(run.state.module, keys).double().cpu()
     possible = int((weights_K > 0).sum())
     if not weights_K.isfinite().all() or (weights_K < 0).any() or possible < sizes.prompts:
         raise PluginError(

@@ -78,7 +78,9 @@ def test_clip_and_its_second_bound() -> None:
     found, held = bounds.clip(rho, credit, 0.8, 1.3)
     want = [clip(rate, a, 0.8, 1.3) for rate, a in GRID]
     agree(found, rho, want)
-    assert held[0].tolist() == [a > 0 and rate > 1.3 or a < 0 and rate < 0.8 for rate, a in GRID]
+    assert held[0].tolist() == [
+        (a > 0 and rate > 1.3) or (a < 0 and rate < 0.8) for rate, a in GRID
+    ]
     found, dual = bounds.dual_clip(bounds.clip(rho, credit, 0.8, 1.3)[0], credit, 3.0)
     agree(found, rho, [dual_clip(w, a, 3.0) for w, (_, a) in zip(want, GRID, strict=True)])
     assert dual[0].tolist() == [a < 0 and rate > 3 for rate, a in GRID]
@@ -89,7 +91,7 @@ def test_log_clip() -> None:
     x, credit = column(pairs, 0).requires_grad_(), column(pairs, 1)
     found, held = bounds.log_clip(x, credit, 0.4, 0.6)
     agree(found, x, [log_clip(*pair, 0.4, 0.6) for pair in pairs])
-    assert held[0].tolist() == [a > 0 and x > 0.6 or a < 0 and x < -0.4 for x, a in pairs]
+    assert held[0].tolist() == [(a > 0 and x > 0.6) or (a < 0 and x < -0.4) for x, a in pairs]
 
 
 def test_capped_weight() -> None:
@@ -208,7 +210,7 @@ def parts(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("ratio", "ratio_gradient", "bound"), list(itertools.product(RATIOS, GRADIENTS, BOUNDS))
 )
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     cut=cuts(),
     seed=st.integers(0, 99),
@@ -284,7 +286,7 @@ def test_the_surrogate_agrees_with_the_loop(
 
 
 @pytest.mark.parametrize(("ratio", "bound"), list(itertools.product(RATIOS, BOUNDS)))
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(cut=cuts(), seed=st.integers(0, 99), aggregate=st.sampled_from(AGGREGATES))
 def test_neither_order_nor_padding_matters(
     ratio: str, bound: str, cut: tuple[Tensor, Tensor], seed: int, aggregate: str
@@ -327,7 +329,7 @@ def test_neither_order_nor_padding_matters(
 
 
 @pytest.mark.parametrize(("ratio", "bound"), list(itertools.product(RATIOS, BOUNDS)))
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(cut=cuts(), seed=st.integers(0, 99))
 def test_the_first_gradient_is_minus_the_advantage(
     ratio: str, bound: str, cut: tuple[Tensor, Tensor], seed: int
@@ -366,7 +368,7 @@ def test_the_first_gradient_is_minus_the_advantage(
 @pytest.mark.parametrize(
     ("ratio", "bound"), list(itertools.product(("segment", "sequence"), BOUNDS))
 )
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(cut=cuts(), seed=st.integers(0, 99))
 def test_own_token_is_full_where_credit_is_shared(
     ratio: str, bound: str, cut: tuple[Tensor, Tensor], seed: int
@@ -460,7 +462,7 @@ def test_two_ways_to_write_an_interval(
 
 
 @pytest.mark.parametrize(("bound", "aggregate"), list(itertools.product(BOUNDS, AGGREGATES)))
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(cut=cuts(), seed=st.integers(0, 99), size=st.integers(1, 3))
 def test_micro_batches_with_counts_of_their_own_add_up(
     bound: str, aggregate: str, cut: tuple[Tensor, Tensor], seed: int, size: int

@@ -74,11 +74,17 @@ class RolloutsConfig(_Section):
     """Penalty at ``max_new_tokens``, in reward units."""
 
     @model_validator(mode="after")
-    def _tree_fits(self) -> RolloutsConfig:
+    def _sizes_fit(self) -> RolloutsConfig:
         if self.layout == "tree" and prod(self.branches) != self.completions:
             raise ValueError(
                 f"layout is 'tree' and branches are {list(self.branches)}; expected numbers whose"
                 f" product is completions = {self.completions}, such as [2, 2, 2] for 8"
+            )
+        if self.overlong_buffer > self.max_new_tokens:
+            raise ValueError(
+                f"overlong_buffer is {self.overlong_buffer} but max_new_tokens is"
+                f" {self.max_new_tokens}; expected no more, since even an empty completion would be"
+                " penalised"
             )
         if self.layout == "tree" and self.keep != "all":
             raise ValueError("keep = 'varied_groups' is for layout = 'independent' alone")

@@ -54,11 +54,13 @@ def grow(
     )
     tokens = int(leaves.mask.sum())
     for level, children in enumerate(branches[1:], start=1):
+        if children == 1:
+            continue
         rollouts = as_rollouts(leaves, policy, micro_tokens=micro_tokens)
         with blame("segmenter", type(segmenter).__name__):
             segmentation = segmenter.segment(rollouts)
         rows_N = (segmentation.counts > level).nonzero()[:, 0]
-        if children == 1 or not len(rows_N):
+        if not len(rows_N):
             continue
         positions_N = segmentation.anchors("start")[rows_N, level]
         rows_N = rows_N.repeat_interleave(children - 1)

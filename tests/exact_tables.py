@@ -370,8 +370,8 @@ def trees() -> Table:
     return Table(
         "Trees",
         "`tree` over `fixed_length` tokens=2, all trees of completions of three tokens: two stems"
-        " of two tokens, with two endings each. A shared token counts in each row that has it, or once"
-        " (1/n in each of n rows): the option `loss.shared_tokens`.",
+        " of two tokens, with two endings each. A shared token counts in each row that has it, or"
+        " once (1/n in each of n rows): the option `loss.shared_tokens`.",
         ["advantage", "shared tokens count", *MEASURES],
         rows,
         "The mean over a state's children holds the child's own value and keeps (n − 1)/n of the"

@@ -85,6 +85,7 @@ def test_a_method_without_axes_says_what_it_needs():
     ("overrides", "sentence"),
     [
         (["rollouts.layout=tree", "rollouts.branches=[2,3]"], "product is completions = 8"),
+        (["rollouts.overlong_buffer=65"], "even an empty completion"),
         (["loss.bound=log_clip", "loss.clip_bounds=absolute"], "log_clip takes distances"),
         (["loss.bound=soft_gate", "loss.dual_clip=3.0"], "with bound 'clip'"),
         (

@@ -1,10 +1,11 @@
-"""The command line: train, grid, results, segment, list, config.
+"""The command line: train, grid, results, segment, new-segmenter, list, config; plug-ins add to it.
 
 Every ``SegcreditError`` ends as one sentence on standard error and exit status 1.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from segcredit.errors import SegcreditError
+from segcredit.study.plugin_commands import with_plugin_commands
 
 app = typer.Typer(
     add_completion=False,
@@ -114,22 +116,70 @@ def results(
 
 @app.command()
 def segment(
-    source: Annotated[str, typer.Argument(help="A text, or a file: plain text or JSONL.")],
+    source: Annotated[
+        str, typer.Argument(help="A text, a file (plain or JSONL), or - for standard input.")
+    ],
     segmenter: Annotated[
-        list[str] | None, typer.Option("--segmenter", "-s", help="Once for each, by name.")
+        list[str] | None,
+        typer.Option("--segmenter", "-s", help="Once for each: a name or an inline TOML table."),
     ] = None,
-    field: Annotated[str, typer.Option(help="The field of a JSONL file that holds text.")] = "text",
-    limit: Annotated[int | None, typer.Option(help="Show this many texts at most.")] = None,
+    field: Annotated[
+        str | None, typer.Option(help="The key of JSONL that holds texts; default text.")
+    ] = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(help="The key that holds the prompts, for --policy.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Whose tokens and signals to cut by: a name or a table.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task that a tiny policy imitates: a name or a table.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Read this many texts at most.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write a row a segment: *.parquet or *.jsonl.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show the summary alone.")] = False,
     code: Code = None,
 ) -> None:
-    """Show the segments of a text in colour, several segmenters side by side."""
-    from segcredit.display import show_segments
+    """Show the segments of texts in colour, several segmenters side by side."""
+    from segcredit.display import show_segments, show_summary
     from segcredit.loose_files import load_code
-    from segcredit.study.texts import read_texts, text_segmenters
+    from segcredit.study import segment_tables, segmenting
+    from segcredit.study.texts import read_documents
 
     load_code(code or [])
-    chosen = text_segmenters(segmenter or ["newline"])
-    show_segments(out, read_texts(source, field), chosen, limit)
+    if output is not None:
+        segment_tables.require_output(output, source)
+    chosen = segmenting.chosen_segmenters(segmenter or ["newline"], policy=policy is not None)
+    documents = itertools.islice(read_documents(source, field, prompt_field), limit)
+    loaded = None if policy is None else segmenting.load_policy(policy, task)
+    found = segmenting.segment_documents(documents, chosen, loaded)
+    if output is not None:
+        found = segment_tables.written(found, output)
+    summaries = show_segments(out, found, chosen, quiet=quiet)
+    show_summary(out, summaries)
+    if output is not None:
+        out.print(f"Segments written to {output}", soft_wrap=True, markup=False)
+    if any(summary.failed and not summary.texts for summary in summaries.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new_segmenter(
+    name: Annotated[str, typer.Argument(help="What it will be registered as, such as my_rule.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The package's folder; default ./segcredit-NAME.")
+    ] = None,
+) -> None:
+    """Write an installable package with a segmenter to begin from, and its test."""
+    from segcredit.study.new_segmenter import write_package
+
+    folder = write_package(name, output)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            out.print(f"  {file}", soft_wrap=True, highlight=False)
+    out.print(f"Next: read {folder / 'README.md'}", soft_wrap=True)
 
 
 @app.command("list")
@@ -172,7 +222,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     """Run a command; an error of ours is a sentence, not a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(args=None if arguments is None else list(arguments))
+        with_plugin_commands(app)(args=None if arguments is None else list(arguments))
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)

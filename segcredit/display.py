@@ -22,10 +22,20 @@ from rich.table import Table
 from rich.text import Text
 
 from segcredit import registry
-from segcredit.protocols import TextSegmenter
+from segcredit.errors import RegistryError
 from segcredit.study.grid import Cell
+from segcredit.study.plugin_commands import PluginCommand, plugin_commands
+from segcredit.study.segment_tables import Summary, quantiles
+from segcredit.study.segmenting import Segmented, TextSegments
+from segcredit.study.texts import Document
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
+_NARROWEST = 24
+"""Columns of the terminal below which a text beside others is hard to read."""
+_LINES = 10
+"""Most sentences of one segmenter's failures, and most texts named for each."""
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
+"""Control characters are shown as pictures: a text must not steer the terminal."""
 
 
 def training_progress(out: Console, rows: Iterable[Mapping[str, float]], steps: int) -> None:
@@ -134,43 +144,123 @@ def plugin_table() -> Table:
             what = f"[red]{escape(info.error)}[/]" if info.error else escape(info.summary)
             origin = f"{info.distribution} {info.version}  {info.file}".strip()
             table.add_row(plugins.kind, name, f"{what}\n[dim]{escape(origin)}[/]")
+    for command in plugin_commands():
+        table.add_row("command", command.name, _command_row(command))
     return table
 
 
+def _command_row(command: PluginCommand) -> str:
+    origin = f"{command.distribution}  {', '.join(point.value for point in command.points)}"
+    try:
+        lines = (command.function().__doc__ or "").strip().splitlines()
+        what = escape(lines[0]) if lines else ""
+    except RegistryError as error:
+        what = f"[red]{escape(str(error))}[/]"
+    return f"{what}\n[dim]{escape(origin)}[/]"
+
+
 def show_segments(
-    out: Console,
-    texts: Iterable[str],
-    segmenters: Mapping[str, TextSegmenter],
-    limit: int | None,
-) -> None:
-    """Each text with its segments in alternating colours, then how many there were."""
-    counts = dict.fromkeys(segmenters, 0)
-    shown = 0
-    for text in itertools.islice(texts, limit):
-        shown += 1
-        table = Table(*segmenters, title=f"text {shown}", expand=True, show_lines=False)
-        columns: list[Text] = []
-        for name, segmenter in segmenters.items():
-            pieces = list(_pieces(text, segmenter))
-            counts[name] += len(pieces)
-            columns.append(_coloured(pieces))
-        table.add_row(*columns)
-        out.print(table)
-    for name, count in counts.items():
-        mean = count / shown if shown else 0.0
-        out.print(f"{name}: {count} segments in {shown} texts, {mean:.1f} a text")
+    out: Console, segmented: Iterable[Segmented], labels: Iterable[str], *, quiet: bool
+) -> dict[str, Summary]:
+    """Each text with its segments in alternating colours; returns what there was of each.
+
+    Args:
+        out: where to show them.
+        segmented: the texts.
+        labels: of the segmenters, all of which every text has.
+        quiet: count only.
+    """
+    summaries = {label: Summary() for label in labels}
+    for document, found in segmented:
+        for label, segments in found.items():
+            summaries[label].add(document, segments)
+        if not quiet:
+            out.print(_side_by_side(document, found, out.width))
+    return summaries
 
 
-def _pieces(text: str, segmenter: TextSegmenter) -> Iterator[str]:
-    edges = sorted({0, *segmenter.split(text), len(text)})
-    for start, end in itertools.pairwise(edges):
-        yield text[start:end]
+def _side_by_side(document: Document, found: Mapping[str, TextSegments], width: int) -> Table:
+    """A column a segmenter, or a row each where columns would be too narrow to read."""
+    cells = {label: _coloured(document.text, segments) for label, segments in found.items()}
+    title = Text(f"text {document.name}".translate(_CONTROLS))
+    if width >= len(cells) * _NARROWEST:
+        table = Table(title=title, expand=True)
+        for label in cells:
+            table.add_column(escape(label), ratio=1)
+        table.add_row(*cells.values())
+        return table
+    table = Table(title=title, expand=True, show_header=False, show_lines=True)
+    for label, cell in cells.items():
+        table.add_row(Text(label), cell)
+    return table
 
 
-def _coloured(pieces: Sequence[str]) -> Text:
+def _coloured(text: str, found: TextSegments) -> Text:
+    if found.error:
+        return Text(found.error.translate(_CONTROLS), style="red")
     shown = Text()
-    for number, (piece, colour) in enumerate(zip(pieces, itertools.cycle(COLOURS), strict=False)):
+    colours = itertools.cycle(COLOURS)
+    beyond = 0
+    for start, end in zip(found.starts, found.ends, strict=True):
         # A mark as well: colours are lost in a pipe, and not everybody tells them apart.
-        shown.append("¦" if number else "", style="bold white")
-        shown.append(piece, style=colour)
+        shown.append("¦" if shown else "", style="bold white")
+        # A character whose bytes are in several segments is shown in the first of them.
+        shown.append(text[max(start, beyond) : end].translate(_CONTROLS), style=next(colours))
+        beyond = max(beyond, end)
     return shown
+
+
+def show_summary(out: Console, summaries: Mapping[str, Summary]) -> None:
+    """How many segments each segmenter made, how long ones, and where it failed."""
+    for label, summary in summaries.items():
+        made, texts = len(summary.characters), summary.texts
+        # A line that no terminal breaks, for those who search in it.
+        line = f"{label}: {made} segments in {texts} texts, {made / max(texts, 1):.1f} a text"
+        out.print(Text(line), soft_wrap=True)
+    out.print(_summary_table(summaries))
+    for line in _failures(summaries):
+        out.print(Text.assemble(("failed ", "red"), line.translate(_CONTROLS)), soft_wrap=True)
+
+
+def _summary_table(summaries: Mapping[str, Summary]) -> Table:
+    with_tokens = any(summary.tokens for summary in summaries.values())
+    table = Table(
+        title="a text: median (range); lengths: median (10th–90th percentile)",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("segmenter", overflow="fold")
+    names = ["texts", "segments", "a text", "characters", *["tokens"] * with_tokens, "failed"]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, summary in summaries.items():
+        table.add_row(
+            Text(label),
+            f"{summary.texts:,}",
+            f"{len(summary.characters):,}",
+            _spread(summary.counts, 0.0, 1.0),
+            _spread(summary.characters, 0.1, 0.9),
+            *[_spread(summary.tokens, 0.1, 0.9)] * with_tokens,
+            Text(str(summary.failed), style="red" if summary.failed else ""),
+        )
+    return table
+
+
+def _failures(summaries: Mapping[str, Summary]) -> Iterator[str]:
+    """For each sentence with which a segmenter failed, the texts that it failed on."""
+    for label, summary in summaries.items():
+        for sentence, names in itertools.islice(summary.failures.items(), _LINES):
+            more = f" and {len(names) - _LINES} more" if len(names) > _LINES else ""
+            texts = f"text{'s' * (len(names) > 1)} {', '.join(names[:_LINES])}{more}"
+            yield f"{label} on {texts}: {sentence}"
+        left = list(summary.failures.values())[_LINES:]
+        if left:
+            yield f"{label} on {sum(map(len, left))} more, with other sentences"
+
+
+def _spread(values: list[int], low: float, high: float) -> str:
+    if not values:
+        return "–"
+    middle, bottom, top = quantiles(values, 0.5, low, high)
+    return f"{middle:,.0f} ({bottom:,.0f}–{top:,.0f})"

@@ -1,5 +1,6 @@
 """The real command line, in process; one test in a process of its own."""
 
+import re
 import subprocess
 import sys
 
@@ -132,3 +133,118 @@ def test_importing_a_type_is_light():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+COMMANDS = '''
+"""Commands of a package outside."""
+
+def greet(name: str, times: int = 1):
+    """Say hello to somebody.
+
+    More than once, if asked.
+    """
+    for _ in range(times):
+        print(f"hello {name}")
+
+def refuse(path: str):
+    """Never does it."""
+    from segcredit.errors import StudyError
+    raise StudyError(f"{path} [is] refused.")
+
+def untyped(what: int | str):
+    """Typer knows no such type."""
+
+number = 3
+'''
+
+
+def offer_commands(folder, monkeypatch, distribution, **values):
+    """A distribution with entry points, as pip leaves it in a folder of the path."""
+    place = folder / f"{distribution}-1.0.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    lines = [f"{name.replace('_', '-')} = {value}" for name, value in values.items()]
+    (place / "entry_points.txt").write_text("\n".join(["[segcredit.commands]", *lines]))
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.fixture
+def offered(tmp_path, monkeypatch):
+    (tmp_path / "outside_commands.py").write_text(COMMANDS)
+    (tmp_path / "broken_commands.py").write_text("import no_such_package\n")
+    offer_commands(
+        tmp_path,
+        monkeypatch,
+        "outside",
+        greet_them="outside_commands:greet",
+        refuse="outside_commands:refuse",
+        untyped="outside_commands:untyped",
+        number="outside_commands:number",
+        broken="broken_commands:main",
+        config="outside_commands:greet",
+        twice="outside_commands:greet",
+    )
+    offer_commands(tmp_path, monkeypatch, "second", twice="outside_commands:refuse")
+    yield
+    for name in ("outside_commands", "broken_commands"):
+        sys.modules.pop(name, None)
+
+
+def test_commands_of_plugins_are_listed_without_being_imported(offered, capsys):
+    assert call("--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "greet-them From outside 1.0" in shown
+    assert "broken From outside 1.0" in shown
+    assert not {"outside_commands", "broken_commands"} & set(sys.modules)
+    assert call("config") == 0  # one of ours, whatever others call theirs
+    assert "sapo" in capsys.readouterr().out
+    assert not {"outside_commands", "broken_commands"} & set(sys.modules)
+
+
+def test_a_command_of_a_plugin_runs_with_its_own_arguments_and_help(offered, capsys):
+    assert call("greet-them", "Ada", "--times", 2) == 0
+    assert capsys.readouterr().out == "hello Ada\nhello Ada\n"
+    assert call("greet-them", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Usage: .*greet-them \[OPTIONS\]", shown)
+    assert "Say hello to somebody." in shown
+    assert "--times" in shown
+    assert call("greet-them") == 2
+    assert "Missing argument" in capsys.readouterr().err
+    assert call("refuse", "this") == 1
+    assert capsys.readouterr().err == "error: this [is] refused.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("broken", "failed to import: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("number", "(entry point 'outside_commands:number' of outside 1.0) is int; expected"),
+        ("untyped", "cannot be called from the command line"),
+        ("twice", "is offered by two distributions, outside 1.0 and second 1.0"),
+    ],
+)
+def test_a_command_that_cannot_be_had_is_a_sentence(offered, capsys, name, words):
+    for arguments in ([name], [name, "--help"]):
+        assert call(*arguments) == 1
+        shown = capsys.readouterr().err
+        assert f"command {name!r}" in shown
+        assert words in shown
+        assert "Traceback" not in shown
+
+
+def test_list_shows_commands_and_their_failures(offered, capsys):
+    assert call("list") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "greet-them Say hello to somebody." in shown
+    assert "no_such_package" in shown
+
+
+def test_help_waits_for_no_heavy_import():
+    program = (
+        "import sys; from segcredit.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print([m for m in ('torch', 'pandas', 'spacy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr

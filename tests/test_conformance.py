@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ from segcredit.testing import (
 )
 from segcredit.types import RolloutBatch, SegmentValues
 
-# Wrappers hold another plug-in, so they need one to be built.
+# Wrappers hold other plug-ins, so they need some to be built.
 INNER = {
     "segmenters": "newline",
     "estimators": "zero",
     "advantages": "gae",
     "process_rewards": "equations",
 }
+WRAPPED = ("inner", "first", "second", "to")
 
 
 def registered() -> list[Any]:
@@ -43,7 +45,12 @@ def registered() -> list[Any]:
         offers = getattr(registry, axis)
         for name in offers.names():
             fields = getattr(offers.find(name), "__dataclass_fields__", {})
-            found.append(offers.build(name, **({"inner": inner} if "inner" in fields else {})))
+            needed = {
+                field: inner
+                for field in WRAPPED
+                if field in fields and fields[field].default is dataclasses.MISSING
+            }
+            found.append(offers.build(name, **needed))
     return found
 
 

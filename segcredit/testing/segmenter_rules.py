@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -129,11 +130,12 @@ def _segmenter_ignores_padding(subject: Subject) -> None:
 
 
 def _segmenter_survives_short_rows(subject: Subject) -> None:
-    _segment(subject, make_rollouts([""]), "a single completion of one token")
-    _segment(subject, make_rollouts(["12 + a"]), "a batch of one row")
-    _segment(subject, make_rollouts(["", ""], truncated=[0, 1]), "completions of width 0")
-    _segment(subject, make_rollouts(["", ""], truncated=[0, 1], width=3), "empty completions")
-    _segment(subject, make_rollouts(["a", "1"], holes={0: [0, 1]}), "a row of holes only")
+    short = partial(make_rollouts, token_values=True)
+    _segment(subject, short([""]), "a single completion of one token")
+    _segment(subject, short(["12 + a"]), "a batch of one row")
+    _segment(subject, short(["", ""], truncated=[0, 1]), "completions of width 0")
+    _segment(subject, short(["", ""], truncated=[0, 1], width=3), "empty completions")
+    _segment(subject, short(["a", "1"], holes={0: [0, 1]}), "a row of holes only")
 
 
 def _segmenter_pickles(subject: Subject) -> None:

@@ -1,0 +1,153 @@
+"""What segmenters made of many texts: a summary of each, and a file with a row a segment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segcredit.atomic import replacing
+from segcredit.errors import StudyError
+from segcredit.study.segmenting import Segmented, TextSegments
+from segcredit.study.texts import Document
+
+_SCHEMA = pa.schema(
+    {
+        "number": pa.int64(),
+        "id": pa.string(),
+        "segmenter": pa.string(),
+        "segment": pa.int64(),
+        "start": pa.int64(),
+        "end": pa.int64(),
+        "tokens": pa.int64(),
+        "text": pa.string(),
+    }
+)
+_GROUP_ROWS = 100_000
+"""Rows of a Parquet row group; bounds the memory of writing."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What one segmenter made of the texts so far."""
+
+    texts: int = 0
+    """Those that it segmented; failures are not among them."""
+    counts: list[int] = field(default_factory=list)
+    """Segments of each text."""
+    characters: list[int] = field(default_factory=list)
+    """Of each segment."""
+    tokens: list[int] = field(default_factory=list)
+    """Of each segment, where a policy made some."""
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    """Texts by name on which it failed, by its sentence."""
+
+    def add(self, document: Document, found: TextSegments) -> None:
+        """Count one text."""
+        if found.error:
+            self.failures.setdefault(found.error, []).append(document.name)
+            return
+        self.texts += 1
+        self.counts.append(len(found))
+        self.characters += [e - s for s, e in zip(found.starts, found.ends, strict=True)]
+        self.tokens += found.tokens or ()
+
+    @property
+    def failed(self) -> int:
+        """Texts on which it failed."""
+        return sum(map(len, self.failures.values()))
+
+
+def quantiles(values: list[int], *at: float) -> list[float]:
+    """Quantiles, interpolated; NaN where there are no values."""
+    return np.quantile(values, at).tolist() if values else [float("nan")] * len(at)
+
+
+def require_output(path: Path, source: str) -> None:
+    """Refuse a file that segments cannot be written to, before anything is computed.
+
+    Raises:
+        StudyError: its suffix names no format that is known, or it is the source itself.
+    """
+    if path.suffix not in _WRITERS:
+        raise StudyError(
+            f"--output {path} ends with {path.suffix or 'no suffix'!r}; expected one of"
+            f" {', '.join(_WRITERS)}, which names the format. Such as --output segments.parquet."
+        )
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise StudyError(f"--output {path} is the source itself; choose another file.")
+
+
+def written(segmented: Iterable[Segmented], path: Path) -> Iterator[Segmented]:
+    """Pass everything through, and write a row a segment; the file appears when all is done.
+
+    Columns: ``number`` of the text from 1, ``id`` of its record or null, ``segmenter``, ``segment``
+    from 0, ``start`` and ``end`` in characters of the text, the end excluded, ``tokens`` of the
+    segment or null, and its ``text``.
+
+    Raises:
+        RecordError: the file cannot be written; what was at its place is still there.
+    """
+    with _WRITERS[path.suffix](path) as write:
+        for document, found in segmented:
+            for label, segments in found.items():
+                write(_rows(document, label, segments))
+            yield document, found
+
+
+def _rows(document: Document, label: str, found: TextSegments) -> list[dict[str, Any]]:
+    return [
+        {
+            "number": document.number,
+            "id": document.id,
+            "segmenter": label,
+            "segment": place,
+            "start": start,
+            "end": end,
+            "tokens": None if found.tokens is None else found.tokens[place],
+            "text": document.text[start:end],
+        }
+        for place, (start, end) in enumerate(zip(found.starts, found.ends, strict=True))
+    ]
+
+
+Write = Callable[[list[dict[str, Any]]], None]
+
+
+@contextmanager
+def _json_lines(path: Path) -> Generator[Write]:
+    with replacing(path) as file:
+
+        def write(rows: list[dict[str, Any]]) -> None:
+            for row in rows:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+        yield write
+
+
+@contextmanager
+def _parquet(path: Path) -> Generator[Write]:
+    waiting: list[dict[str, Any]] = []
+    with replacing(path) as file, pq.ParquetWriter(file, _SCHEMA, compression="zstd") as parquet:
+
+        def write(rows: list[dict[str, Any]]) -> None:
+            waiting.extend(rows)
+            if len(waiting) >= _GROUP_ROWS:
+                flush()
+
+        def flush() -> None:
+            parquet.write_table(pa.Table.from_pylist(waiting, schema=_SCHEMA))
+            waiting.clear()
+
+        yield write
+        flush()
+
+
+_WRITERS = {".parquet": _parquet, ".jsonl": _json_lines}

@@ -1,0 +1,207 @@
+"""Segments of given texts: by characters or, under a policy, in whole tokens as credit has them."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from accelerate import Accelerator
+
+from segcredit import registry
+from segcredit.config import lay_over_preset
+from segcredit.errors import PluginError, SegcreditError, StudyError
+from segcredit.policy.given_text import rollouts_of_texts
+from segcredit.protocols import Policy, Segmenter, TextSegmenter
+from segcredit.study.texts import Document
+from segcredit.types import RolloutBatch
+
+
+@dataclass(frozen=True, slots=True)
+class TextSegments:
+    """What a segmenter made of one text; where it failed, nothing but the sentence."""
+
+    starts: tuple[int, ...] = ()
+    """The first character of each segment. Segments that share a character, since its bytes are
+    several tokens, all have it."""
+    ends: tuple[int, ...] = ()
+    """One after the last character of each."""
+    tokens: tuple[int, ...] | None = None
+    """Tokens of each, where a policy made some."""
+    error: str = ""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+Segmented = tuple[Document, Mapping[str, TextSegments]]
+"""A text with what each segmenter made of it, by the segmenter's label."""
+
+
+def plugin_table(spec: str, option: str) -> dict[str, Any]:
+    """A plug-in's name, or an inline TOML table with its name and options, as a table.
+
+    Args:
+        spec: such as ``newline``, or ``{name="random", fraction=0.2}``.
+        option: what messages call it, such as ``--segmenter``.
+
+    Raises:
+        StudyError: the table is not TOML, or has no name.
+    """
+    if not spec.lstrip().startswith("{"):
+        return {"name": spec.strip()}
+    try:
+        table = tomllib.loads(f"table = {spec}")["table"]
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(
+            f"{option} {spec!r} is not a TOML table: {error}. Write a name, or a table in which"
+            " strings have quotes, such as '{name=\"random\", fraction=0.2}'."
+        ) from error
+    if not isinstance(table.get("name"), str):
+        raise StudyError(
+            f"{option} {spec!r} has no name; expected the plug-in's name beside its options, such"
+            " as '{name=\"random\", fraction=0.2}'."
+        )
+    return table
+
+
+def chosen_segmenters(specs: Sequence[str], *, policy: bool) -> dict[str, Segmenter]:
+    """The segmenters asked for, in this order, by labels such as ``random(fraction=0.2)``.
+
+    Args:
+        specs: names or inline TOML tables, see ``plugin_table``.
+        policy: whether there is a policy, whose tokens and signals they can read.
+
+    Raises:
+        StudyError: one cannot be read, or needs more than text where there is no policy.
+        RegistryError: one is unknown, or refuses its options.
+    """
+    tables = [plugin_table(spec, "--segmenter") for spec in specs]
+    chosen = {_label(table): registry.segmenters.from_table(table) for table in tables}
+    lacking = [label for label, found in chosen.items() if not isinstance(found, TextSegmenter)]
+    if lacking and not policy:
+        raise StudyError(
+            f"segmenter {lacking[0]!r} needs tokens or a model's signals, not text alone, and no"
+            ' policy is given. Name one with --policy, such as --policy \'{name="hf",'
+            ' model="HuggingFaceTB/SmolLM2-135M-Instruct"}\', or choose a segmenter that reads'
+            " text alone, such as newline."
+        )
+    return chosen
+
+
+def load_policy(policy: str, task: str | None = None) -> Policy:
+    """A policy as a run would begin with, on the device that a run would use.
+
+    Args:
+        policy: its name, or an inline TOML table.
+        task: likewise; None = the task of the base config. Policies that imitate a task need it.
+
+    Raises:
+        PolicyError, TaskError, RegistryError: it cannot be had; says why.
+    """
+    base = lay_over_preset({})
+    table = base["task"] if task is None else plugin_table(task, "--task")
+    loaded = registry.policies.from_table(plugin_table(policy, "--policy")).load(
+        registry.tasks.from_table(table),
+        registry.samplers.from_table(base["sampler"]),
+        temperature=base["rollouts"]["temperature"],
+        seed=0,
+    )
+    return cast(Policy, loaded.to(Accelerator().device))
+
+
+def segment_documents(
+    documents: Iterable[Document],
+    segmenters: Mapping[str, Segmenter],
+    policy: Policy | None = None,
+) -> Iterator[Segmented]:
+    """Each text with the segments that each segmenter makes of it.
+
+    Without a policy, text segmenters cut between any two characters. With one, every segmenter
+    cuts between the policy's tokens, as in a run; no end token is added to a text. A segmenter
+    that fails on a text leaves its sentence there, and the others go on.
+    """
+    for document in documents:
+        if policy is None:
+            cuts = {label: partial(_by_characters, s, document) for label, s in segmenters.items()}
+            yield document, {label: _attempt(label, cut) for label, cut in cuts.items()}
+        else:
+            yield document, _under_policy(document, segmenters, policy)
+
+
+def _under_policy(
+    document: Document, segmenters: Mapping[str, Segmenter], policy: Policy
+) -> dict[str, TextSegments]:
+    if not document.text:  # nothing to tokenise
+        return dict.fromkeys(segmenters, TextSegments(tokens=()))
+    try:
+        rollouts = rollouts_of_texts(policy, [document.prompt], [document.text])
+    except SegcreditError as error:
+        return dict.fromkeys(segmenters, TextSegments(error=str(error)))
+    # Tokenizers and models raise what they like; the other texts go on.
+    except Exception as error:
+        failed = TextSegments(
+            error=f"the policy raised {type(error).__name__}: {error}. Usually the text has"
+            " characters that its tokenizer does not know (a tiny policy knows its task's alphabet"
+            " alone), or more tokens than its model can read."
+        )
+        return dict.fromkeys(segmenters, failed)
+    cuts = {label: partial(_by_tokens, s, rollouts) for label, s in segmenters.items()}
+    return {label: _attempt(label, cut) for label, cut in cuts.items()}
+
+
+def _attempt(label: str, cut: Callable[[], TextSegments]) -> TextSegments:
+    try:
+        return cut()
+    # A plug-in may raise anything; its other texts, and the other plug-ins, go on.
+    except Exception as error:
+        return TextSegments(error=_sentence(f"segmenter {label!r}", error))
+
+
+def _sentence(what: str, error: Exception) -> str:
+    """Sentences as they are; of other errors, where they come from."""
+    if isinstance(error, SegcreditError | ValueError) and str(error):
+        return str(error)
+    return f"{what} raised {type(error).__name__}: {error}"
+
+
+def _by_characters(segmenter: Segmenter, document: Document) -> TextSegments:
+    """Between any two offsets lies a segment, unless they are equal."""
+    offsets = list(cast(TextSegmenter, segmenter).split(document.text))
+    edges = [0, *offsets, len(document.text)]
+    pairs = list(itertools.pairwise(edges))
+    if any(late < early for early, late in pairs):
+        raise PluginError(
+            f"it returned the offsets {offsets[:10]} for a text of {len(document.text)}"
+            f" characters; expected ascending offsets between 0 and {len(document.text)}. Sort"
+            " them, and count characters rather than bytes."
+        )
+    pairs = [(start, end) for start, end in pairs if start < end]
+    return TextSegments(tuple(start for start, _ in pairs), tuple(end for _, end in pairs))
+
+
+def _by_tokens(segmenter: Segmenter, rollouts: RolloutBatch) -> TextSegments:
+    """From the first character of a segment's first token to the last one of its last."""
+    found = segmenter.segment(rollouts)
+    spans_T2 = rollouts.token_spans[0]
+    mask_S = found.mask[0]
+    return TextSegments(
+        starts=tuple(spans_T2[found.anchors("start")[0], 0][mask_S].tolist()),
+        ends=tuple(spans_T2[found.anchors("last_token")[0], 1][mask_S].tolist()),
+        tokens=tuple(found.lengths[0][mask_S].tolist()),
+    )
+
+
+def _label(table: Mapping[str, Any]) -> str:
+    """A name with its options; a plug-in inside is written the same way."""
+    options = [f"{key}={_shown(value)}" for key, value in table.items() if key != "name"]
+    return f"{table['name']}({', '.join(options)})" if options else str(table["name"])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping) and "name" in value:
+        return _label(cast(Mapping[str, Any], value))
+    return value if isinstance(value, str) else repr(value)

@@ -1,0 +1,71 @@
+"""A task whose prompts also say how the answer is to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from segcredit.protocols import Prompt, Task, Verdict
+
+STEPS = {
+    "en": (
+        'Write your solution as numbered steps, each on a new line that begins with "Step 1:",'
+        ' "Step 2:" and so on, and give the final answer in the last step.'
+    ),
+    "zh": (
+        "请分步骤作答：每一步另起一行，依次以“步骤1：”“步骤2：”……开头，并在最后一步给出最终答案。"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Instructed(Task):
+    """Another task, an instruction added to each of its prompts after a blank line.
+
+    By default the instruction asks for explicit step markers, which the segmenter ``steps`` finds:
+    the step baseline of SAPO (arXiv 2605.01327, table 3) rests on a policy that was told to write
+    them. Keys and verdicts are the inner task's; a policy that cannot read (``tiny`` imitates one
+    task's alphabet) makes nothing of it.
+    """
+
+    inner: Task
+    """The task whose prompts are extended."""
+    language: Literal["en", "zh"] = "en"
+    """Of the instruction to write steps."""
+    text: str | None = None
+    """An instruction of your own, in place of it."""
+
+    @property
+    def instruction(self) -> str:
+        """What is added."""
+        return STEPS[self.language] if self.text is None else self.text
+
+    def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
+        """The inner task's training prompts, instructed."""
+        return [self._instructed(prompt) for prompt in self.inner.prompts(count, generator)]
+
+    def evaluation(self, count: int) -> Sequence[Prompt]:
+        """The inner task's held-out prompts, instructed."""
+        return [self._instructed(prompt) for prompt in self.inner.evaluation(count)]
+
+    def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
+        """The inner task's verdict."""
+        return self.inner.verify(prompt, text, truncated=truncated)
+
+    def demonstrations(
+        self, count: int, generator: torch.Generator
+    ) -> Sequence[tuple[Prompt, str]]:
+        """The inner task's demonstrations, their prompts instructed."""
+        pairs = self.inner.demonstrations(count, generator)
+        return [(self._instructed(prompt), text) for prompt, text in pairs]
+
+    def alphabet(self) -> str:
+        """The inner task's, and the instruction's characters; '' where it is open."""
+        known = self.inner.alphabet()
+        return known and "".join(dict.fromkeys(known + "\n" + self.instruction))
+
+    def _instructed(self, prompt: Prompt) -> Prompt:
+        return replace(prompt, text=f"{prompt.text}\n\n{self.instruction}")

@@ -1,0 +1,1 @@
+"""Segments between boundaries that a classifier learned from segmented texts."""

@@ -1,0 +1,90 @@
+"""``segcredit fit-boundaries``: train, cross-validate, calibrate and write a boundary model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from segmenters.learned.corpus import Corpus
+    from segmenters.learned.training import Fitted
+
+
+def fit_boundaries(
+    data: Annotated[
+        Path, typer.Argument(help="JSONL: text, boundaries, problem (or id), perhaps source.")
+    ],
+    output: Annotated[Path, typer.Option(help="The model file to write (skops).")],
+    folds: Annotated[int, typer.Option(min=3, help="Parts into which the problems fall.")] = 5,
+    candidates: Annotated[
+        Literal["fast", "all"],
+        typer.Option(help="all: also before lower-case words and operators."),
+    ] = "fast",
+    annotator: Annotated[
+        str | None, typer.Option(help="Read this annotator's 'annotations', not 'boundaries'.")
+    ] = None,
+) -> None:
+    """Train the segmenter `learned` on segmented texts, cross-validated by problem."""
+    from rich.console import Console
+
+    from segmenters.learned.corpus import read_corpus
+    from segmenters.learned.model_file import save_model
+    from segmenters.learned.training import fit
+
+    out = Console()
+    corpus = read_corpus(data, annotator)
+    with out.status("reading") as status:
+        fitted = fit(corpus, folds=folds, which=candidates, watch=status.update)
+    save_model(fitted.model, output)
+    out.print(_table(corpus, fitted))
+    for sentence in _sentences(fitted, output):
+        out.print(sentence, soft_wrap=True, highlight=False)
+
+
+def _table(corpus: Corpus, fitted: Fitted) -> Any:
+    """Cross-validated figures, of everything and of each source, beside spaCy's sentences."""
+    from rich.table import Table
+
+    from segmenters.learned.agreement import counts_of
+    from segmenters.learned.sentences import sentence_starts
+
+    table = Table(title="Boundaries of problems kept back (95 % bootstrap over documents)")
+    table.add_column("", no_wrap=True)
+    for heading in ("documents", "boundaries", "F1", "precision", "recall"):
+        table.add_column(heading, justify="right")
+    sentences_D3 = counts_of(sentence_starts(corpus.texts), corpus.boundaries)
+    table.add_row(*_row("learned", fitted.counts_D3))
+    sources = sorted(set(corpus.sources))
+    if len(sources) > 1:
+        for source in sources:
+            rows = [row for row, name in enumerate(corpus.sources) if name == source]
+            table.add_row(*_row(f"  {source or '(no source)'}", fitted.counts_D3[rows]))
+    table.add_row(*_row("spaCy's sentences", sentences_D3))
+    return table
+
+
+def _row(name: str, counts_D3: Any) -> list[str]:
+    from segmenters.learned.agreement import intervals, measures
+
+    totals = counts_D3.sum(0)
+    cells = [
+        f"{value:.3f} ({low:.3f} to {high:.3f})"
+        for value, (low, high) in zip(measures(totals), intervals(counts_D3), strict=True)
+    ]
+    return [name, f"{len(counts_D3):,}", f"{int(totals[2]):,}", *cells]
+
+
+def _sentences(fitted: Fitted, output: Path) -> list[str]:
+    model, size = fitted.model, output.stat().st_size
+    low, high = min(fitted.thresholds), max(fitted.thresholds)
+    return [
+        f"Threshold {model.threshold:.3f} (the folds chose {low:.3f} to {high:.3f}, each on the"
+        f" other folds), blend {model.blend:.2f}. {fitted.reachable:.1%} of the boundaries stand"
+        " where the model looks.",
+        "The figures hold for new problems of the same sources. On another source the threshold is"
+        " wrong: set per_100_tokens, or fit again.",
+        f"Wrote {output} ({size / 1e6:.2f} MB). In a config:"
+        f' segmenter = {{name = "learned", model = "{output}"}}',
+    ]

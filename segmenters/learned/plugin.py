@@ -1,0 +1,212 @@
+"""Segments between boundaries that a classifier learned from segmented texts."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from segcredit import RolloutBatch, Segmentation, TextSegmenter, errors
+
+if TYPE_CHECKING:
+    from segmenters.learned.stages import BoundaryModel, Judgement
+
+_BATCH = 4_000_000
+"""Characters that are read at once, which bounds the memory of their features (about 1 GB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned(TextSegmenter):
+    """Boundaries where a classifier trained on segmented texts sees them.
+
+    A segment begins at a word c after white space where p(c) > threshold, with
+
+        p₁(c) = σ(b + Σ_f w[h_f(c)]),  p(c) = (1 - blend) p₁(c) + blend · trees(c, p₁ around c):
+
+    a logistic regression over hashed windows of spaCy's tokens, and gradient-boosted trees over
+    its probabilities at the neighbours. `segcredit fit-boundaries DATA --output FILE` trains a
+    model and prints its cross-validated F1.
+
+    Assumption: the texts are segmented as those of training were. The shipped model learned from
+    worked solutions that we generate ourselves; its F1 of .98 says that it learned their style, and
+    nothing of real traces. Such a classifier does not transfer to another source at its own
+    threshold, and most of the loss is granularity. So a text of which fewer features were met in
+    training than of nearly every document of training is cut into sentences (``unknown``): all
+    real texts tried, for the shipped model. A model trained on real texts does not notice another
+    source of the same subject; there, ``per_100_tokens`` sets the granularity without labels.
+
+    Degenerate case: a text without white space, as in Chinese, is one segment. Cost: some
+    800,000 characters a second on one core in batches, a twentieth of it text by text.
+
+    Args:
+        model: "default" for the shipped one, or a file that `segcredit fit-boundaries` wrote.
+        threshold: probability above which there is a boundary, in [0,1]; None = the one that was
+            calibrated in training.
+        per_100_tokens: if given, each text is cut into this many segments per 100 words (words
+            are what white space separates), at its most probable boundaries.
+        unknown: what cuts a text that is unlike those of training: spaCy's ``sentences``, or the
+            ``model`` regardless. Not asked where ``threshold`` or ``per_100_tokens`` is given.
+
+    Source:
+        The combination is ours: a hashed linear model (Weinberger et al., 2009, arXiv 0902.2206)
+        stacked (Wolpert, 1992) under histogram gradient boosting (Ke et al., 2017, LightGBM, as
+        in scikit-learn).
+    """
+
+    model: str = "default"
+    threshold: float | None = None
+    per_100_tokens: float | None = None
+    unknown: Literal["sentences", "model"] = "sentences"
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"threshold is {self.threshold}; expected a probability between 0 and 1, such as"
+                " 0.4, or None for the model's own."
+            )
+        rate = self.per_100_tokens
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise ValueError(
+                f"per_100_tokens is {rate}; expected segments per 100 words, such as 5, or None"
+                " for a threshold."
+            )
+        if rate is not None and self.threshold is not None:
+            raise ValueError(
+                f"threshold is {self.threshold} and per_100_tokens is {rate}; expected one of"
+                " them, since either decides how many segments there are."
+            )
+        if self.unknown not in ("sentences", "model"):
+            raise ValueError(f"unknown is {self.unknown!r}; expected 'sentences' or 'model'.")
+
+    @property
+    def causal(self) -> bool:
+        """The words after a boundary, and all of the text's, decide on it."""
+        return False
+
+    def split(self, text: str) -> Sequence[int]:
+        """The first visible character of each segment; many texts are faster together."""
+        return self.split_all([text])[0]
+
+    def split_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """As ``split``, for several texts at once.
+
+        Raises:
+            PluginError: the model reads the policy's signals, which texts alone do not have.
+            ConfigError: the model's file cannot be read.
+        """
+        model = self._load()
+        if model.signals:
+            raise errors.PluginError(
+                f"the boundary model {self.model!r} was trained with the policy's entropies and"
+                " log-probs, and a text alone has none. Segment rollouts, or train it without"
+                " 'entropies' and 'logprobs' in the data."
+            )
+        return self._offsets(model, texts, None)
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        """Cut all texts of the batch in one go, with the policy's signals if the model has them.
+
+        The blanks before a word go with it, since many tokenizers have them in the word's token.
+        """
+        model = self._load()
+        signals = _signals(rollouts) if model.signals else None
+        offsets = self._offsets(model, rollouts.texts, signals)
+        starts = [
+            [_before_blanks(text, offset) for offset in row]
+            for text, row in zip(rollouts.texts, offsets, strict=True)
+        ]
+        return Segmentation.from_char_starts(starts, rollouts.token_spans, rollouts.action_mask)
+
+    def _load(self) -> BoundaryModel:
+        from segmenters.learned.model_file import load_model
+
+        return load_model(self.model)
+
+    def _offsets(
+        self, model: BoundaryModel, texts: Sequence[str], signals: Sequence[Any] | None
+    ) -> list[list[int]]:
+        from segmenters.learned.stages import judge
+
+        offsets: list[list[int]] = []
+        for first, last in _batches(texts):
+            part = None if signals is None else signals[first:last]
+            judgement = judge(model, texts[first:last], part)
+            offsets += self._cut(model, judgement, texts[first:last])
+        return offsets
+
+    def _cut(
+        self, model: BoundaryModel, judgement: Judgement, texts: Sequence[str]
+    ) -> list[list[int]]:
+        from segmenters.learned.sentences import sentence_starts
+
+        candidates = judgement.candidates
+        if self.per_100_tokens is None:
+            own = model.threshold if self.threshold is None else self.threshold
+            chosen_C = judgement.probabilities_C > own
+        else:
+            chosen_C = _most_probable(judgement, self.per_100_tokens, len(texts))
+        counts_D = np.bincount(candidates.documents_C[chosen_C], minlength=len(texts))
+        parts = np.split(candidates.offsets_C[chosen_C], np.cumsum(counts_D)[:-1])
+        offsets: list[list[int]] = [part.tolist() for part in parts[: len(texts)]]
+        calibrated = self.threshold is None and self.per_100_tokens is None
+        if calibrated and self.unknown == "sentences":
+            foreign = np.flatnonzero(~judgement.known_D).tolist()
+            sentences = sentence_starts([texts[row] for row in foreign])
+            for row, starts in zip(foreign, sentences, strict=True):
+                offsets[row] = starts.tolist()
+        return offsets
+
+
+def _before_blanks(text: str, offset: int) -> int:
+    """Where the blanks begin that stand directly before an offset."""
+    while offset and text[offset - 1] in " \t":
+        offset -= 1
+    return offset
+
+
+def _batches(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Consecutive texts of bounded length together; one that is longer goes alone."""
+    ends = list(itertools.accumulate(map(len, texts), initial=0))
+    edges = [0]
+    while edges[-1] < len(texts):
+        fits = bisect.bisect_right(ends, ends[edges[-1]] + _BATCH) - 1
+        edges.append(max(fits, edges[-1] + 1))
+    return list(itertools.pairwise(edges))
+
+
+def _most_probable(judgement: Judgement, rate: float, count: int) -> Any:
+    """(C,) the candidates that give each document so many segments per 100 words."""
+    candidates = judgement.candidates
+    tokens, documents_C = candidates.tokens, candidates.documents_C
+    first_N = np.concatenate([np.ones(1, np.bool_), tokens.documents_N[:-1] < 0])
+    words_N = (tokens.documents_N >= 0) & ((tokens.gaps_N > 0) | first_N)
+    words_D = np.bincount(tokens.documents_N[words_N], minlength=count)
+    wanted_D = np.rint(words_D * rate / 100).astype(np.int64) - 1
+    # By document, then from the most probable down; of equals the earlier one first.
+    order_C = np.lexsort((-judgement.probabilities_C, documents_C))
+    starts_D = np.searchsorted(documents_C, np.arange(count))
+    ranks_C = np.arange(len(order_C)) - starts_D[documents_C[order_C]]
+    chosen_C = np.zeros(len(order_C), np.bool_)
+    chosen_C[order_C] = ranks_C < wanted_D[documents_C[order_C]]
+    return chosen_C
+
+
+def _signals(rollouts: RolloutBatch) -> list[Any]:
+    """The action tokens' first characters, entropies and log-probs, a row each."""
+    from segmenters.learned.signals import TokenSignals
+
+    mask_BT = rollouts.action_mask.cpu().numpy()
+    starts_BT = rollouts.token_spans[..., 0].cpu().numpy()
+    entropies_BT = rollouts.entropies.detach().double().cpu().numpy()
+    logprobs_BT = rollouts.logprobs.detach().double().cpu().numpy()
+    return [
+        TokenSignals(starts_T[mask_T], entropies_T[mask_T], logprobs_T[mask_T])
+        for mask_T, starts_T, entropies_T, logprobs_T in zip(
+            mask_BT, starts_BT, entropies_BT, logprobs_BT, strict=True
+        )
+    ]

@@ -1,0 +1,40 @@
+"""Turns of a dialogue with tools or an environment as segments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from segcredit import RolloutBatch, Segmentation, Segmenter
+
+
+@dataclass(frozen=True, slots=True)
+class Turns(Segmenter):
+    """One segment for each run of action tokens: what the policy says between two answers.
+
+    Token t begins a segment where t is an action token and t − 1 is none.
+
+    Causal: that a tool has answered is settled before the policy goes on.
+
+    Assumption: a turn is one decision, judged as a whole. Degenerate case: without holes in the
+    action mask a completion is one segment, as with ``whole``; two turns with no token of the
+    environment between them are one. Cost: elementwise, no forward pass.
+
+    Source:
+        The turn-level segments of ROLL's released agentic trainer, which takes rewards-to-go and
+        importance ratios over runs of the response mask. Its discount is γ a segment: that is
+        ``clock="segment"`` of the advantage scheme here, no matter of the segmenter.
+    """
+
+    @property
+    def causal(self) -> bool:
+        """The tokens of the environment stand before the boundary."""
+        return True
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        """Cut where the action mask becomes True."""
+        mask_BT = rollouts.action_mask
+        begins_BT = mask_BT.clone()
+        begins_BT[:, 1:] = torch.logical_and(mask_BT[:, 1:], ~mask_BT[:, :-1])
+        return Segmentation.from_starts(begins_BT, mask_BT)

@@ -1,0 +1,36 @@
+"""The boundaries of two segmenters together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segcredit import RolloutBatch, Segmentation, Segmenter
+
+
+@dataclass(frozen=True, slots=True)
+class Union(Segmenter):
+    """A boundary wherever one of two segmenters has one, or both: their common refinement.
+
+    Assumption: either kind of boundary is worth one. Degenerate case: a segmenter joined with
+    ``whole`` is itself. Cost: that of both.
+
+    Args:
+        first: a segmenter.
+        second: another; for three, one of them is a ``union`` itself.
+
+    Source:
+        The join of two partitions into intervals; ours as a segmenter.
+    """
+
+    first: Segmenter
+    second: Segmenter
+
+    @property
+    def causal(self) -> bool:
+        """Where neither boundary depends on later tokens, their union does not."""
+        return self.first.causal and self.second.causal
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        """Cut where either cuts."""
+        first, second = self.first.segment(rollouts), self.second.segment(rollouts)
+        return Segmentation.from_starts(first.starts | second.starts, rollouts.action_mask)

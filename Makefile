@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint types contracts unit slow check bench clean
+.PHONY: install demo test lint types contracts unit slow check bench boundaries clean
 
 install: .venv/installed
 
@@ -41,6 +41,13 @@ check: test
 
 bench: install
 	$(BIN)/python benchmarks/credit_step.py
+	$(BIN)/python benchmarks/segment_speed.py
+
+# Writes the boundary model that ships with the package again; the same bytes' worth of weights each time.
+boundaries: install
+	mkdir -p build
+	$(BIN)/python -m segmenters.learned.generated_text > build/generated.jsonl
+	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
 	rm -rf .venv demo

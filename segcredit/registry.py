@@ -165,7 +165,7 @@ class Registry(Generic[T]):
             if not origin.get("dir_info", {}).get("editable", False):
                 return _distribution(point)
         try:
-            source = Path(inspect.getfile(plugin)).read_bytes()
+            source = _source(plugin)
         except (OSError, TypeError):
             source = inspect.getsource(plugin).encode()
         return f"sha256:{hashlib.sha256(source).hexdigest()[:16]}"
@@ -264,6 +264,22 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 def _listed(names: Any) -> str:
     return ", ".join(names) or "none"
+
+
+def _source(plugin: type) -> bytes:
+    """A plug-in's file; where it is alone in its package, all of the package's files.
+
+    Plug-ins that stand side by side are a file each, and an edit of one is none of the others.
+    """
+    path = Path(inspect.getfile(plugin))
+    package = plugin.__module__.rpartition(".")[0]
+    groups = {plugins.group for plugins in ALL.values()}
+    modules = {point.module for point in entry_points() if point.group in groups}
+    beside = {module for module in modules if module.rpartition(".")[0] == package}
+    if not package or beside != {plugin.__module__}:
+        return path.read_bytes()
+    parts = sorted(part for part in path.parent.iterdir() if part.is_file())
+    return b"".join(part.name.encode() + part.read_bytes() for part in parts)
 
 
 def _distribution(point: EntryPoint) -> str:

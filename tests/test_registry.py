@@ -1,5 +1,6 @@
 """The registry: names, decorators, duplicates, failing imports, identities."""
 
+import importlib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
@@ -62,3 +63,23 @@ def test_a_failing_import_is_named_and_listed(clean):
 def test_names_import_nothing(clean):
     _with_points(clean, EntryPoint("broken", "no_such_package:Thing", "x"))
     assert registry.segmenters.names() == ["broken"]
+
+
+def test_a_plugin_alone_in_its_package_is_all_of_its_files(tmp_path, monkeypatch):
+    package = tmp_path / "outer_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "plugin.py").write_text("class Plugin:\n    pass\n")
+    (package / "parts.py").write_text("SIZE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugin = importlib.import_module("outer_package.plugin").Plugin
+    alone = [EntryPoint("it", "outer_package.plugin:Plugin", "segcredit.segmenters")]
+    beside = [*alone, EntryPoint("other", "outer_package.other:Other", "segcredit.segmenters")]
+    found = []
+    for points in (alone, beside):
+        monkeypatch.setattr(registry, "entry_points", lambda points=points: points)
+        for size in (1, 2):
+            (package / "parts.py").write_text(f"SIZE = {size}\n")
+            found.append(registry._source(plugin))
+    assert found[0] != found[1]
+    assert found[2] == found[3] == (package / "plugin.py").read_bytes()

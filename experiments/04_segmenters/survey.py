@@ -34,7 +34,7 @@ COMBINED = [
     '{name="union", first="newline", second="reflection"}',
     '{name="snap_to", inner="entropy", to="sentence"}',
     '{name="min_length", inner="newline", tokens=8}',
-    '{name="max_segments", inner="sentence", count=10}',
+    '{name="max_segments", inner="sentence", segments=10}',
 ]
 
 

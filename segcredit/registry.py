@@ -8,6 +8,7 @@ plug-in's module is imported when it is found.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -266,6 +267,13 @@ def _listed(names: Any) -> str:
     return ", ".join(names) or "none"
 
 
+@functools.cache  # a grid asks for thousands of identities, and each look reads every distribution
+def _registered_modules() -> frozenset[str]:
+    """Modules of all installed plug-ins, of every kind."""
+    points = (point for plugins in ALL.values() for point in entry_points(group=plugins.group))
+    return frozenset(point.module for point in points)
+
+
 def _source(plugin: type) -> bytes:
     """A plug-in's file; where it is alone in its package, all of the package's files.
 
@@ -273,9 +281,7 @@ def _source(plugin: type) -> bytes:
     """
     path = Path(inspect.getfile(plugin))
     package = plugin.__module__.rpartition(".")[0]
-    groups = {plugins.group for plugins in ALL.values()}
-    modules = {point.module for point in entry_points() if point.group in groups}
-    beside = {module for module in modules if module.rpartition(".")[0] == package}
+    beside = {module for module in _registered_modules() if module.rpartition(".")[0] == package}
     if not package or beside != {plugin.__module__}:
         return path.read_bytes()
     parts = sorted(part for part in path.parent.iterdir() if part.is_file())

@@ -77,7 +77,8 @@ def test_a_plugin_alone_in_its_package_is_all_of_its_files(tmp_path, monkeypatch
     beside = [*alone, EntryPoint("other", "outer_package.other:Other", "segcredit.segmenters")]
     found = []
     for points in (alone, beside):
-        monkeypatch.setattr(registry, "entry_points", lambda points=points: points)
+        modules = frozenset(point.module for point in points)
+        monkeypatch.setattr(registry, "_registered_modules", lambda modules=modules: modules)
         for size in (1, 2):
             (package / "parts.py").write_text(f"SIZE = {size}\n")
             found.append(registry._source(plugin))

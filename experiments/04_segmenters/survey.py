@@ -17,7 +17,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from segcredit.study.agreement import agreement, agreement_figure, matrix
+from segcredit.study.agreement import (
+    agreement,
+    agreement_figure,
+    matrix,
+    read_annotations,
+    summary,
+)
 from segcredit.study.segmenting import (
     Segmented,
     chosen_segmenters,
@@ -117,6 +123,16 @@ def pairwise(segmented: Sequence[Segmented], picture: Path) -> pd.DataFrame:
     return matrix(pairs)
 
 
+def against_people(path: Path) -> pd.DataFrame:
+    """Micro-F1 of text segmenters against each annotator, with 95 % intervals over documents."""
+    data = read_annotations(path)
+    cuts = {**data.boundaries, **chosen_segmenters(TEXT, policy=False)}
+    pairs = agreement(data.documents, cuts, references=list(data.boundaries))
+    found = summary(pairs).query("metric == 'f1'")
+    shown = found.apply(lambda row: f"{row['value']:.3f} [{row.low:.3f} {row.high:.3f}]", axis=1)
+    return found.assign(f1=shown).pivot(index="other", columns="reference", values="f1")
+
+
 def show(title: str, table: pd.DataFrame) -> None:
     """A heading and a Markdown table."""
     print(f"\n{title}\n\n{table.to_markdown(floatfmt='.3g')}")
@@ -137,11 +153,14 @@ def main() -> None:
     options.add_argument("traces", type=Path)
     options.add_argument("--policy", help="For segmenters that need a model's signals.")
     options.add_argument("--signals", type=int, default=60, help="Traces for the policy to read.")
+    options.add_argument("--people", type=Path, help="Texts that people have segmented.")
     options.add_argument("--output", type=Path, default=HERE)
     chosen = options.parse_args()
     documents, styles = read(chosen.traces)
     text = chosen_segmenters(TEXT, policy=False)
     survey("text", list(segment_documents(documents, text)), styles, chosen.output)
+    if chosen.people:
+        show("micro-F1 against people", against_people(chosen.people))
     if chosen.policy:
         drawn = sorted(random.Random(0).sample(range(len(documents)), chosen.signals))
         places = {document: place for place, document in enumerate(drawn)}

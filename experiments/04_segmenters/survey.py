@@ -113,14 +113,12 @@ def _spread(table: pd.DataFrame) -> pd.Series:
     return table.apply(lambda row: f"{row[0.5]:g} [{row[0.1]:g}-{row[0.9]:g}]", axis=1)
 
 
-def pairwise(segmented: Sequence[Segmented], picture: Path) -> pd.DataFrame:
-    """Micro-F1 of every pair of segmenters, drawn; boundaries at the first non-space character."""
+def pairwise(segmented: Sequence[Segmented]) -> pd.DataFrame:
+    """Every pair of segmenters, trace by trace; boundaries at the first non-space character."""
     texts = [document.text for document, _ in segmented]
     labels = list(segmented[0][1])
     cuts = {label: [list(found[label].starts[1:]) for _, found in segmented] for label in labels}
-    pairs = agreement(texts, cuts)
-    agreement_figure(pairs, picture)
-    return matrix(pairs)
+    return agreement(texts, cuts)
 
 
 def against_people(path: Path) -> pd.DataFrame:
@@ -128,7 +126,12 @@ def against_people(path: Path) -> pd.DataFrame:
     data = read_annotations(path)
     cuts = {**data.boundaries, **chosen_segmenters(TEXT, policy=False)}
     pairs = agreement(data.documents, cuts, references=list(data.boundaries))
-    found = summary(pairs).query("metric == 'f1'")
+    return intervals(pairs, list(data.boundaries))
+
+
+def intervals(pairs: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
+    """Micro-F1 against some of the segmentations, with 95 % intervals over documents."""
+    found = summary(pairs[pairs.reference.isin(references)]).query("metric == 'f1'")
     shown = found.apply(lambda row: f"{row['value']:.3f} [{row.low:.3f} {row.high:.3f}]", axis=1)
     return found.assign(f1=shown).pivot(index="other", columns="reference", values="f1")
 
@@ -144,7 +147,10 @@ def survey(name: str, segmented: Sequence[Segmented], styles: pd.DataFrame, outp
     kept = styles[styles.document.isin(range(len(segmented)))]
     show(f"{name}: {len(segmented)} traces", overall(found))
     show(f"{name}: median segments a response by style", by_style(found, kept))
-    show(f"{name}: pairwise micro-F1", pairwise(segmented, output / f"{name}.png"))
+    pairs = pairwise(segmented)
+    agreement_figure(pairs, output / f"{name}.png")
+    show(f"{name}: pairwise micro-F1", matrix(pairs))
+    show(f"{name}: micro-F1 with intervals", intervals(pairs, ["newline", "sentence", "steps"]))
 
 
 def main() -> None:

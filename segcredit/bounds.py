@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from segcredit.errors import ShapeError
+
 
 def clip(
     ratio: Float[Tensor, "B T"],
@@ -85,9 +87,17 @@ def soft_gate(
 
     τ is ``positive`` where A > 0 and ``negative`` elsewhere; at ρ = 1 the gradient is −A.
 
+    Raises:
+        ShapeError: a τ is not above 0.
+
     Source:
         Soft Adaptive Policy Optimization, Gao et al. 2025, arXiv 2511.20347.
     """
+    if not min(positive, negative) > 0:
+        raise ShapeError(
+            f"gate_positive is {positive} and gate_negative is {negative}; expected both above 0,"
+            " such as 1.0 and 1.05: the loss is divided by them."
+        )
     # Of the ratio's own type from the start: 1.05 in float32 is another number in float64.
     steepness_BT = torch.where(
         advantages > 0, ratio.new_tensor(positive), ratio.new_tensor(negative)

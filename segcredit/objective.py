@@ -167,6 +167,8 @@ def _average(
     gradient: RatioGradient,
 ) -> Tensor:
     """The mean log-ratio over the tokens that share a ratio."""
+    if gradient not in ("full", "own_token"):
+        raise ShapeError(f"ratio_gradient {gradient!r} does not exist; expected full or own_token.")
     if ratio in ("none", "token"):
         return log_ratio_BT
     if ratio == "segment":
@@ -180,9 +182,7 @@ def _average(
         )
     if gradient == "full":
         return mean_BT
-    if gradient == "own_token":
-        return mean_BT.detach() + (log_ratio_BT - log_ratio_BT.detach())
-    raise ShapeError(f"ratio_gradient {gradient!r} does not exist; expected full or own_token.")
+    return mean_BT.detach() + (log_ratio_BT - log_ratio_BT.detach())
 
 
 def kl_divergence(

@@ -571,3 +571,10 @@ def test_tensors_that_do_not_fit_are_named() -> None:
         surrogate_loss(x, x, torch.zeros(1, 3), mask, segmentation, **options)
     with pytest.raises(ShapeError, match="KL estimate 'k9' does not exist"):
         kl_divergence(x, x, "k9")
+
+
+@pytest.mark.parametrize("gates", [(0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)])
+def test_a_gate_that_divides_by_nothing_is_a_sentence(gates: tuple[float, float]) -> None:
+    ones = torch.ones(1, 1, dtype=torch.float64)
+    with pytest.raises(ShapeError, match="expected both above 0"):
+        bounds.soft_gate(ones, ones, *gates)

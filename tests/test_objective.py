@@ -426,3 +426,22 @@ def test_a_step_that_takes_no_token_moves_nothing() -> None:
     assert figures["loss"] == 0
     after = run.policy.module.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("ratio", ["none", "token", "segment"])
+def test_an_unknown_gradient_is_refused_under_every_ratio(ratio: str, unchecked: None) -> None:
+    new, sampling, credit = signals((2, 3), 0)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ShapeError, match="expected full or own_token"):
+        surrogate_loss(
+            new,
+            sampling,
+            credit,
+            mask,
+            Segmentation.from_starts(mask, mask),
+            ratio=ratio,
+            ratio_gradient="own",
+            clip_low=0.2,
+            clip_high=0.2,
+            aggregate="token_mean",
+        )

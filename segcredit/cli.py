@@ -145,18 +145,18 @@ def segment(
     """Show the segments of texts in colour, several segmenters side by side."""
     from segcredit.display import show_segments, show_summary
     from segcredit.loose_files import load_code
-    from segcredit.study import segment_tables, segmenting
-    from segcredit.study.texts import read_documents
+    from segcredit.study.segmenting import cut, tables
+    from segcredit.study.segmenting.texts import read_documents
 
     load_code(code or [])
     if output is not None:
-        segment_tables.require_output(output, source)
-    chosen = segmenting.chosen_segmenters(segmenter or ["newline"], policy=policy is not None)
+        tables.require_output(output, source)
+    chosen = cut.chosen_segmenters(segmenter or ["newline"], policy=policy is not None)
     documents = itertools.islice(read_documents(source, field, prompt_field), limit)
-    loaded = None if policy is None else segmenting.load_policy(policy, task)
-    found = segmenting.segment_documents(documents, chosen, loaded)
+    loaded = None if policy is None else cut.load_policy(policy, task)
+    found = cut.segment_documents(documents, chosen, loaded)
     if output is not None:
-        found = segment_tables.written(found, output)
+        found = tables.written(found, output)
     summaries = show_segments(out, found, chosen, quiet=quiet)
     show_summary(out, summaries)
     if output is not None:

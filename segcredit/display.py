@@ -25,9 +25,9 @@ from segcredit import registry
 from segcredit.errors import RegistryError
 from segcredit.study.grid import Cell
 from segcredit.study.plugin_commands import PluginCommand, plugin_commands
-from segcredit.study.segment_tables import Summary, quantiles
-from segcredit.study.segmenting import Segmented, TextSegments
-from segcredit.study.texts import Document
+from segcredit.study.segmenting.cut import Segmented, TextSegments
+from segcredit.study.segmenting.tables import Summary, quantiles
+from segcredit.study.segmenting.texts import Document
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _NARROWEST = 24

@@ -29,9 +29,8 @@ from segcredit.study.agreement import (
     segment_table,
     summary,
 )
-from segcredit.study.agreement_summary import METRICS
-from segcredit.study.boundaries import boundaries_of
-from segcredit.study.boundary_metrics import (
+from segcredit.study.agreement.boundaries import boundaries_of
+from segcredit.study.agreement.metrics import (
     Matches,
     boundary_edits,
     boundary_similarity,
@@ -44,6 +43,7 @@ from segcredit.study.boundary_metrics import (
     window_diff,
     window_errors,
 )
+from segcredit.study.agreement.summary import METRICS
 from segcredit.study.statistics import bootstrap_interval
 
 PAGE = Path(__file__).parents[1] / "docs" / "agreement.md"

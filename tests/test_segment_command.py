@@ -19,8 +19,8 @@ from segcredit import registry
 from segcredit.cli import main
 from segcredit.errors import PolicyError, StudyError
 from segcredit.policy.given_text import rollouts_of_texts
-from segcredit.study.segmenting import chosen_segmenters, load_policy, segment_documents
-from segcredit.study.texts import Document, read_documents
+from segcredit.study.segmenting.cut import chosen_segmenters, load_policy, segment_documents
+from segcredit.study.segmenting.texts import Document, read_documents
 
 TINY = '{name="tiny", steps=0}'
 CHAIN = "9-3=6\n6+2=8\n#8"

@@ -24,13 +24,13 @@ from segcredit.study.agreement import (
     read_annotations,
     summary,
 )
-from segcredit.study.segmenting import (
+from segcredit.study.segmenting.cut import (
     Segmented,
     chosen_segmenters,
     load_policy,
     segment_documents,
 )
-from segcredit.study.texts import Document
+from segcredit.study.segmenting.texts import Document
 
 HERE = Path(__file__).parent
 TEXT = ["newline", "paragraph", "sentence", "steps", "latex_steps", "reflection", "learned"]

@@ -1,14 +1,4 @@
-"""How well segmentations agree with each other and with people: tables, intervals, a figure.
-
-    data = read_annotations("rtseg_gold.jsonl")
-    cuts = {**data.boundaries, "newline": registry.segmenters.build("newline")}
-    pairs = agreement(data.documents, cuts)
-    summary(pairs)                                  # with intervals over documents
-    paired_difference(pairs, "A", "B", "newline")   # is B nearer to A than newline is?
-    agreement_figure(pairs, "agreement.png")
-
-What each figure means, with worked examples: docs/agreement.md.
-"""
+"""How far segmentations agree, pair by pair and document by document."""
 
 from __future__ import annotations
 
@@ -18,15 +8,8 @@ from typing import Any
 import pandas as pd
 
 from segcredit.errors import StudyError
-from segcredit.study.agreement_figure import agreement_figure as agreement_figure
-from segcredit.study.agreement_summary import matrix as matrix
-from segcredit.study.agreement_summary import paired_difference as paired_difference
-from segcredit.study.agreement_summary import summary as summary
-from segcredit.study.boundaries import Annotations as Annotations
-from segcredit.study.boundaries import Cuts, Documents, boundaries_of
-from segcredit.study.boundaries import after_space as after_space
-from segcredit.study.boundaries import read_annotations as read_annotations
-from segcredit.study.boundary_metrics import (
+from segcredit.study.agreement.boundaries import Cuts, Documents, boundaries_of
+from segcredit.study.agreement.metrics import (
     BoundaryEdits,
     Matches,
     boundary_edits,
@@ -34,8 +17,6 @@ from segcredit.study.boundary_metrics import (
     segment_ranks,
     window_errors,
 )
-from segcredit.study.segment_lengths import lengths as lengths
-from segcredit.study.segment_lengths import segment_table as segment_table
 from segcredit.study.tables import require_known
 
 _COLUMNS = (

@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from segcredit.errors import StudyError
-from segcredit.study.boundaries import Cuts, Documents, boundaries_of
-from segcredit.study.boundary_metrics import segment_lengths
+from segcredit.study.agreement.boundaries import Cuts, Documents, boundaries_of
+from segcredit.study.agreement.metrics import segment_lengths
 from segcredit.study.statistics import bootstrap_interval
 from segcredit.study.tables import require_known
 

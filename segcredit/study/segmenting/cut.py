@@ -16,7 +16,7 @@ from segcredit.config import lay_over_preset
 from segcredit.errors import PluginError, SegcreditError, StudyError
 from segcredit.policy.given_text import rollouts_of_texts
 from segcredit.protocols import Policy, Segmenter, TextSegmenter
-from segcredit.study.texts import Document
+from segcredit.study.segmenting.texts import Document
 from segcredit.types import RolloutBatch
 
 

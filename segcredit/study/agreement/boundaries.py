@@ -18,7 +18,7 @@ import pandas as pd
 
 from segcredit.errors import StudyError
 from segcredit.protocols import TextSegmenter
-from segcredit.study.boundary_metrics import inner_boundaries
+from segcredit.study.agreement.metrics import inner_boundaries
 
 Documents: TypeAlias = Mapping[str, str] | Sequence[str] | Sequence[int]
 """Texts (by name, or in order and named by their number), or lengths."""

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from segcredit.atomic import write_atomically
-from segcredit.study.agreement_summary import ERRORS, matrix
+from segcredit.study.agreement.summary import ERRORS, matrix
 from segcredit.study.tables import require_known
 
 _UNDATED: dict[str, dict[str, Any]] = {

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from segcredit.atomic import replacing
 from segcredit.errors import StudyError
-from segcredit.study.segmenting import Segmented, TextSegments
-from segcredit.study.texts import Document
+from segcredit.study.segmenting.cut import Segmented, TextSegments
+from segcredit.study.segmenting.texts import Document
 
 _SCHEMA = pa.schema(
     {

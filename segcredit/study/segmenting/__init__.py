@@ -1,0 +1,1 @@
+"""Segments of texts that are given, rather than sampled."""

@@ -54,6 +54,7 @@ _HOMES = {
         "lambda_returns",
     ),
     "segcredit.errors": (
+        "BusyError",
         "ConfigError",
         "PluginError",
         "PolicyError",
@@ -61,6 +62,7 @@ _HOMES = {
         "RegistryError",
         "SegcreditError",
         "ShapeError",
+        "StorageError",
         "StudyError",
         "TaskError",
         "TrainingError",

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from segcredit.errors import RecordError
+from segcredit.errors import RecordError, StorageError
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def replacing(path: Path) -> Generator[BinaryIO]:
     """A file to write to that takes its place at ``path``, whole, when the block ends.
 
     Raises:
-        RecordError: the disk is full or the place may not be written; ``path`` keeps what it
+        StorageError: the disk is full or the place may not be written; ``path`` keeps what it
             held, and nothing is left beside it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -43,13 +43,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes ``data`` beside ``path``, syncs it, and renames it into place.
 
     Raises:
-        RecordError: as in ``replacing``.
+        StorageError: as in ``replacing``.
     """
     with replacing(path) as file:
         file.write(data)
 
 
-def unwritten(path: Path, error: BaseException) -> RecordError:
+def unwritten(path: Path, error: BaseException) -> StorageError:
     """The sentence for a file that could not be written."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT):
@@ -58,7 +58,7 @@ def unwritten(path: Path, error: BaseException) -> RecordError:
         advice = "Its place may not be written, or is a file: choose another --output."
     else:
         advice = "Usually the disk or its mount failed: check it, then go on with --resume."
-    return RecordError(
+    return StorageError(
         f"{path} could not be written ({error}). {advice} What was recorded before is intact."
     )
 
@@ -67,7 +67,7 @@ def remove(files: Iterable[Path]) -> None:
     """Removes files that may be gone already.
 
     Raises:
-        RecordError: one cannot be removed.
+        StorageError: one cannot be removed.
     """
     for file in files:
         try:
@@ -80,7 +80,7 @@ def remove_temporaries(folder: Path) -> None:
     """Removes what a process that was killed left half-written in ``folder``.
 
     Raises:
-        RecordError: as in ``remove``.
+        StorageError: as in ``remove``.
     """
     remove(folder.glob(".*.tmp"))
 

@@ -190,7 +190,7 @@ def _optional(plugins: registry.Registry[T], table: dict[str, Any] | None) -> T 
 
 def run_hash(config: RunConfig) -> str:
     """Ten hexadecimal digits that name the resolved config and the code of its plug-ins."""
-    content = {"config": config.model_dump(), "plugins": plugin_identities(config)}
+    content = {"config": config.identity(), "plugins": plugin_identities(config)}
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

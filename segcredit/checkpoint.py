@@ -60,10 +60,9 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
     return path
 
 
-def latest(path_dir: Path) -> Path | None:
-    """The checkpoint of the highest step, or None where there is none."""
-    found = _checkpoints(path_dir)
-    return found[max(found)] if found else None
+def found(path_dir: Path) -> list[Path]:
+    """The checkpoints in a directory, in the order of their steps."""
+    return [file for _, file in sorted(_checkpoints(path_dir).items())]
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: train, grid, results, segment, new-segmenter, list, config; plug-ins add to it.
+"""The command line: train, grid, results, report, segment, list and more; plug-ins add to it.
 
 Every ``SegcreditError`` ends as one sentence on standard error and exit status 1.
 """
@@ -10,13 +10,16 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
 from segcredit.errors import SegcreditError
 from segcredit.study.plugin_commands import with_plugin_commands
+
+if TYPE_CHECKING:
+    from segcredit.study.grid import Progress as GridProgress
 
 app = typer.Typer(
     add_completion=False,
@@ -64,28 +67,66 @@ def grid(
     config: Annotated[str, typer.Argument(help="A TOML file with a [grid] table.")],
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="Every cell has a directory below.")] = Path("runs"),
-    workers: Annotated[int, typer.Option(min=1, help="Processes, one torch thread each.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells at a time; default 1, or what Ray has.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="A Ray cluster's address, or local; default: processes.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run the cells that failed, and no others.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check every cell, print the plan, run nothing.")
+    ] = False,
     code: Code = None,
 ) -> None:
     """Run every cell of an ablation grid; running it again continues."""
-    from segcredit.display import GridDisplay
-    from segcredit.study.grid import run_grid
+    from segcredit.display import GridDisplay, plan_lines
+    from segcredit.loose_files import load_code
+    from segcredit.study.grid import plan, run_grid, survey
 
+    load_code(code or [])
+    before = survey(plan(config, output, overrides or []))
+    for line in plan_lines(before):
+        out.print(line, soft_wrap=True)
+    if dry_run:
+        for cell in before.cells:
+            out.print(f"  {before.states[cell.directory]:9} {_escaped(cell.label)}", soft_wrap=True)
+        return
     with GridDisplay(out) as display:
-        cells = run_grid(
+        display.known(before)
+        after = run_grid(
             config,
             output,
             workers=workers,
+            ray=ray,
+            retry_failed=retry_failed,
             overrides=overrides or [],
             code=code or [],
             watch=display.show,
         )
-    failed = [cell for cell in cells if not cell.done()]
-    for cell in failed:
-        out.print(f"[red]failed[/] {cell.label}: {cell.error()}", soft_wrap=True)
-    out.print(f"{len(cells) - len(failed)} of {len(cells)} cells finished, in {output}")
-    out.print(f"Next: segcredit results {output}", soft_wrap=True)
+    _conclude(after, output)
+
+
+def _conclude(progress: GridProgress, output: Path) -> None:
+    """Each cell that is not done, with its reason; then the counts, last."""
+    for cell in progress.of("failed"):
+        out.print(f"[red]failed[/] {_escaped(f'{cell.label}: {cell.error()}')}", soft_wrap=True)
+    stopped = progress.of("new", "begun", "damaged")
+    for cell in stopped:
+        reason = progress.lost.get(cell.directory, "not run; run the grid again to continue.")
+        out.print(f"[red]unfinished[/] {_escaped(f'{cell.label}: {reason}')}", soft_wrap=True)
+    failed, finished = len(progress.of("failed")), len(progress.of("finished"))
+    if finished:
+        out.print(f"Next: segcredit results {output}; segcredit report {output}", soft_wrap=True)
     if failed:
+        out.print("Failed cells run again with --retry-failed.")
+    counts = f"{failed} failed, " * bool(failed) + f"{len(stopped)} unfinished, " * bool(stopped)
+    out.print(
+        f"{counts}{finished} of {len(progress.cells)} cells finished, in {output}", soft_wrap=True
+    )
+    if failed or stopped:
         raise typer.Exit(1)
 
 
@@ -94,24 +135,76 @@ def results(
     directory: Annotated[Path, typer.Argument(help="Runs, at any depth below.")],
     by: Annotated[str, typer.Option(help="Config columns, comma-separated.")] = "method,segmenter",
     metric: Annotated[str, typer.Option(help="A column of the steps.")] = "accuracy",
+    statistic: Annotated[str, typer.Option(help="Over seeds: mean, iqm or median.")] = "mean",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also say which differences the seeds show.")
+    ] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the table: *.csv, *.parquet, *.md or *.tex.")
+    ] = None,
+    table: Annotated[
+        str, typer.Option(help="What --export writes; another table: runs, steps, ...")
+    ] = "summary",
     figure: Annotated[
         Path | None, typer.Option(help="Also draw learning curves (PNG, PDF or SVG).")
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave out runs with damaged files.")
+    ] = False,
 ) -> None:
-    """A table with intervals over seeds, and the learning curves."""
+    """A table with intervals over seeds, what they show, and the learning curves."""
     from segcredit.display import results_table
-    from segcredit.study.figures import learning_curves
+    from segcredit.study.export import require_format, table_of, write_table
+    from segcredit.study.figures import learning_curves, save
+    from segcredit.study.statistics import compare as compare_groups
     from segcredit.study.statistics import summarise
     from segcredit.study.tables import read_runs
 
-    runs = read_runs(directory)
+    if export is not None:
+        require_format(export)
+    runs = read_runs(directory, damaged="skip" if skip_damaged else "raise").whole()
     columns = [name.strip() for name in by.split(",") if name.strip()]
-    out.print(results_table(summarise(runs, columns, metric), columns, metric))
+    summary: Any = summarise(runs, columns, metric, cast("Any", statistic))
+    out.print(results_table(summary, columns, metric, statistic))
+    for row in summary.to_dict("records"):
+        if row["note"]:
+            group = ", ".join(f"{name} {row[name]}" for name in columns)
+            out.print(f"{_escaped(group)}: {_escaped(row['note'])}", soft_wrap=True)
+    found: dict[str, Any] = {"summary": summary}
+    if compare:
+        found["comparison"] = cast("Any", compare_groups(runs, columns, metric))
+        for sentence in found["comparison"]["finding"]:
+            out.print(_escaped(sentence), soft_wrap=True, highlight=False)
     if figure is not None:
-        drawn = learning_curves(runs, figure, metric=metric, by=columns)
-        out.print(f"Learning curves: {drawn}", soft_wrap=True)
+        drawn = save(learning_curves(runs, metric=metric, by=columns), figure)
+        out.print(f"Learning curves: {drawn}", soft_wrap=True, highlight=False)
+    if export is not None:
+        written = write_table(table_of(runs, table, found), export)
+        out.print(f"Table {table}: {written}", soft_wrap=True, highlight=False)
+    for run, sentence in runs.left_out.items():
+        out.print(f"[red]left out[/] {_escaped(f'{run}: {sentence}')}", soft_wrap=True)
     line = f'import segcredit; runs = segcredit.read_runs("{directory}"); runs.steps'
     out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="Runs, at any depth below.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The HTML file; default DIRECTORY/report.html.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Config columns, comma-separated; default: those that differ.")
+    ] = "",
+    metric: Annotated[str, typer.Option(help="A column of the steps.")] = "accuracy",
+    title: Annotated[str, typer.Option(help="Of the page; default: the directory's name.")] = "",
+) -> None:
+    """Write figures and tables into one HTML file that opens without a network."""
+    from segcredit.study.report import write_report
+
+    columns = [name.strip() for name in by.split(",") if name.strip()]
+    written = write_report(directory, output, by=columns, metric=metric, title=title)
+    out.print(f"Report: {written}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
@@ -226,6 +319,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        text = "stopped. What was recorded is intact: run the same command again to continue."
+        Console(stderr=True).print(text)
+        sys.exit(130)
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise

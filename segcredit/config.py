@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -192,6 +193,25 @@ class EvaluateConfig(_Section):
     prompts: int = Field(ge=1)
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _installed(name: str) -> str:
+    from accelerate.tracking import get_available_trackers
+
+    if name not in map(str, cast(list[object], get_available_trackers())):
+        raise ValueError(
+            f"{name} is not installed here, so that it cannot show a run. Install it with"
+            f" 'pip install {name}', or leave it out: metrics.jsonl is written in any case"
+        )
+    return name
+
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""A tracker, by the name of its package."""
+
+
 class RecordConfig(_Section):
     """Which tables a run writes, and at which steps."""
 
@@ -199,6 +219,10 @@ class RecordConfig(_Section):
     responses: bool
     segments: bool
     tokens: bool
+    trackers: Annotated[
+        tuple[Annotated[TrackerName, AfterValidator(_installed)], ...], BeforeValidator(_as_list)
+    ] = ()
+    """Where the metrics are shown as well; the only key that makes no other run (``identity``)."""
 
 
 class CheckpointConfig(_Section):
@@ -227,6 +251,10 @@ class RunConfig(_Section):
     evaluate: EvaluateConfig
     record: RecordConfig
     checkpoint: CheckpointConfig
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the run: every key but how it is watched. Names its directory."""
+        return self.model_dump(exclude={"record": {"trackers"}})
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Dotted path, registry and table of every plug-in that the run uses."""

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from segcredit import registry
 from segcredit.errors import RegistryError
 from segcredit.study.grid import Cell
+from segcredit.study.grid import Progress as GridProgress
+from segcredit.study.grid.cells import State
 from segcredit.study.plugin_commands import PluginCommand, plugin_commands
 from segcredit.study.segmenting.cut import Segmented, TextSegments
 from segcredit.study.segmenting.tables import Summary, quantiles
@@ -55,42 +60,83 @@ def _note(row: Mapping[str, float]) -> str:
 
 
 class GridDisplay:
-    """One bar a running cell, and one for the whole grid in policy steps."""
+    """The cells that run, a row each, under a line about the whole grid; endings stay above."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
-        self._progress = _progress(out)
-        self._bars: dict[str, TaskID] = {}
-        self._told: set[str] = set()
+        self._live = Live(console=out, auto_refresh=False, transient=True)
+        self._told: dict[Path, str] = {}
+        self._estimated = False
 
     def __enter__(self) -> GridDisplay:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
-    def show(self, cells: Sequence[Cell]) -> None:
-        """Bring every bar up to date."""
-        total = sum(cell.config.train.steps for cell in cells)
-        self._advance("all cells", sum(cell.steps_done() for cell in cells), total)
-        for cell in cells:
-            status, steps = cell.status(), cell.config.train.steps
-            if status == "running":
-                self._advance(cell.label, cell.steps_done(), steps)
-            elif status in ("finished", "failed") and cell.label in self._bars:
-                self._retire(cell, status)
+    def show(self, progress: GridProgress) -> None:
+        """Bring the table up to date; say what ended since."""
+        for cell in progress.of("failed", "finished"):
+            self._tell(cell, progress.states[cell.directory])
+        self._estimate(progress)
+        self._live.update(_grid_table(progress), refresh=True)
 
-    def _retire(self, cell: Cell, status: str) -> None:
-        self._progress.remove_task(self._bars.pop(cell.label))
-        if cell.label not in self._told:
-            self._told.add(cell.label)
-            self._out.print(f"{status}: {escape(cell.label)}")
+    def known(self, progress: GridProgress) -> None:
+        """Cells that had ended before need not be told."""
+        self._told |= {cell.directory: "" for cell in progress.of("failed", "finished")}
 
-    def _advance(self, label: str, done: int, total: int) -> None:
-        if label not in self._bars:
-            self._bars[label] = self._progress.add_task(escape(label), total=total, note="")
-        self._progress.update(self._bars[label], completed=done)
+    def _estimate(self, progress: GridProgress) -> None:
+        """Once, for those who read a log; the table goes on counting."""
+        left = progress.seconds_left()
+        if left and not self._estimated:
+            self._estimated = True
+            speed = f"{progress.seconds_a_step:.2f} s a policy step in the first cell"
+            self._out.print(f"about {_duration(left)} left ({speed}, {progress.workers} at a time)")
+
+    def _tell(self, cell: Cell, state: str) -> None:
+        if cell.directory not in self._told:
+            self._told[cell.directory] = state
+            self._out.print(f"{state}: {escape(cell.label)}", soft_wrap=True)
+
+
+def _grid_table(progress: GridProgress) -> Table:
+    left = progress.seconds_left()
+    time_left = "" if left is None else f", about {_duration(left)} left"
+    ended = len(progress.of("finished", "failed"))
+    table = Table(
+        title=f"{ended} of {len(progress.cells)} cells ended{time_left}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )
+    for name in ("running", "", "step", "accuracy", "reward"):
+        table.add_column(name, justify="left" if name in ("running", "") else "right")
+    for cell in progress.running:
+        row, steps = cell.last_row(), cell.config.train.steps
+        done = int(row.get("step", 0))
+        figures = (f"{row[key]:.3f}" if key in row else "" for key in ("accuracy", "reward"))
+        bar = ProgressBar(max(steps, 1), done, width=16)
+        table.add_row(escape(cell.label), bar, f"{done}/{steps}", *figures)
+    for cell in progress.elsewhere:
+        table.add_row(escape(cell.label), "in another process", "", "", "")
+    return table
+
+
+def plan_lines(progress: GridProgress) -> Iterator[str]:
+    """What a grid is about to do, before it does it."""
+    counts = Counter(progress.states.values())
+    parts = ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state])
+    yield f"{len(progress.cells)} cells, all checked: {parts}"
+    rest = progress.of("new", "begun", "damaged")
+    steps = sum(cell.config.train.steps - cell.steps_done() for cell in rest)
+    if rest:
+        yield f"{steps} policy steps to do; what they cost is estimated after the first cell"
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 1 else "1 min"
 
 
 def _progress(out: Console) -> Progress:
@@ -117,22 +163,37 @@ class _Speed(TextColumn):
         return Text(f"{task.speed:.2f} steps/s" if task.speed else "")
 
 
-def results_table(summary: Any, by: Sequence[str], metric: str) -> Table:
+def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str = "mean") -> Table:
     """A table of ``statistics.summarise``: a row a group, its interval over seeds."""
-    table = Table(title=f"{metric}: mean over seeds, 95 % bootstrap interval", box=box.SIMPLE)
-    for name in (*by, "before", "after", "interval", "seeds", "tokens", "CPU-s"):
-        table.add_column(name, justify="left" if name in by else "right", no_wrap=True)
+    title = f"{metric}: {statistic} over seeds, 95 % interval (Student's t)"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for name in by:
+        table.add_column(name, overflow="fold")
+    for name in ("before", "after", "interval", "seeds", "tokens", "CPU-s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in summary.to_dict("records"):
+        has_interval = row["low"] == row["low"]  # not NaN, as for a single seed
         table.add_row(
-            *(str(row[name]) for name in by),
-            f"{row['start']:.3f}",
-            f"{row['mean']:.3f}",
-            f"{row['low']:.3f}–{row['high']:.3f}",
+            *(escape(_setting(row[name])) for name in by),
+            _figure(row["start"]),
+            _figure(row[statistic]),
+            f"{_figure(row['low'])}–{_figure(row['high'])}" if has_interval else "unknown",
             str(int(row["seeds"])),
             f"{row['tokens_sampled']:,.0f}",
             f"{row['cpu_seconds']:.1f}",
         )
     return table
+
+
+def _setting(value: Any) -> str:
+    """A config value; 'none' where a group has no such option."""
+    missing = value is None or value != value or str(value) == "<NA>"
+    return "none" if missing else f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _figure(value: float) -> str:
+    """Three decimals, or three significant digits of what is small."""
+    return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:.3f}"
 
 
 def plugin_table() -> Table:

@@ -8,7 +8,9 @@
     ├── TaskError         a task has no prompts to give, or its verifier failed
     ├── PolicyError       a model cannot be loaded or cannot do what is asked of it
     ├── TrainingError     training cannot go on: loss not finite, nothing to learn from
-    ├── RecordError       a run directory cannot be written, or holds another run
+    ├── RecordError       a run directory cannot be read, or holds another run
+    │   ├── StorageError  the disk refused to be written
+    │   └── BusyError     another process writes the run
     └── StudyError        a grid or a table cannot be made from what was given
 
 Every message says what was found, what was expected, the usual cause and what to do.
@@ -55,6 +57,14 @@ class TrainingError(SegcreditError, RuntimeError):
 
 class RecordError(SegcreditError, OSError):
     """A run directory cannot be written or read, or belongs to another config."""
+
+
+class StorageError(RecordError):
+    """The disk refused to be written: what was recorded before is intact, and one can go on."""
+
+
+class BusyError(RecordError):
+    """Another process is writing the run."""
 
 
 class StudyError(SegcreditError, ValueError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from segcredit import checkpoint
 from segcredit.build import Run, build, environment, run_hash
 from segcredit.config import RunConfig
 from segcredit.credit import explained_variance, lambda_returns
-from segcredit.errors import RecordError, TrainingError
+from segcredit.errors import RecordError, StorageError, TrainingError
 from segcredit.evaluate import evaluate
+from segcredit.exclusive import exclusive
 from segcredit.experience import Experience, collect
 from segcredit.recording import tables
 from segcredit.records import RunRecords
+from segcredit.recovery import damage, last_good_state
 from segcredit.streams import stream
+from segcredit.trackers import tracking
 from segcredit.update import improve
 
 Row = dict[str, float]
@@ -59,15 +62,24 @@ def run_directory(config: RunConfig, output: str | Path | None = None) -> Path:
 
 def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iterator[Row]:
     """Run a config and yield each step's row of metrics once it is recorded, step 0 first."""
-    records = RunRecords.create(directory, config.model_dump(), environment(config))
+    with exclusive(directory):
+        yield from _iterate(config, directory, resume=resume)
+
+
+def _iterate(config: RunConfig, directory: Path, *, resume: bool) -> Iterator[Row]:
+    records = RunRecords.create(directory, config.identity(), environment(config))
     if records.finished:
-        return
-    with _recorded_failure(records):
+        if not damage(directory, config.train.steps):
+            return
+        records.begin()
+    shown = tracking(config.record.trackers, directory, config.identity())
+    with _recorded_failure(records), shown as show:
         run = build(config)
         row = _restore(run, records, resume=resume)
         if row is None:
             row = _begin(run)
             _record(run, records, row)
+            show(row)
             yield row
         unvaried = 0
         for step in range(int(row["step"]) + 1, config.train.steps + 1):
@@ -79,6 +91,7 @@ def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iter
                 for name, columns in tables(run, experience, step).items():
                     records.table(name, step, columns)
             _record(run, records, row)
+            show(row)
             unvaried = _require_signal(run, experience, step, unvaried)
             yield row
         records.finish()
@@ -163,17 +176,17 @@ def _record(run: Run, records: RunRecords, row: Row) -> None:
 
 
 def _restore(run: Run, records: RunRecords, *, resume: bool) -> Row | None:
-    """Everything as after the last checkpoint, whose row is returned; None without one."""
-    found = checkpoint.latest(records.checkpoints)
-    if found is None:
-        records.cut_after(-1)
-        return None
-    if not resume:
+    """Everything as after the last good checkpoint, whose row is returned; None without one."""
+    found = checkpoint.found(records.checkpoints)
+    if found and not resume:
         raise RecordError(
             f"{records.path} holds an unfinished run of this config, with the checkpoint"
-            f" {found.name}. Continue it with --resume, or choose another --output."
+            f" {found[-1].name}. Continue it with --resume, or choose another --output."
         )
-    state = checkpoint.load(found)
+    state = last_good_state(records.path, records.checkpoints)
+    if state is None:
+        records.cut_after(-1)
+        return None
     run.policy.load_state_dict(state["policy"])
     run.state.load_state_dict(state["estimator"])
     records.cut_after(int(state["row"]["step"]))
@@ -204,8 +217,13 @@ def _recorded_failure(records: RunRecords) -> Generator[None]:
     """What stops the run is written to its status, with the last good checkpoint, and raised."""
     try:
         yield
+    except (StorageError, KeyboardInterrupt) as error:
+        # A disk that refused the record may refuse the status as well; "running" is true enough.
+        with suppress(RecordError):
+            records.interrupt(str(error) or "interrupted from the keyboard.")
+        raise
     except Exception as error:
-        saved: Any = checkpoint.latest(records.checkpoints)
+        saved: Any = (checkpoint.found(records.checkpoints) or [None])[-1]
         message = str(error)
         if isinstance(error, TrainingError):
             where = f"The last good checkpoint is {saved}." if saved else "There is no checkpoint."

@@ -2,32 +2,40 @@
 
     config.toml         the resolved config; written once
     environment.json    versions, plug-in distributions, git revision, seed, threads
-    status.json         "running", "finished" or "failed", and the error of a failed run
+    status.json         "running", "interrupted", "failed" or "finished", and what stopped it
     metrics.jsonl       a row a step, appended and synced; a torn last line is ignored
     responses/  segments/  tokens/    Parquet, see segcredit.step_tables
     checkpoints/        see segcredit.checkpoint
 
-Every file but ``metrics.jsonl`` appears atomically (segcredit.atomic). One process writes a run.
+Every file but ``metrics.jsonl`` appears atomically (segcredit.atomic). One process writes a run
+(segcredit.exclusive).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import numbers
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast, final
 
+import tomli
 import tomli_w
 
 from segcredit.atomic import remove_temporaries, unwritten, write_atomically
 from segcredit.errors import RecordError
-from segcredit.step_tables import TableName, cut_tables, pack_tables, write_step
+from segcredit.step_tables import (
+    TableName,
+    cut_tables,
+    pack_metrics,
+    pack_tables,
+    write_step,
+)
 
 Number = float | int | None
 
@@ -45,7 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomli.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(
             f"{file} cannot be read ({error}); expected the config that a run stored there."
@@ -54,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """How the run in a directory stands; its ``status`` is running, finished or failed.
+    """How the run in a directory stands, as in ``status.json``.
 
     Raises:
         RecordError: the directory has no readable ``status.json``.
@@ -87,6 +95,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return _read_rows(path / METRICS)[0]
 
 
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``read_metrics`` up to the first that cannot be read."""
+    rows = map(_row, _lines(path / METRICS))
+    return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row]
+
+
 @final
 class RunRecords:
     """Writes one run directory; made by ``create`` or ``open``.
@@ -106,7 +120,8 @@ class RunRecords:
         """Makes a run directory, or takes up the one that holds the same config.
 
         A finished run is left as it is (see ``finished``); any other is "running" again, with its
-        rows kept until ``cut_after`` drops them.
+        rows kept until ``cut_after`` drops them. A config or a status that cannot be read is
+        written again; the config that was there is kept beside it.
 
         Args:
             path: the run directory.
@@ -118,15 +133,16 @@ class RunRecords:
         """
         path = Path(path)
         data = _config_bytes(config)
+        _set_torn_aside(path / CONFIG, data)
         if (path / CONFIG).exists():
-            _require_same(path, read_config(path), tomllib.loads(data.decode()))
+            _require_same(path, read_config(path), tomli.loads(data.decode()))
         else:
             write_atomically(path / CONFIG, data)
         records = cls(path)
-        if not ((path / STATUS).exists() and records.finished):
+        if not records.finished:
             text = json.dumps(environment, indent=2, default=str)
             write_atomically(path / ENVIRONMENT, text.encode())
-            records._write_status("running", started=_now())
+            records.begin()
         return records
 
     @classmethod
@@ -144,7 +160,10 @@ class RunRecords:
     @property
     def finished(self) -> bool:
         """Whether the run ended well, so that there is nothing left to do."""
-        return self.status()["status"] == "finished"
+        try:
+            return self.status()["status"] == "finished"
+        except RecordError:
+            return False  # never written, or torn
 
     @property
     def config(self) -> dict[str, Any]:
@@ -207,6 +226,8 @@ class RunRecords:
     def cut_after(self, step: int) -> None:
         """Drops every row recorded after ``step``, so that a resumed run records them anew.
 
+        So are the rows that stand behind one that cannot be read.
+
         Args:
             step: the last step to keep; -1 keeps none.
 
@@ -215,18 +236,27 @@ class RunRecords:
         """
         file = self.path / METRICS
         if file.exists():
-            kept = [_row_bytes(row) for row in read_metrics(self.path) if row["step"] <= step]
+            kept = [_row_bytes(row) for row in whole_rows(self.path) if row["step"] <= step]
             write_atomically(file, b"".join(kept))
         remove_temporaries(self.path)
         cut_tables(self.path, step)
 
+    def begin(self) -> None:
+        """Calls the run running.
+
+        Raises:
+            StorageError: the status cannot be written.
+        """
+        self._write_status("running", started=_now())
+
     def finish(self) -> None:
-        """Packs each table into one file, then calls the run finished.
+        """Packs each table into one file, the metrics too, then calls the run finished.
 
         Raises:
             RecordError: a file cannot be read or written; the run is then still "running".
         """
         pack_tables(self.path)
+        pack_metrics(self.path, read_metrics(self.path))
         self._write_status("finished", ended=_now())
 
     def fail(self, error_type: str, message: str, traceback_text: str) -> None:
@@ -242,6 +272,14 @@ class RunRecords:
             message=message,
             traceback=traceback_text,
         )
+
+    def interrupt(self, message: str) -> None:
+        """Says what stopped the run, which is no fault of its own: it can go on.
+
+        Raises:
+            StorageError: the status cannot be written.
+        """
+        self._write_status("interrupted", ended=_now(), message=message)
 
     def _write_status(self, status: str, **more: str) -> None:
         started = {} if "started" in more else {"started": self.status().get("started")}
@@ -328,15 +366,42 @@ def _json_number(value: Any) -> Number:
     return number if math.isfinite(number) else None
 
 
-def _read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole rows of a metrics file, and the bytes that they take."""
+def _set_torn_aside(file: Path, whole: bytes) -> None:
+    """Renames a config of which only the beginning is there, or that cannot be read.
+
+    It is not thrown away: whatever it was, it may not be ours.
+    """
     try:
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        if not file.exists() or not _is_torn(file, whole):
+            return
+        file.rename(file.with_name(f"{file.name}.damaged"))
+    except OSError as error:
+        raise unwritten(file, error) from error
+
+
+def _is_torn(file: Path, whole: bytes) -> bool:
+    content = file.read_bytes()
+    try:
+        read_config(file.parent)
+    except RecordError:
+        return True
+    # The beginning of a TOML file may be TOML as well.
+    return content != whole and whole.startswith(content)
+
+
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().splitlines(keepends=True) if file.exists() else []
     except OSError as error:
         raise RecordError(
             f"{file} cannot be read ({error}); expected the metrics of a run. Check the"
             " permissions of the directory."
         ) from error
+
+
+def _read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole rows of a metrics file, and the bytes that they take."""
+    lines = _lines(file)
     rows: list[dict[str, Any]] = []
     size = 0
     for number, line in enumerate(lines, start=1):
@@ -346,8 +411,8 @@ def _read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
         if row is None:
             raise RecordError(
                 f"Line {number} of {file} is not a row of metrics, and it is not the last line,"
-                " which alone may be torn. Usually the file was edited or two processes wrote to"
-                " it: remove the line, or run again in another --output."
+                " which alone may be torn. Usually the disk failed or the file was edited: run it"
+                " again with --resume (or its grid), which goes on from the last row before it."
             )
         rows.append(row)
         size += len(line)

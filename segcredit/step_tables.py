@@ -1,9 +1,11 @@
 """The Parquet tables of a run: a file a step while it goes on, one packed file at its end.
 
     responses/  segments/  tokens/    step_000012.parquet, ..., then all.parquet
+    steps.parquet                     the metrics; at the end alone
 
 Where a table's ``all.parquet`` exists it is the whole table and step files beside it are
-leftovers, so that a crash at any moment never shows a row twice.
+leftovers, so that a crash at any moment never shows a row twice. Every page has a checksum, so
+that what a disk has changed is never read as if it were whole.
 """
 
 # pyarrow ships no types.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -78,22 +80,37 @@ TABLES: dict[TableName, pa.Schema] = {
 }
 """The columns that every file of a table has; a run may record more."""
 
+STEPS = "steps.parquet"
+"""The metrics of a finished run: what ``metrics.jsonl`` says, several times quicker to read."""
+
 _PACKED = "all.parquet"
 _STEP_FILE = re.compile(r"step_(\d+)\.parquet")
 _GROUP_ROWS = 131_072
 """Rows gathered into one Parquet row group of a packed table; bounds the memory of packing."""
+_WRITING: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
 def table_files(path: Path, name: TableName) -> list[Path]:
     """The Parquet files that together are one table of a run directory, in the order of steps."""
     packed = path / name / _PACKED
-    return [packed] if packed.exists() else list(_step_files(path / name).values())
+    if packed.exists():
+        return [packed]
+    files = list(_step_files(path / name).values())
+    # Packed while they were listed, some of them may have been removed before they were seen.
+    return [packed] if packed.exists() else files
+
+
+def step_of(file: Path) -> int | None:
+    """The step whose rows a table's file holds; None for a packed one, which holds all."""
+    match = _STEP_FILE.fullmatch(file.name)
+    return int(match[1]) if match else None
 
 
 def unified_schema(files: Iterable[Path], name: TableName) -> pa.Schema:
     """The columns of a table: those that it always has, then those found in ``files``."""
-    found = [TABLES[name], *(pq.read_schema(file) for file in files)]
-    return pa.unify_schemas([schema.remove_metadata() for schema in found])
+    found = [TABLES[name], *map(_schema, files)]
+    plain = [schema.remove_metadata() for schema in found]
+    return pa.unify_schemas(plain, promote_options="permissive")
 
 
 def write_step(path: Path, name: TableName, step: int, columns: Mapping[str, Any]) -> None:
@@ -119,17 +136,67 @@ def pack_tables(path: Path) -> None:
         _pack(path / name, name)
 
 
+def pack_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the metrics of the run in ``path`` as ``steps.parquet``.
+
+    ``metrics.jsonl`` stays the truth while a run goes on, and beside it afterwards. The column
+    ``step`` holds integers, every other one float64; NaN, None and what a row lacks are null.
+
+    Args:
+        path: the run directory.
+        rows: as ``records.read_metrics`` returns them.
+
+    Raises:
+        RecordError: a value is no number, or the file cannot be written.
+    """
+    # Nothing that makes small files slow to open: metrics hardly repeat, and thousands are read.
+    _write_table(
+        path / STEPS,
+        metrics_table(rows),
+        compression="lz4",
+        use_dictionary=False,
+        write_statistics=False,
+    )
+
+
+def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of metrics as a table: ``step`` in int64, the rest in float64.
+
+    Raises:
+        RecordError: a value is no number.
+    """
+    names = dict.fromkeys(["step", *(name for row in rows for name in row)])
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    types = {name: pa.int64() if name == "step" else pa.float64() for name in names}
+    try:
+        arrays = [pa.array(columns[name], types[name], from_pandas=True) for name in names]
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise RecordError(
+            f"A metric is not a number ({error}); expected numbers alone, and a whole one as the"
+            " 'step'. Usually the file was edited: run it again with --resume (or its grid)."
+        ) from error
+    return pa.table(arrays, schema=pa.schema(types))
+
+
 def cut_tables(path: Path, step: int) -> None:
     """Removes the rows after ``step`` from the tables of the run in ``path``.
 
     Raises:
         RecordError: a file cannot be read or written.
     """
+    remove([path / STEPS])
     for folder in (path / name for name in TABLES):
         remove_temporaries(folder)
         if (folder / _PACKED).exists():
             _unpack(folder, last_step=step)
-        remove(file for number, file in _step_files(folder).items() if number > step)
+        # The last first: whoever reads meanwhile, or after a crash, meets no gap.
+        later = [file for number, file in _step_files(folder).items() if number > step]
+        remove(reversed(later))
+
+
+def _schema(file: Path) -> pa.Schema:
+    with _reading(file):
+        return pq.read_schema(file)
 
 
 def _step_file(folder: Path, step: int) -> Path:
@@ -170,22 +237,24 @@ def _arrow_column(name: TableName, key: str, values: Any) -> Any:
         ) from error
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def _write_table(path: Path, table: pa.Table, **options: Any) -> None:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, **{**_WRITING, **options})
     write_atomically(path, buffer.getvalue())
 
 
 @contextmanager
-def _reading_tables(folder: Path) -> Generator[None]:
-    """Says which table is damaged, where Parquet only says that something is."""
+def _reading(file: Path) -> Generator[None]:
+    """Says which file is damaged, where Parquet only says that something is."""
     try:
         yield
-    except pa.ArrowException as error:
+    except RecordError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise RecordError(
-            f"A Parquet file in {folder} cannot be read ({error}). Usually it was changed by"
-            " another program or the disk failed: remove the file that is damaged and go on with"
-            " --resume."
+            f"A Parquet file in {file.parent} cannot be read ({file.name}: {error}). Usually the"
+            " disk failed or another program changed it: run it again with --resume (or its grid),"
+            " which removes what is damaged and records it anew."
         ) from error
 
 
@@ -196,11 +265,13 @@ def _pack(folder: Path, name: TableName) -> None:
     """
     files = list(_step_files(folder).values())
     if files and not (folder / _PACKED).exists():
-        with _reading_tables(folder), replacing(folder / _PACKED) as stream:
-            schema = unified_schema(files, name)
-            with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-                for group in _groups(files, schema):
-                    writer.write_table(group, row_group_size=max(group.num_rows, 1))
+        schema = unified_schema(files, name)
+        with (
+            replacing(folder / _PACKED) as stream,
+            pq.ParquetWriter(stream, schema, **_WRITING) as writer,
+        ):
+            for group in _groups(files, schema):
+                writer.write_table(group, row_group_size=max(group.num_rows, 1))
     remove(files)
 
 
@@ -211,7 +282,8 @@ def _groups(files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     """
     waiting: list[pa.Table] = []
     for file in files:
-        waiting.append(pq.read_table(file))
+        with _reading(file):
+            waiting.append(pq.read_table(file, page_checksum_verification=True))
         if sum(table.num_rows for table in waiting) >= _GROUP_ROWS:
             yield _joined(waiting, schema)
             waiting = []
@@ -220,7 +292,7 @@ def _groups(files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
 
 
 def _joined(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
+    return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
 
 
 def _unpack(folder: Path, last_step: int | None) -> None:
@@ -229,7 +301,8 @@ def _unpack(folder: Path, last_step: int | None) -> None:
     Until the packed file is removed, at the end, it is still the whole table.
     """
     remove(_step_files(folder).values())
-    with _reading_tables(folder), pq.ParquetFile(folder / _PACKED) as packed:
+    file = folder / _PACKED
+    with _reading(file), pq.ParquetFile(file, page_checksum_verification=True) as packed:
         for number in range(packed.num_row_groups):
             group = packed.read_row_group(number)
             for step in cast("list[int]", group["step"].unique().to_pylist()):

@@ -52,7 +52,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 1_000_000):
         checkpoint.save(tmp_path, step, state(step))
     assert names(tmp_path) == ["step_000002.pt", "step_1000000.pt"]
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_1000000.pt"
+    assert checkpoint.found(tmp_path)[-1] == tmp_path / "step_1000000.pt"
 
 
 def test_a_run_that_went_back_gives_up_its_later_checkpoints(tmp_path: Path) -> None:
@@ -63,12 +63,12 @@ def test_a_run_that_went_back_gives_up_its_later_checkpoints(tmp_path: Path) -> 
 
 
 def test_latest_ignores_what_is_no_checkpoint(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path / "absent") is None
+    assert checkpoint.found(tmp_path / "absent") == []
     (tmp_path / ".step_000030.pt.7.tmp").touch()
     (tmp_path / "step_000030.pt.bak").touch()
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.found(tmp_path) == []
     path = checkpoint.save(tmp_path, 1, state(1))
-    assert checkpoint.latest(tmp_path) == path
+    assert checkpoint.found(tmp_path) == [path]
     assert names(tmp_path) == ["step_000001.pt", "step_000030.pt.bak"]
 
 

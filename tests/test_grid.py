@@ -3,7 +3,8 @@
 import pytest
 
 from segcredit.errors import ConfigError, RegistryError, StudyError
-from segcredit.study.grid import combinations, plan
+from segcredit.study.grid import plan
+from segcredit.study.grid.axes import combinations
 
 
 def test_cases_are_crossed_with_lists():
@@ -55,3 +56,101 @@ def test_equal_cells_are_one(tmp_path):
 def test_a_wrong_cell_is_named_before_anything_runs(grid, error, words, tmp_path):
     with pytest.raises(error, match=words):
         plan({"method": "sapo", "grid": grid}, tmp_path)
+
+
+def test_seeds_is_a_number_of_seeds():
+    assert list(combinations({"seeds": 2})) == [{"seed": 0}, {"seed": 1}]
+
+
+def test_zipped_lists_go_together_and_are_crossed_with_the_rest():
+    grid = {"zip": [{"train.epochs": [1, 2], "train.steps": [10, 5]}], "seeds": 2}
+    assert list(combinations(grid)) == [
+        {"train.epochs": 1, "train.steps": 10, "seed": 0},
+        {"train.epochs": 1, "train.steps": 10, "seed": 1},
+        {"train.epochs": 2, "train.steps": 5, "seed": 0},
+        {"train.epochs": 2, "train.steps": 5, "seed": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"seeds": 0}, "grid.seeds: is 0; expected how many"),
+        ({"seeds": True}, "grid.seeds: is True"),
+        ({"seeds": 2, "seed": [1]}, "both seed and seeds"),
+        ({"zip": [{"seed": [1, 2], "train.steps": [3]}]}, "their lengths are"),
+        ({"zip": {"seed": [1]}}, r"headed \[\[grid.zip\]\]"),
+        ({"seed": [1], "case": [{"seed": 2}]}, "seed is set twice"),
+        ({"seed": [1], "zip": [{"seed": [2]}]}, "seed is set twice"),
+        ({"seed": [1], "exclude": [{}]}, "a rule is empty"),
+        ({"seed": [1], "exclude": ["x"]}, r"headed \[\[grid.exclude\]\]"),
+    ],
+)
+def test_a_malformed_grid_is_a_sentence(grid, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        plan({"method": "sapo", "grid": grid}, tmp_path)
+
+
+def labels(cells):
+    return [cell.label for cell in cells]
+
+
+def test_a_rule_leaves_out_the_cells_that_have_all_its_keys(tmp_path):
+    grid = {
+        "segmenter": ["whole", "newline"],
+        "loss.ratio": ["token", "segment"],
+        "exclude": [{"segmenter": "whole", "loss.ratio": ["segment", "none"]}],
+    }
+    assert labels(plan({"method": "sapo", "grid": grid}, tmp_path)) == [
+        "segmenter=whole loss.ratio=token",
+        "segmenter=newline loss.ratio=token",
+        "segmenter=newline loss.ratio=segment",
+    ]
+
+
+def test_rules_see_what_the_preset_sets_and_the_options_of_plug_ins(tmp_path):
+    random = {"name": "random", "fraction": 0.5}
+    grid = {
+        "method": ["grpo", "ppo"],
+        "segmenter": ["whole", random],
+        "exclude": [
+            {"estimator": "critic", "segmenter": "whole"},
+            {"segmenter": {"name": "random", "fraction": 0.5}, "estimator": "group_mean"},
+        ],
+    }
+    assert labels(plan({"grid": grid}, tmp_path)) == [
+        "method=grpo segmenter=whole",
+        "method=ppo segmenter=random/0.5",
+    ]
+
+
+def test_a_rule_may_leave_out_what_could_not_be_checked(tmp_path):
+    grid = {
+        "rollouts.layout": ["independent", "tree"],
+        "rollouts.keep": ["all", "varied_groups"],
+        "exclude": [{"rollouts.layout": "tree", "rollouts.keep": "varied_groups"}],
+    }
+    source = {"method": "sapo", "rollouts": {"branches": [2, 4], "completions": 8}, "grid": grid}
+    assert len(plan(source, tmp_path)) == 3
+    with pytest.raises(ConfigError, match=r"cell rollouts\.layout=tree"):
+        plan({**source, "grid": {k: v for k, v in grid.items() if k != "exclude"}}, tmp_path)
+
+
+@pytest.mark.parametrize("rule", [{"segmenter": "newlin"}, {"segmentr": "newline"}, {"seed": "0"}])
+def test_a_rule_that_leaves_out_nothing_is_misspelt(rule, tmp_path):
+    grid = {"segmenter": ["newline", "whole"], "seeds": 2, "exclude": [rule]}
+    with pytest.raises(StudyError, match="leaves out no cell"):
+        plan({"method": "sapo", "grid": grid}, tmp_path)
+
+
+def test_rules_that_leave_nothing_are_refused(tmp_path):
+    grid = {"seeds": 2, "exclude": [{"method": "sapo"}]}
+    with pytest.raises(StudyError, match="leave out all 2 cells"):
+        plan({"method": "sapo", "grid": grid}, tmp_path)
+
+
+def test_a_wrong_type_in_the_fortieth_cell_is_found_first(tmp_path):
+    grid = {"seeds": 20, "train.steps": [3, "many"]}
+    with pytest.raises(ConfigError, match=r"cell train.steps=many seed=0: train.steps: .*'many'"):
+        plan({"method": "sapo", "grid": grid}, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,22 @@
+"""Figures of a study, for a paper or a page; drawn without a display and without global state.
+
+    runs = segcredit.read_runs("runs/segmenters")
+    figure = learning_curves(runs, by="segmenter", width=COLUMN)
+    figure.axes[0].axhline(0.46, linewidth=0.5)     # it is matplotlib's: add what the paper needs
+    save(figure, "curves.pdf")
+
+Every function returns a matplotlib ``Figure`` of a column's or a page's width, with its legend and
+a line that says what is drawn and over what its intervals are. Groups are told apart by colour and
+by marker and dashes alike, and keep them from figure to figure of the same runs and ``by``.
+"""
+
+from segcredit.study.figures.heat_map import heat_map as heat_map
+from segcredit.study.figures.learning_curves import learning_curves as learning_curves
+from segcredit.study.figures.segment_shapes import segment_shapes as segment_shapes
+from segcredit.study.figures.stability import stability as stability
+from segcredit.study.figures.style import COLUMN as COLUMN
+from segcredit.study.figures.style import PAGE as PAGE
+from segcredit.study.figures.style import PALETTE as PALETTE
+from segcredit.study.figures.value_consistency import value_consistency as value_consistency
+from segcredit.study.figures.writing import as_svg as as_svg
+from segcredit.study.figures.writing import save as save

@@ -1,0 +1,14 @@
+"""Ablation grids: every combination of some keys' values, each a run directory of its own.
+
+    segcredit grid grid.toml --workers 2
+
+What a grid file may say is in ``axes``; which cells it has, in ``cells``; the order of the work, in
+``runner``; who does it, in ``processes`` and ``ray_cluster``. From Python: ``segcredit.run_grid``.
+"""
+
+from segcredit.study.grid.cells import Cell as Cell
+from segcredit.study.grid.cells import plan as plan
+from segcredit.study.grid.runner import Progress as Progress
+from segcredit.study.grid.runner import Watch as Watch
+from segcredit.study.grid.runner import run_grid as run_grid
+from segcredit.study.grid.runner import survey as survey

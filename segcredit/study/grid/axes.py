@@ -1,0 +1,155 @@
+"""What the ``[grid]`` table means: axes, cases, zipped axes, seeds and exclusions.
+
+    [grid]
+    seeds = 5                                          # seed = [0, 1, 2, 3, 4]
+    segmenter = ["newline", { name = "random", fraction = 0.2 }]
+    "segmenter.top_fraction" = [0.1, 0.3]              # dotted keys are quoted
+
+    [[grid.zip]]                                       # lists of one length go together
+    "train.learning_rate" = [1e-3, 3e-4]
+    "train.epochs" = [1, 2]
+
+    [[grid.case]]                                      # keys set together
+    method = "sapo"
+    segmenter = "entropy"
+
+    [[grid.exclude]]                                   # cells left out: all keys of a rule fit
+    segmenter = "whole"
+    "loss.ratio" = ["segment"]
+
+Cases, zips and lists are crossed with one another; rules are held against the cell's whole config.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from segcredit.errors import ConfigError
+
+Settings = dict[str, Any]
+"""The keys that one cell sets, dotted, with their values."""
+
+_TABLES = ("case", "zip", "exclude")
+
+
+def combinations(grid: Mapping[str, Any]) -> Iterator[Settings]:
+    """The settings of every cell, cases first, the last list varying fastest.
+
+    Raises:
+        ConfigError: the table is malformed; names the key.
+    """
+    lists = _lists(grid)
+    cases: list[Settings] = _tables(grid, "case") or [{}]
+    zips = [_together(table) for table in _tables(grid, "zip")]
+    axes = [[{key: value} for value in values] for key, values in lists.items()]
+    _require_once([*lists, *(key for options in zips for key in options[0])], cases)
+    for parts in itertools.product(cases, *zips, *axes):
+        yield {key: value for part in parts for key, value in part.items()}
+
+
+def exclusions(grid: Mapping[str, Any]) -> list[Settings]:
+    """The rules of ``[[grid.exclude]]``."""
+    rules = _tables(grid, "exclude")
+    if not all(rules):
+        raise ConfigError(
+            "grid.exclude: a rule is empty and would leave out every cell; expected keys, such as"
+            ' segmenter = "whole".'
+        )
+    return rules
+
+
+def fits(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Whether a config is what a rule describes: each of its keys has the rule's value.
+
+    A list in the rule means any of its values. A plug-in's name means that plug-in with any
+    options; a table means the plug-in with these options, whatever the others are.
+
+    Args:
+        rule: dotted keys.
+        values: a nested config, plug-ins as names or tables.
+    """
+    return all(_any_of(wanted, _found(values, key)) for key, wanted in rule.items())
+
+
+def _any_of(wanted: Any, found: Any) -> bool:
+    options = cast("list[Any]", wanted) if isinstance(wanted, list) else [wanted]
+    return any(_same(option, found) for option in options)
+
+
+def _same(wanted: Any, found: Any) -> bool:
+    if isinstance(found, Mapping) and isinstance(wanted, str):
+        return cast("Mapping[str, Any]", found).get("name") == wanted
+    if isinstance(wanted, Mapping):
+        table = {"name": found} if isinstance(found, str) else found
+        options = cast("Mapping[str, Any]", wanted)
+        return isinstance(table, Mapping) and all(
+            _same(option, cast("Mapping[str, Any]", table).get(key))
+            for key, option in options.items()
+        )
+    return wanted == found
+
+
+def _found(values: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    found: Any = values
+    for part in key.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        found = cast("Mapping[str, Any]", found).get(part)
+    return found
+
+
+def _lists(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The axes, ``seeds`` written out."""
+    lists = {key: value for key, value in grid.items() if key not in (*_TABLES, "seeds")}
+    for key, values in lists.items():
+        _require_list(f"grid.{key}", values)
+    if "seeds" not in grid:
+        return lists
+    count = grid["seeds"]
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(f"grid.seeds: is {count!r}; expected how many, such as 5.")
+    if "seed" in lists:
+        raise ConfigError("grid: has both seed and seeds; expected one of them.")
+    return {**lists, "seed": list(range(count))}
+
+
+def _together(table: Settings) -> list[Settings]:
+    """A zip's lists as one list of settings."""
+    for key, values in table.items():
+        _require_list(f"grid.zip: {key}", values)
+    lengths = {key: len(values) for key, values in table.items()}
+    if len(set(lengths.values())) != 1:
+        raise ConfigError(
+            f"grid.zip: its lists go together one by one, but their lengths are {lengths}; expected"
+            " lists of one length. For every combination, put them under [grid] instead."
+        )
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _tables(grid: Mapping[str, Any], name: str) -> list[Settings]:
+    tables = grid.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):  # pyright: ignore[reportUnknownVariableType]
+        raise ConfigError(f"grid.{name}: expected tables, each headed [[grid.{name}]].")
+    return [dict(table) for table in cast("list[Mapping[str, Any]]", tables)]
+
+
+def _require_list(key: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise ConfigError(
+            f"{key}: is {values!r}; expected a list of values, such as [0, 1, 2]. Quote"
+            f' a dotted key: "segmenter.top_fraction" = [0.1, 0.3].'
+        )
+
+
+def _require_once(axes: Sequence[str], cases: Sequence[Settings]) -> None:
+    """Two values for one key of a cell have no order in which they were meant."""
+    in_cases = {key for case in cases for key in case}
+    for key in axes:
+        if axes.count(key) > 1 or key in in_cases:
+            raise ConfigError(
+                f"grid: {key} is set twice in one cell, by two of [grid], [[grid.zip]] and"
+                " [[grid.case]]; expected it in one of them."
+            )

@@ -1,0 +1,179 @@
+"""Working through the cells of a grid: which ones, in which order, and again after a loss."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segcredit.errors import StorageError
+from segcredit.loose_files import load_code
+from segcredit.study.grid.cells import Cell, State, plan
+from segcredit.study.grid.processes import ProcessWorkers
+from segcredit.study.grid.ray_cluster import RayWorkers
+from segcredit.study.grid.workers import Outcome, Workers
+
+_ATTEMPTS = 3
+"""How often a cell is begun in one call, when its workers are killed."""
+_LOOK = 0.5
+"""Seconds between two looks at the cells."""
+_PATIENCE = 5.0
+"""Seconds before a cell that another process has is asked for again."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How a grid stands; what a display is told."""
+
+    cells: Sequence[Cell]
+    states: dict[Path, State]
+    """By the cells' directories; brought up to date as cells end."""
+    running: list[Cell] = field(default_factory=list[Cell])
+    elsewhere: list[Cell] = field(default_factory=list[Cell])
+    """Cells that another process is running."""
+    lost: dict[Path, str] = field(default_factory=dict[Path, str])
+    """Why a cell did not come to its end, though its run did not fail."""
+    seconds_a_step: float = 0.0
+    """Measured over the cells that ended in this call; 0 before the first."""
+    workers: int = 1
+
+    def of(self, *states: State) -> list[Cell]:
+        """The cells in some states."""
+        return [cell for cell in self.cells if self.states[cell.directory] in states]
+
+    def seconds_left(self) -> float | None:
+        """Wall seconds until the rest is done, at the measured speed; None before the first."""
+        rest = self.of("new", "begun", "damaged")
+        steps = sum(cell.config.train.steps - cell.steps_done() for cell in rest)
+        return steps * self.seconds_a_step / self.workers if self.seconds_a_step else None
+
+
+Watch = Callable[[Progress], None]
+"""Called about twice a second while cells run, and once at the end."""
+
+
+def survey(cells: Sequence[Cell]) -> Progress:
+    """How the cells stand before anything is run."""
+    return Progress(cells, {cell.directory: cell.state() for cell in cells})
+
+
+def run_grid(
+    source: str | Path | Mapping[str, Any],
+    output: str | Path = "runs",
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    retry_failed: bool = False,
+    overrides: Sequence[str] = (),
+    code: Sequence[str] = (),
+    watch: Watch | None = None,
+) -> Progress:
+    """Run every cell that is neither finished nor failed; one that fails never stops the others.
+
+    Running it again continues: a cell that was stopped goes on from its last checkpoint, and one
+    that finished but whose files were harmed since is run again. Two grids may share a directory:
+    each cell is run by one of them.
+
+    Args:
+        source: as ``plan``.
+        output: as ``plan``; running again continues there.
+        workers: cells at a time, each with one torch thread; None = one process, or every core
+            of the Ray cluster.
+        ray: the address of a Ray cluster whose machines share ``output``, or "local"; None =
+            processes of this machine.
+        retry_failed: run the cells that failed, and no others.
+        overrides: as ``plan``.
+        code: Python files that register plug-ins, loaded in every worker.
+        watch: told of the cells while they run, for a progress display.
+
+    Returns:
+        How the cells stand at the end.
+
+    Raises:
+        ConfigError, RegistryError, StudyError: as ``plan``; nothing has run then.
+        StorageError: the disk is full or failed; every cell keeps what was recorded.
+    """
+    load_code(code)
+    progress = survey(plan(source, Path(output), overrides))
+    chosen = progress.of("failed") if retry_failed else progress.of("new", "begun", "damaged")
+    if chosen:
+        team = ProcessWorkers(workers or 1, code) if ray is None else RayWorkers(ray, workers, code)
+        with team as entered:
+            _Shift(entered, chosen, progress).work(watch)
+    if watch is not None:
+        watch(progress)
+    return progress
+
+
+class _Shift:
+    """One call's work: a queue of cells, some of which come back into it."""
+
+    def __init__(self, workers: Workers, chosen: Sequence[Cell], progress: Progress) -> None:
+        self._workers = workers
+        self._progress = progress
+        self._queue = deque(chosen)
+        self._begun: Counter[Path] = Counter()
+        self._not_before: dict[Path, float] = {}
+        self._seconds, self._steps = 0.0, 0
+
+    def work(self, watch: Watch | None) -> None:
+        """Until the queue is empty and no cell runs."""
+        while self._queue or self._progress.running:
+            while self._workers.free() and (cell := self._next()) is not None:
+                self._begin(cell)
+            for cell, outcome in self._wait():
+                self._end(cell, outcome)
+            if watch is not None:
+                watch(self._progress)
+
+    def _wait(self) -> Sequence[tuple[Cell, Outcome]]:
+        if self._progress.running:
+            return self._workers.wait(_LOOK)
+        time.sleep(_LOOK)  # every cell that is left is another process's
+        return ()
+
+    def _next(self) -> Cell | None:
+        """The first cell that may be tried now."""
+        now = time.monotonic()
+        for cell in self._queue:
+            if self._not_before.get(cell.directory, 0.0) <= now:
+                self._queue.remove(cell)
+                return cell
+        return None
+
+    def _begin(self, cell: Cell) -> None:
+        self._progress.running.append(cell)
+        self._progress.workers = max(self._progress.workers, len(self._progress.running))
+        self._workers.start(cell)
+
+    def _end(self, cell: Cell, outcome: Outcome) -> None:
+        progress = self._progress
+        progress.running.remove(cell)
+        before = progress.states[cell.directory]
+        progress.states[cell.directory] = cell.state()
+        progress.elsewhere = [other for other in progress.elsewhere if other is not cell]
+        if outcome.kind == "stopped":
+            raise StorageError(outcome.note)
+        if outcome.kind == "busy":
+            progress.elsewhere.append(cell)
+            self._not_before[cell.directory] = time.monotonic() + _PATIENCE
+            self._queue.append(cell)
+        elif outcome.kind == "lost":
+            self._lost(cell, outcome.note)
+        elif before == "new":  # one that was continued says nothing about the cost of a whole one
+            self._measure(cell, outcome.seconds)
+
+    def _lost(self, cell: Cell, note: str) -> None:
+        self._begun[cell.directory] += 1
+        if self._begun[cell.directory] < _ATTEMPTS:
+            self._queue.append(cell)
+        else:
+            self._progress.lost[cell.directory] = f"{note} Tried {_ATTEMPTS} times."
+
+    def _measure(self, cell: Cell, seconds: float) -> None:
+        self._seconds += seconds
+        self._steps += max(cell.steps_done(), 1)
+        self._progress.seconds_a_step = self._seconds / self._steps

@@ -1,0 +1,70 @@
+"""What does the cells of a grid: the interface that process workers and Ray workers share."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from segcredit.build import environment
+from segcredit.errors import BusyError, RecordError, StorageError
+from segcredit.exclusive import exclusive
+from segcredit.loop import train
+from segcredit.records import RunRecords
+from segcredit.study.grid.cells import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a worker's work on a cell ended; how the run itself ended is in its status."""
+
+    kind: Literal["ended", "stopped", "busy", "lost"]
+    """``stopped``: by the disk, so that the others would be as well. ``busy``: another process has
+    the cell. ``lost``: the worker was killed."""
+    seconds: float = 0.0
+    """Of the wall, for cells that ended."""
+    note: str = ""
+    """What there is to say, as a sentence."""
+
+
+class Workers(AbstractContextManager["Workers"], Protocol):
+    """Several cells at a time; leaving the context ends every worker."""
+
+    def free(self) -> bool:
+        """Whether one more cell can be started now."""
+        ...
+
+    def start(self, cell: Cell) -> None:
+        """Hand a cell to a free worker."""
+        ...
+
+    def wait(self, timeout: float) -> Sequence[tuple[Cell, Outcome]]:
+        """Cells that came to an end; none when ``timeout`` seconds have passed without one."""
+        ...
+
+
+def work(cell: Cell) -> Outcome:
+    """Run one cell, from its checkpoint where it has one; what stops it is in its status."""
+    started = time.monotonic()
+    try:
+        train(cell.config, cell.directory, resume=True)
+    except BusyError as error:
+        return Outcome("busy", note=str(error))
+    except StorageError as error:
+        return Outcome("stopped", note=str(error))
+    except Exception as error:
+        _record_failure(cell, error)
+    return Outcome("ended", time.monotonic() - started)
+
+
+def _record_failure(cell: Cell, error: Exception) -> None:
+    """Failures from before the run began, which the loop could not record itself."""
+    if cell.state() == "failed":
+        return
+    with suppress(RecordError), exclusive(cell.directory):
+        config = cell.config
+        records = RunRecords.create(cell.directory, config.identity(), environment(config))
+        records.fail(type(error).__name__, str(error), traceback.format_exc())

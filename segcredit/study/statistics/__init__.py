@@ -1,0 +1,56 @@
+"""What the runs of a study show, over seeds: summaries, comparisons, curves, each with an interval.
+
+    runs = segcredit.read_runs("runs/segmenters")
+    summarise(runs, ["segmenter"], "accuracy")
+    compare(runs, ["segmenter"], "accuracy", baseline="whole")["finding"]
+    learning_areas(runs, ["segmenter"], "accuracy", per="tokens_sampled")
+
+Formulas, sources, and how often each interval covers what it should: docs/statistics.md.
+"""
+
+from segcredit.study.statistics.comparison import compare
+from segcredit.study.statistics.improvement import probability_of_improvement
+from segcredit.study.statistics.intervals import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    student_interval,
+    student_intervals,
+)
+from segcredit.study.statistics.paired import (
+    holm,
+    seeds_needed,
+    sign_flip_p,
+    smallest_p,
+    student_p,
+)
+from segcredit.study.statistics.profiles import performance_profile
+from segcredit.study.statistics.run_values import metrics_of, run_values
+from segcredit.study.statistics.stratified import (
+    interquartile_mean,
+    stratified_bootstrap,
+    stratified_student,
+)
+from segcredit.study.statistics.summary import at_equal_cost, learning_areas, summarise
+
+__all__ = [
+    "at_equal_cost",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "compare",
+    "holm",
+    "interquartile_mean",
+    "learning_areas",
+    "metrics_of",
+    "performance_profile",
+    "probability_of_improvement",
+    "run_values",
+    "seeds_needed",
+    "sign_flip_p",
+    "smallest_p",
+    "stratified_bootstrap",
+    "stratified_student",
+    "student_interval",
+    "student_intervals",
+    "student_p",
+    "summarise",
+]

@@ -1,0 +1,151 @@
+"""Which runs are one group, and what is to be said of a group whose runs are not alike."""
+
+# pandas ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from segcredit.errors import StudyError
+from segcredit.study.statistics.run_values import last_steps
+from segcredit.study.tables import Runs, require_known
+
+_NO_SETTING = ("run", "seed", "status", "error", "started", "ended")
+"""Columns of ``.runs`` in which runs of one method and setting may differ."""
+
+_STATUS = {"running": "still running"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs that share the values of ``by``."""
+
+    name: str
+    settings: dict[str, Any]
+    runs: Any
+    """A table with a row a run: the columns of ``.runs``, and those of ``run_values`` (NaN for a
+    run that never recorded the metric)."""
+    config: list[str]
+    """The columns that hold its config, without the seed."""
+
+    @cached_property
+    def measured(self) -> Any:
+        """The runs that have a value."""
+        return self.runs.dropna(subset=["value"])
+
+    def strata(self, columns: Sequence[str]) -> list[Any]:
+        """The values, apart for each combination of some config columns."""
+        if not columns:
+            return [self.measured["value"]]
+        parts = self.measured.groupby(list(columns), dropna=False, observed=True, sort=False)
+        return [part["value"] for _, part in parts]
+
+
+def groups_of(runs: Runs, by: Sequence[str] | str, values: pd.DataFrame) -> list[Group]:
+    """The groups, in the order of their settings.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        by: columns of ``runs.runs``.
+        values: as ``run_values`` gives them.
+
+    Raises:
+        StudyError: a column does not exist, or ``by`` is empty.
+    """
+    columns = _columns_of(runs, by)
+    config = runs.runs.assign(run=runs.runs["run"].astype(str))
+    found = config.merge(values, on="run", how="left")
+    options = [str(name) for name in config.columns if name not in _NO_SETTING]
+    place = found.sort_values(columns, kind="stable").index
+    parts = found.loc[place].groupby(columns, sort=False, dropna=False, observed=True)
+    rows = [part.sort_index() for _, part in parts]
+    settings: list[dict[str, Any]] = [part.iloc[0][columns].to_dict() for part in rows]
+    names = [" ".join(map(_text, setting.values())) for setting in settings]
+    return [Group(*group, options) for group in zip(names, settings, rows, strict=True)]
+
+
+def table_of(rows: Iterable[Mapping[str, Any]], groups: Sequence[Group]) -> pd.DataFrame:
+    """The rows, with settings that are numbers in the same type as in ``.runs``.
+
+    Otherwise a group without an option would turn the numbers of the others to objects.
+    """
+    types = groups[0].runs.dtypes[list(groups[0].settings)]
+    numbers = {name: kind for name, kind in types.items() if pd.api.types.is_numeric_dtype(kind)}
+    return pd.DataFrame(rows).astype(numbers)
+
+
+def note_of(group: Group, apart: Sequence[str] = ()) -> str:
+    """What a reader must know of the runs behind a number; '' where there is nothing.
+
+    Args:
+        group: the runs.
+        apart: config columns that the runs of one seed are known to differ in.
+    """
+    return "; ".join([*_missing(group), *_ended(group.measured), *_repeated(group, apart)])
+
+
+def _columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
+    columns = list(dict.fromkeys([by] if isinstance(by, str) else by))
+    if not columns:
+        raise StudyError(
+            "No column to group by was given; expected at least one config column, such as"
+            " 'method' or 'segmenter'."
+        )
+    require_known("config column", columns, runs.runs.columns)
+    return columns
+
+
+def _missing(group: Group) -> Iterator[str]:
+    """Runs that do not count among the seeds."""
+    absent = group.runs[group.runs["value"].isna()]
+    short = int(absent["step"].notna().sum()) if "reached" in absent else 0
+    for count, why in (
+        (len(absent) - short, "never recorded the metric"),
+        (short, "fell short of the budget"),
+    ):
+        if count:
+            yield f"{count} of {len(group.runs)} runs {why}"
+
+
+def _ended(measured: Any) -> Iterator[str]:
+    """Runs that count with a value from before their end, or at another step than the others."""
+    stopped = [status for status in measured["status"].astype(str) if status != "finished"]
+    for status, count in sorted(Counter(stopped).items()):
+        yield f"{count} of {len(measured)} runs {_STATUS.get(status, status)}"
+    if measured["step"].nunique() > 1:
+        yield f"last recorded at steps {last_steps(measured['step'])}"
+
+
+def _repeated(group: Group, apart: Sequence[str]) -> Iterator[str]:
+    """Runs of the same seed, which differ in something that is not named."""
+    measured = group.measured
+    if "seed" in measured and bool(measured.duplicated(["seed", *apart]).any()):
+        yield f"several runs a seed, {differing(measured, group.config)}"
+
+
+def differing(runs: Any, config: Sequence[str]) -> str:
+    """In which settings some runs differ, as the end of a sentence."""
+    varied = [name for name in config if runs[name].nunique(dropna=False) > 1]
+    # Where the plug-in itself differs, its options follow.
+    names = [name for name in varied if not any(name.startswith(f"{of}.") for of in varied)]
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return (
+        f"which differ in {shown}" if names else "alike in config: usually, versions of a plug-in"
+    )
+
+
+def _text(value: Any) -> str:
+    """A config value as a reader writes it; 'none' where the group has no such option."""
+    if pd.isna(value):
+        return "none"
+    # Where some runs lack an option, pandas may hold the whole numbers of the others as floats.
+    return format(value, ".12g") if isinstance(value, float) else str(value)

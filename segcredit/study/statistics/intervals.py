@@ -1,0 +1,173 @@
+"""Intervals of a mean: Student's, and the percentile bootstrap; for one row of values or many.
+
+Which covers how often with how few seeds: the table in docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from segcredit.errors import StudyError
+
+Floats = NDArray[np.float64]
+
+_DRAWS_AT_ONCE = 4_000_000
+"""Bounds the memory of one batch of resamples, in drawn values."""
+
+
+def bootstrap_interval(
+    values: Iterable[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean.
+
+    The unit that is resampled is one value: give one a seed, not one a response, since responses
+    of one run share its chance. With few seeds it is far too narrow (three give at most 75%, for
+    whatever confidence); there, use ``student_interval``.
+
+    Args:
+        values: one a seed, in any unit; NaN is left out.
+        confidence: the share that the interval is to cover, in (0, 1).
+        resamples: how many means are drawn.
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper end, in the unit of ``values``; both NaN for fewer than two values.
+
+    Raises:
+        StudyError: ``confidence`` is not in (0, 1) or ``resamples`` is below 1.
+
+    Source:
+        Efron, 1979, "Bootstrap methods: another look at the jackknife".
+    """
+    low, high = bootstrap_intervals(
+        [list(values)], confidence=confidence, resamples=resamples, seed=seed
+    )
+    return float(low[0]), float(high[0])
+
+
+def bootstrap_intervals(
+    matrix: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """``bootstrap_interval`` of each row, with the same draws for every row.
+
+    Args:
+        matrix: rows (such as steps) x units (seeds); NaN where one is absent.
+        confidence: the share that each interval is to cover, in (0, 1).
+        resamples: how many means are drawn for each row.
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper ends, one a row; NaN for rows of fewer than two values.
+
+    Raises:
+        StudyError: as ``bootstrap_interval``.
+    """
+    require_interval(confidence, resamples)
+    rows = np.atleast_2d(np.asarray(matrix, dtype=np.float64))
+    ends = np.full((2, len(rows)), math.nan)
+    for where, present in _patterns(~np.isnan(rows)):
+        if present.sum() > 1:
+            means = _resampled_means(rows[np.ix_(where, present)], resamples, seed)
+            ends[:, where] = percentiles(means, confidence)
+    return ends[0], ends[1]
+
+
+def student_interval(values: Iterable[float], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean: m ± t_{n−1} s / √n.
+
+    Exact for normal values, however few; past the ends of the metric's range (below 0 for an
+    accuracy) where the seeds are too few to tell, and not cut there. Skewed or two-peaked values,
+    such as those of a method that sometimes collapses, are covered less often than asked.
+
+    Args:
+        values: one a seed, in any unit; NaN is left out.
+        confidence: the share that the interval is to cover, in (0, 1).
+
+    Returns:
+        The lower and the upper end, in the unit of ``values``; both NaN for fewer than two values.
+
+    Raises:
+        StudyError: ``confidence`` is not in (0, 1).
+
+    Source:
+        Student, 1908, "The probable error of a mean".
+    """
+    low, high = student_intervals([list(values)], confidence=confidence)
+    return float(low[0]), float(high[0])
+
+
+def student_intervals(matrix: ArrayLike, *, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """``student_interval`` of each row.
+
+    Args:
+        matrix: rows (such as steps) x units (seeds); NaN where one is absent.
+        confidence: the share that each interval is to cover, in (0, 1).
+
+    Returns:
+        The lower and the upper ends, one a row; NaN for rows of fewer than two values.
+
+    Raises:
+        StudyError: ``confidence`` is not in (0, 1).
+    """
+    require_interval(confidence)
+    rows = np.atleast_2d(np.asarray(matrix, dtype=np.float64))
+    present = ~np.isnan(rows)
+    n = np.where(present.sum(axis=1) > 1, present.sum(axis=1), math.nan)
+    mean = np.where(present, rows, 0).sum(axis=1) / n
+    deviations = np.where(present, rows - mean[:, None], 0)
+    error = np.sqrt((deviations**2).sum(axis=1) / (n - 1) / n)
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * error
+    return mean - half, mean + half
+
+
+def percentiles(draws: Floats, confidence: float) -> Floats:
+    """The two ends (2 x rows) between which that share of each row of draws lies."""
+    tail = (1 - confidence) / 2
+    return np.quantile(draws, [tail, 1 - tail], axis=-1)
+
+
+def present_values(values: ArrayLike) -> Floats:
+    """One array of what was measured: without NaN."""
+    array = np.asarray(values, dtype=np.float64).ravel()
+    return array[~np.isnan(array)]
+
+
+def require_interval(confidence: float, resamples: int = 1) -> None:
+    """Raises a StudyError for a confidence or a number of resamples that none can have."""
+    if not 0 < confidence < 1 or resamples < 1:
+        raise StudyError(
+            f"The confidence is {confidence} and the resamples are {resamples}; expected a"
+            " confidence between 0 and 1 (such as 0.95) and at least one resample."
+        )
+
+
+def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.bool_]]]:
+    """Rows that have the same values present: their numbers, and which values those are."""
+    patterns, numbers = np.unique(present, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        yield np.flatnonzero(numbers.ravel() == number), pattern
+
+
+def _resampled_means(rows: Floats, resamples: int, seed: int) -> Floats:
+    """Means (rows x resamples); a product with how often each value is drawn beats gathering."""
+    generator = np.random.default_rng(seed)
+    n = rows.shape[1]
+    at_once = max(1, _DRAWS_AT_ONCE // n)
+    sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    means = [rows @ _draw_counts(generator, size, n).T / n for size in sizes]
+    return np.concatenate(means, axis=1)
+
+
+def _draw_counts(generator: np.random.Generator, size: int, n: int) -> Floats:
+    """How often each of n values is drawn in each of ``size`` resamples (size x n)."""
+    drawn = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+    return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)

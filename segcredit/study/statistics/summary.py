@@ -1,0 +1,210 @@
+"""A row a group of runs: a statistic over seeds with its interval."""
+
+# pandas ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from segcredit.study.statistics.groups import Group, groups_of, note_of, table_of
+from segcredit.study.statistics.run_values import Measure, last_steps, run_values
+from segcredit.study.statistics.stratified import Interval, Statistic, aggregate, interval_of
+from segcredit.study.tables import Runs, require_known
+
+
+def summarise(
+    runs: Runs,
+    by: Sequence[str],
+    metric: str,
+    statistic: Statistic = "mean",
+    *,
+    interval: Interval = "student",
+    confidence: float = 0.95,
+    strata: Sequence[str] = (),
+) -> pd.DataFrame:
+    """The last recorded value of a metric, over the runs that share some settings.
+
+    A run is the unit: runs that differ in nothing named in ``by`` (normally in the seed alone)
+    are one group. Runs that never recorded the metric do not count as seeds. A run that failed, or
+    has not finished, counts with its last value, since to leave out what failed would flatter the
+    methods that fail; ``note`` and ``steps`` say so.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        by: columns of ``runs.runs``, such as "segmenter".
+        metric: a column of ``runs.steps``, such as "accuracy".
+        statistic: "mean", "iqm" (interquartile mean) or "median", over all values of a group.
+        interval: "student" (statistic ± t · standard error) or "bootstrap" (percentiles; too
+            narrow below some ten seeds). The unit of both is a run, that is, a seed.
+        confidence: the share that the interval is to cover, in (0, 1).
+        strata: columns of ``runs.runs``, such as "task", within whose values the seeds vary; by
+            default the runs of a group differ by chance alone.
+
+    Returns:
+        A row a group: the columns of ``by``, then one named as the statistic, ``low`` and ``high``
+        (NaN for fewer than two seeds), ``seeds``, ``start`` (mean of the first recorded values),
+        in the metric's unit; ``tokens_sampled`` and ``cpu_seconds``, the mean cost up to the last
+        value; ``steps``, where the last values were recorded: "20", or "5 to 20"; and ``note``,
+        what sets the runs of a group apart, '' where nothing does.
+
+    Raises:
+        StudyError: a column or the metric does not exist, ``by`` is empty, or an option is
+            impossible.
+    """
+    values = run_values(runs, metric)
+    row = _row_maker(runs, statistic, interval, confidence, strata)
+    groups = groups_of(runs, by, values)
+    rows = [
+        {
+            **group.settings,
+            **row(group),
+            "start": group.measured["start"].mean(),
+            "tokens_sampled": group.measured["tokens_sampled"].mean(),
+            "cpu_seconds": group.measured["cpu_seconds"].mean(),
+            "steps": last_steps(group.measured["step"]),
+            "note": note_of(group, strata),
+        }
+        for group in groups
+    ]
+    return table_of(rows, groups)
+
+
+def learning_areas(
+    runs: Runs,
+    by: Sequence[str],
+    metric: str,
+    *,
+    per: str = "step",
+    budget: float | None = None,
+    statistic: Statistic = "mean",
+    interval: Interval = "student",
+    confidence: float = 0.95,
+    strata: Sequence[str] = (),
+) -> pd.DataFrame:
+    """The normalised area under the learning curve: how good a method was on the way.
+
+    (1 / budget) ∫₀^budget of the metric over steps or cost, for each run (see ``run_values`` for
+    the curve and the critic's warm-up), then the statistic over seeds. It is the metric's mean
+    over the budget, in the metric's unit; all runs are followed up to the same budget.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        by: columns of ``runs.runs``, such as "segmenter".
+        metric: a column of ``runs.steps``, such as "accuracy".
+        per: "step", "tokens_sampled", "cpu_seconds", or another cost that is counted up.
+        budget: in the unit of ``per``; by default the largest that every run reached.
+        statistic: as for ``summarise``.
+        interval: as for ``summarise``.
+        confidence: as for ``summarise``.
+        strata: as for ``summarise``.
+
+    Returns:
+        A row a group: the columns of ``by``, one named as the statistic, ``low``, ``high``,
+        ``seeds``; ``per`` and ``budget``; and ``note``, which also says how many runs did not
+        reach a given budget, or which run set the common one where others went further.
+
+    Raises:
+        StudyError: as ``summarise``; or ``per`` goes down, or there is no common budget.
+    """
+    row = _row_maker(runs, statistic, interval, confidence, strata)
+    return _at_budget(runs, by, metric, "area", per, budget, row, strata)
+
+
+def at_equal_cost(
+    runs: Runs,
+    by: Sequence[str],
+    metric: str,
+    *,
+    per: str = "tokens_sampled",
+    budget: float | None = None,
+    statistic: Statistic = "mean",
+    interval: Interval = "student",
+    confidence: float = 0.95,
+    strata: Sequence[str] = (),
+) -> pd.DataFrame:
+    """The metric where every run has spent the same, on straight lines between recorded values.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        by: columns of ``runs.runs``, such as "segmenter".
+        metric: a column of ``runs.steps``, such as "accuracy".
+        per: "step", "tokens_sampled", "cpu_seconds", or another cost that is counted up.
+        budget: in the unit of ``per``; by default the largest that every run reached.
+        statistic: as for ``summarise``.
+        interval: as for ``summarise``.
+        confidence: as for ``summarise``.
+        strata: as for ``summarise``.
+
+    Returns:
+        As ``learning_areas``.
+
+    Raises:
+        StudyError: as ``learning_areas``.
+    """
+    row = _row_maker(runs, statistic, interval, confidence, strata)
+    return _at_budget(runs, by, metric, "at_cost", per, budget, row, strata)
+
+
+RowMaker = Callable[[Group], dict[str, Any]]
+
+
+def _row_maker(
+    runs: Runs,
+    statistic: Statistic,
+    interval: Interval,
+    confidence: float,
+    strata: Sequence[str],
+) -> RowMaker:
+    """The statistic, its interval and the seeds of a group."""
+    require_known("config column", strata, runs.runs.columns)
+
+    def row(group: Group) -> dict[str, Any]:
+        parts = group.strata(strata)
+        low, high = interval_of(parts, statistic, interval, confidence)
+        centre = aggregate(group.measured["value"], statistic)
+        return {statistic: centre, "low": low, "high": high, "seeds": len(group.measured)}
+
+    return row
+
+
+def _at_budget(
+    runs: Runs,
+    by: Sequence[str],
+    metric: str,
+    measure: Measure,
+    per: str,
+    budget: float | None,
+    row: RowMaker,
+    strata: Sequence[str],
+) -> pd.DataFrame:
+    values = run_values(runs, metric, measure, per=per, budget=budget)
+    limit = {"per": per, "budget": values["budget"].iloc[0] if len(values) else float("nan")}
+    bound = budget_note(values) if budget is None else ""
+    groups = groups_of(runs, by, values)
+    rows = [
+        {
+            **group.settings,
+            **row(group),
+            **limit,
+            "note": "; ".join(filter(None, [bound, note_of(group, strata)])),
+        }
+        for group in groups
+    ]
+    return table_of(rows, groups)
+
+
+def budget_note(values: Any) -> str:
+    """Which run set the common budget, where some run went on for a tenth longer or more."""
+    if values.empty or values["reached"].max() < 1.1 * values["reached"].min():
+        return ""
+    least = values.loc[values["reached"].idxmin()]
+    return (
+        f"the budget is that of run {least['run']}, others reached up to"
+        f" {values['reached'].max():g}"
+    )

@@ -1,0 +1,185 @@
+"""Real grids: failures are data, killed workers are replaced, two grids share a directory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import tomli_w
+
+from segcredit import read_runs, run_grid, train
+from segcredit.cli import main
+from segcredit.errors import StorageError, StudyError
+from segcredit.study.grid import Progress, plan
+from small import SMALL
+from tables import assert_same
+
+PLUGINS = '''
+import os, pathlib, signal
+from dataclasses import dataclass
+import segcredit
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled(segcredit.TextSegmenter):
+    """Cuts nowhere."""
+
+    marker: str = ""
+    causal = True
+
+    def split(self, text: str) -> list[int]:
+        if not pathlib.Path(self.marker).exists():
+            self.trouble()
+        return []
+
+
+@segcredit.register.segmenter("failing")
+@dataclass(frozen=True, slots=True)
+class Failing(Troubled):
+    """Raises until its marker is there."""
+
+    def trouble(self) -> None:
+        raise ValueError("no marker")
+
+
+@segcredit.register.segmenter("killed")
+@dataclass(frozen=True, slots=True)
+class Killed(Troubled):
+    """Kills its process once."""
+
+    def trouble(self) -> None:
+        pathlib.Path(self.marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def config(**grid: Any) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for line in SMALL:
+        (section, key), value = line.split("=")[0].rsplit(".", 1), json.loads(line.split("=")[1])
+        table = nested
+        for part in section.split("."):
+            table = table.setdefault(part, {})
+        table[key] = value
+    return {"method": "sapo", **nested, "grid": grid}
+
+
+def write_toml(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(tomli_w.dumps(content))
+
+
+def by_segmenter(path: Path) -> dict[str, pd.Series]:
+    runs = read_runs(path).runs
+    return {row["segmenter"]: row for _, row in runs.iterrows()}
+
+
+def test_failures_are_data_and_killed_workers_are_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "troubles.py"
+    code.write_text(PLUGINS)
+    troubled = [
+        {"name": "failing", "marker": str(tmp_path / "mended")},
+        {"name": "killed", "marker": str(tmp_path / "killed")},
+    ]
+    write_toml(tmp_path / "grid.toml", config(segmenter=[*troubled, "newline"]))
+
+    def grid(*options: str) -> tuple[int, list[str]]:
+        files = [str(tmp_path / "grid.toml"), "--output", str(tmp_path / "runs")]
+        with pytest.raises(SystemExit) as end:
+            main(["grid", *files, "--code", str(code), "--workers", "2", *options])
+        return int(end.value.code or 0), capsys.readouterr().out.splitlines()
+
+    status, lines = grid()
+    assert status == 1
+    assert lines[-1] == f"1 failed, 2 of 3 cells finished, in {tmp_path / 'runs'}"
+    assert lines[0] == "3 cells, all checked: 3 new"
+    assert any("segmenter=failing" in line and "no marker" in line for line in lines)
+    assert (tmp_path / "killed").exists()
+    found = by_segmenter(tmp_path / "runs")
+    assert [found[name]["status"] for name in ("failing", "killed", "newline")] == [
+        "failed",
+        "finished",
+        "finished",
+    ]
+    failed = json.loads((tmp_path / "runs" / found["failing"]["run"] / "status.json").read_text())
+    assert "Traceback" in failed["traceback"]
+    assert "no marker" in failed["message"]
+
+    (tmp_path / "mended").touch()
+    status, lines = grid()  # a failure stays one until it is asked for
+    assert (status, lines[0]) == (1, "3 cells, all checked: 1 failed, 2 finished")
+    assert by_segmenter(tmp_path / "runs")["failing"]["status"] == "failed"
+    status, lines = grid("--retry-failed")
+    assert status == 0
+    assert lines[-1] == f"3 of 3 cells finished, in {tmp_path / 'runs'}"
+    assert by_segmenter(tmp_path / "runs")["failing"]["error"] == ""
+
+
+def test_two_grids_on_one_directory_share_the_work(tmp_path: Path) -> None:
+    source = config(seeds=3)
+    with ThreadPoolExecutor() as both:
+        ends = [both.submit(run_grid, source, tmp_path / "runs") for _ in range(2)]
+    for end in ends:
+        assert len(end.result().of("finished")) == 3
+    for cell in ends[0].result().cells:
+        train(cell.config, tmp_path / "alone" / cell.directory.name)
+    assert_same(tmp_path / "runs", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_grid_and_the_next_call_continues(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    source = config(seeds=2)
+    try:
+        with pytest.raises(StorageError, match="The disk or the quota is full"):
+            run_grid(source, disk / "runs")
+        larger = ["mount", "-o", "remount,size=100m", str(disk)]
+        subprocess.run(larger, check=True)
+        assert len(run_grid(source, disk / "runs").of("finished")) == 2
+        run_grid(source, tmp_path / "alone")
+        assert_same(disk / "runs", tmp_path / "alone")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_cell_that_cannot_be_read_stops_no_other_and_nothing_runs_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, float | None]] = []
+
+    def watch(progress: Progress) -> None:
+        told.append((len(progress.of("finished", "failed")), progress.seconds_left()))
+
+    (cell, _) = plan(config(seeds=2), tmp_path)
+    (cell.directory / "metrics.jsonl").mkdir(parents=True)
+    after = run_grid(config(seeds=2), tmp_path, watch=watch)
+    assert [after.states[cell.directory] for cell in after.cells] == ["failed", "finished"]
+    assert "metrics.jsonl cannot be read" in cell.error()
+    assert told[0] == (0, None)
+    assert told[-1] == (2, 0.0)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    assert len(run_grid(config(seeds=2), tmp_path).of("finished")) == 1
+
+
+def test_ray_that_is_not_there_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(StudyError, match=r"pip install 'segcredit\[ray\]'"):
+        run_grid(config(seeds=1), tmp_path, ray="local")

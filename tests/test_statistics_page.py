@@ -1,0 +1,65 @@
+"""docs/statistics.md: its examples, and its table of coverage."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
+
+
+def script() -> ModuleType:
+    path = PAGE.with_name("statistics_coverage.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed() -> dict[tuple[str, str], list[float]]:
+    """The coverages of the page, in percent, by interval and distribution."""
+    rows = [line.strip("| \n").split(" | ") for line in PAGE.read_text("utf-8").splitlines()]
+    return {
+        (row[0], row[1]): [float(cell.rstrip("%")) for cell in row[2:]]
+        for row in rows
+        if len(row) == 7 and row[-1].endswith("%")
+    }
+
+
+def test_the_page_says_what_the_functions_say() -> None:
+    failed, tried = doctest.testfile(
+        str(PAGE),
+        module_relative=False,
+        encoding="utf-8",
+        optionflags=doctest.NORMALIZE_WHITESPACE,
+    )
+    assert tried > 20
+    assert not failed
+
+
+def test_the_defaults_are_what_the_table_speaks_for() -> None:
+    table = printed()
+    assert len(table) == 34
+    for default, other in [("student", "bootstrap"), ("newcombe", "bootstrap")]:
+        mine = {key: cells for key, cells in table.items() if key[0].endswith(default)}
+        assert mine
+        for (interval, values), cells in mine.items():
+            theirs = table[interval.replace(default, other), values]
+            assert all(a >= b for a, b in zip(cells, theirs, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", ["normal", "skewed", "collapsing"])
+def test_the_table_is_what_the_script_counts(values: str) -> None:
+    seeds = 3
+    module = script()
+    place = module.SEEDS.index(seeds)
+    for interval, covered in module.column(values, seeds):
+        name = "either" if interval.startswith("share") else values
+        assert 100 * covered == pytest.approx(printed()[interval, name][place], abs=1)

@@ -1,0 +1,145 @@
+"""docs/tables.md against the code and against a run that measured all there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from segcredit import load_config, read_runs, train
+from segcredit.config import RunConfig
+from segcredit.records import RunRecords, read_metrics
+from segcredit.step_tables import TABLES
+from segcredit.study.tables import STEP_COLUMNS, Runs, flatten
+from small import SMALL
+
+PAGE = Path(__file__).parent.parent / "docs" / "tables.md"
+ROW = re.compile(r"^\| `([\w.]+)` \| (\w+) \| (\S.*?) \| (\S.*?) \|$", re.MULTILINE)
+NAMES = ["runs", "steps", "responses", "segments", "tokens"]
+
+
+def documented(table: str) -> dict[str, str]:
+    """Columns and types of a table, as the page has them."""
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {table}\n")[1].split("\n## ")[0]
+    rows = ROW.findall(section)
+    assert len(rows) == section.count("\n| `"), "a row is not of the form | `name` | type | ..."
+    return {name: kind for name, kind, _, _ in rows}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A run of a method with a critic, with every option on that adds a column."""
+    own = ["train.steps=2", "loss.kl_loss=0.01", "loss.dual_clip=3.0", "loss.norm_length=24.0"]
+    own += ["loss.ratio_segmenter=whole", "process_reward=equations"]
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return read_runs(train(load_config("sapo", [*SMALL, *own]), path))
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """The dotted keys of a config, in whose plug-ins one does not look."""
+    found = set()
+    for name, field in model.model_fields.items():
+        kind: Any = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= keys_of(kind, f"{prefix}{name}.")
+        else:
+            found.add(f"{prefix}{name}")
+    return found
+
+
+def test_every_key_of_a_config_is_on_the_page_and_no_other() -> None:
+    stored = set(flatten(load_config("sapo").identity())) & keys_of(RunConfig)
+    assert set(documented("runs")) == stored | {"run", "status", "error"}
+
+
+def test_columns_of_runs_are_those_on_the_page_and_options_of_plug_ins(runs: Runs) -> None:
+    known = documented("runs")
+    for name, kind in runs.runs.dtypes.items():
+        if name in known:
+            assert str(kind) == known[str(name)], name
+        else:
+            plugin = runs.runs[str(name).rsplit(".", 1)[0]].iloc[0]
+            assert isinstance(plugin, str), f"{name} is neither documented nor an option"
+    assert set(known) <= set(runs.runs.columns)
+
+
+@pytest.mark.parametrize("table", NAMES[1:])
+def test_columns_and_types_are_those_on_the_page(runs: Runs, table: str) -> None:
+    found = {str(name): str(kind) for name, kind in getattr(runs, table).dtypes.items()}
+    assert found == documented(table)
+
+
+@pytest.mark.parametrize("table", NAMES[1:])
+def test_a_run_that_recorded_nothing_has_the_same_columns_and_types(
+    tmp_path: Path, table: str
+) -> None:
+    RunRecords.create(tmp_path, {"seed": 1}, {})
+    found = {str(n): str(kind) for n, kind in getattr(read_runs(tmp_path), table).dtypes.items()}
+    assert found == documented(table)
+
+
+def test_the_loop_measures_every_metric_on_the_page_and_no_other(runs: Runs) -> None:
+    (directory,) = runs.directories.values()
+    measured = {name for row in read_metrics(directory) for name in row}
+    assert measured == set(documented("steps")) - {"run"} == {"step", *STEP_COLUMNS}
+    silent = [name for name in STEP_COLUMNS if runs.steps[name].isna().all()]
+    assert silent == []
+
+
+@pytest.mark.parametrize("table", NAMES[2:])
+def test_the_loop_fills_every_column_of_a_table(runs: Runs, table: str) -> None:
+    frame = getattr(runs, table)
+    assert set(frame) == {"run", *TABLES[table].names}  # pyright: ignore[reportArgumentType]
+    assert not frame.drop(columns="run").isna().to_numpy().any()
+
+
+def test_figures_of_the_page_hold_in_the_run(runs: Runs) -> None:
+    """What the page says of units and places, where a run can show it."""
+    segments, tokens, responses = runs.segments, runs.tokens, runs.responses
+    keys = ["run", "step", "prompt", "response"]
+    counted = segments.groupby(keys, observed=True)["segment"].agg(["count", "min", "max"])
+    joined = responses.merge(counted.reset_index(), on=keys)
+    assert (joined["count"] == joined["segments"]).all()
+    assert (joined["min"] == 0).all()
+    assert (joined["max"] == joined["segments"] - 1).all()
+    sizes = (segments["end"] - segments["start"]).groupby(
+        [segments[k] for k in keys], observed=True
+    )
+    assert sizes.sum().sort_index().tolist() == (
+        responses.set_index(keys)["tokens"].sort_index().tolist()
+    )
+    of_step = responses.groupby("step")
+    steps = runs.steps.set_index("step").loc[1:]
+    assert steps["reward"].tolist() == pytest.approx(of_step["reward"].mean().tolist())
+    assert steps["reward_std"].tolist() == pytest.approx(of_step["reward"].std(ddof=0).tolist())
+    assert steps["truncated"].tolist() == pytest.approx(of_step["truncated"].mean().tolist())
+    assert steps["response_length"].tolist() == pytest.approx(of_step["tokens"].mean().tolist())
+    assert steps["segments_per_response"].tolist() == pytest.approx(
+        of_step["segments"].mean().tolist()
+    )
+    assert steps["entropy"].tolist() == pytest.approx(
+        tokens.groupby("step")["entropy"].mean().tolist(), rel=1e-5
+    )
+    both = tokens.merge(segments, on=[*keys, "segment"], suffixes=("", "_segment"))
+    assert len(both) == len(tokens)
+    assert both["value"].tolist() == pytest.approx(both["value_segment"].tolist())
+    assert both["advantage"].tolist() == pytest.approx(both["advantage_segment"].tolist())
+    assert ((both["position"] >= both["start"]) & (both["position"] < both["end"])).all()
+
+
+def test_the_code_of_the_page_runs(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "segmenters").symlink_to(runs.path)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(code, {})
+
+
+def test_flattened_configs_have_dotted_keys() -> None:
+    flat = flatten(load_config("sapo").model_dump())
+    assert {name for name in flat if name in keys_of(RunConfig)} == keys_of(RunConfig)

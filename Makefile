@@ -43,6 +43,7 @@ bench: install
 	$(BIN)/python benchmarks/credit_step.py
 	$(BIN)/python benchmarks/segment_speed.py
 	$(BIN)/python benchmarks/read_runs.py
+	$(BIN)/python benchmarks/audit.py
 
 # Writes the boundary model that ships with the package again; the same bytes' worth of weights each time.
 boundaries: install

@@ -134,6 +134,7 @@ def resume(
     micro_tokens: int,
     greedy: bool,
     generator: torch.Generator,
+    instead_N: Tensor | None = None,
 ) -> tuple[Completions, int]:
     """Continue completions from the prompt and every token before a position, and verify them.
 
@@ -148,6 +149,8 @@ def resume(
         micro_tokens: most tokens in one pass.
         greedy: take the likeliest token.
         generator: where the draws come from.
+        instead_N: (N,) what stands in the place of the token just before each position; None =
+            what is there.
 
     Returns:
         The whole completions, which share the node ids of the tokens before their position with
@@ -161,6 +164,7 @@ def resume(
         micro_tokens=micro_tokens,
         greedy=greedy,
         generator=generator,
+        instead_N=instead_N,
     )
     width = rollouts.completion_ids.shape[1]
     before_NT = torch.arange(width, device=rows_N.device) < positions_N[:, None]
@@ -175,7 +179,13 @@ def resume(
 
     unused = int(rollouts.node_ids.max()) + 1 if rollouts.node_ids.numel() else 0
     new_NF = torch.arange(ids_NF.numel(), device=ids_NF.device).view(ids_NF.shape) + unused
-    ids_NL = joined(rollouts.completion_ids[rows_N], ids_NF)
+    old_NT, nodes_NT = rollouts.completion_ids[rows_N], rollouts.node_ids[rows_N]
+    if instead_N is not None:
+        place_N1 = positions_N[:, None] - 1
+        numbers_N1 = torch.arange(len(place_N1), device=place_N1.device)[:, None]
+        old_NT = old_NT.scatter(1, place_N1, instead_N[:, None])
+        nodes_NT = nodes_NT.scatter(1, place_N1, unused + new_NF.numel() + numbers_N1)
+    ids_NL = joined(old_NT, ids_NF)
     texts, token_spans = policy.decode(ids_NL, joined(before_NT, fresh_NF))
     made = Completions(
         prompts=tuple(prompts),
@@ -187,7 +197,7 @@ def resume(
         texts=texts,
         token_spans=token_spans,
         verdicts=verify(task, prompts, texts, truncated_N),
-        node_ids=joined(rollouts.node_ids[rows_N], new_NF),
+        node_ids=joined(nodes_NT, new_NF),
     )
     return made, int(fresh_NF.sum())
 

@@ -237,11 +237,29 @@ class Policy(Protocol):
         micro_tokens: int,
         greedy: bool,
         generator: torch.Generator,
+        instead_N: Int[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
         """New tokens after the prompt and all tokens before each position, holes included.
 
         ``max_new_tokens`` limits whole completions, the tokens before the position included.
-        Returns ids, mask up to and including the first end token, and truncation.
+        ``instead_N`` stands in the place of the token just before each position; after an end
+        token there is nothing new. Returns ids, mask up to and including the first end token,
+        and truncation.
+        """
+        ...
+
+    def alternatives(
+        self,
+        rollouts: RolloutBatch,
+        counts_BT: Int[Tensor, "B T"],
+        *,
+        micro_tokens: int,
+        generator: torch.Generator,
+    ) -> Int[Tensor, "N"]:
+        """Tokens that the policy might have chosen in the place of those that it chose.
+
+        As many for each token as ``counts_BT`` says, row by row and token by token: drawn from
+        the policy's distribution there without the token that is there, renormalised.
         """
         ...
 

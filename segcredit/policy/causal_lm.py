@@ -186,12 +186,14 @@ class CausalPolicy(_Deterministic):
         micro_tokens: int,
         greedy: bool,
         generator: torch.Generator,
+        instead_N: Int[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
         """New tokens after the prompt and all tokens before each position, holes included.
 
-        The rows are read once, as many at a time as ``micro_tokens`` allows; the states of those
-        are sampled in batches of as many, longest first, so that a batch's lengths are alike.
-        A state at the limit is continued by nothing, and truncated.
+        ``instead_N`` stands in the place of the tokens just before the positions. The rows are
+        read once, as many at a time as ``micro_tokens`` allows; the states of those are sampled
+        in batches of as many, longest first, so that a batch's lengths are alike. A state at the
+        limit is continued by nothing, and truncated.
         """
         length = rollouts.prompt_ids.shape[1] + max_new_tokens
         most = max(micro_tokens // length, 1)
@@ -199,14 +201,24 @@ class CausalPolicy(_Deterministic):
         mask_NF = torch.zeros_like(ids_NF, dtype=torch.bool)
         truncated_N = torch.ones_like(rows_N, dtype=torch.bool)
         open_N = positions_N < max_new_tokens
+        if instead_N is not None:
+            ended_N = torch.isin(instead_N, _index(list(self.end_ids), instead_N))
+            open_N, truncated_N = open_N & ~ended_N, truncated_N & ~ended_N
         # The pieces of nothing are one empty piece, which the network cannot read.
         for rows_R in rows_N[open_N].unique().split(most) if open_N.any() else ():
             prefixes = Prefixes.read(self.model.base_model, rollouts, rows_R)
             here_M = (open_N & torch.isin(rows_N, rows_R)).nonzero()[:, 0]
             for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
                 room_M1 = (max_new_tokens - positions_N[states_M])[:, None]
+                prefix, prefix_mask, cache = prefixes.before(
+                    rows_N[states_M], positions_N[states_M]
+                )
+                if instead_N is not None:  # the last column is the one that no cache holds
+                    prefix[:, -1] = instead_N[states_M]
                 ids, mask, cut = self._sample(
-                    *prefixes.before(rows_N[states_M], positions_N[states_M]),
+                    prefix,
+                    prefix_mask,
+                    cache,
                     max_new_tokens=int(room_M1.max()),
                     greedy=greedy,
                     generator=generator,
@@ -216,6 +228,39 @@ class CausalPolicy(_Deterministic):
                 mask_NF[states_M, : ids.shape[1]] = mask & ~late
                 truncated_N[states_M] = cut | late.any(1)
         return ids_NF, mask_NF, truncated_N
+
+    @torch.no_grad()
+    def alternatives(
+        self,
+        rollouts: RolloutBatch,
+        counts_BT: Int[Tensor, "B T"],
+        *,
+        micro_tokens: int,
+        generator: torch.Generator,
+    ) -> Int[Tensor, "N"]:
+        """Tokens drawn in the place of those that are there, ``counts_BT`` of each."""
+        drawn: list[Tensor] = [rollouts.completion_ids.new_empty(0)]
+        # Whole rows in their order, few enough that their distributions can be held at once.
+        width = rollouts.prompt_ids.shape[1] + rollouts.completion_ids.shape[1]
+        every = torch.arange(len(rollouts), device=counts_BT.device)
+        for rows in every.split(max(micro_tokens // width, 1)):
+            counts_RT, some = counts_BT[rows], rollouts.select(rows)
+            asked_RT = counts_RT > 0
+            if not asked_RT.any():
+                continue
+            states_NH = token_states(self.model.base_model, some)[asked_RT]
+            counts_N, taken_N = counts_RT[asked_RT], some.completion_ids[asked_RT]
+            for piece in torch.arange(len(taken_N), device=taken_N.device).split(256):
+                shares_MV = self._shares(states_NH[piece]).scatter_(1, taken_N[piece, None], 0.0)
+                drawn.append(_draws(shares_MV, counts_N[piece], generator))
+        return torch.cat(drawn)
+
+    def _shares(self, hidden_NH: Tensor) -> Tensor:
+        """(N,V) the distributions sampled from."""
+        output = _output_layer(self.model)
+        logits_NV = output(hidden_NH.to(output.weight.dtype)).float() / self.temperature
+        suppressed = _index(list(self.suppressed_ids), logits_NV)
+        return logits_NV.index_fill(1, suppressed, -torch.inf).softmax(1)
 
     def _sample(
         self,
@@ -263,6 +308,23 @@ class CausalPolicy(_Deterministic):
         finite_NV = logprobs_NV.index_fill(1, _index(suppressed, logits_NV), 0.0)
         entropies_N = -(logprobs_NV.exp() * finite_NV).sum(1)
         return logprobs_NV.gather(1, ids_N[:, None])[:, 0], entropies_N
+
+
+def _draws(shares_MV: Tensor, counts_M: Tensor, generator: torch.Generator) -> Int[Tensor, "N"]:
+    """Categories drawn from each row's shares, as many as asked for, row by row.
+
+    By the inverse of the cumulated shares, which takes no memory of draws times vocabulary, and
+    never gives a share of 0. The generator may live on another device.
+    """
+    cumulated_MV = shares_MV.double().cumsum(1)
+    asked_MC = torch.arange(int(counts_M.max()), device=counts_M.device) < counts_M[:, None]
+    chance_MC = torch.rand(
+        asked_MC.shape, dtype=torch.float64, generator=generator, device=generator.device
+    )
+    drawn_MC = torch.searchsorted(
+        cumulated_MV, chance_MC.to(shares_MV.device) * cumulated_MV[:, -1:], right=True
+    )
+    return drawn_MC[asked_MC]
 
 
 def token_states(base: nn.Module, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:

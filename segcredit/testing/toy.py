@@ -139,12 +139,15 @@ class ToyPolicy(nn.Module):
         micro_tokens: int,
         greedy: bool,
         generator: torch.Generator,
+        instead_N: Int[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
         """New symbols from each position on; truncated if fewer are allowed than there are."""
         width = min(max_new_tokens, self.length)
         ids_NT = rollouts.completion_ids[rows_N][:, :width].clamp(1, _COUNT)
         ids_NT = nn.functional.pad(ids_NT, (0, width - ids_NT.shape[1]), value=1)
         prompts_N = rollouts.prompt_ids[rows_N, -1]
+        if instead_N is not None:
+            ids_NT.scatter_(1, positions_N[:, None] - 1, instead_N[:, None])
         for t in range(width):
             shares_NV = self._next(prompts_N, prefix_numbers(ids_NT, self.length)[:, t])
             drawn_N = (
@@ -157,6 +160,26 @@ class ToyPolicy(nn.Module):
         order_NT = torch.argsort(~fresh_NT, dim=1, stable=True)
         cut_N = torch.full((len(rows_N),), width < self.length, dtype=torch.bool)
         return ids_NT.gather(1, order_NT), fresh_NT.gather(1, order_NT), cut_N
+
+    @torch.no_grad()
+    def alternatives(
+        self,
+        rollouts: RolloutBatch,
+        counts_BT: Int[Tensor, "B T"],
+        *,
+        micro_tokens: int,
+        generator: torch.Generator,
+    ) -> Int[Tensor, "N"]:
+        """Symbols drawn in the place of those that are there, ``counts_BT`` of each."""
+        numbers_BT = prefix_numbers(rollouts.completion_ids, self.length)
+        rows_N, columns_N = (counts_BT > 0).nonzero(as_tuple=True)
+        shares_NV = self._next(rollouts.prompt_ids[rows_N, -1], numbers_BT[rows_N, columns_N])
+        taken_N1 = rollouts.completion_ids[rows_N, columns_N][:, None] - 1
+        shares_NV = shares_NV.scatter(1, taken_N1, 0.0)
+        repeated_NV = shares_NV.repeat_interleave(counts_BT[rows_N, columns_N], 0)
+        if not len(repeated_NV):
+            return taken_N1.new_empty(0)
+        return torch.multinomial(repeated_NV, 1, generator=generator)[:, 0] + 1
 
     @torch.no_grad()
     def _next(self, prompts_B: Tensor, numbers_B: Tensor) -> Tensor:

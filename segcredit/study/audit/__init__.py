@@ -1,0 +1,65 @@
+"""The credit audit: judge a definition of segments, and the credit made with it, without training.
+
+The figures are functions of arrays: of a ``Truth`` (values of every state, in independent halves)
+and of segment ids or ``Credit``. Formulas, sources, what a good value is and what fools each:
+docs/audit.md.
+
+    truth = Truth(values_BHE, mask_BT, prompts_B, rewards_B)
+    share_on_boundaries(truth, segment_ids_BT)
+    correlation(truth, Credit(segment_ids_BT, advantages_BT))
+"""
+
+from segcredit.study.audit.arrays import Credit, Truth
+from segcredit.study.audit.credit_quality import (
+    baseline_bias,
+    correlation,
+    mass_error,
+    mass_kept,
+    noise,
+    sign_agreement,
+    sign_ceiling,
+    slope,
+)
+from segcredit.study.audit.figure import Figure, Resampling, difference, figure
+from segcredit.study.audit.gradient import gradient_figures
+from segcredit.study.audit.jumps import jump_agreement, oracle_ids, oracle_share
+from segcredit.study.audit.lift import lift
+from segcredit.study.audit.movement import (
+    boundary_ratio,
+    random_share_on_boundaries,
+    random_share_within,
+    share_by_class,
+    share_on_boundaries,
+    share_within,
+)
+from segcredit.study.audit.value_quality import value_consistency, value_figures
+
+__all__ = [
+    "Credit",
+    "Figure",
+    "Resampling",
+    "Truth",
+    "baseline_bias",
+    "boundary_ratio",
+    "correlation",
+    "difference",
+    "figure",
+    "gradient_figures",
+    "jump_agreement",
+    "lift",
+    "mass_error",
+    "mass_kept",
+    "noise",
+    "oracle_ids",
+    "oracle_share",
+    "random_share_on_boundaries",
+    "random_share_within",
+    "share_by_class",
+    "share_on_boundaries",
+    "share_within",
+    "sign_agreement",
+    "sign_ceiling",
+    "slope",
+    "value_consistency",
+    "value_figures",
+]

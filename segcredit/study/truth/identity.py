@@ -1,0 +1,93 @@
+"""What a stored truth is the truth of, and how it differs from what is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from segcredit.build import plugin_identities
+from segcredit.config import RunConfig
+from segcredit.errors import StudyError
+from segcredit.protocols import Prompt
+
+_FORMAT = 1
+"""Counts the changes of what a stored truth holds or of how it is measured."""
+_WHOSE = ("task", "policy", "sampler")
+Identity = dict[str, Any]
+
+
+def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> Identity:
+    """Everything that decides a truth, as nested plain data.
+
+    What judges it later (segmenter, estimator, advantage, the loss) is left out: one truth serves
+    many questions.
+    """
+    found = {
+        "format": _FORMAT,
+        **whose(config),
+        "train": {"micro_tokens": config.train.micro_tokens},
+        "prompts": _digest([[prompt.key, prompt.text, prompt.answer] for prompt in prompts]),
+        "truth": dict(settings),
+    }
+    return json.loads(json.dumps(found, default=str))
+
+
+def whose(config: RunConfig) -> Identity:
+    """The policy and the task that a truth is of, with the code behind them."""
+    used = {
+        path: found
+        for path, found in plugin_identities(config).items()
+        if path.split(".")[0] in _WHOSE
+    }
+    sizes = config.rollouts
+    found = {
+        **{name: getattr(config, name) for name in _WHOSE},
+        "seed": config.seed,
+        "rollouts": {"temperature": sizes.temperature, "max_new_tokens": sizes.max_new_tokens},
+        "plugins": used,
+    }
+    return json.loads(json.dumps(found, default=str))
+
+
+def hash_of(found: Identity) -> str:
+    """Ten hexadecimal digits that name a truth."""
+    return _digest(found)[:10]
+
+
+def require_same(path: object, there: Identity, now: Identity) -> None:
+    """Raises where two identities differ, naming the keys.
+
+    Raises:
+        StudyError: they differ.
+    """
+    old, new = dict(_leaves(there)), dict(_leaves(now))
+    differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if not differing:
+        return
+    shown = [f"{key} (there {_shown(old, key)}, now {_shown(new, key)})" for key in differing[:8]]
+    more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+    raise StudyError(
+        f"{path} holds the truth of another policy, task or setting: it differs in"
+        f" {', '.join(shown)}{more}. Values hold for the policy and the task alone that they"
+        " were measured with. Give the config that it was measured with, or choose another"
+        " directory and measure there."
+    )
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "absent"
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested table."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

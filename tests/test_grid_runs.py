@@ -177,6 +177,13 @@ def test_a_cell_that_cannot_be_read_stops_no_other_and_nothing_runs_twice(
     assert len(run_grid(config(seeds=2), tmp_path).of("finished")) == 1
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nohost.invalid:6379", "here:there"])
+def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path: Path, address: str) -> None:
+    pytest.importorskip("ray", reason="Ray is an optional extra: pip install 'segcredit[ray]'")
+    with pytest.raises(StudyError, match=f"no Ray cluster answers at '{address}'"):
+        run_grid(config(seeds=1), tmp_path, ray=address)
+
+
 def test_ray_that_is_not_there_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

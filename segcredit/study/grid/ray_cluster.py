@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -14,6 +15,9 @@ from segcredit.errors import StudyError
 from segcredit.loose_files import load_code
 from segcredit.study.grid.cells import Cell
 from segcredit.study.grid.workers import Outcome, work
+
+_PATIENCE = 10.0
+"""Seconds that a cluster has to answer."""
 
 
 @final
@@ -39,6 +43,7 @@ class RayWorkers:
     def __enter__(self) -> RayWorkers:
         local = self._address == "local"
         try:
+            _reach(self._address)
             self._ray.init(
                 address=self._address,
                 num_cpus=self._count or os.cpu_count() if local else None,
@@ -46,7 +51,7 @@ class RayWorkers:
                 log_to_driver=False,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
             )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise StudyError(
                 f"no Ray cluster answers at {self._address!r} ({error}). Start one with"
                 " 'ray start --head', or give --ray local for one on this machine."
@@ -90,6 +95,17 @@ def _work(cell: Cell, code: Sequence[str], folder: str) -> Outcome:
     os.chdir(folder)
     load_code(code)
     return work(cell)
+
+
+def _reach(address: str) -> None:
+    """Ask whether anything listens at HOST:PORT: Ray itself would try for ten minutes and more.
+
+    Raises:
+        OSError, ValueError: nothing does, or it is no address.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
 def _ray() -> Any:

@@ -128,9 +128,7 @@ def plan_lines(progress: GridProgress) -> Iterator[str]:
     counts = Counter(progress.states.values())
     parts = ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state])
     yield f"{len(progress.cells)} cells, all checked: {parts}"
-    rest = progress.of("new", "begun", "damaged")
-    steps = sum(cell.config.train.steps - cell.steps_done() for cell in rest)
-    if rest:
+    if steps := progress.steps_left():
         yield f"{steps} policy steps to do; what they cost is estimated after the first cell"
 
 

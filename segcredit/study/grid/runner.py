@@ -44,11 +44,16 @@ class Progress:
         """The cells in some states."""
         return [cell for cell in self.cells if self.states[cell.directory] in states]
 
+    def steps_left(self) -> int:
+        """Policy steps until the rest is done; of a damaged cell, as if none were whole."""
+        begun = sum(cell.config.train.steps - cell.steps_done() for cell in self.of("new", "begun"))
+        return begun + sum(cell.config.train.steps for cell in self.of("damaged"))
+
     def seconds_left(self) -> float | None:
         """Wall seconds until the rest is done, at the measured speed; None before the first."""
-        rest = self.of("new", "begun", "damaged")
-        steps = sum(cell.config.train.steps - cell.steps_done() for cell in rest)
-        return steps * self.seconds_a_step / self.workers if self.seconds_a_step else None
+        if not self.seconds_a_step:
+            return None
+        return self.steps_left() * self.seconds_a_step / self.workers
 
 
 Watch = Callable[[Progress], None]

@@ -102,7 +102,7 @@ class GridDisplay:
 
 def _grid_table(progress: GridProgress) -> Table:
     left = progress.seconds_left()
-    time_left = "" if left is None else f", about {_duration(left)} left"
+    time_left = f", about {_duration(left)} left" if left else ""
     ended = len(progress.of("finished", "failed"))
     table = Table(
         title=f"{ended} of {len(progress.cells)} cells ended{time_left}",

@@ -19,13 +19,10 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast, final
-
-import tomli
-import tomli_w
 
 from segcredit.atomic import remove_temporaries, unwritten, write_atomically
 from segcredit.errors import RecordError
@@ -36,29 +33,13 @@ from segcredit.step_tables import (
     pack_tables,
     write_step,
 )
+from segcredit.stored_config import read_config, store_config
 
 Number = float | int | None
 
-CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The config that a run directory holds, as nested plain values.
-
-    Raises:
-        RecordError: there is none, or it is not TOML.
-    """
-    file = path / CONFIG
-    try:
-        return tomli.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(
-            f"{file} cannot be read ({error}); expected the config that a run stored there."
-            " Usually the directory is not a run's, or the file was edited: choose another one."
-        ) from error
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -132,12 +113,7 @@ class RunRecords:
             RecordError: the directory holds another config, or cannot be written.
         """
         path = Path(path)
-        data = _config_bytes(config)
-        _set_torn_aside(path / CONFIG, data)
-        if (path / CONFIG).exists():
-            _require_same(path, read_config(path), tomli.loads(data.decode()))
-        else:
-            write_atomically(path / CONFIG, data)
+        store_config(path, config)
         records = cls(path)
         if not records.finished:
             text = json.dumps(environment, indent=2, default=str)
@@ -302,56 +278,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _config_bytes(config: Mapping[str, Any]) -> bytes:
-    try:
-        return tomli_w.dumps(_plain(config)).encode()
-    except (TypeError, ValueError) as error:
-        raise RecordError(
-            f"The config cannot be written as TOML ({error}); expected tables, lists, text,"
-            " numbers, booleans and dates. Usually a default is a Python object, or a list"
-            " holds None: give the option a plain value."
-        ) from error
-
-
-def _plain(value: Any) -> Any:
-    """The same value for TOML, which cannot say None, tuples or paths; None keys are left out."""
-    if isinstance(value, Mapping):
-        table = cast("Mapping[str, Any]", value)
-        return {key: _plain(item) for key, item in table.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in cast("list[Any]", value)]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _require_same(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises where two configs differ, naming the keys."""
-    old, new = dict(_leaves(there)), dict(_leaves(now))
-    # Compared as text: NaN equals itself then, and 1 is not 1.0.
-    differing = [key for key in sorted(old | new) if repr(old.get(key)) != repr(new.get(key))]
-    if not differing:
-        return
-    shown = [f"{key} (there {_shown(old, key)}, now {_shown(new, key)})" for key in differing[:8]]
-    more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
-    raise RecordError(
-        f"{path} already holds a run with another config: it differs in {', '.join(shown)}{more}."
-        " A run directory holds one run, since its rows could not be told apart otherwise. Choose"
-        " another --output, or delete the directory."
-    )
-
-
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-    return repr(leaves[key]) if key in leaves else "absent"
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested table."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _row_bytes(row: Mapping[str, Any]) -> bytes:
     plain = {key: _json_number(value) for key, value in row.items()}
     return json.dumps(plain, allow_nan=False).encode() + b"\n"
@@ -364,29 +290,6 @@ def _json_number(value: Any) -> Number:
         return int(value)
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _set_torn_aside(file: Path, whole: bytes) -> None:
-    """Renames a config of which only the beginning is there, or that cannot be read.
-
-    It is not thrown away: whatever it was, it may not be ours.
-    """
-    try:
-        if not file.exists() or not _is_torn(file, whole):
-            return
-        file.rename(file.with_name(f"{file.name}.damaged"))
-    except OSError as error:
-        raise unwritten(file, error) from error
-
-
-def _is_torn(file: Path, whole: bytes) -> bool:
-    content = file.read_bytes()
-    try:
-        read_config(file.parent)
-    except RecordError:
-        return True
-    # The beginning of a TOML file may be TOML as well.
-    return content != whole and whole.startswith(content)
 
 
 def _lines(file: Path) -> list[bytes]:

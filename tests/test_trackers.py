@@ -22,7 +22,8 @@ from segcredit import load_config, trackers, train
 from segcredit.build import run_hash
 from segcredit.errors import ConfigError
 from segcredit.loop import iterate
-from segcredit.records import read_config, read_metrics
+from segcredit.records import read_metrics
+from segcredit.stored_config import read_config
 from segcredit.trackers import PROJECT, tracking
 from small import SMALL
 

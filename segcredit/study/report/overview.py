@@ -18,7 +18,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from segcredit.records import CONFIG, ENVIRONMENT, STATUS, read_status
+from segcredit.records import ENVIRONMENT, STATUS, read_status
+from segcredit.stored_config import CONFIG
 from segcredit.study.report import view
 from segcredit.study.report.grouping import comparable, config_cells, shown
 from segcredit.study.report.view import Block, Cell, Code, Failure, Listing, Note, Section, Table

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from segcredit.errors import RecordError
-from segcredit.records import CONFIG, ENVIRONMENT, METRICS, STATUS, read_config, read_status
+from segcredit.records import ENVIRONMENT, METRICS, STATUS, read_status
+from segcredit.stored_config import CONFIG, read_config
 
 
 def find_runs(path: Path) -> Iterator[Path]:

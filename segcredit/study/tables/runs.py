@@ -18,7 +18,8 @@ import pandas as pd
 import pyarrow as pa
 
 from segcredit.errors import RecordError, StudyError
-from segcredit.records import CONFIG, STATUS
+from segcredit.records import STATUS
+from segcredit.stored_config import CONFIG
 from segcredit.study.tables.finding import find_runs
 from segcredit.study.tables.metrics import read_steps
 from segcredit.study.tables.names import require_known

@@ -16,7 +16,8 @@ from typing import Any, cast
 import pandas as pd
 
 from segcredit.errors import RecordError
-from segcredit.records import CONFIG, STATUS, read_config, read_status
+from segcredit.records import STATUS, read_status
+from segcredit.stored_config import CONFIG, read_config
 from segcredit.study.tables.finding import is_run
 from segcredit.study.tables.settle import settled
 

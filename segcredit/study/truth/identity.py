@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from segcredit.build import plugin_identities
 from segcredit.config import RunConfig
 from segcredit.errors import StudyError
 from segcredit.protocols import Prompt
+from segcredit.stored_config import differences
 
 _FORMAT = 1
 """Counts the changes of what a stored truth holds or of how it is measured."""
@@ -62,15 +63,12 @@ def require_same(path: object, there: Identity, now: Identity) -> None:
     Raises:
         StudyError: they differ.
     """
-    old, new = dict(_leaves(there)), dict(_leaves(now))
-    differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    differing = differences(there, now)
     if not differing:
         return
-    shown = [f"{key} (there {_shown(old, key)}, now {_shown(new, key)})" for key in differing[:8]]
-    more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
     raise StudyError(
         f"{path} holds the truth of another policy, task or setting: it differs in"
-        f" {', '.join(shown)}{more}. Values hold for the policy and the task alone that they"
+        f" {differing}. Values hold for the policy and the task alone that they"
         " were measured with. Give the config that it was measured with, or choose another"
         " directory and measure there."
     )
@@ -78,16 +76,3 @@ def require_same(path: object, there: Identity, now: Identity) -> None:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-    return repr(leaves[key]) if key in leaves else "absent"
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested table."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

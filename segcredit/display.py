@@ -188,7 +188,6 @@ class AuditDisplay:
 
 HEADLINES = {
     "correlation": ("correlation", "token"),
-    "slope": ("slope", "token"),
     "cosine": ("cosine", "all"),
 }
 """What the table of an audit shows, by heading: the figure, and where it is taken."""

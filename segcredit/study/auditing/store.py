@@ -103,7 +103,8 @@ def table_label(path: Path) -> dict[str, Any]:
     """
     try:
         metadata = pq.read_schema(path / AUDIT).metadata or {}
-        return json.loads(metadata[_LABEL])
+        label = json.loads(metadata[_LABEL])
+        return {key: label[key] for key in ("credits", "failed", "truth", "resampling")}
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise StudyError(
             f"{path / AUDIT} cannot be read ({error}); expected the table of a finished audit."

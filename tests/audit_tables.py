@@ -123,7 +123,7 @@ def write_audit(
     settings = {"segmenters": [{"name": "entropy"}], "prompts": 64, "confidence": 0.9}
     whole = {"method": "sapo", "seed": 0, **config, "audit": settings}
     records = RunRecords.create(path, whole, {"python": "3.11.7"})
-    label = {"credits": [], "truth": "truth", "failed": failed or {}}
+    label = {"credits": [], "truth": "truth", "failed": failed or {}, "resampling": {}}
     write_table(path, rows() if found is None else found, label)
     return records
 

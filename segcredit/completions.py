@@ -252,6 +252,19 @@ def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) 
     return unscored.replace(logprobs=scores.logprobs, entropies=scores.entropies)
 
 
+def with_extras(rollouts: RolloutBatch, policy: Policy, prompts: Sequence[Prompt]) -> RolloutBatch:
+    """Stored rollouts with what the policy reads of their prompts besides ids, such as images.
+
+    Args:
+        rollouts: as they were stored, without.
+        policy: reads the prompts again.
+        prompts: at least those of the rollouts.
+    """
+    named = {prompt.key: prompt for prompt in prompts}
+    _, _, extras = policy.encode_prompts([named[key] for key in rollouts.prompt_keys])
+    return rollouts.replace(extras=extras)
+
+
 @torch.no_grad()
 def score(policy: Policy, rollouts: RolloutBatch, *, micro_tokens: int) -> TokenScores:
     """Log-probs, entropies and hidden states without gradients, in pieces of similar length."""

@@ -145,7 +145,8 @@ def _keys_and_values(output: Any) -> Layers:
 
     Sliding windows and recurrent states cannot be cut to a prefix.
     """
-    found = cast(object, output.past_key_values)
+    # It was renamed in transformers 5.24.
+    found = cast(object, output["cache" if "cache" in output else "past_key_values"])
     layers: list[Any] = list(found.layers) if isinstance(found, DynamicCache) else []
     if any(type(layer) is not DynamicLayer for layer in layers):
         return []

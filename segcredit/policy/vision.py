@@ -71,7 +71,7 @@ def vision_policy(
         chat=chat,
         max_pixels=max_pixels,
     )
-    probe = images.encode(Prompt("probe", "1+1=", None, (_gradient(),)))
+    probe = images.encode(Prompt("probe", _some_text(tokenizer), None, (_gradient(),)))
     types = [name for name in _TOKEN_TYPES if name in _parameters(model.base_model)]
     _require_inputs(model, processor, {"pixel_values", *types}, probe)
     vocabulary = cast(Tensor, cast(Any, model).get_output_embeddings().weight).shape[0]
@@ -121,6 +121,13 @@ def _slot(config: Any, processor: Any) -> str:
 
 def _parameters(module: Any) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
+
+
+def _some_text(tokenizer: Any) -> str:
+    """A token of the vocabulary that is text; small vocabularies refuse any other."""
+    special = {*tokenizer.all_special_ids}
+    plain = (n for n in range(len(tokenizer)) if n not in special)
+    return next((text for text in map(tokenizer.decode, plain) if text.isalnum()), "")
 
 
 def _gradient() -> bytes:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from segcredit.segmentation import Anchor as Anchor
     from segcredit.segmentation import Segmentation as Segmentation
     from segcredit.segmentation import top_fraction as top_fraction
+    from segcredit.study.auditing import audit as audit
     from segcredit.study.grid import run_grid as run_grid
     from segcredit.study.tables import read_runs as read_runs
     from segcredit.types import Advantages as Advantages
@@ -84,6 +85,7 @@ _HOMES = {
         "Verdict",
     ),
     "segcredit.segmentation": ("Anchor", "Segmentation", "top_fraction"),
+    "segcredit.study.auditing": ("audit",),
     "segcredit.study.grid": ("run_grid",),
     "segcredit.study.tables": ("read_runs",),
     "segcredit.types": (

@@ -11,9 +11,9 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -111,31 +111,51 @@ def build(config: RunConfig) -> Run:
     policy = _named(registry.policies, config.policy).load(
         task, sampler, temperature=config.rollouts.temperature, seed=config.seed
     )
-    estimator = _named(registry.estimators, config.estimator)
-    with forked(config.seed, "estimator"):
-        state = estimator.start(policy)  # pyright: ignore[reportArgumentType]
-    train, value = config.train, config.train.value
+    train = config.train
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     reference = deepcopy(policy).requires_grad_(False) if needs_reference else None
+    learner = _learner(
+        accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, config
+    )
+    actor = cast(Policy, accelerator.unwrap_model(learner.module))
     return Run(
         config=config,
         accelerator=accelerator,
         task=task,
         held_out=tuple(task.evaluation(config.evaluate.prompts)),
         pool=_pool(task, config),
-        policy=_learner(
-            accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, config
-        ),
+        policy=learner,
         reference=reference and reference.to(accelerator.device),  # pyright: ignore[reportArgumentType]
-        segmenter=_named(registry.segmenters, config.segmenter),
-        ratio_segmenter=_optional(registry.segmenters, config.loss.ratio_segmenter),
-        estimator=estimator,
-        state=_learner(
+        **_credit(config, accelerator, actor),
+    )
+
+
+def with_credit(run: Run, config: RunConfig) -> Run:
+    """The same policy and task with a config's plug-ins of credit, the estimator's state anew.
+
+    Args:
+        run: whose policy, task and prompts are shared, not copied.
+        config: differs from that of ``run`` in plug-ins of credit, and in ``train.value``, alone.
+    """
+    return replace(run, config=config, **_credit(config, run.accelerator, run.actor))
+
+
+def _credit(config: RunConfig, accelerator: Accelerator, policy: Policy) -> dict[str, Any]:
+    """The fields of a run that segment, value and credit."""
+    estimator = _named(registry.estimators, config.estimator)
+    with forked(config.seed, "estimator"):
+        state = estimator.start(policy)
+    value = config.train.value
+    return {
+        "segmenter": _named(registry.segmenters, config.segmenter),
+        "ratio_segmenter": _optional(registry.segmenters, config.loss.ratio_segmenter),
+        "estimator": estimator,
+        "state": _learner(
             accelerator, state, value.learning_rate, value.gradient_clip, value.epochs, config
         ),
-        advantage=_named(registry.advantages, config.advantage),
-        process_reward=_optional(registry.process_rewards, config.process_reward),
-    )
+        "advantage": _named(registry.advantages, config.advantage),
+        "process_reward": _optional(registry.process_rewards, config.process_reward),
+    }
 
 
 def _pool(task: Task, config: RunConfig) -> tuple[Prompt, ...]:
@@ -197,11 +217,18 @@ def run_hash(config: RunConfig) -> str:
 
 def plugin_identities(config: RunConfig) -> dict[str, str]:
     """Distribution and version of every plug-in used, or a hash of its source file."""
-    found: dict[str, str] = {}
-    for path, plugins, table in config.plugins():
-        for inner_path, name in _names(path, table):
-            found[inner_path] = plugins.identity(name)
-    return found
+    return identities(config.plugins())
+
+
+def identities(
+    plugins: Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]],
+) -> dict[str, str]:
+    """The same of plug-ins given by dotted path, registry and table; those inside them too."""
+    return {
+        inner_path: kind.identity(name)
+        for path, kind, table in plugins
+        for inner_path, name in _names(path, table)
+    }
 
 
 def _names(path: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -131,6 +131,48 @@ def _conclude(progress: GridProgress, output: Path) -> None:
 
 
 @app.command()
+def audit(
+    config: Annotated[str, typer.Argument(help="A preset's name or a TOML file with [audit].")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The audit's directory; default runs/HASH.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="The true values, measured before; default OUTPUT/truth.")
+    ] = None,
+    segmenter: Annotated[
+        list[str] | None,
+        typer.Option("--segmenter", "-s", help="Judge these instead of the config's."),
+    ] = None,
+    code: Code = None,
+) -> None:
+    """Judge segmenters, estimators and advantages on a frozen policy, without training it."""
+    from segcredit.display import AuditDisplay, audit_table
+    from segcredit.loose_files import load_code
+    from segcredit.study.auditing import audit as run_audit
+    from segcredit.study.auditing import audit_directory, failed_units, load_audit_config
+    from segcredit.study.tables import read_runs
+
+    load_code(code or [])
+    chosen = [f"audit.segmenters={_inline_list(segmenter)}"] if segmenter else []
+    checked = load_audit_config(config, [*(overrides or []), *chosen])
+    directory = audit_directory(checked, output)
+    with AuditDisplay(out) as display:
+        run_audit(checked, directory, truth=truth, watch=display.show)
+    out.print(audit_table(read_runs(directory).audit))
+    for unit, sentence in failed_units(directory).items():
+        out.print(f"[red]left out[/] {_escaped(f'{unit}: {sentence}')}", soft_wrap=True)
+    out.print(f"Recorded in {directory}; next: segcredit report {directory}", soft_wrap=True)
+    line = f'import segcredit; segcredit.read_runs("{directory}").audit'
+    out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
+
+
+def _inline_list(plugins: list[str]) -> str:
+    """Names and inline tables as a list of TOML's."""
+    return f"[{', '.join(text if text.lstrip()[:1] == '{' else repr(text) for text in plugins)}]"
+
+
+@app.command()
 def results(
     directory: Annotated[Path, typer.Argument(help="Runs, at any depth below.")],
     by: Annotated[str, typer.Option(help="Config columns, comma-separated.")] = "method,segmenter",

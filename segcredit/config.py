@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -42,6 +42,8 @@ def _as_table(value: object) -> object:
 
 Plugin = Annotated[dict[str, Any], BeforeValidator(_as_table)]
 """A plug-in: a bare name, or a table of ``name`` and the plug-in's options."""
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -292,6 +294,10 @@ _PLUGIN_PATHS = {
 }
 
 
+STUDIES = ("grid", "audit")
+"""Tables of a config file that say what is studied; a single run does without."""
+
+
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **keys: Any
 ) -> RunConfig:
@@ -309,10 +315,9 @@ def load_config(
         RegistryError: a plug-in is unknown or refuses its options.
     """
     layer = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_source(source)
-    layer.pop("grid", None)
-    for override in overrides:
-        path, value = parse_override(override)
-        _set(layer, path, value)
+    for table in STUDIES:
+        layer.pop(table, None)
+    layer = override(layer, overrides)
     for key, value in keys.items():
         _set(layer, key.replace("__", "."), value)
     return check(lay_over_preset(layer)).resolve()
@@ -368,10 +373,34 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: every fault, a line each, with its dotted path.
     """
+    return validated(RunConfig, values)
+
+
+def validated(model: type[Section], values: Mapping[str, Any], prefix: str = "") -> Section:
+    """Keys and values as a model of pydantic's has them.
+
+    Args:
+        model: without extra keys.
+        values: nested.
+        prefix: of the dotted paths in messages.
+
+    Raises:
+        ConfigError: every fault, a line each, with its dotted path.
+    """
     try:
-        return RunConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(fault) for fault in error.errors())) from error
+        faults = (_sentence(model, fault, prefix) for fault in error.errors())
+        raise ConfigError("\n".join(faults)) from error
+
+
+def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Nested keys with ``"dotted.key=value"`` laid over them."""
+    layer = copy.deepcopy(dict(values))
+    for text in overrides:
+        path, value = parse_override(text)
+        _set(layer, path, value)
+    return layer
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -392,15 +421,15 @@ def set_key(values: dict[str, Any], path: str, value: Any) -> None:
     _set(values, path, value)
 
 
-def _sentence(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"])
+def _sentence(model: type[BaseModel], fault: Any, prefix: str) -> str:
+    path = prefix + ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
         return (
             f'{path}: is missing. Name a preset with method = "...", or give this key; the four'
             " axes are segmenter, estimator, advantage and loss.ratio."
         )
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(fault["loc"][:-1])
+        known = _known_keys(model, fault["loc"][:-1])
         hint = did_you_mean(str(fault["loc"][-1]), known)
         return f"{path}: there is no such key{hint} Keys here are {', '.join(known)}."
     message = str(fault["msg"]).removeprefix("Value error, ").removesuffix(".")
@@ -409,8 +438,7 @@ def _sentence(fault: Any) -> str:
     return f"{path}: {message}; found {fault['input']!r}."
 
 
-def _known_keys(path: Iterable[str | int]) -> list[str]:
-    model: Any = RunConfig
+def _known_keys(model: Any, path: Iterable[str | int]) -> list[str]:
     for part in path:
         model = model.model_fields[str(part)].annotation
     return list(model.model_fields)

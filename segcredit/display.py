@@ -26,6 +26,7 @@ from rich.text import Text
 
 from segcredit import registry
 from segcredit.errors import RegistryError
+from segcredit.study.auditing import Progress as AuditProgress
 from segcredit.study.grid import Cell
 from segcredit.study.grid import Progress as GridProgress
 from segcredit.study.grid.cells import State
@@ -159,6 +160,61 @@ class _Speed(TextColumn):
     def render(self, task: Any) -> Text:
         """The speed of one bar."""
         return Text(f"{task.speed:.2f} steps/s" if task.speed else "")
+
+
+class AuditDisplay:
+    """A bar for each stage of an audit, with the time that is left of it."""
+
+    def __init__(self, out: Console) -> None:
+        self._bars = _progress(out)
+        self._known: dict[bool, Any] = {}
+
+    def __enter__(self) -> AuditDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, progress: AuditProgress) -> None:
+        """Move the bar of the truth, or that of the credits."""
+        of_truth = progress.stage == "truth"
+        if of_truth not in self._known:
+            name = "truth" if of_truth else "credits"
+            self._known[of_truth] = self._bars.add_task(name, total=progress.total, note="")
+        note = "" if of_truth else progress.stage
+        self._bars.update(self._known[of_truth], completed=progress.done, note=note)
+
+
+HEADLINES = {
+    "correlation": ("correlation", "token"),
+    "cosine": ("cosine", "all"),
+}
+"""What the table of an audit shows, by heading: the figure, and where it is taken."""
+
+
+def audit_table(audit: Any) -> Table:
+    """The headline figures of an audit: a row a credit, with intervals over prompts."""
+    title = "credit beside the truth: figure and 95 % interval, over prompts (cosine: over batches)"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    axes = ["segmenter", "estimator", "advantage"]
+    for name in axes:
+        table.add_column(name, overflow="fold", min_width=10)
+    for heading in HEADLINES:
+        table.add_column(heading, justify="right", no_wrap=True)
+    credits = audit[audit["advantage"].notna()]
+    for names, rows in credits.groupby(axes, observed=True, sort=False):
+        places = rows.drop_duplicates(["figure", "at"]).set_index(["figure", "at"])
+        shown = (_with_interval(places, place) for place in HEADLINES.values())
+        table.add_row(*(escape(str(name)) for name in names), *shown)
+    return table
+
+
+def _with_interval(places: Any, place: tuple[str, str]) -> str:
+    if place not in places.index:
+        return "–"
+    value, low, high = (places.loc[place, name] for name in ("value", "low", "high"))
+    return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
 
 
 def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str = "mean") -> Table:

@@ -45,7 +45,20 @@ def collect(run: Run, step: int) -> Experience:
         TrainingError: every completion is empty (``segcredit.sampling``).
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
-    sampled = sample(run, step)
+    return assign(run, sample(run, step), step)
+
+
+def assign(run: Run, sampled: Sampled, step: int) -> Experience:
+    """Segment, value and credit rollouts that are there already.
+
+    Args:
+        run: whose plug-ins do it.
+        sampled: the rollouts, and the prompts that an estimator may ask for again.
+        step: names the random streams.
+
+    Raises:
+        PluginError: a plug-in raised, or returned what does not fit; names it.
+    """
     rollouts, config = sampled.rollouts, run.config
     simulator = PolicySimulator(
         policy=run.actor,

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from segcredit.errors import PluginError, TaskError
-from segcredit.segmentation import Segmentation
+from segcredit.segmentation import Anchor, Segmentation
 from segcredit.types import Continuations, RolloutBatch, SegmentValues, TokenScores
 
 
@@ -73,6 +73,9 @@ def _checked(plugin: object, offsets: Sequence[int], text: str) -> Sequence[int]
 @runtime_checkable
 class ValueEstimator(Protocol):
     """The second axis: how good the state before each segment is."""
+
+    anchor: Anchor = "start"
+    """The state that a segment's value is of, see ``Segmentation.anchors``."""
 
     def start(self, policy: Policy) -> nn.Module:
         """All state of a run: its parameters are trained, its ``state_dict`` is checkpointed."""

@@ -19,6 +19,7 @@ from segcredit.policy.generate import Generate
 from segcredit.policy.imitation import imitation_losses
 from segcredit.policy.tiny_vlm import TinyVLM
 from segcredit.protocols import Prompt, Verdict
+from segcredit.study.auditing import audit, load_audit_config
 from segcredit.study.truth import load_truth, measure_truth
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.tasks.picture import Picture
@@ -213,3 +214,24 @@ def test_a_stored_truth_keeps_the_images(architecture: str, tmp_path: Path) -> N
     whole = with_extras(again.rollouts, policy, again.prompts)
     found = policy(whole).logprobs[whole.action_mask]
     torch.testing.assert_close(found, whole.logprobs[whole.action_mask], atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("varied")
+def test_credit_is_audited_on_images(tmp_path: Path) -> None:
+    """Four segmenters, a critic and continuations against the measured truth."""
+    quick = [
+        "prompts=3",
+        "completions=2",
+        "continuations=0.3",
+        "training_steps=1",
+        "gradient_samples=0",
+        "resamples=20",
+        'segmenters=["newline", "entropy", "per_token", "whole"]',
+        'estimators=["critic", "monte_carlo"]',
+    ]
+    config = _config("sapo", "qwen2_5_vl").model_dump(mode="json", exclude_none=True)
+    judged = load_audit_config(config, [f"audit.{each}" for each in quick])
+    path = audit(judged, tmp_path / "audit")
+    found = read_runs(path).audit
+    assert set(found.segmenter.dropna()) == {"newline", "entropy", "per_token", "whole"}
+    assert found.value.notna().any()

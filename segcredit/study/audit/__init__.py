@@ -21,7 +21,11 @@ from segcredit.study.audit.credit_quality import (
     slope,
 )
 from segcredit.study.audit.figure import Figure, Resampling, difference, figure
-from segcredit.study.audit.gradient import gradient_figures
+from segcredit.study.audit.gradient import (
+    figures_of_moments,
+    gradient_figures,
+    gradient_moments,
+)
 from segcredit.study.audit.jumps import jump_agreement, oracle_ids, oracle_share
 from segcredit.study.audit.lift import lift
 from segcredit.study.audit.movement import (
@@ -44,7 +48,9 @@ __all__ = [
     "correlation",
     "difference",
     "figure",
+    "figures_of_moments",
     "gradient_figures",
+    "gradient_moments",
     "jump_agreement",
     "lift",
     "mass_error",

@@ -26,6 +26,9 @@ Combine = Callable[[Floats], Floats]
 
 _STEP = 1e-4
 """Of the numerical derivative, in standard deviations of a moment's mean over prompts."""
+_LEAST = 1 / 3
+"""Of the figure's own error, what a draw's counts as at least. Where a few prompts make a figure,
+draws without them have next to no error, and ratios that say nothing of how far off it is."""
 _NOTHING = 1e-9
 """Standard errors below this share of the figure's size are rounding."""
 
@@ -84,8 +87,10 @@ def figure(
 
     The interval is studentised: each resample's distance from the figure is divided by its own
     standard error (the delta method's, with the derivative of ``combine`` by central differences),
-    and the quantiles of that, times the figure's error, are laid around it. It is off by O(1/P)
-    where a percentile interval is off by O(1/√P); coverage: docs/audit_coverage.csv.
+    and the quantiles of that, times the figure's error, are laid around it. A draw's error counts
+    as a third of the figure's at least, lest one that misses the few prompts that make a figure
+    throw an end to where no figure can be. It is off by O(1/P) where a percentile interval is off
+    by O(1/√P); coverage: docs/audit_coverage.csv.
 
     Args:
         prompts: (B,) whole numbers, equal for completions of a prompt.
@@ -202,7 +207,8 @@ def _student(values_R: Floats, errors_R: Floats, confidence: float) -> tuple[flo
     if error <= rounding:
         return value, value
     away_R = values_R[1:] - value
-    ratios_R = np.where(np.abs(away_R) <= rounding, 0.0, away_R / errors_R[1:])
+    divisors_R = np.maximum(errors_R[1:], _LEAST * error)
+    ratios_R = np.where(np.abs(away_R) <= rounding, 0.0, away_R / divisors_R)
     ratios_R = ratios_R[~np.isnan(ratios_R)]
     if len(ratios_R) < 0.9 * len(away_R):
         return np.nan, np.nan

@@ -30,8 +30,8 @@ def gradient_figures(
 
     With g a batch's gradient, μ = E g and |r|² the product of different halves of the reference:
 
-    - ``cosine``: E[g · r / |g|] / |r|, that of one batch, its noise included. It grows with the
-      size of a batch; compare equal ones.
+    - ``cosine``: E[g · r / |g|] / |r|, that of one batch, its noise included; 0 of a batch whose
+      gradient is 0, which leads nowhere. It grows with the size of a batch; compare equal ones.
     - ``projection``: μ · r / |r|². 1 is unbiased along the reference, 0 is blind.
     - ``noise``: tr Cov(g) / |r|², of one batch. Beside the projection only: a gradient of 0 has 0.
     - ``signal_to_noise``: μ · r / (|r| √(tr Cov(g))). Scale leaves it alone; its inverse square is
@@ -54,8 +54,20 @@ def gradient_figures(
     Source:
         Pseudo-values: Tukey, 1958, "Bias and confidence in not-quite large samples".
     """
-    gradients_ND = np.asarray(gradients, dtype=np.float64)
-    reference_HD = np.atleast_2d(np.asarray(reference, dtype=np.float64))
+    return figures_of_moments(
+        gradient_moments(gradients, reference, groups), resampling=resampling or Resampling()
+    )
+
+
+def gradient_moments(
+    gradients: ArrayLike, reference: ArrayLike, groups: Mapping[str, Part] | None = None
+) -> dict[str, dict[str, Floats]]:
+    """What ``gradient_figures`` takes means of: a number a batch, by group, by figure.
+
+    Small enough to be stored, unlike the gradients. Arguments and errors as there.
+    """
+    gradients_ND = np.asarray(gradients)
+    reference_HD = np.atleast_2d(np.asarray(reference))
     if gradients_ND.ndim != 2 or reference_HD.shape[1:] != gradients_ND.shape[1:]:
         raise StudyError(
             f"gradients have shape {gradients_ND.shape} and the reference {reference_HD.shape};"
@@ -68,15 +80,31 @@ def gradient_figures(
     parts: dict[str, Part] = {"all": slice(None), **(groups or {})}
     with np.errstate(all="ignore"):
         return {
-            name: _figures(gradients_ND[:, part], reference_HD[:, part], resampling or Resampling())
+            name: _moments(
+                gradients_ND[:, part].astype(np.float64), reference_HD[:, part].astype(np.float64)
+            )
             for name, part in parts.items()
         }
 
 
-def _figures(
-    gradients_ND: Floats, reference_HD: Floats, resampling: Resampling
-) -> dict[str, Figure]:
-    """The four figures of one group, as means over batches."""
+def figures_of_moments(
+    moments: Mapping[str, Mapping[str, ArrayLike]], *, resampling: Resampling
+) -> dict[str, dict[str, Figure]]:
+    """The figures of what ``gradient_moments`` gave: means over batches."""
+    return {
+        group: {name: _mean_figure(name, values, resampling) for name, values in found.items()}
+        for group, found in moments.items()
+    }
+
+
+def _mean_figure(name: str, values: ArrayLike, resampling: Resampling) -> Figure:
+    values_N = np.asarray(values, dtype=np.float64)
+    units_N = np.arange(len(values_N))
+    return figure(units_N, values_N[:, None], _mean, resampling=resampling, log=name == "noise")
+
+
+def _moments(gradients_ND: Floats, reference_HD: Floats) -> dict[str, Floats]:
+    """(N,) each figure's number of a batch."""
     along_N = gradients_ND @ reference_HD.mean(0)
     size = float(square(reference_HD[None]).sum())
     squares_N = (gradients_ND**2).sum(1)
@@ -94,16 +122,11 @@ def _figures(
         along_R = (along_N.sum() - without_RN @ along_N) / left_R
         return _over(along_R, np.sqrt(noise(without_RN) * size))
 
-    per_batch = {
-        "cosine": along_N / np.sqrt(squares_N * size),
+    return {
+        "cosine": _over(along_N, np.sqrt(squares_N * size)),
         "projection": along_N / size,
         "noise": _pseudo_values(noise, len(along_N)) / size,
         "signal_to_noise": _pseudo_values(signal_to_noise, len(along_N)),
-    }
-    units_N = np.arange(len(along_N))
-    return {
-        name: figure(units_N, values_N[:, None], _mean, resampling=resampling, log=name == "noise")
-        for name, values_N in per_batch.items()
     }
 
 

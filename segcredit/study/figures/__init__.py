@@ -5,13 +5,22 @@
     figure.axes[0].axhline(0.46, linewidth=0.5)     # it is matplotlib's: add what the paper needs
     save(figure, "curves.pdf")
 
+Those of an audit take its table, or the arrays of one response:
+
+    audit = segcredit.read_runs("runs/audit").audit
+    audit_intervals(audit, "correlation", "token")
+
 Every function returns a matplotlib ``Figure`` of a column's or a page's width, with its legend and
 a line that says what is drawn and over what its intervals are. Groups are told apart by colour and
 by marker and dashes alike, and keep them from figure to figure of the same runs and ``by``.
 """
 
+from segcredit.study.figures.audit_intervals import audit_intervals as audit_intervals
 from segcredit.study.figures.heat_map import heat_map as heat_map
 from segcredit.study.figures.learning_curves import learning_curves as learning_curves
+from segcredit.study.figures.lift_curves import lift_curves as lift_curves
+from segcredit.study.figures.movement_shares import movement_shares as movement_shares
+from segcredit.study.figures.response_credit import response_credit as response_credit
 from segcredit.study.figures.segment_shapes import segment_shapes as segment_shapes
 from segcredit.study.figures.stability import stability as stability
 from segcredit.study.figures.style import COLUMN as COLUMN

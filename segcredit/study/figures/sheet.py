@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,9 @@ from matplotlib.transforms import BboxBase
 from segcredit.errors import StudyError
 from segcredit.study.figures.groups import Group
 from segcredit.study.figures.style import NOTE_SIZE, look, wrapped
+
+Style = Callable[[int], dict[str, Any]]
+"""Line and marker of the group of a number, as ``look`` gives them."""
 
 _NAME_WIDTH = 26
 """Characters in a line of a legend's names."""
@@ -44,10 +47,17 @@ def new_sheet(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def new_axes(figure: Figure, rows: int = 1, columns: int = 1) -> list[Axes]:
-    """Axes for ``rows`` x ``columns`` panels, row by row."""
-    grid = figure.subplots(rows, columns, squeeze=False)
-    axes = list(grid.flat)
+def new_axes(figure: Figure, rows: int = 1, columns: int = 1, **grid: Any) -> list[Axes]:
+    """Axes for ``rows`` x ``columns`` panels, row by row.
+
+    Args:
+        figure: as ``new_sheet`` makes it.
+        rows: of panels.
+        columns: of panels.
+        grid: what else matplotlib's ``Figure.subplots`` takes, such as ``sharex``.
+    """
+    made = figure.subplots(rows, columns, squeeze=False, **grid)
+    axes = list(made.flat)
     for one in axes:
         # Set on the axes: matplotlib makes ticks late, when the style is no longer in force.
         one.tick_params(which="both", labelsize=7, width=0.6)
@@ -63,6 +73,7 @@ def finish(
     by: str = "",
     *,
     beside: bool | None = None,
+    style: Style = look,
 ) -> None:
     """Adds legend and note, makes room for them, and fixes the layout.
 
@@ -72,6 +83,7 @@ def finish(
         legend: the groups that are drawn, and what is said of each after its name.
         by: the legend's title.
         beside: whether the legend is beside the axes; by default where the figure is wide.
+        style: how a group of a number is drawn.
     """
     width, height = map(float, figure.get_size_inches())
     lines = wrapped(note, int(width * _LETTERS_PER_INCH))
@@ -80,7 +92,7 @@ def finish(
     figure.text(0.04, 0.03, lines, transform=figure.dpi_scale_trans, **small)
     if legend:
         beside = width >= _BESIDE_FROM if beside is None else beside
-        box = _add_legend(figure, legend, by, beside=beside)
+        box = _add_legend(figure, legend, by, style, beside=beside)
         needed = [side / figure.dpi + 0.06 for side in (box.width, box.height)]
         if beside:
             right, height = needed[0], max(height, needed[1])
@@ -110,10 +122,10 @@ def nothing(axes: Axes, text: str) -> None:
 
 
 def _add_legend(
-    figure: Figure, entries: Sequence[tuple[Group, str]], by: str, *, beside: bool
+    figure: Figure, entries: Sequence[tuple[Group, str]], by: str, style: Style, *, beside: bool
 ) -> BboxBase:
     """A legend of as many columns as fit, or of one beside the axes; returns its box in pixels."""
-    handles = [Line2D([], [], **look(group.number)) for group, _ in entries]
+    handles = [Line2D([], [], **style(group.number)) for group, _ in entries]
     names = [wrapped(f"{group.name}{more}", _NAME_WIDTH) for group, more in entries]
     make = partial(
         figure.legend,

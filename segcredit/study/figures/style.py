@@ -79,10 +79,11 @@ def look(number: int) -> dict[str, Any]:
 def wrapped(text: str, width: int) -> str:
     """Text in lines of about ``width`` characters, safe to give to matplotlib as a label.
 
-    A line ends at a space or, in a long name, after an underscore, a dot or a slash.
+    A line ends at a space or, in a long name, after an underscore, a slash, the bracket that opens
+    its options, or a dot that is in no number.
     """
     lines = [""]
-    for part in re.split(r"(?<=[\s_./])", text):
+    for part in re.split(r"(?<=[\s_/])|(?<=\w\()|(?<=\.)(?!\d)", text):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part

@@ -29,15 +29,16 @@ _UNDATED: dict[str, dict[str, Any]] = {
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
-def save(figure: Figure, path: Path | str) -> Path:
+def save(figure: Figure, path: Path | str, *, outlines: bool = True) -> Path:
     """Writes a figure to a file, whole or not at all; its extension is .pdf, .svg or .png.
 
-    Fonts are embedded as TrueType in PDF and drawn as outlines in SVG. The same figure gives the
+    Fonts are embedded as TrueType in PDF. The same figure gives the
     same bytes: no date is stored.
 
     Args:
         figure: as the functions of this package return it, or any other of matplotlib's.
         path: the file; its folder is made where it is missing.
+        outlines: of SVG alone, as in ``as_svg``.
 
     Returns:
         The path written.
@@ -49,11 +50,11 @@ def save(figure: Figure, path: Path | str) -> Path:
     path = Path(path)
     kind = path.suffix.removeprefix(".").lower()
     require_known("figure format", [kind], _UNDATED)
-    write_atomically(path, _drawn(figure, kind))
+    write_atomically(path, _drawn(figure, kind, outlines=outlines))
     return path
 
 
-def as_svg(figure: Figure, *, prefix: str | None = None) -> str:
+def as_svg(figure: Figure, *, prefix: str | None = None, outlines: bool = True) -> str:
     """A figure as an ``<svg>`` element to put into an HTML page.
 
     Its ids are its own, its style stays inside it, it names itself to those who do not see it (a
@@ -64,11 +65,13 @@ def as_svg(figure: Figure, *, prefix: str | None = None) -> str:
         figure: as the functions of this package return it.
         prefix: what its ids begin with. By default it follows from the content, so that figures
             that differ never clash; give one where a page shows the same figure twice.
+        outlines: whether letters are drawn, and look the same everywhere; else they are text, to be
+            found and copied, in the reader's nearest font.
 
     Returns:
         One line of text without XML declaration, doctype, metadata and comments.
     """
-    data = _drawn(figure, "svg")
+    data = _drawn(figure, "svg", outlines=outlines)
     prefix = prefix or f"f{hashlib.sha256(data).hexdigest()[:10]}"
     document = minidom.parseString(data)
     root: Any = document.documentElement
@@ -81,11 +84,11 @@ def as_svg(figure: Figure, *, prefix: str | None = None) -> str:
     return root.toxml()
 
 
-def _drawn(figure: Figure, kind: str) -> bytes:
+def _drawn(figure: Figure, kind: str, *, outlines: bool) -> bytes:
     buffer = io.BytesIO()
     title = str(figure.get_label())
     named = {"Title": title} if title else {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "svg.fonttype": "path" if outlines else "none"}):
         figure.savefig(buffer, format=kind, dpi=300, metadata={**_UNDATED[kind], **named})
     return buffer.getvalue()
 

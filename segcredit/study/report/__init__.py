@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segcredit.errors import StudyError
 from segcredit.study.figures.style import label
-from segcredit.study.report import drawings, findings, overview, view
+from segcredit.study.report import audits, drawings, findings, overview, view
 from segcredit.study.report.grouping import default_by
 from segcredit.study.report.page import require_place, write_page
 from segcredit.study.report.view import Note, Section
@@ -58,11 +58,12 @@ def write_report(
     runs, damaged = _undamaged(read_runs(path, damaged="skip"))
     columns = _columns(runs, by)
     require_known("metric", [metric], metrics_of(runs))
-    sections = _sections(runs, columns, metric)
+    audited = audits.is_audit(runs)
+    sections = _sections(runs, audited, columns, metric)
     # Last, when whatever is damaged has been met; first on the page.
     first = overview.runs_section(runs, columns, {**damaged, **runs.left_out})
     title = title or f"Report on {path.resolve().name or path}"
-    write_page(output, title, [Note(_lead(runs, columns, metric))], [first, *sections])
+    write_page(output, title, [Note(_lead(runs, audited, columns, metric))], [first, *sections])
     return output
 
 
@@ -83,14 +84,35 @@ def _undamaged(runs: Runs) -> tuple[Runs, dict[str, str]]:
 
 
 def _columns(runs: Runs, by: Sequence[str] | str) -> list[str]:
-    """What to group by, checked."""
-    names = list(dict.fromkeys([by] if isinstance(by, str) else by)) or default_by(runs)
+    """What to group by, checked; by default what tells training apart where there is some."""
+    names = list(dict.fromkeys([by] if isinstance(by, str) else by))
     require_known("config column", names, runs.runs.columns)
-    return names
+    trained = [run for run, is_audit in audits.is_audit(runs).items() if not is_audit]
+    return names or default_by(runs.select(trained) if trained else runs)
 
 
-def _sections(runs: Runs, by: Sequence[str], metric: str) -> list[Section]:
-    """In the order in which a reader asks."""
+def _sections(
+    runs: Runs, audited: Mapping[str, bool], by: Sequence[str], metric: str
+) -> list[Section]:
+    """In the order in which a reader asks: training, audits, what they were."""
+    trained = [run for run, is_audit in audited.items() if not is_audit]
+    some = {"trained": bool(trained), "audited": len(trained) < len(audited)}
+    sections: list[Section] = []
+    if trained:
+        chosen = runs.select(trained) if some["audited"] else runs
+        sections += _training_sections(chosen, by, metric)
+        runs.left_out |= chosen.left_out
+    if some["audited"]:
+        sections += audits.audit_sections(runs, named=len(audited) > 1)
+    return [
+        *sections,
+        overview.settings_section(runs, by),
+        overview.environment_section(runs),
+        overview.python_section(runs, by, metric, **some),
+    ]
+
+
+def _training_sections(runs: Runs, by: Sequence[str], metric: str) -> list[Section]:
     return [
         findings.results_section(runs, by, metric),
         findings.comparisons_section(runs, by, metric),
@@ -98,16 +120,19 @@ def _sections(runs: Runs, by: Sequence[str], metric: str) -> list[Section]:
         drawings.heat_map_section(runs, by, metric),
         findings.costs_section(runs, by, metric),
         *drawings.training_sections(runs, by),
-        overview.settings_section(runs, by),
-        overview.environment_section(runs),
-        overview.python_section(runs, by, metric),
     ]
 
 
-def _lead(runs: Runs, by: Sequence[str], metric: str) -> str:
-    groups = view.counted(findings.count_groups(runs, by), "group")
-    return (
-        f"{view.counted(len(runs), 'run')} in {runs.path}, in {groups} by {', '.join(by)},"
-        f" compared by {label(metric)}. Every mean stands with its interval; no order on this"
-        " page is a ranking."
-    )
+def _lead(runs: Runs, audited: Mapping[str, bool], by: Sequence[str], metric: str) -> str:
+    trained = [run for run, is_audit in audited.items() if not is_audit]
+    count = len(audited) - len(trained)
+    said = f"{view.counted(count, 'credit audit')} in {runs.path}. " if count else ""
+    if trained:
+        chosen = runs.select(trained)
+        groups = view.counted(findings.count_groups(chosen, by), "group")
+        said += (
+            f"{view.counted(len(chosen), 'run')} in {runs.path}, in {groups} by {', '.join(by)},"
+            f" compared by {label(metric)}. "
+        )
+    what = "mean" if trained and not count else "figure"
+    return f"{said}Every {what} stands with its interval; no order on this page is a ranking."

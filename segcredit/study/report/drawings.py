@@ -39,13 +39,13 @@ def curves_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
     """The metric over steps, and over what was spent."""
     name = label(metric)
     blocks = [
-        _drawn(
+        drawn(
             "curves",
             lambda width: learning_curves(runs, metric=metric, by=by, width=width),
             f"The {name} over policy steps. Where bands overlap, see the comparisons: these are"
             " paired by seed, which the bands are not.",
         ),
-        _drawn(
+        drawn(
             "curves-tokens",
             lambda width: learning_curves(
                 runs, metric=metric, by=by, per="tokens_sampled", width=width
@@ -66,7 +66,7 @@ def heat_map_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
         )
         return Section("heat-map", "Heat map", [Note(said)])
     rows, columns = axes
-    drawing = _drawn(
+    drawing = drawn(
         "heat-map",
         lambda width: heat_map(runs, rows=rows, columns=columns, metric=metric, width=width),
         f"The last recorded {label(metric)} by {rows} and {columns}. Compare intervals, not"
@@ -101,22 +101,40 @@ def training_sections(runs: Runs, by: Sequence[str]) -> Iterator[Section]:
 
 
 def _section(name: str, title: str, draw: Draw, caption: str) -> Section:
-    return Section(name, title, [_drawn(name, draw, caption)])
+    return Section(name, title, [drawn(name, draw, caption)])
 
 
-def _drawn(name: str, draw: Draw, caption: str, widths: dict[str, float] = _BOTH) -> Block:
-    """A figure in each width; the sentence that says why, where there is nothing to draw."""
+def drawn(
+    name: str,
+    draw: Draw,
+    caption: str,
+    widths: dict[str, float] = _BOTH,
+    *,
+    outlines: bool = True,
+) -> Block:
+    """A figure in each width; the sentence that says why, where there is nothing to draw.
+
+    Args:
+        name: what the figure's ids begin with.
+        draw: the figure of a width.
+        caption: below it.
+        widths: in inches, by kind of ``Image``.
+        outlines: as in ``as_svg``.
+    """
     try:
-        images = [_image(draw(width), kind, f"{name}-{kind}") for kind, width in widths.items()]
+        images = [
+            _image(draw(width), kind, f"{name}-{kind}", outlines=outlines)
+            for kind, width in widths.items()
+        ]
     except SegcreditError as error:
         return Note(str(error))
     return Drawing(images, caption)
 
 
-def _image(figure: Figure, kind: str, prefix: str) -> Image:
+def _image(figure: Figure, kind: str, prefix: str, *, outlines: bool) -> Image:
     _lighten(figure)
     # The one place where markup is trusted: matplotlib escapes the names that it draws.
-    svg = Markup(as_svg(figure, prefix=prefix))
+    svg = Markup(as_svg(figure, prefix=prefix, outlines=outlines))
     return Image(svg, float(figure.get_size_inches()[0]) * _PIXELS, kind)
 
 

@@ -35,6 +35,11 @@ _LONGEST_TRACEBACK = 8_000
 _URGENCY = {"interrupted": 1, "running": 2, "finished": 3}
 """What a reader has to know of comes first; what failed, before all."""
 
+_AUDIT_LINES = (
+    "runs.runs       # a row a run: config, status, error",
+    "runs.audit      # a row a figure of an audit, with its interval",
+)
+
 Statuses = Mapping[str, Mapping[str, Any]]
 
 
@@ -91,11 +96,22 @@ def environment_section(runs: Runs) -> Section:
     return Section("environment", "Environment", blocks)
 
 
-def python_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
-    """How to have the same tables in Python."""
+def python_section(
+    runs: Runs, by: Sequence[str], metric: str, *, trained: bool = True, audited: bool = False
+) -> Section:
+    """How to have the same tables in Python.
+
+    Args:
+        runs: all that the report is on.
+        by: the settings to compare by.
+        metric: to compare.
+        trained: whether some of the runs are no audits.
+        audited: whether some are.
+    """
+    if not trained:
+        return _python([f"runs = segcredit.read_runs({str(runs.path)!r})", *_AUDIT_LINES])
     names = [name for name in dict.fromkeys(["run", *by, "seed"]) if name in runs.runs]
     lines = [
-        "import segcredit",
         "from segcredit.study.statistics import compare, summarise",
         "",
         f"runs = segcredit.read_runs({str(runs.path)!r})",
@@ -107,8 +123,13 @@ def python_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
         f"compare(runs, by, {metric!r})",
         f"runs.steps.merge(runs.runs[{names!r}], on='run')",
     ]
+    return _python([*lines, *_AUDIT_LINES[1:]] if audited else lines)
+
+
+def _python(lines: Sequence[str]) -> Section:
     said = "The tables behind this page; nothing is read before it is asked for."
-    return Section("python", "Read it in Python", [Note(said), Code("\n".join(lines))])
+    code = "\n".join(["import segcredit", *lines])
+    return Section("python", "Read it in Python", [Note(said), Code(code)])
 
 
 def half_written(path: Path, runs: Runs) -> list[str]:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from segcredit.errors import RecordError
-from segcredit.step_tables import TableName, table_files
-from segcredit.study.tables.schemas import CATEGORIES, SCHEMAS
+from segcredit.step_tables import TABLES, table_files
+from segcredit.study.tables.schemas import AUDIT, CATEGORIES, SCHEMAS, Table
 from segcredit.study.tables.settle import settled
 
 Columns = Sequence[str] | None
@@ -47,7 +47,7 @@ _FORMATS = {
 _DISK = LocalFileSystem()
 
 
-def read_rows(directory: Path, table: TableName, columns: Columns, where: Filter) -> Part:
+def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) -> Part:
     """The rows of one run.
 
     Args:
@@ -61,9 +61,16 @@ def read_rows(directory: Path, table: TableName, columns: Columns, where: Filter
     """
     return settled(
         directory,
-        lambda: table_files(directory, table),
+        lambda: _files(directory, table),
         lambda files: _read(files, table, columns, where),
     )
+
+
+def _files(directory: Path, table: Table) -> list[Path]:
+    if table in TABLES:
+        return table_files(directory, table)
+    audit = directory / AUDIT
+    return [audit] if audit.exists() else []
 
 
 def read_packed(file: Path) -> pa.Table:
@@ -82,7 +89,7 @@ def read_packed(file: Path) -> pa.Table:
         raise _damaged(file, error) from error
 
 
-def _read(files: Sequence[Path], table: TableName, columns: Columns, where: Filter) -> Part:
+def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) -> Part:
     """The rows of files that together are one table of a run, in their order."""
     try:
         dataset = _dataset(files, table)
@@ -95,7 +102,7 @@ def _read(files: Sequence[Path], table: TableName, columns: Columns, where: Filt
         raise _damaged(*_guilty(files, table, error)) from error
 
 
-def _dataset(files: Iterable[Path], table: TableName) -> ds.FileSystemDataset:
+def _dataset(files: Iterable[Path], table: Table) -> ds.FileSystemDataset:
     form = _FORMATS[table]
     fragments = [form.make_fragment(str(file), _DISK) for file in files]
     schemas = [fragment.physical_schema.remove_metadata() for fragment in fragments]
@@ -103,7 +110,7 @@ def _dataset(files: Iterable[Path], table: TableName) -> ds.FileSystemDataset:
     return ds.FileSystemDataset(fragments, schema, form, _DISK)
 
 
-def _guilty(files: Sequence[Path], table: TableName, error: Exception) -> tuple[Path, Exception]:
+def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path, Exception]:
     """The first of several files that cannot be read by itself, with its own reason."""
     for file in files:
         try:

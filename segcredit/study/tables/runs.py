@@ -151,13 +151,18 @@ class Runs:
         """A row a token, where tokens were recorded; use ``read`` for a few columns of many."""
         return self.read("tokens")
 
+    @cached_property
+    def audit(self) -> pd.DataFrame:
+        """A row a figure of a credit audit, with its interval; see ``docs/audit.md``."""
+        return self.read("audit")
+
     def read(
         self, table: Table, columns: Sequence[str] | None = None, where: Filter = None
     ) -> pd.DataFrame:
         """One table of all runs, with no more columns and rows than asked for.
 
         Args:
-            table: "steps", "responses", "segments" or "tokens".
+            table: "steps", "responses", "segments", "tokens" or "audit".
             columns: those to read, besides ``run``; all by default. What a run did not record is
                 missing (NaN or NA) in its rows.
             where: which rows: a ``pyarrow.dataset`` expression over the columns that the table

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from segcredit.step_tables import TABLES
 
-Table = Literal["steps", "responses", "segments", "tokens"]
+Table = Literal["steps", "responses", "segments", "tokens", "audit"]
 """The tables that have several rows a run."""
 
 STEP_COLUMNS = (
@@ -48,11 +48,24 @@ STEP_COLUMNS = (
 )
 """What ``Runs.steps`` always has beside ``run`` and ``step``; a run may record more."""
 
+AUDIT = "audit.parquet"
+"""The figures of an audit, in its directory."""
+AUDIT_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("segmenter", "estimator", "advantage"), pa.string()),
+        "causal": pa.bool_(),
+        **dict.fromkeys(("question", "figure", "at"), pa.string()),
+        **dict.fromkeys(("value", "low", "high", "error"), pa.float64()),
+        "prompts": pa.int64(),
+    }
+)
+
 CATEGORIES: dict[Table, list[str]] = {
     "steps": [],
     "responses": ["prompt", "prompt_text"],
     "segments": ["prompt"],
     "tokens": ["prompt", "text"],
+    "audit": ["segmenter", "estimator", "advantage", "question", "figure", "at"],
 }
 """Columns of text that repeats: each value is held once, and a small number in every row."""
 
@@ -72,6 +85,7 @@ def _categorical(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 SCHEMAS: dict[Table, pa.Schema] = {
     "steps": pa.schema({"step": pa.int64(), **dict.fromkeys(STEP_COLUMNS, pa.float64())}),
     **{name: _categorical(TABLES[name], CATEGORIES[name]) for name in TABLES},
+    "audit": _categorical(AUDIT_SCHEMA, CATEGORIES["audit"]),
 }
 """The columns that each table always has, as they are read."""
 

@@ -1,0 +1,46 @@
+"""Do the intervals of anchors.py hold, on traces of so few problems? Random boundaries know: 1.
+
+    python experiments/07_real_traces/coverage.py TRACES
+
+Sentences drawn at random have the ratio 1 to chance. Draws many such definitions, and counts how
+often each kind of interval holds it, and how far their ratios lie apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from segcredit.study.truth import anchor_budgets as budgets
+from segcredit.study.truth.anchor_figures import FORKS, AnchorFigures
+from segcredit.study.truth.anchors import load_anchors
+
+DRAWS = 400
+
+
+def main(path: Path) -> None:
+    """A row for each share of the sentences and fork."""
+    figures = AnchorFigures(load_anchors(path))
+    generator = np.random.default_rng(0)
+    for fraction in (0.1, 0.2, 0.5):
+        for fork in FORKS:
+            counts_B = budgets.budget(figures.truth, fraction, fork=fork)
+            rows = []
+            for _ in range(DRAWS):
+                noise_BT = generator.random(figures.truth.mask.shape)
+                marks_BT = budgets.strongest(figures.truth, noise_BT, counts_B, fork=fork)
+                rows.append(figures.ratio("random", marks_BT, fork))
+            found = pd.DataFrame(rows)
+            held = {
+                "problems": float(((found.low <= 1) & (found.high >= 1)).mean()),
+                "traces": float(((found.low_traces <= 1) & (found.high_traces >= 1)).mean()),
+                "ratios": found.value.quantile([0.025, 0.975]).round(2).tolist(),
+            }
+            print(fraction, fork, held, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,350 @@
+"""The sections of a report on audits: credit, movement, values, costs, and a few responses."""
+
+# pandas ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segcredit.study.figures import audit_intervals, lift_curves, movement_shares
+from segcredit.study.figures.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
+from segcredit.study.figures.style import label
+from segcredit.study.report import view
+from segcredit.study.report.drawings import drawn
+from segcredit.study.report.overview import MOST_ROWS
+from segcredit.study.report.responses import responses
+from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
+from segcredit.study.tables import Runs
+
+Places = Sequence[tuple[str, str]]
+"""Figures with the place at which each is read, as in the columns ``figure`` and ``at``."""
+
+HEADLINE: Places = (
+    ("correlation", "token"),
+    ("slope", "token"),
+    ("sign_agreement", "token"),
+    ("mass_kept", ""),
+    ("explained_variance", "late"),
+    ("cosine", "all"),
+    ("signal_to_noise", "all"),
+    ("tokens", ""),
+)
+"""One or two of each question, those to compare between credits."""
+MOVEMENT: Places = (
+    ("segments", ""),
+    ("share_on_boundaries", "end"),
+    ("random_share_on_boundaries", "end"),
+    ("boundary_ratio", "end"),
+    ("oracle_share", "end"),
+    ("jump_agreement", "end"),
+    ("share_within", ""),
+    ("random_share_within", ""),
+    ("baseline_bias", "start"),
+)
+VALUES: Places = (
+    ("explained_variance", "all"),
+    ("explained_variance", "early"),
+    ("explained_variance", "late"),
+    ("slope", "all"),
+    ("bias", "all"),
+    ("error", "all"),
+    ("consistency_spread", ""),
+    ("consistency_true_spread", ""),
+    ("consistency_noise", ""),
+)
+GRADIENT: Places = tuple((name, "all") for name in ("cosine", "projection", "noise"))
+COSTS: Places = (("tokens", ""), ("cpu_seconds", ""))
+KEYS = ("segmenter", "estimator", "advantage")
+"""What a row of a table is of; the first of them, or all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One audit's table, to be asked for single figures."""
+
+    table: pd.DataFrame
+    confidence: str
+    """'95% intervals', where it is known."""
+    rows: dict[tuple[str, ...], dict[str, Any]]
+    """By figure, place and what it is of ('' where it is of none)."""
+    failed: dict[str, str]
+    """What the audit left out, and why."""
+
+    def get(self, figure: str, at: str, *of: str) -> dict[str, Any] | None:
+        """A figure of a segmenter, estimator and scheme, or of those of them that it has."""
+        known = [*of, "", "", ""][:3]
+        tries = [known, [known[0], known[1], ""], [known[0], "", ""]]
+        found = (self.rows.get((figure, at, *key)) for key in tries)
+        return next((row for row in found if row is not None), None)
+
+    def number(self, figure: str) -> float:
+        """One that is of no segmenter; NaN where it was not measured."""
+        row = self.rows.get((figure, "", "", "", ""))
+        return math.nan if row is None else float(row["value"])
+
+    def places(self, wanted: Places) -> Places:
+        """Those that were measured of anything."""
+        measured = {key[:2] for key, row in self.rows.items() if not math.isnan(row["value"])}
+        return [place for place in wanted if place in measured]
+
+    def of(self, question: str) -> pd.DataFrame:
+        """The rows of one question."""
+        return self.table.loc[self.table["question"] == question, :]
+
+
+def is_audit(runs: Runs) -> dict[str, bool]:
+    """By run: whether it is an audit, finished or not, and no training."""
+    table: Any = runs.runs
+    asked = [name for name in table if str(name).startswith("audit.")]
+    any_key = table[asked].notna().any(axis=1) if asked else [False] * len(table)
+    return {str(run): bool(flag) for run, flag in zip(table["run"], any_key, strict=True)}
+
+
+def audit_sections(runs: Runs, *, named: bool) -> Iterator[Section]:
+    """The sections of every audit that has a table, one audit after the other.
+
+    Args:
+        runs: among which audits are.
+        named: whether the titles say which audit it is.
+    """
+    for number, run in enumerate(in_order(runs.audit["run"]), 1):
+        found = _found(runs, run)
+        parts = {
+            "credit": ("Credit", _credit),
+            "movement": ("Where the value moves", _movement),
+            "values": ("Values", _values),
+            "costs": ("Costs", _costs),
+        }
+        for name, (title, blocks) in parts.items():
+            place = f"audit-{number}-{name}"
+            shown = f"{run}: {title[0].lower()}{title[1:]}" if named else title
+            yield Section(place, shown, list(blocks(found, place)))
+        place = f"audit-{number}-responses"
+        shown = f"{run}: responses" if named else "Responses"
+        yield Section(place, shown, list(_responses(found, runs.directories[run], place)))
+
+
+def _found(runs: Runs, run: str) -> _Found:
+    table: Any = runs.audit.loc[runs.audit["run"] == run, :]
+    names = ["figure", "at", *KEYS]
+    keys = table[names].astype(object).where(table[names].notna(), "")
+    rows = {
+        tuple(map(str, key)): row
+        for key, row in zip(
+            keys.itertuples(index=False, name=None), table.to_dict("records"), strict=True
+        )
+    }
+    config: Any = runs.runs.set_index(runs.runs["run"].astype(str)).loc[run]
+    share = config.get("audit.confidence", math.nan)
+    said = "intervals" if pd.isna(share) else f"{100 * float(share):g}% intervals"
+    # Loads torch and transformers, which a report on training runs does without.
+    from segcredit.study.auditing import failed_units
+
+    return _Found(table, said, rows, failed_units(runs.directories[run]))
+
+
+def _credit(found: _Found, place: str) -> Iterator[Block]:
+    credits = found.of("credit")
+    yield Note(_lead(found, credits))
+    if found.failed:
+        yield Note(f"Left out, since they failed: {view.counted(len(found.failed), 'pair')}.")
+        yield Listing([f"{unit}: {reason}" for unit, reason in found.failed.items()])
+    unit, batches = units_of(credits), units_of(found.of("gradient"))
+    caption = (
+        f"A row a credit, with {found.confidence} over {unit or 'prompts'}"
+        + (f" (those of gradients over {batches})" if batches else "")
+        + ". Correlation, slope, cosine and explained variance are best at 1, as is mass, which"
+        " returns exceed; sign agreement has a ceiling below 1. Credit of zero has 0. Tokens are"
+        " those sampled for the values."
+    )
+    yield _table(found, caption, _credits(credits), found.places(HEADLINE))
+    for figure, at, said in (
+        ("correlation", "token", "Correlation of each token's advantage with its true one."),
+        ("cosine", "all", "Cosine of one batch's policy gradient with the reference."),
+    ):
+        if found.places([(figure, at)]):
+            yield drawn(
+                f"{place}-{figure}",
+                lambda width, figure=figure, at=at: audit_intervals(
+                    found.table, figure, at, width=width
+                ),
+                f"{said} Credits share their prompts, so that intervals which overlap do not say"
+                " that two are alike: segcredit.study.audit.difference does.",
+            )
+    if found.places(GRADIENT):
+        caption = f"Gradients of all parameters, with {found.confidence} over {batches}."
+        yield _table(
+            found, caption, _credits(found.of("gradient")), found.places(GRADIENT), "Gradients"
+        )
+
+
+def _lead(found: _Found, credits: pd.DataFrame) -> str:
+    counts = {key: len(in_order(credits[key])) for key in KEYS}
+    said = (
+        f"{view.counted(counts['segmenter'], 'segmenter')} with"
+        f" {view.counted(counts['estimator'], 'estimator')} under"
+        f" {view.counted(counts['advantage'], 'advantage scheme')}, judged on a frozen policy."
+    )
+    by_token: Any = credits[(credits["figure"] == "correlation") & (credits["at"] == "token")]
+    ordered = by_token.dropna(subset=["value"]).sort_values("value", kind="stable")
+    if len(ordered):
+        ends = [ordered.iloc[0], ordered.iloc[-1]]
+        low, high = (
+            f"{view.number(row['value'], 2)} ({', '.join(str(row[key]) for key in KEYS)})"
+            for row in ends
+        )
+        said += f" By token, credit correlates with the true advantages from {low} to {high}."
+    checks = {
+        "half_correlation": "The parts of the truth correlate by token at",
+        "reference_cosine": "The halves of the reference gradient have a cosine of",
+    }
+    known = {text: found.number(name) for name, text in checks.items()}
+    said += "".join(
+        f" {text} {view.number(x, 2)}." for text, x in known.items() if not math.isnan(x)
+    )
+    return said
+
+
+def _movement(found: _Found, place: str) -> Iterator[Block]:
+    rows = found.of("movement")
+    segmenters = [(name,) for name in in_order(rows["segmenter"])]
+    caption = (
+        "A row a definition: shares of the true squared value change, with"
+        f" {found.confidence} over {units_of(rows) or 'prompts'}. On boundaries more is better than"
+        " at random, inside segments less; a baseline without bias has 0."
+    )
+    yield _table(found, caption, segmenters, found.places(MOVEMENT))
+    yield drawn(
+        f"{place}-shares",
+        lambda width: movement_shares(found.table, width=width),
+        "The definition beside as many cuts at random, and beside the oracle, which cuts as often"
+        " where the value changes most. The oracle's share falls with the noise of the truth.",
+    )
+    yield drawn(
+        f"{place}-lift",
+        lambda width: lift_curves(found.table, width=width),
+        "Lift: the squared value change of the tokens whose signal is high, over that of all"
+        " tokens; 1 is chance.",
+    )
+    yield from _classes(found)
+
+
+def _classes(found: _Found) -> Iterator[Block]:
+    signals = found.of("signals")
+    names = in_order(signals.loc[signals["figure"] == "class_share", "at"])
+    if not names:
+        return
+    columns = [
+        [view.text(name) for name in names],
+        *(_cells([found.get(f, name) for name in names]) for f in ("class_share", "class_ratio")),
+    ]
+    caption = (
+        "A row a class of tokens, by what stands at their first character: its share of the squared"
+        f" value change, and that over its share of the tokens; {found.confidence} over"
+        f" {units_of(signals) or 'prompts'}."
+    )
+    headings = ["class", "share of change", "over share of tokens"]
+    yield Table(caption, headings, list(zip(*columns, strict=True)))
+
+
+def _values(found: _Found, place: str) -> Iterator[Block]:
+    rows = found.of("values")
+    caption = (
+        "A row an estimator at a definition's anchors: its values beside the true ones, with"
+        f" {found.confidence} over {units_of(rows) or 'prompts'}. Early and late: anchors in the"
+        " first half of their completion, and the rest. Slope and explained variance are best at"
+        " 1; bias, error and noise at 0."
+    )
+    yield _table(found, caption, _pairs(rows), found.places(VALUES))
+    yield drawn(
+        f"{place}-explained",
+        lambda width: audit_intervals(found.table, "explained_variance", "late", width=width),
+        "Explained variance at late anchors: an estimator that knows no more than how hard a"
+        " prompt is does well early on, and gives no credit inside a response.",
+    )
+
+
+def _costs(found: _Found, _: str) -> Iterator[Block]:
+    rows = found.of("cost")
+    spent = [found.number(name) for name in ("truth_tokens", "truth_cpu_seconds")]
+    tokens, seconds = (view.number(x, 0) for x in spent)
+    yield Note(f"The truth took {tokens} tokens and {seconds} CPU-seconds.")
+    caption = (
+        "A row an estimator with a definition: tokens sampled for its values, those that it learned"
+        " from included, and CPU-seconds, which say as much of the machine as of the method."
+    )
+    yield _table(found, caption, _pairs(rows), found.places(COSTS))
+
+
+def _responses(found: _Found, path: Path, place: str) -> Iterator[Block]:
+    """Of the scheme with the highest correlation by token, averaged over its credits."""
+    rows = found.of("credit")
+    by_token: Any = rows[(rows["figure"] == "correlation") & (rows["at"] == "token")]
+    schemes = in_order(rows["advantage"])
+    if not schemes:
+        yield Note("No response is drawn: the audit has no credit.")
+    else:
+        means = by_token.groupby(by_token["advantage"].astype(str))["value"].mean().fillna(-1.0)
+        yield from responses(path, place, max(schemes, key=lambda one: means.get(one, -1.0)))
+
+
+def _credits(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Segmenter, estimator and scheme of each credit, in the order of the table."""
+    return _different(rows, KEYS)
+
+
+def _pairs(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    return _different(rows, KEYS[:2])
+
+
+def _different(rows: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, ...]]:
+    whole: Any = rows[list(names)].dropna().astype(str).drop_duplicates()
+    return list(whole.itertuples(index=False, name=None))
+
+
+def _table(
+    found: _Found,
+    caption: str,
+    of: Sequence[tuple[str, ...]],
+    places: Places,
+    folded: str = "",
+) -> Table:
+    """A row for each of some segmenters (with estimator, and scheme), a column a figure."""
+    names = marked_segmenters(found.table)
+    if len(of) > MOST_ROWS:
+        caption += f" {MOST_ROWS} of {len(of):,} rows are shown."
+    shown = of[:MOST_ROWS]
+    keys = KEYS[: len(shown[0])] if shown else ()
+    columns = [[view.text(names[key[0]]) for key in shown]]
+    columns += [[view.text(key[number]) for key in shown] for number in range(1, len(keys))]
+    columns += [_cells([found.get(figure, at, *key) for key in shown]) for figure, at in places]
+    headings = [
+        *keys,
+        *(f"{label(figure)} ({at})" if at else label(figure) for figure, at in places),
+    ]
+    notes = [NOT_CAUSAL] if any(names[key[0]] != key[0] for key in shown) else []
+    return Table(caption, headings, list(zip(*columns, strict=True)), notes, folded)
+
+
+def _cells(rows: Sequence[dict[str, Any] | None]) -> list[Cell]:
+    """Figures of one column, each with its interval, to be sorted by the figure."""
+    values = [math.nan if row is None else float(row["value"]) for row in rows]
+    decimals = min(view.decimals_for(values), 3)
+    return [_cell(row, value, decimals) for row, value in zip(rows, values, strict=True)]
+
+
+def _cell(row: dict[str, Any] | None, value: float, decimals: int) -> Cell:
+    said = view.number(value, decimals)
+    if row is not None and not math.isnan(row["low"] + row["high"]):
+        low, high = (view.number(row[end], decimals) for end in ("low", "high"))
+        said += f" [{low}, {high}]"
+    return Cell(said, value)

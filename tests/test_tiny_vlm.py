@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from segcredit.policy.imitation import imitation_losses
 from segcredit.policy.tiny_vlm import TinyVLM
 from segcredit.protocols import Prompt, Verdict
 from segcredit.study.auditing import audit, load_audit_config
+from segcredit.study.report import write_report
 from segcredit.study.truth import load_truth, measure_truth
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.tasks.picture import Picture
@@ -235,3 +238,11 @@ def test_credit_is_audited_on_images(tmp_path: Path) -> None:
     found = read_runs(path).audit
     assert set(found.segmenter.dropna()) == {"newline", "entropy", "per_token", "whole"}
     assert found.value.notna().any()
+    write_report(path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
+    assert 1 <= len(sources) <= 2  # the best response and the worst
+    shown = {base64.b64decode(source) for source in sources}
+    assert shown <= {
+        image for prompt in load_truth(path / "truth").prompts for image in prompt.images
+    }

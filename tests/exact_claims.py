@@ -96,6 +96,7 @@ CUTS = [
     MARKER,
     Cut("probability", why="a"),
     Cut("max_segments", {"inner": "newline", "segments": 2}, "a"),
+    Cut("shuffled", {"inner": "newline"}, "a"),
     Cut("snap_to", {"inner": "entropy", "to": "newline"}, "a"),
     Cut("latex_steps", {"delimiter": "newline"}, "ta"),
     Cut("latex_steps", {"delimiter": "paragraph"}, "ta"),

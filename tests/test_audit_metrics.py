@@ -506,20 +506,32 @@ def test_the_error_is_that_of_the_mean_and_of_the_jackknife() -> None:
 
 
 def test_the_interval_is_studentised() -> None:
-    """By hand: each draw's distance over its own error, quantiles turned round."""
+    """By hand: each draw's distance over its own error, quantiles turned round.
+
+    A draw's error counts as a third of the figure's at least.
+    """
     values = np.random.default_rng(1).exponential(size=15)
     found = figure(np.arange(15), values[:, None], lambda m: m[..., 0])
     generator = np.random.default_rng(0)
     counts = generator.multinomial(15, np.full(15, 1 / 15), size=2000)
-    ratios = []
+    ratios, error = [], values.std(ddof=1) / math.sqrt(15)
     for count in counts:
         drawn = np.repeat(values, count)
-        ratios.append((drawn.mean() - values.mean()) / (drawn.std(ddof=1) / math.sqrt(15)))
+        own = max(drawn.std(ddof=1) / math.sqrt(15), error / 3)
+        ratios.append((drawn.mean() - values.mean()) / own)
     below = np.quantile(ratios, 0.025, method="lower")
     above = np.quantile(ratios, 0.975, method="higher")
-    error = values.std(ddof=1) / math.sqrt(15)
     assert found.low == pytest.approx(values.mean() - above * error)
     assert found.high == pytest.approx(values.mean() - below * error)
+
+
+def test_a_figure_that_one_prompt_makes_has_an_interval_of_its_size() -> None:
+    """Draws without that prompt have no error; they must not throw an end to nowhere."""
+    values = np.full(60, 1e-6) * np.random.default_rng(4).random(60)
+    values[7] = 1.0
+    found = figure(np.arange(60), values[:, None], lambda m: m[..., 0])
+    assert found.value == pytest.approx(1 / 60, rel=1e-3)
+    assert found.high < 0.2
 
 
 def test_a_logarithmic_interval_is_that_of_the_logarithm() -> None:

@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint types contracts unit slow check bench boundaries clean
+.PHONY: install demo demo-picture test lint types contracts unit slow check bench boundaries clean
 
 install: .venv/installed
 
@@ -17,6 +17,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/segcredit grid experiments/01_embedded/demo.toml --output demo --workers 2
 	$(BIN)/segcredit results demo --figure demo/learning_curves.png
+
+demo-picture: install
+	$(BIN)/segcredit grid experiments/08_pictures/demo.toml --output demo-picture
+	$(BIN)/segcredit results demo-picture --figure demo-picture/learning_curves.png
 
 test: install lint types contracts unit
 
@@ -52,4 +56,4 @@ boundaries: install
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo demo-picture

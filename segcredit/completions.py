@@ -5,7 +5,7 @@ Letters as in ``segcredit.types``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -35,6 +35,8 @@ class Completions(RowTable):
     verdicts: tuple[Verdict, ...]
     node_ids: Tensor
     """Equal where rows share a sampled token."""
+    extras: tuple[Mapping[str, Tensor], ...] = ()
+    """What the policy reads of each prompt besides its ids; empty where it reads text alone."""
 
     @property
     def rewards(self) -> Tensor:
@@ -68,10 +70,11 @@ def complete(
     Raises:
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    prompt_ids, prompt_mask = policy.encode([prompt.text for prompt in prompts])
+    prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts)
     ids, mask, truncated = policy.generate(
         prompt_ids,
         prompt_mask,
+        extras,
         max_new_tokens=max_new_tokens,
         greedy=greedy,
         generator=generator,
@@ -88,6 +91,7 @@ def complete(
         token_spans=token_spans,
         verdicts=verify(task, prompts, texts, truncated),
         node_ids=torch.arange(ids.numel(), device=ids.device).view(ids.shape),
+        extras=extras,
     )
 
 
@@ -119,6 +123,7 @@ def join(pieces: Sequence[Completions]) -> Completions:
         token_spans=right("token_spans"),
         verdicts=rows("verdicts"),
         node_ids=right("node_ids"),
+        extras=rows("extras"),
     )
 
 
@@ -198,6 +203,7 @@ def resume(
         token_spans=token_spans,
         verdicts=verify(task, prompts, texts, truncated_N),
         node_ids=joined(nodes_NT, new_NF),
+        extras=rollouts.extras and tuple(rollouts.extras[row] for row in map(int, rows_N)),
     )
     return made, int(fresh_NF.sum())
 
@@ -240,9 +246,23 @@ def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) 
         token_rewards=token_rewards(rewards_B, completions.mask),
         truncated=completions.truncated,
         node_ids=completions.node_ids,
+        extras=completions.extras,
     )
     scores = score(policy, unscored, micro_tokens=micro_tokens)
     return unscored.replace(logprobs=scores.logprobs, entropies=scores.entropies)
+
+
+def with_extras(rollouts: RolloutBatch, policy: Policy, prompts: Sequence[Prompt]) -> RolloutBatch:
+    """Stored rollouts with what the policy reads of their prompts besides ids, such as images.
+
+    Args:
+        rollouts: as they were stored, without.
+        policy: reads the prompts again.
+        prompts: at least those of the rollouts.
+    """
+    named = {prompt.key: prompt for prompt in prompts}
+    _, _, extras = policy.encode_prompts([named[key] for key in rollouts.prompt_keys])
+    return rollouts.replace(extras=extras)
 
 
 @torch.no_grad()

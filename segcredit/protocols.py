@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -137,6 +137,10 @@ class ProcessReward(Protocol):
         ...
 
 
+IMAGE_SLOT = "<image>"
+"""Where in a prompt's text an image belongs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One problem of a task."""
@@ -146,6 +150,9 @@ class Prompt:
     text: str
     answer: Any
     """Whatever the task's verifier needs."""
+    images: tuple[bytes, ...] = ()
+    """Contents of image files, such as PNG; one for each ``IMAGE_SLOT`` of the text, or all before
+    it where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +216,20 @@ class Policy(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
-        """Token ids of prompts, left-padded, and their mask."""
+        """Token ids of texts, left-padded, and their mask."""
+        ...
+
+    def encode_prompts(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
+        """Token ids of prompts, left-padded, their mask, and what else the policy reads of each.
+
+        The last, of images, is one mapping a row, the same object where the prompt is; empty for
+        a policy that reads text alone.
+
+        Raises:
+            PolicyError: a prompt has images that the policy cannot read.
+        """
         ...
 
     def decode(
@@ -222,6 +242,7 @@ class Policy(Protocol):
         self,
         prompt_ids: Int[Tensor, "B Tp"],
         prompt_mask: Bool[Tensor, "B Tp"],
+        extras: Sequence[Mapping[str, Tensor]] = (),
         *,
         max_new_tokens: int,
         greedy: bool,
@@ -302,11 +323,14 @@ class Sampler(Protocol):
         suppressed_ids: Sequence[int],
         generator: torch.Generator,
         cache: Any = None,
+        inputs: Mapping[str, Tensor] | None = None,
     ) -> Int[Tensor, "B T"]:
         """One completion a row; what follows a row's first end token is ignored.
 
         ``cache``: keys and values of every prompt column but the last, as the model's own cache
-        class; spares their computation, and a sampler may do without.
+        class; spares their computation, and a sampler may do without. ``inputs``: what the model
+        reads besides, such as images; with a cache, what it still needs, and then a sampler
+        cannot do without the cache.
         """
         ...
 

@@ -1,4 +1,6 @@
-"""A causal language model of transformers as a policy: sample, score, and the text of it.
+"""A causal model of transformers as a policy: sample, score, and the text of it.
+
+It may read images besides text: ``segcredit.policy.vision`` says what it then needs to know.
 
 One base-model pass a batch; the output layer runs on action tokens alone, since it costs the most
 where the vocabulary is large. Letters: ``L`` tokens of prompt and completion that the network
@@ -8,7 +10,7 @@ reads, ``N`` action tokens of the batch, ``V`` vocabulary; the others as in ``se
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -19,8 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from segcredit.alignment import PieceTable, place_spans
 from segcredit.errors import PolicyError
+from segcredit.policy.images import ImagePrompts
+from segcredit.policy.inputs import IDS, ModelInputs
 from segcredit.policy.prefixes import Prefixes
-from segcredit.protocols import Sampler
+from segcredit.protocols import Prompt, Sampler
 from segcredit.types import RolloutBatch, TokenScores
 
 M = TypeVar("M", bound="_Deterministic")
@@ -41,14 +45,15 @@ class _Deterministic(nn.Module):
 class Trunk(_Deterministic):
     """The network under the output layer: rollouts -> (B,T,H) states before each token."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, inputs: ModelInputs | None = None) -> None:
         super().__init__()
         self.base = base
+        self.inputs = inputs or ModelInputs()
         self.train()
 
     def forward(self, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
         """The state that each action token was drawn from; zeros on other tokens."""
-        return token_states(self.base, rollouts)
+        return token_states(self.base, rollouts, self.inputs)
 
 
 class CausalPolicy(_Deterministic):
@@ -64,6 +69,8 @@ class CausalPolicy(_Deterministic):
         sampler: The engine that draws completions.
         temperature: Divides the logits; greater than 0.
         suppressed_ids: Never sampled, and of probability 0 in scoring. End tokens are left out.
+        images: Encodes prompts, of a model that reads images; see ``segcredit.policy.vision``.
+        inputs: Makes what such a model reads besides token ids.
 
     Raises:
         PolicyError: the tokenizer has no end token, the temperature is not greater than 0, or
@@ -78,6 +85,8 @@ class CausalPolicy(_Deterministic):
         *,
         temperature: float = 1.0,
         suppressed_ids: Sequence[int] = (),
+        images: ImagePrompts | None = None,
+        inputs: ModelInputs | None = None,
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -88,6 +97,8 @@ class CausalPolicy(_Deterministic):
         self.model = model
         self.tokenizer = tokenizer
         self.sampler = sampler
+        self.images = images
+        self.inputs = inputs or ModelInputs()
         self.temperature = temperature
         self.hidden_size: int = _output_layer(model).weight.shape[1]
         self.end_ids = _end_ids(model, tokenizer)
@@ -101,14 +112,14 @@ class CausalPolicy(_Deterministic):
             )
         )
         self.train()
-        _require_plain_logits(model)
+        _require_plain_logits(model, self.end_ids[0])
 
     def forward(self, rollouts: RolloutBatch) -> TokenScores:
         """Score the completions: log-probs, entropies (nats) and states, zeros on masked tokens.
 
         Trailing columns without action tokens and leading columns without prompts cost nothing.
         """
-        hidden_BTH = token_states(self.model.base_model, rollouts)
+        hidden_BTH = token_states(self.model.base_model, rollouts, self.inputs)
         mask_BT = rollouts.action_mask
         ids_N = rollouts.completion_ids[mask_BT]
         logprobs_N, entropies_N = self._distributions(hidden_BTH[mask_BT], ids_N)
@@ -119,7 +130,7 @@ class CausalPolicy(_Deterministic):
         )
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
-        """Token ids of prompts, left-padded, and their mask, on the model's device.
+        """Token ids of texts, left-padded, and their mask, on the model's device.
 
         What the tokenizer puts around a text, such as a begin token, is put here.
 
@@ -128,6 +139,28 @@ class CausalPolicy(_Deterministic):
         """
         tokenizer = cast(Any, self.tokenizer)
         rows: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
+        return self._padded(rows, texts)
+
+    def encode_prompts(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
+        """Token ids of prompts, left-padded, their mask, and what else the model reads of each.
+
+        Raises:
+            PolicyError: a prompt has no token, or images that cannot be read.
+        """
+        texts = [prompt.text for prompt in prompts]
+        if self.images is None:
+            _require_no_images(self.model, prompts)
+            return *self.encode(texts), ()
+        # A prompt is read once, however many rows it has.
+        different = {id(prompt): prompt for prompt in prompts}
+        read = {place: self.images.encode(prompt) for place, prompt in different.items()}
+        extras = tuple(read[id(prompt)] for prompt in prompts)
+        return *self._padded([extra[IDS][0].tolist() for extra in extras], texts), extras
+
+    def _padded(self, rows: Sequence[list[int]], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids of texts with padding on their left, and their mask."""
         if not all(rows):
             empty = texts[[len(row) for row in rows].index(0)]
             raise PolicyError(
@@ -157,6 +190,7 @@ class CausalPolicy(_Deterministic):
         self,
         prompt_ids: Int[Tensor, "B Tp"],
         prompt_mask: Bool[Tensor, "B Tp"],
+        extras: Sequence[Mapping[str, Tensor]] = (),
         *,
         max_new_tokens: int,
         greedy: bool,
@@ -165,12 +199,22 @@ class CausalPolicy(_Deterministic):
         """Completion ids, their mask up to and including the first end token, and truncation.
 
         All rows are sampled in one batch. Ids after the first end token are the pad id; T is at
-        most ``max_new_tokens``.
+        most ``max_new_tokens``. The images of a prompt are seen once, however many rows it has.
         """
         first = _first_prompt_column(prompt_mask)
+        ids, mask, cache, more = prompt_ids[:, first:], prompt_mask[:, first:], None, None
+        if extras:
+            firsts_B = _first_rows(ids, extras)
+            base, read = self.model.base_model, firsts_B.unique()
+            prefixes = Prefixes.of_prompts(base, ids, mask, extras, read, self.inputs)
+            here = firsts_B, torch.zeros_like(firsts_B)
+            ids, mask, cache = prefixes.before(*here)
+            more = prefixes.inputs_before(*here, cached=cache is not None)
         return self._sample(
-            prompt_ids[:, first:],
-            prompt_mask[:, first:],
+            ids,
+            mask,
+            cache,
+            more,
             max_new_tokens=max_new_tokens,
             greedy=greedy,
             generator=generator,
@@ -206,19 +250,20 @@ class CausalPolicy(_Deterministic):
             open_N, truncated_N = open_N & ~ended_N, truncated_N & ~ended_N
         # The pieces of nothing are one empty piece, which the network cannot read.
         for rows_R in rows_N[open_N].unique().split(most) if open_N.any() else ():
-            prefixes = Prefixes.read(self.model.base_model, rollouts, rows_R)
+            prefixes = Prefixes.read(self.model.base_model, rollouts, rows_R, self.inputs)
             here_M = (open_N & torch.isin(rows_N, rows_R)).nonzero()[:, 0]
             for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
                 room_M1 = (max_new_tokens - positions_N[states_M])[:, None]
-                prefix, prefix_mask, cache = prefixes.before(
-                    rows_N[states_M], positions_N[states_M]
-                )
+                here = rows_N[states_M], positions_N[states_M]
+                prefix, prefix_mask, cache = prefixes.before(*here)
+                more = prefixes.inputs_before(*here, cached=cache is not None)
                 if instead_N is not None:  # the last column is the one that no cache holds
                     prefix[:, -1] = instead_N[states_M]
                 ids, mask, cut = self._sample(
                     prefix,
                     prefix_mask,
                     cache,
+                    more,
                     max_new_tokens=int(room_M1.max()),
                     greedy=greedy,
                     generator=generator,
@@ -248,7 +293,7 @@ class CausalPolicy(_Deterministic):
             asked_RT = counts_RT > 0
             if not asked_RT.any():
                 continue
-            states_NH = token_states(self.model.base_model, some)[asked_RT]
+            states_NH = token_states(self.model.base_model, some, self.inputs)[asked_RT]
             counts_N, taken_N = counts_RT[asked_RT], some.completion_ids[asked_RT]
             for piece in torch.arange(len(taken_N), device=taken_N.device).split(256):
                 shares_MV = self._shares(states_NH[piece]).scatter_(1, taken_N[piece, None], 0.0)
@@ -267,6 +312,7 @@ class CausalPolicy(_Deterministic):
         ids: Tensor,
         mask: Tensor,
         cache: Any = None,
+        inputs: Mapping[str, Tensor] | None = None,
         *,
         max_new_tokens: int,
         greedy: bool,
@@ -285,6 +331,7 @@ class CausalPolicy(_Deterministic):
             suppressed_ids=self.suppressed_ids,
             generator=generator,
             cache=cache,
+            inputs=inputs,
         )
         ended_BT = torch.isin(ids_BT, torch.tensor(self.end_ids, device=ids_BT.device))
         # The first end token itself has no end token before it, whatever the pad id is.
@@ -293,7 +340,7 @@ class CausalPolicy(_Deterministic):
 
     def trunk(self) -> Trunk:
         """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
-        return Trunk(copy.deepcopy(self.model.base_model))
+        return Trunk(copy.deepcopy(self.model.base_model), self.inputs)
 
     def _distributions(
         self, hidden_NH: Tensor, ids_N: Tensor
@@ -327,12 +374,15 @@ def _draws(shares_MV: Tensor, counts_M: Tensor, generator: torch.Generator) -> I
     return drawn_MC[asked_MC]
 
 
-def token_states(base: nn.Module, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
+def token_states(
+    base: nn.Module, rollouts: RolloutBatch, inputs: ModelInputs
+) -> Float[Tensor, "B T H"]:
     """The state that each action token was drawn from, by one pass of a base model.
 
     Args:
         base: A model that returns ``last_hidden_state`` (B,L,H), causal.
-        rollouts: Reads the prompts, the completion ids and the action mask.
+        rollouts: Reads the prompts, the completion ids, the action mask and the extras.
+        inputs: Makes what the model reads besides ids and mask.
 
     Returns:
         (B,T,H) float32: the state after the prompt and every token before t; 0 off the mask.
@@ -344,14 +394,10 @@ def token_states(base: nn.Module, rollouts: RolloutBatch) -> Float[Tensor, "B T 
     # Nothing is drawn from the state after the last token, so that it need not be read.
     read_BT = rollouts.completion_ids[:, : max(width - 1, 0)]
     # Completions need no mask: they are padded on the right, and no token sees what follows it.
-    mask_BL = torch.cat([prompt_mask_BP, torch.ones_like(read_BT, dtype=torch.bool)], 1).long()
-    output = base(
-        input_ids=torch.cat([prompt_BP, read_BT], 1),
-        attention_mask=mask_BL,
-        # Left padding would otherwise count as positions.
-        position_ids=(mask_BL.cumsum(1) - 1).clamp(min=0),
-        use_cache=False,
-    )
+    mask_BL = torch.cat([prompt_mask_BP, torch.ones_like(read_BT, dtype=torch.bool)], 1)
+    ids_BL, after = torch.cat([prompt_BP, read_BT], 1), [read_BT.shape[1]] * len(read_BT)
+    given = inputs.prepared(base, ids_BL, mask_BL, rollouts.extras, after)
+    output = base(**given, use_cache=False)
     before = prompt_BP.shape[1] - 1
     states_BTH = output.last_hidden_state[:, before : before + width].float()
     states_BTH = states_BTH.masked_fill(~rollouts.action_mask[:, :width, None], 0.0)
@@ -365,6 +411,13 @@ def _first_prompt_column(mask_BP: Tensor) -> int:
     return int(used_P.int().argmax()) if used_P.numel() else 0
 
 
+def _first_rows(ids_BP: Tensor, extras: Sequence[Mapping[str, Tensor]]) -> Int[Tensor, "B"]:
+    """Of each row the first one with the same prompt and images."""
+    keys = list(zip(map(id, extras), map(tuple, ids_BP.cpu().numpy().tolist()), strict=True))
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    return torch.tensor([first[key] for key in keys], device=ids_BP.device)
+
+
 def _last_column(mask_BT: Tensor) -> int:
     """The last column in which any row is True; -1 where none is."""
     used = mask_BT.any(0).nonzero()
@@ -374,6 +427,16 @@ def _last_column(mask_BT: Tensor) -> int:
 def _scatter(x_N: Tensor, mask_BT: Tensor) -> Tensor:
     """(N,) entries at the True places of the mask, zeros elsewhere."""
     return x_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_N)
+
+
+def _require_no_images(model: PreTrainedModel, prompts: Sequence[Prompt]) -> None:
+    for prompt in prompts:
+        if prompt.images:
+            raise PolicyError(
+                f"prompt {prompt.key!r} has {len(prompt.images)} images, and {type(model).__name__}"
+                " reads text alone; expected a model that reads images, such as Qwen2.5-VL."
+                " Choose another policy.model, or a task without images."
+            )
 
 
 def _index(ids: list[int], like: Tensor) -> Tensor:
@@ -404,9 +467,10 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: tuple[int, ...]) -> int
 
 
 @torch.no_grad()
-def _require_plain_logits(model: PreTrainedModel) -> None:
+def _require_plain_logits(model: PreTrainedModel, end_id: int) -> None:
     """Refuse models that scale or cap their logits: scoring would silently disagree."""
-    ids_BL = torch.arange(2, device=model.device)[None]
+    # Some other token could be an image's, which needs an image.
+    ids_BL = torch.tensor([[end_id, end_id]], device=model.device)
     states_BLH = cast(Any, model.base_model)(input_ids=ids_BL, use_cache=False).last_hidden_state
     plain_BLV = _output_layer(model)(states_BLH)
     logits_BLV = cast(Any, model)(input_ids=ids_BL, use_cache=False).logits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import inspect
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -39,6 +40,7 @@ class Generate(Sampler):
         suppressed_ids: Sequence[int],
         generator: torch.Generator,
         cache: Any = None,
+        inputs: Mapping[str, Tensor] | None = None,
     ) -> Int[Tensor, "B T"]:
         """One completion a row, as long as the longest; padded after the end token."""
         config = generation_config(
@@ -49,14 +51,21 @@ class Generate(Sampler):
             pad_id=pad_id,
             suppressed_ids=suppressed_ids,
         )
-        with torch.no_grad(), seeded(generator, prompt_ids.device), _own_defaults(model):
+        with torch.no_grad(), seeded(generator, prompt_ids.device), own_defaults(model):
             ids_BL = cast(Any, model).generate(
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
                 generation_config=config,
-                **({} if cache is None else {"past_key_values": cache}),
+                **({} if cache is None else {_cache_name(model): cache}),
+                **(inputs or {}),
             )
         return ids_BL[:, prompt_ids.shape[1] :]
+
+
+def _cache_name(model: nn.Module) -> str:
+    """Of the argument that takes keys and values; it was renamed in transformers 5.24."""
+    parameters = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def generation_config(
@@ -99,7 +108,7 @@ def seeded(generator: torch.Generator, device: torch.device) -> Generator[None]:
 
 
 @contextmanager
-def _own_defaults(model: nn.Module) -> Generator[None]:
+def own_defaults(model: nn.Module) -> Generator[None]:
     """The checkpoint's generation config out of the way.
 
     ``generate`` fills what a given config leaves open (penalties, minimal lengths) from the

@@ -8,7 +8,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PROCESSOR_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,15 +20,19 @@ from transformers import (
 
 from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.processors import without_videos
+from segcredit.policy.vision import MAX_PIXELS, vision_policy
 from segcredit.protocols import PolicySource, Sampler, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained(PolicySource):
-    """A causal language model by its name on the hub, or by the path of a local folder.
+    """A language model by its name on the hub, or by the path of a local folder.
 
-    Only safetensors are read, and no code that comes with a checkpoint is run. The begin and pad
-    tokens are suppressed where they are no end tokens: a completion never needs them.
+    A model that reads images, such as Qwen2.5-VL, is loaded with its processor; torchvision is not
+    needed. Only safetensors are read, and no code that comes with a checkpoint is run. The begin
+    and pad tokens and those of images are suppressed where they are no end tokens: a completion
+    never needs them.
     """
 
     model: str
@@ -33,33 +41,55 @@ class Pretrained(PolicySource):
     """Of the weights: ``float32``, ``bfloat16`` or ``float16``."""
     suppress: tuple[int, ...] = ()
     """Token ids that are never sampled, besides the begin and pad tokens."""
+    chat: bool = True
+    """Whether a model that reads images is asked through its chat template, where it has one."""
+    max_image_pixels: int = MAX_PIXELS
+    """Of the largest image that is read; the model's processor makes it smaller afterwards."""
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
         """The checkpoint as a policy; neither the task nor the seed plays a part.
 
         Raises:
-            PolicyError: the checkpoint cannot be had, or lacks an end token.
+            PolicyError: the checkpoint cannot be had, lacks an end token, or reads images in a
+                way that is not known.
         """
-        model, tokenizer = self._read(_dtype(self.dtype))
+        model, processor = self._read(_dtype(self.dtype))
+        tokenizer = getattr(processor, "tokenizer", processor)
         special = (tokenizer.pad_token_id, tokenizer.bos_token_id)
+        suppressed = (*self.suppress, *(token for token in special if token is not None))
+        if processor is not tokenizer:
+            return vision_policy(
+                cast(PreTrainedModel, model),
+                processor,
+                sampler,
+                temperature=temperature,
+                suppressed_ids=suppressed,
+                chat=self.chat,
+                max_pixels=self.max_image_pixels,
+            )
         return CausalPolicy(
             cast(PreTrainedModel, model),
             cast(PreTrainedTokenizerBase, tokenizer),
             sampler,
             temperature=temperature,
-            suppressed_ids=[*self.suppress, *(token for token in special if token is not None)],
+            suppressed_ids=suppressed,
         )
 
     def _read(self, dtype: torch.dtype) -> tuple[Any, Any]:
+        """The model, and its tokenizer or the processor that holds one."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+            sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+            reader = without_videos(PROCESSOR_MAPPING[type(config)]) if sees else AutoTokenizer
+            processor = reader.from_pretrained(self.model, trust_remote_code=False)
+            model = loader.from_pretrained(
                 self.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
         # What transformers raises for names, files, configs and missing packages, in this order.
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise PolicyError(_why(self.model, error)) from error
-        return model, tokenizer
+        return model, processor
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -6,32 +6,34 @@ the loss counts, ``V`` vocabulary, ``H`` hidden units.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import math
-import os
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import torch
-from filelock import FileLock
-from safetensors.torch import load_file, save
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from segcredit.atomic import write_atomically
-from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.warm_start import (
+    BEGIN,
+    END,
+    PAD,
+    SPECIALS,
+    alphabet_of,
+    character_tokenizer,
+    fit,
+    initialised,
+    named_seed,
+    require_alphabet,
+    with_cached_weights,
+)
 from segcredit.protocols import PolicySource, Sampler, Task
 
 _FORMAT = 1
 """Counts the changes of what a cached file holds or of how it comes to be."""
-_PAD, _END, _BEGIN = 0, 1, 2
-_SPECIALS = ("<pad>", "<eos>", "<bos>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +88,17 @@ class Tiny(PolicySource):
                 cache cannot be written.
             TaskError: the task has no demonstrations.
         """
-        alphabet = _alphabet(task)
-        model = self._model(len(_SPECIALS) + len(alphabet), seed)
-        path = self._cached(task, seed)
-        with _locked(path):
-            if not path.exists():
-                self._warm_start(model, alphabet, task, seed)
-                _save(model, path)
-        model.load_state_dict(load_file(path))
+        alphabet = alphabet_of(task)
+        model = self._model(len(SPECIALS) + len(alphabet), seed)
+        decisive = (_FORMAT, dataclasses.astuple(self), repr(task), seed, torch.__version__)
+        start = partial(self._warm_start, model, alphabet, task, seed)
+        with_cached_weights(model, "tiny", decisive, start)
         return CausalPolicy(
             model,
-            _tokenizer(alphabet),
+            character_tokenizer(alphabet),
             sampler,
             temperature=temperature,
-            suppressed_ids=(_PAD, _BEGIN),
+            suppressed_ids=(PAD, BEGIN),
         )
 
     def _model(self, vocabulary: int, seed: int) -> LlamaForCausalLM:
@@ -113,50 +112,32 @@ class Tiny(PolicySource):
             initializer_range=self.initializer_range,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
             tie_word_embeddings=False,
-            pad_token_id=_PAD,
-            eos_token_id=_END,
-            bos_token_id=_BEGIN,
+            pad_token_id=PAD,
+            eos_token_id=END,
+            bos_token_id=BEGIN,
         )
-        # transformers initialises from the global generator, which must come out as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_stream(seed, "initial"))
-            return LlamaForCausalLM(config)
-
-    def _cached(self, task: Task, seed: int) -> Path:
-        decisive = (_FORMAT, dataclasses.astuple(self), repr(task), seed, torch.__version__)
-        name = hashlib.sha256(repr(decisive).encode()).hexdigest()[:24]
-        return _cache_folder() / f"tiny-{name}.safetensors"
+        return initialised(lambda: LlamaForCausalLM(config), seed)
 
     def _warm_start(
         self, model: LlamaForCausalLM, alphabet: Sequence[str], task: Task, seed: int
     ) -> None:
         if not self.steps:
             return
-        generator = torch.Generator().manual_seed(_stream(seed, "demonstrations"))
+        generator = torch.Generator().manual_seed(named_seed(seed, "demonstrations"))
         pairs = task.demonstrations(self.steps * self.batch, generator)
         demonstrations = _tensors([(prompt.text, text) for prompt, text in pairs], alphabet)
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=self.learning_rate,
+        batches = zip(*(tensor.split(self.batch) for tensor in demonstrations), strict=True)
+        fit(
+            model,
+            (partial(_imitation_loss, model, *batch) for batch in batches),
+            steps=self.steps,
+            warmup=self.warmup,
+            learning_rate=self.learning_rate,
+            final_lr_fraction=self.final_lr_fraction,
             betas=(self.beta1, self.beta2),
             weight_decay=self.weight_decay,
+            max_gradient_norm=self.max_gradient_norm,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_fraction)
-        batches = zip(*(tensor.split(self.batch) for tensor in demonstrations), strict=True)
-        for ids_BL, counted_BL in batches:
-            optimizer.zero_grad()
-            _imitation_loss(model, ids_BL, counted_BL).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), self.max_gradient_norm)
-            optimizer.step()
-            schedule.step()
-
-    def _lr_fraction(self, step: int) -> float:
-        """Rises linearly over ``warmup`` steps, then falls along a cosine."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine
 
 
 def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor) -> Tensor:
@@ -171,78 +152,13 @@ def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor)
 
 def _tensors(pairs: Sequence[tuple[str, str]], alphabet: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Right-padded ids of prompts with completions, and which of them the loss counts."""
-    id_of = {character: index for index, character in enumerate(alphabet, len(_SPECIALS))}
-    missing = {character for pair in pairs for text in pair for character in text} - {*id_of}
-    if missing:
-        raise PolicyError(
-            f"the task's demonstrations have the characters {sorted(missing)}, which are not in"
-            f" its alphabet {''.join(alphabet)!r}; expected every character of prompts and"
-            " completions there, since each is a token. Add them to the task's alphabet()."
-        )
+    require_alphabet(pairs, alphabet)
+    id_of = {character: index for index, character in enumerate(alphabet, len(SPECIALS))}
     rows: list[Tensor] = []
     counted: list[Tensor] = []
     for prompt, completion in pairs:
-        ids = [_BEGIN, *(id_of[c] for c in prompt), *(id_of[c] for c in completion), _END]
+        ids = [BEGIN, *(id_of[c] for c in prompt), *(id_of[c] for c in completion), END]
         rows.append(torch.tensor(ids))
         counted.append(torch.arange(len(ids)) > len(prompt))
     pad = nn.utils.rnn.pad_sequence
-    return pad(rows, batch_first=True, padding_value=_PAD), pad(counted, batch_first=True)
-
-
-def _alphabet(task: Task) -> list[str]:
-    alphabet = list(dict.fromkeys(task.alphabet()))
-    if not alphabet:
-        raise PolicyError(
-            f"task {type(task).__name__!r} has no alphabet, and the tiny policy makes a token of"
-            " each of its characters; expected a string of all characters of prompts and"
-            " completions. Write the task's alphabet(), or choose policy.name='hf'."
-        )
-    return alphabet
-
-
-def _tokenizer(alphabet: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a character, a begin token in front of every text."""
-    vocabulary = {piece: index for index, piece in enumerate([*_SPECIALS, *alphabet])}
-    tokenizer = cast(Any, Tokenizer)(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{_SPECIALS[_BEGIN]} $A", special_tokens=[(_SPECIALS[_BEGIN], _BEGIN)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=_SPECIALS[_PAD],
-        eos_token=_SPECIALS[_END],
-        bos_token=_SPECIALS[_BEGIN],
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _cache_folder() -> Path:
-    folder = Path(os.environ.get("SEGCREDIT_CACHE") or "~/.cache/segcredit").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PolicyError(
-            f"the cache folder {str(folder)!r} cannot be made ({error.strerror}); expected one"
-            " that can be written, for the weights of the warm start. Set SEGCREDIT_CACHE to a"
-            " folder of yours."
-        ) from error
-    return folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """One process at a time makes the file; no lock is taken where it is there already."""
-    with contextlib.nullcontext() if path.exists() else FileLock(path.with_suffix(".lock")):
-        yield
-
-
-def _save(model: nn.Module, path: Path) -> None:
-    """Appears whole: no reader ever meets half a file."""
-    write_atomically(path, save({name: x.contiguous() for name, x in model.state_dict().items()}))
-
-
-def _stream(seed: int, name: str) -> int:
-    """A seed for one purpose, from the policy's seed and the purpose's name."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])
+    return pad(rows, batch_first=True, padding_value=PAD), pad(counted, batch_first=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from segcredit.credit import token_rewards
+from segcredit.protocols import Prompt
 from segcredit.types import Continuations, RolloutBatch, TokenScores
 
 SYMBOLS = " \na"
@@ -92,6 +93,12 @@ class ToyPolicy(nn.Module):
         ids_P1 = torch.tensor(numbers, dtype=torch.long)[:, None]
         return ids_P1, torch.ones_like(ids_P1, dtype=torch.bool)
 
+    def encode_prompts(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
+        """One token a prompt; images are not read."""
+        return *self.encode([prompt.text for prompt in prompts]), ()
+
     def decode(
         self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
@@ -107,6 +114,7 @@ class ToyPolicy(nn.Module):
         self,
         prompt_ids: Int[Tensor, "B Tp"],
         prompt_mask: Bool[Tensor, "B Tp"],
+        extras: Sequence[Mapping[str, Tensor]] = (),
         *,
         max_new_tokens: int,
         greedy: bool,

@@ -163,7 +163,7 @@ def _subject(config: AuditConfig, truth: StoredTruth) -> Subject:
         reference = reference_gradient(run, truth.prompts, samples, file, of)
     return Subject(
         run=run,
-        frozen=frozen_rollouts(truth, SEEN),
+        frozen=frozen_rollouts(truth, SEEN, run.actor),
         practice=Practice(run, asked.training_steps),
         schemes={name: registry.advantages.from_table(table) for name, table in tables},
         batches=batches_of(truth, asked.gradient_batches),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from segcredit import credit
 from segcredit.build import Run, with_credit
+from segcredit.completions import with_extras
 from segcredit.errors import blame
 from segcredit.experience import Experience, assign
-from segcredit.protocols import AdvantageScheme
+from segcredit.protocols import AdvantageScheme, Policy
 from segcredit.sampling import Sampled, sample
 from segcredit.segmentation import Segmentation
 from segcredit.study.audit import gradient_moments
@@ -70,10 +71,11 @@ class Practice:
         return self._batches
 
 
-def frozen_rollouts(truth: Truth, half: int) -> Sampled:
+def frozen_rollouts(truth: Truth, half: int, policy: Policy) -> Sampled:
     """A truth's completions, with one part of its values for those plug-ins that read values."""
     values_BT = truth.values[:, half, :-1].nan_to_num(0.0)
     rollouts = truth.rollouts.replace(token_values=values_BT.to(truth.rollouts.rewards.dtype))
+    rollouts = with_extras(rollouts, policy, truth.prompts)
     prompts = tuple(truth.prompts[number] for number in truth.prompt_numbers.tolist())
     return Sampled(rollouts, prompts, tokens=0, rounds=1)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ from segcredit.errors import StudyError
 from segcredit.study.audit.moments import square
 from segcredit.study.figures import response_credit
 from segcredit.study.report.drawings import drawn
-from segcredit.study.report.view import Block, Note
+from segcredit.study.report.view import Block, Note, Pictures
 
 if TYPE_CHECKING:
+    from segcredit.protocols import Prompt
     from segcredit.study.auditing import Audit
 
 MOST_PANELS, MOST_LINES = 6, 4
@@ -57,11 +59,14 @@ def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
         " the config."
     )
     for row in moving_rows(values_BHE, rewards_B):
-        prompt = audit.truth.prompts[int(audit.truth.prompt_numbers[row])].key
+        asked = audit.truth.prompts[int(audit.truth.prompt_numbers[row])]
+        prompt = asked.key
         length = int(audit.truth.rollouts.action_mask[row].sum())
         part = moving_part(values_BHE[row, :, : length + 1])
         shown = _arrays(audit, row, part, list(JUDGES), scheme)
         title = f"{prompt}: reward {rewards_B[row]:g}"
+        if asked.images:
+            yield pictures(asked)
         yield drawn(
             f"{name}-{row}",
             lambda width, shown=shown, title=title: response_credit(
@@ -71,6 +76,16 @@ def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
             f" {rewards_B[row]:g}. {_extent(part, length)}",
             outlines=False,
         )
+
+
+def pictures(prompt: Prompt) -> Pictures:
+    """The images of a prompt, and its text."""
+    content = [base64.b64encode(image).decode() for image in prompt.images]
+    kinds = ["jpeg" if image.startswith(b"\xff\xd8") else "png" for image in prompt.images]
+    return Pictures(
+        [f"data:image/{kind};base64,{one}" for kind, one in zip(kinds, content, strict=True)],
+        f"What the prompt {prompt.key} shows; its text is: {prompt.text}",
+    )
 
 
 def moving_rows(values_BHE: NDArray[np.float64], rewards_B: NDArray[np.float64]) -> list[int]:

@@ -108,6 +108,16 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
+class Pictures:
+    """Images that a prompt shows, with what the prompt says."""
+
+    kind: ClassVar[str] = "pictures"
+    sources: Sequence[str]
+    """As ``data:`` addresses."""
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Runs that stopped with one sentence."""
 
@@ -125,7 +135,7 @@ class Code:
     text: str
 
 
-Block = Note | Listing | Table | Drawing | Failure | Code
+Block = Note | Listing | Table | Drawing | Pictures | Failure | Code
 
 
 @dataclass(frozen=True, slots=True)

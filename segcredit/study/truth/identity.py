@@ -29,7 +29,7 @@ def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str
         "format": _FORMAT,
         **whose(config),
         "train": {"micro_tokens": config.train.micro_tokens},
-        "prompts": _digest([[prompt.key, prompt.text, prompt.answer] for prompt in prompts]),
+        "prompts": _digest([_content(prompt) for prompt in prompts]),
         "truth": dict(settings),
     }
     return json.loads(json.dumps(found, default=str))
@@ -72,6 +72,11 @@ def require_same(path: object, there: Identity, now: Identity) -> None:
         " were measured with. Give the config that it was measured with, or choose another"
         " directory and measure there."
     )
+
+
+def _content(prompt: Prompt) -> list[Any]:
+    images = [hashlib.sha256(image).hexdigest() for image in prompt.images]
+    return [prompt.key, prompt.text, prompt.answer, *images]
 
 
 def _digest(content: object) -> str:

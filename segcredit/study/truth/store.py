@@ -11,10 +11,11 @@ on the same machine, as if nothing had happened.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from segcredit.atomic import remove_temporaries, write_atomically
 from segcredit.build import build, environment
-from segcredit.completions import score
+from segcredit.completions import score, with_extras
 from segcredit.config import RunConfig
 from segcredit.errors import StudyError
 from segcredit.exclusive import exclusive
@@ -74,7 +75,7 @@ class StoredTruth(Truth):
         Raises:
             StudyError: it does not.
         """
-        _require_policy(self.path, policy, self.rollouts, micro_tokens)
+        _require_policy(self.path, policy, self.rollouts, self.prompts, micro_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def load_truth(path: str | Path) -> StoredTruth:
     """
     path = Path(path)
     found = _read(path)
-    prompts = [Prompt(**prompt) for prompt in found["prompts"]]
+    prompts = [_prompt(**prompt) for prompt in found["prompts"]]
     count = -(-len(prompts) // PROMPTS_A_PART)
     parts = [_part(path, found["identity"], part) for part in range(count)]
     whole = [part for part in parts if part is not None]
@@ -194,7 +195,12 @@ def _write(path: Path, plan: Plan, more: dict[str, Any]) -> None:
         "identity": plan.identity,
         "environment": environment(plan.config),
         "prompts": [
-            {"key": prompt.key, "text": prompt.text, "answer": prompt.answer}
+            {
+                "key": prompt.key,
+                "text": prompt.text,
+                "answer": prompt.answer,
+                "images": [base64.b64encode(content).decode() for content in prompt.images],
+            }
             for prompt in plan.prompts
         ],
     }
@@ -214,6 +220,10 @@ def _read(path: Path) -> dict[str, Any]:
         " Usually the directory holds no truth, or the file was edited: choose another directory,"
         " or remove the file and measure again, which keeps the parts that fit."
     )
+
+
+def _prompt(*, images: Sequence[str] = (), **fields: Any) -> Prompt:
+    return Prompt(**fields, images=tuple(map(base64.b64decode, images)))
 
 
 def _part(path: Path, found: Identity, number: int) -> Part | None:
@@ -245,12 +255,20 @@ def _require_parts_policy(path: Path, plan: Plan, missing: list[int], policy: Po
     part = _part(path, plan.identity, there[0]) if there else None
     if part is not None:
         rollouts = rollouts_of(part.rows, plan.prompts)
-        _require_policy(path, policy, rollouts, plan.config.train.micro_tokens)
+        micro_tokens = plan.config.train.micro_tokens
+        _require_policy(path, policy, rollouts, plan.prompts, micro_tokens)
 
 
-def _require_policy(path: Path, policy: Policy, rollouts: RolloutBatch, micro_tokens: int) -> None:
+def _require_policy(
+    path: Path,
+    policy: Policy,
+    rollouts: RolloutBatch,
+    prompts: Sequence[Prompt],
+    micro_tokens: int,
+) -> None:
     device = next(cast(nn.Module, policy).parameters()).device
-    now_BT = score(policy, _on(rollouts, device), micro_tokens=micro_tokens).logprobs.cpu()
+    whole = with_extras(_on(rollouts, device), policy, prompts)
+    now_BT = score(policy, whole, micro_tokens=micro_tokens).logprobs.cpu()
     mask_BT = rollouts.action_mask
     off = float((now_BT - rollouts.logprobs)[mask_BT].abs().mean())
     if not off <= _NEAR:

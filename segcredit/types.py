@@ -33,6 +33,15 @@ class RowTable:
         taken = {f.name: _take(getattr(self, f.name), index) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
         return type(self)(**taken)
 
+    def to(self: Rows, device: torch.device) -> Rows:
+        """The same with every tensor on a device; ``extras`` stay where the policy put them."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in fields.items()
+        }
+        return type(self)(**moved)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RolloutBatch(RowTable):

@@ -119,6 +119,7 @@ def _rewarded(run: Run, prompts: Sequence[Prompt], generator: torch.Generator) -
 def _gradient(run: Run, rollouts: RolloutBatch, advantages_BT: Tensor, rows: Tensor) -> Parameters:
     """(D,) the mean over these completions."""
     parameters = [parameter for _, parameter in _trained(cast(nn.Module, run.actor))]
+    rows = rows.to(rollouts.action_mask.device)
     total: Tensor | None = None
     for piece in micro_batches(rollouts.action_mask[rows], run.config.train.micro_tokens):
         chosen = rows[piece]

@@ -72,10 +72,14 @@ class Practice:
 
 
 def frozen_rollouts(truth: Truth, half: int, policy: Policy) -> Sampled:
-    """A truth's completions, with one part of its values for those plug-ins that read values."""
+    """A truth's completions, with one part of its values for those plug-ins that read values.
+
+    On the policy's device, and with what the policy reads of the prompts besides their ids.
+    """
+    device = next(cast(nn.Module, policy).parameters()).device
     values_BT = truth.values[:, half, :-1].nan_to_num(0.0)
     rollouts = truth.rollouts.replace(token_values=values_BT.to(truth.rollouts.rewards.dtype))
-    rollouts = with_extras(rollouts, policy, truth.prompts)
+    rollouts = with_extras(rollouts.to(device), policy, truth.prompts)
     prompts = tuple(truth.prompts[number] for number in truth.prompt_numbers.tolist())
     return Sampled(rollouts, prompts, tokens=0, rounds=1)
 

@@ -12,7 +12,6 @@ on the same machine, as if nothing had happened.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segcredit.atomic import remove_temporaries, write_atomically
 from segcredit.build import build, environment
@@ -267,7 +266,7 @@ def _require_policy(
     micro_tokens: int,
 ) -> None:
     device = next(cast(nn.Module, policy).parameters()).device
-    whole = with_extras(_on(rollouts, device), policy, prompts)
+    whole = with_extras(rollouts.to(device), policy, prompts)
     now_BT = score(policy, whole, micro_tokens=micro_tokens).logprobs.cpu()
     mask_BT = rollouts.action_mask
     off = float((now_BT - rollouts.logprobs)[mask_BT].abs().mean())
@@ -278,10 +277,3 @@ def _require_policy(
             " another policy under the same name. Usually its weights were changed since, or it"
             " was trained anew by another version of torch. Measure in another directory."
         )
-
-
-def _on(rollouts: RolloutBatch, device: torch.device) -> RolloutBatch:
-    fields = {f.name: getattr(rollouts, f.name) for f in dataclasses.fields(rollouts)}
-    return rollouts.replace(
-        **{name: x.to(device) for name, x in fields.items() if isinstance(x, Tensor)}
-    )

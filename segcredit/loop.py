@@ -27,7 +27,7 @@ from segcredit.errors import RecordError, StorageError, TrainingError
 from segcredit.evaluate import evaluate
 from segcredit.exclusive import exclusive
 from segcredit.experience import Experience, collect
-from segcredit.recording import tables
+from segcredit.recording import images, tables
 from segcredit.records import RunRecords
 from segcredit.recovery import damage, last_good_state
 from segcredit.streams import stream
@@ -88,6 +88,8 @@ def _iterate(config: RunConfig, directory: Path, *, resume: bool) -> Iterator[Ro
             figures = improve(run, experience, step)
             row = _row(run, experience, figures, row, step, started)
             if step % config.record.every == 0 or step == config.train.steps:
+                for image in images(run, experience):  # first: no table names a missing file
+                    records.image(image)
                 for name, columns in tables(run, experience, step).items():
                     records.table(name, step, columns)
             _record(run, records, row)

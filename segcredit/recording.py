@@ -10,6 +10,7 @@ from torch import Tensor
 from segcredit.build import Run
 from segcredit.experience import Experience
 from segcredit.groups import group_place
+from segcredit.image_files import image_name
 from segcredit.step_tables import TableName
 
 Columns = dict[str, Any]
@@ -28,18 +29,30 @@ def tables(run: Run, experience: Experience, step: int) -> dict[TableName, Colum
     return made
 
 
+def images(run: Run, experience: Experience) -> list[bytes]:
+    """The images of the prompts of recorded responses; files that ``tables`` names."""
+    if not run.config.record.responses:
+        return []
+    keys = dict.fromkeys(experience.rollouts.prompt_keys)
+    return [image for key in keys for image in experience.simulator.prompts[key].images]
+
+
 def _responses(experience: Experience, step: int) -> Columns:
     rollouts = experience.rollouts
-    texts = [experience.simulator.prompts[key].text for key in rollouts.prompt_keys]
+    prompts = experience.simulator.prompts
+    shown = {
+        key: " ".join(map(image_name, prompts[key].images)) for key in set(rollouts.prompt_keys)
+    }
     every_row = torch.arange(len(rollouts), device=rollouts.group.device)
     return {
         **_names(experience, every_row, step),
-        "prompt_text": texts,
+        "prompt_text": [prompts[key].text for key in rollouts.prompt_keys],
         "text": list(rollouts.texts),
         "reward": rollouts.rewards.cpu().numpy(),
         "truncated": rollouts.truncated.cpu().numpy(),
         "tokens": rollouts.action_mask.sum(1).cpu().numpy(),
         "segments": experience.segmentation.counts.cpu().numpy(),
+        "images": [shown[key] for key in rollouts.prompt_keys],
     }
 
 

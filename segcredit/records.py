@@ -5,6 +5,7 @@
     status.json         "running", "interrupted", "failed" or "finished", and what stopped it
     metrics.jsonl       a row a step, appended and synced; a torn last line is ignored
     responses/  segments/  tokens/    Parquet, see segcredit.step_tables
+    images/             what prompts show, see segcredit.image_files
     checkpoints/        see segcredit.checkpoint
 
 Every file but ``metrics.jsonl`` appears atomically (segcredit.atomic). One process writes a run
@@ -26,6 +27,7 @@ from typing import Any, cast, final
 
 from segcredit.atomic import remove_temporaries, unwritten, write_atomically
 from segcredit.errors import RecordError
+from segcredit.image_files import remove_unfinished_images, write_image
 from segcredit.step_tables import (
     TableName,
     cut_tables,
@@ -199,6 +201,17 @@ class RunRecords:
         """
         write_step(self.path, name, step, columns)
 
+    def image(self, content: bytes) -> None:
+        """Keeps an image that a prompt shows, once however often it is shown.
+
+        Args:
+            content: of its file, such as a PNG.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        write_image(self.path, content)
+
     def cut_after(self, step: int) -> None:
         """Drops every row recorded after ``step``, so that a resumed run records them anew.
 
@@ -216,6 +229,7 @@ class RunRecords:
             write_atomically(file, b"".join(kept))
         remove_temporaries(self.path)
         cut_tables(self.path, step)
+        remove_unfinished_images(self.path)
 
     def begin(self) -> None:
         """Calls the run running.

@@ -44,6 +44,7 @@ TABLES: dict[TableName, pa.Schema] = {
             "truncated": pa.bool_(),
             "tokens": pa.int64(),
             "segments": pa.int64(),
+            "images": pa.string(),
         }
     ),
     "segments": pa.schema(

@@ -42,6 +42,7 @@ SECTIONS = [
     "stability",
     "values",
     "segments",
+    "responses",
     "settings",
     "environment",
     "python",
@@ -312,6 +313,7 @@ def test_what_is_not_recorded_is_said(tmp_path: Path) -> None:
     assert "recorded any of entropy, kl" in page.of("stability")
     assert "recorded 'value_loss'" in page.of("values")
     assert "recorded segments" in page.of("segments")
+    assert "No run recorded responses" in page.of("responses")
     assert "The runs differ in no key." in page.of("settings")
     assert page.tags["figure"] == 0
 
@@ -428,27 +430,36 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path, undrawn: list[str]) -
 # Large studies.
 
 
-def test_neither_tokens_nor_texts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_never_read_and_texts_of_the_runs_that_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leave_undrawn(monkeypatch, [name for name in FIGURES if name != "segment_shapes"])
     path = study(tmp_path)
-    for run in ("newline0", "whole1"):
+    texts = {"newline0": "shown", "newline1": "never read", "whole1": "shown too"}
+    for run, text in texts.items():
         columns = {"prompt": ["p"], "response": [0], "segment": [0], "start": [0], "end": [4]}
         records = RunRecords(path / run)
-        records.table("segments", 1, {**columns, "text": ["never read"]})
-        records.table("responses", 1, {"prompt": ["p"], "response": [0], "text": ["never read"]})
+        records.table("segments", 1, {**columns, "text": [text]})
+        columns = {"prompt": ["p", "q"], "response": [0, 0], "reward": [1.0, None]}
+        for step, written in ((1, "never read"), (2, text)):
+            records.table("responses", step, {**columns, "text": [written, "never read"]})
         (path / run / "tokens").mkdir(exist_ok=True)
         (path / run / "tokens" / "all.parquet").write_bytes(b"not even Parquet")
-    asked: list[tuple[str, Any]] = []
+    asked: list[tuple[str, Any, int]] = []
     read = Runs.read
 
     def watched(self: Runs, table: Any, columns: Any = None, *rest: Any, **more: Any) -> Any:
-        asked.append((table, columns))
+        asked.append((table, columns, len(self)))
         return read(self, table, columns, *rest, **more)
 
     monkeypatch.setattr(Runs, "read", watched)
     page = Page(write_report(path))
-    assert ("segments", ["start", "end"]) in asked
-    assert {table for table, _ in asked} <= {"steps", "segments"}
+    assert ("segments", ["start", "end"], len(read_runs(path))) in asked
+    assert {table for table, _, runs in asked if runs > 1} <= {"steps", "segments"}
+    assert {table for table, *_ in asked} <= {"steps", "segments", "responses"}
+    assert sum(runs == 1 for *_, runs in asked) == 3 * 2  # two groups
+    assert all("text" not in columns for _, columns, runs in asked if columns and runs > 1)
+    assert "shown too" in page.of("responses")
     assert "never read" not in page.source
     assert "damaged" not in page.of("runs")
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from segcredit.image_files import image_name
 from segcredit.records import RunRecords
 from segcredit.study.report import write_report
 
@@ -45,11 +48,32 @@ def make_study(path: Path) -> None:
             row |= dict.fromkeys(METRICS, value / 40)
             run.metrics(row | {"cpu_seconds": step * (1 + seed)})
         ends = {"start": [0, 3, 4], "end": [3, 4, 9 + cell], "segment": [0, 1, 2]}
-        run.table("segments", 1, {"prompt": ["p"] * 3, "response": [0] * 3, **ends})
+        of = {"prompt": ["p"] * 3, "response": [0] * 3, "text": [EVIL, " and ", "more" * 40]}
+        run.table("segments", 1, {**of, **ends})
+        record_responses(run)
         if number == 11:
             run.fail("TrainingError", f"{EVIL} " + "unbroken" * 20, "Traceback\n  " + "x" * 300)
         else:
             run.finish()
+
+
+def record_responses(run: RunRecords) -> None:
+    """Two, with a small image, a wide one and one that is lost; the second text is a long one."""
+    files = [BytesIO(), BytesIO()]
+    Image.new("RGB", (16, 16), "red").save(files[0], "PNG")
+    Image.new("RGB", (1600, 400), "green").save(files[1], "JPEG")
+    for file in files:
+        run.image(file.getvalue())
+    names = [*(image_name(file.getvalue()) for file in files), "lost.png"]
+    columns = {
+        "prompt": ["p", "q"],
+        "response": [0, 0],
+        "prompt_text": ["What is it? " * 9, EVIL],
+        "text": [f"{EVIL} and {'more' * 40}", f"{EVIL}\n" * 99],
+        "reward": [1.0, 0.0],
+        "images": [" ".join(names), ""],
+    }
+    run.table("responses", 1, columns)
 
 
 METRICS = (
@@ -214,7 +238,9 @@ def test_text_is_not_cut_off_and_can_be_told_from_its_ground(report: Path, open_
         return "rgb(255, 255, 255)";
       };
       return Object.fromEntries(["p", "h1", "h2", "a[href]", "td", "th", "caption", "figcaption",
-        "summary", ".failure strong", "pre", "footer p"].map(selector => {
+        "summary", ".failure strong", "pre", ".facts", ".prompt",
+        ".written span:nth-of-type(odd)", ".written span:nth-of-type(even)", "footer p"
+        ].map(selector => {
           const element = document.querySelector(`body ${selector}`);
           const both = [getComputedStyle(element).color, ground(element)].map(light);
           return [selector, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)];
@@ -229,8 +255,8 @@ def test_text_is_not_cut_off_and_can_be_told_from_its_ground(report: Path, open_
 
 def test_it_is_read_without_scripts(report: Path, open_page: Any) -> None:
     page = open_page(report, java_script_enabled=False).page
-    assert page.locator("section").count() == 12
-    assert page.locator("section >> visible=true").count() == 12
+    assert page.locator("section").count() == 13
+    assert page.locator("section >> visible=true").count() == 13
     assert page.locator("thead button").count() == 0
     assert EVIL in page.locator("#results tbody").first.inner_text()
 
@@ -242,6 +268,24 @@ def test_a_traceback_opens_on_demand(report: Path, open_page: Any) -> None:
     page.click("text=Traceback")
     assert trace.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_responses_stand_beside_their_images(report: Path, open_page: Any, width: int) -> None:
+    page = open_page(report, width).page
+    assert page.locator(".response").count() == 2 * 4
+    first = page.locator(".response").first
+    small, wide = (first.locator("img").nth(place).bounding_box() for place in range(2))
+    assert small["width"] == small["height"] == 128
+    assert 300 < wide["width"] <= width
+    assert wide["width"] == pytest.approx(4 * wide["height"], rel=0.01)  # no image is distorted
+    loaded = "[...document.images].every(each => each.complete && each.naturalWidth > 0)"
+    assert page.evaluate(loaded)
+    assert "lost.png" in first.inner_text()
+    written = page.locator(".response").nth(1).locator(".written")
+    assert not written.is_visible()
+    page.locator(".response").nth(1).locator("summary").click()
+    assert written.inner_text().count(EVIL) == 99
 
 
 def test_a_click_on_a_heading_sorts(report: Path, open_page: Any) -> None:

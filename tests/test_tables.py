@@ -157,6 +157,7 @@ FULL = {
         "truncated": [True],
         "tokens": [1],
         "segments": [1],
+        "images": [""],
     },
     "segments": {
         "prompt": ["p"],

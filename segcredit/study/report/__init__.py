@@ -15,6 +15,7 @@ from segcredit.study.figures.style import label
 from segcredit.study.report import audits, drawings, findings, overview, view
 from segcredit.study.report.grouping import default_by
 from segcredit.study.report.page import require_place, write_page
+from segcredit.study.report.trained_responses import responses_section
 from segcredit.study.report.view import Note, Section
 from segcredit.study.statistics import metrics_of
 from segcredit.study.tables import Runs, read_runs, require_known
@@ -33,7 +34,7 @@ def write_report(
     Figures, tables and style are inside the file; it asks nothing of a network, and is read
     without JavaScript, which only sorts its tables. What was not recorded is said in a sentence.
     Runs may still be going on. Of the recorded tables the steps are read whole, of the segments
-    their places, and neither texts nor tokens. The same runs give the same bytes.
+    their places, no tokens, and texts of one step of a few runs. The same runs give the same bytes.
 
     Args:
         path: runs at any depth below it.
@@ -120,6 +121,7 @@ def _training_sections(runs: Runs, by: Sequence[str], metric: str) -> list[Secti
         drawings.heat_map_section(runs, by, metric),
         findings.costs_section(runs, by, metric),
         *drawings.training_sections(runs, by),
+        responses_section(runs, by),
     ]
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from segcredit.errors import StudyError
 from segcredit.study.audit.moments import square
 from segcredit.study.figures import response_credit
 from segcredit.study.report.drawings import drawn
-from segcredit.study.report.view import Block, Note, Pictures
+from segcredit.study.report.view import Block, Note, Pictures, image_source
 
 if TYPE_CHECKING:
     from segcredit.protocols import Prompt
@@ -80,10 +79,8 @@ def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
 
 def pictures(prompt: Prompt) -> Pictures:
     """The images of a prompt, and its text."""
-    content = [base64.b64encode(image).decode() for image in prompt.images]
-    kinds = ["jpeg" if image.startswith(b"\xff\xd8") else "png" for image in prompt.images]
     return Pictures(
-        [f"data:image/{kind};base64,{one}" for kind, one in zip(kinds, content, strict=True)],
+        list(filter(None, map(image_source, prompt.images))),
         f"What the prompt {prompt.key} shows; its text is: {prompt.text}",
     )
 

@@ -5,12 +5,15 @@ The template only lays them out. Whatever is text here is escaped there.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from markupsafe import Markup
+
+from segcredit.image_files import image_kind
 
 MISSING = "–"
 """Stands where nothing was measured."""
@@ -118,6 +121,44 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Some characters of a response."""
+
+    text: str
+    is_segment: bool = False
+    """Whether they are one segment, to be told from the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a policy wrote, beside what it was asked.
+
+    Args:
+        title: which one it is, and its reward.
+        facts: where it is from, and its sizes.
+        prompt: the prompt's text.
+        images: those of the prompt, as ``data:`` addresses.
+        pieces: the response's text.
+        notes: what cannot be shown, and why.
+        long: characters from which a text is folded away.
+    """
+
+    kind: ClassVar[str] = "response"
+    title: str
+    facts: str
+    prompt: str
+    images: Sequence[str]
+    pieces: Sequence[Piece]
+    notes: Sequence[str] = ()
+    long: int = 1_200
+
+    @property
+    def length(self) -> int:
+        """Characters of the response."""
+        return sum(len(piece.text) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Runs that stopped with one sentence."""
 
@@ -135,7 +176,7 @@ class Code:
     text: str
 
 
-Block = Note | Listing | Table | Drawing | Pictures | Failure | Code
+Block = Note | Listing | Table | Drawing | Pictures | Response | Failure | Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +259,12 @@ def intervals(
         left, right = (centre, centre) if math.isnan(start + end) else (start, end)
         cells.append(Cell("", None, Interval(place(left), place(centre), place(right), mark)))
     return cells
+
+
+def image_source(content: bytes) -> str:
+    """An image as a ``data:`` address; '' for a kind that browsers do not show."""
+    kind = image_kind(content)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if kind else ""
 
 
 def counted(count: int, thing: str, things: str | None = None) -> str:

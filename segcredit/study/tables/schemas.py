@@ -62,7 +62,7 @@ AUDIT_SCHEMA = pa.schema(
 
 CATEGORIES: dict[Table, list[str]] = {
     "steps": [],
-    "responses": ["prompt", "prompt_text"],
+    "responses": ["prompt", "prompt_text", "images"],
     "segments": ["prompt"],
     "tokens": ["prompt", "text"],
     "audit": ["segmenter", "estimator", "advantage", "question", "figure", "at"],

@@ -1,0 +1,170 @@
+"""A few responses of training runs, the best and the worst of a step, as they were written."""
+
+# pandas and pyarrow ship no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.dataset as ds
+
+from segcredit.errors import RecordError
+from segcredit.image_files import read_image
+from segcredit.step_tables import table_files
+from segcredit.study.report.grouping import shown
+from segcredit.study.report.view import (
+    Block,
+    Note,
+    Piece,
+    Response,
+    Section,
+    counted,
+    image_source,
+)
+from segcredit.study.tables import Runs
+
+MOST_GROUPS = 6
+"""Groups of which a run's responses are shown."""
+MOST_BYTES = 1_000_000
+"""Of an image that is put into the page."""
+MOST_CHARACTERS = 20_000
+"""Of a prompt or a response."""
+
+_COLUMNS = ["prompt", "response", "prompt_text", "text", "reward", "truncated", "tokens", "images"]
+
+
+def responses_section(runs: Runs, by: Sequence[str]) -> Section:
+    """The response with the highest reward and that with the lowest, of a run of each group.
+
+    They are those of the last recorded step of the first run that recorded any. Nothing else is
+    read of the other runs' responses, nor of other steps' texts.
+
+    Args:
+        runs: training runs.
+        by: the settings that make the groups.
+    """
+    recorded = _first_recorded(runs, by)
+    if not recorded:
+        said = "No run recorded responses; set record.responses to see some here."
+        return Section("responses", "Responses", [Note(said)])
+    said = (
+        "The response with the highest reward and the one with the lowest, of equals the first, in"
+        " the last recorded step of the first run of each group that recorded responses. Shades"
+        " that alternate are segments, where these were recorded."
+    )
+    if len(recorded) > MOST_GROUPS:
+        said += f" {MOST_GROUPS} of {len(recorded):,} groups are shown."
+    blocks: list[Block] = [Note(said)]
+    for group, run in list(recorded.items())[:MOST_GROUPS]:
+        blocks += _of_run(runs, run, group)
+    return Section("responses", "Responses", blocks)
+
+
+def marked(text: str, segments: Sequence[str]) -> list[Piece]:
+    """A text in pieces, of which those that are segments can be told from what is between them.
+
+    Args:
+        text: a completion.
+        segments: the texts of its segments, in their order; empty ones are left out.
+
+    Returns:
+        Pieces that together are the text; the text in one piece where the segments are not in it.
+    """
+    pieces: list[Piece] = []
+    end = 0
+    for segment in filter(None, segments):
+        start = text.find(segment, end)
+        if start < 0:
+            return [Piece(text)]
+        pieces += [Piece(text[end:start]), Piece(segment, is_segment=True)]
+        end = start + len(segment)
+    return [piece for piece in [*pieces, Piece(text[end:])] if piece.text]
+
+
+def _first_recorded(runs: Runs, by: Sequence[str]) -> dict[str, str]:
+    """The first run with responses by its group's name, in the order of the runs."""
+    table: Any = runs.runs
+    found: dict[str, str] = {}
+    for run, *values in table[["run", *by]].itertuples(index=False, name=None):
+        group = ", ".join(map(shown, values))
+        if group not in found and table_files(runs.directories[str(run)], "responses"):
+            found[group] = str(run)
+    return found
+
+
+def _of_run(runs: Runs, run: str, group: str) -> Iterator[Block]:
+    """Of the last recorded step of a run, which may be damaged, or without rewards."""
+    one = runs.select([run])
+    last = one.read("responses", ["step"])["step"].max()
+    at = ds.field("step") == last
+    rows: Any = one.read("responses", _COLUMNS, where=at).dropna(subset=["text", "reward"])
+    segments: Any = one.read("segments", ["prompt", "response", "segment", "text"], where=at)
+    runs.left_out |= one.left_out
+    if rows.empty:
+        yield Note(f"{group}: the run {run} has no response with a reward that can be read.")
+        return
+    ends = dict.fromkeys([int(rows["reward"].argmax()), int(rows["reward"].argmin())])
+    for place, end in zip(ends, ["highest", "lowest"], strict=False):
+        row = rows.iloc[place].to_dict()
+        mine = (segments["prompt"] == row["prompt"]) & (segments["response"] == row["response"])
+        parts = segments[mine].sort_values("segment")["text"].dropna().tolist()
+        said = f"the {end} reward" if len(ends) > 1 else "the reward of all"
+        where = f"Run {run}, step {last}, {counted(len(rows), 'response')}."
+        yield _response(runs.directories[run], row, parts, f"{group}: {said}", where)
+
+
+def _response(
+    path: Path, row: dict[str, Any], segments: Sequence[str], title: str, where: str
+) -> Response:
+    sources, missing = _images(path, row["images"])
+    is_long = len(row["text"]) > MOST_CHARACTERS
+    return Response(
+        title=f"{title}, {row['reward']:.4g}",
+        facts=f"{where} {_facts(row, segments)}",
+        prompt=_shortened(row["prompt_text"]) if pd.notna(row["prompt_text"]) else "",
+        images=sources,
+        pieces=[Piece(_shortened(row["text"]))] if is_long else marked(row["text"], segments),
+        notes=missing,
+    )
+
+
+def _shortened(text: str) -> str:
+    left = len(text) - MOST_CHARACTERS
+    return f"{text[:MOST_CHARACTERS]}… {left:,} more characters" if left > 0 else text
+
+
+def _facts(row: dict[str, Any], segments: Sequence[str]) -> str:
+    """The prompt's key, the response's place in its group and its sizes, as far as recorded."""
+    said = [f"Prompt {row['prompt']}, response {row['response']}"]
+    if pd.notna(row["tokens"]):
+        said.append(counted(int(row["tokens"]), "token"))
+    if segments:
+        said.append(counted(len(segments), "segment"))
+    if pd.notna(row["truncated"]):
+        said.append("truncated" if row["truncated"] else "not truncated")
+    return ", ".join(said) + "."
+
+
+def _images(path: Path, names: Any) -> tuple[list[str], list[str]]:
+    """The images that can be shown, as addresses, and a sentence on each other one."""
+    sources: list[str] = []
+    missing: list[str] = []
+    for name in str(names).split() if pd.notna(names) else []:
+        try:
+            content = read_image(path, name)
+        except RecordError as error:
+            missing.append(str(error))
+            continue
+        source = image_source(content)
+        if source and len(content) <= MOST_BYTES:
+            sources.append(source)
+        else:
+            why = "is too large for a page" if source else "is of a kind that browsers do not show"
+            missing.append(f"The image {name} of the run {why}.")
+    return sources, missing

@@ -48,6 +48,8 @@ bench: install
 	$(BIN)/python benchmarks/segment_speed.py
 	$(BIN)/python benchmarks/read_runs.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/scoring.py
 
 # Writes the boundary model that ships with the package again; the same bytes' worth of weights each time.
 boundaries: install

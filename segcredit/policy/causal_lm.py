@@ -24,6 +24,7 @@ from segcredit.errors import PolicyError
 from segcredit.policy.images import ImagePrompts
 from segcredit.policy.inputs import IDS, ModelInputs
 from segcredit.policy.prefixes import Prefixes
+from segcredit.policy.token_distributions import token_distributions
 from segcredit.protocols import Prompt, Sampler
 from segcredit.types import RolloutBatch, TokenScores
 
@@ -346,15 +347,14 @@ class CausalPolicy(_Deterministic):
         self, hidden_NH: Tensor, ids_N: Tensor
     ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
         """Log-probs of the ids and entropies, in nats, of the distributions sampled from."""
-        output = _output_layer(self.model)
-        logits_NV = output(hidden_NH.to(output.weight.dtype)).float() / self.temperature
-        suppressed = list(self.suppressed_ids)
-        logits_NV = logits_NV.index_fill(1, _index(suppressed, logits_NV), -torch.inf)
-        logprobs_NV = logits_NV.log_softmax(1)
-        # 0 * -inf is NaN, so that the suppressed ids' log-probs have to go before the product.
-        finite_NV = logprobs_NV.index_fill(1, _index(suppressed, logits_NV), 0.0)
-        entropies_N = -(logprobs_NV.exp() * finite_NV).sum(1)
-        return logprobs_NV.gather(1, ids_N[:, None])[:, 0], entropies_N
+        logprobs_N, entropies_N = token_distributions(
+            _output_layer(self.model),
+            hidden_NH,
+            ids_N,
+            temperature=self.temperature,
+            suppressed_X=_index(list(self.suppressed_ids), ids_N),
+        )
+        return logprobs_N.float(), entropies_N.float()
 
 
 def _draws(shares_MV: Tensor, counts_M: Tensor, generator: torch.Generator) -> Int[Tensor, "N"]:

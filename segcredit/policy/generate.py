@@ -56,13 +56,13 @@ class Generate(Sampler):
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
                 generation_config=config,
-                **({} if cache is None else {_cache_name(model): cache}),
+                **({} if cache is None else {cache_name(model): cache}),
                 **(inputs or {}),
             )
         return ids_BL[:, prompt_ids.shape[1] :]
 
 
-def _cache_name(model: nn.Module) -> str:
+def cache_name(model: nn.Module) -> str:
     """Of the argument that takes keys and values; it was renamed in transformers 5.24."""
     parameters = inspect.signature(model.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"

@@ -9,19 +9,18 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM
 
+from sampling_models import (
+    ENDS,
+    MODELS,
+    SIZES,
+    SUPPRESSED,
+    drawn_by,
+    made,
+    some_prompts,
+    up_to_the_end,
+)
 from segcredit import load_config, registry
 from segcredit.build import build
 from segcredit.completions import as_rollouts, complete
@@ -35,96 +34,15 @@ from segcredit.protocols import Prompt
 from small import SMALL
 from vision_models import BEGIN, CLASSES, PAD, UNKNOWN, image
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "initializer_range": 0.4,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
-MODELS: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SIZES)),
-    "tied": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "long": (
-        LlamaForCausalLM,
-        LlamaConfig(
-            **SIZES,
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 100.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
-            },
-        ),
-    ),
-    "biased": (LlamaForCausalLM, LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)),
-    "qwen": (Qwen2ForCausalLM, Qwen2Config(**SIZES)),
-    "gpt2": (
-        GPT2LMHeadModel,
-        GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=4, initializer_range=0.4),
-    ),
-}
 FAST = {"llama", "tied", "long"}
-ENDS = (1, 7)
-SUPPRESSED = (0, 2, 5)
-
-
-def _made(name: str) -> Any:
-    make, config = MODELS[name]
-    torch.manual_seed(3)
-    model = make(config).eval()
-    with torch.no_grad():  # norms and biases that do nothing would hide a forgotten one
-        for key, x in model.named_parameters():
-            if x.ndim == 1:
-                x.add_(0.3 * torch.randn_like(x)) if "bias" not in key else x.normal_(0, 0.3)
-    return model
-
-
-def _prompts(rows: int = 24, width: int = 7) -> tuple[Tensor, Tensor]:
-    """Left-padded, of unequal lengths; each one comes twice."""
-    source = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, 30, (rows // 2, width), generator=source)
-    mask = torch.arange(width) >= torch.arange(rows // 2)[:, None] % width
-    ids = ids.where(mask, 0)
-    return ids.repeat_interleave(2, 0), mask.repeat_interleave(2, 0)
-
-
-def _drawn(sampler: Any, model: nn.Module, **changed: Any) -> Tensor:
-    ids, mask = _prompts()
-    options: dict[str, Any] = {
-        "max_new_tokens": 24,
-        "temperature": 1.0,
-        "greedy": False,
-        "end_ids": ENDS,
-        "pad_id": 0,
-        "suppressed_ids": SUPPRESSED,
-        "generator": torch.Generator().manual_seed(0),
-    }
-    return sampler.sample(model, ids, mask, **(options | changed))
-
-
-def _counted(ids_BT: Tensor, ends: tuple[int, ...] = ENDS) -> list[list[int]]:
-    """Each row up to its first end token."""
-    rows: list[list[int]] = []
-    for row in ids_BT.tolist():
-        places = [place for place, token in enumerate(row) if token in ends]
-        rows.append(row[: places[0] + 1] if places else row)
-    return rows
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_tokens_are_those_of_generate(name: str) -> None:
-    model = _made(name)
+    model = made(name)
     assert is_small_llama(model) == (name in FAST)
-    found = _counted(_drawn(Lean(), model, greedy=True))
-    assert found == _counted(_drawn(Generate(), model, greedy=True))
+    found = up_to_the_end(drawn_by(Lean(), model, greedy=True))
+    assert found == up_to_the_end(drawn_by(Generate(), model, greedy=True))
     lengths = {len(row) for row in found}
     assert len(lengths) > 2, "rows ought to end at different times"
 
@@ -148,9 +66,9 @@ def test_every_step_draws_from_the_models_own_distribution(
     name: str, recorded: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lean, "KEPT", 0.0)  # rows keep their places, so that they can be compared
-    model = _made(name)
-    ids, mask = _prompts()
-    drawn = _drawn(Lean(), model)
+    model = made(name)
+    ids, mask = some_prompts()
+    drawn = drawn_by(Lean(), model)
     whole, seen = (
         torch.cat([ids, drawn], 1),
         torch.nn.functional.pad(mask, (0, drawn.shape[1]), value=True),
@@ -167,8 +85,8 @@ def test_every_step_draws_from_the_models_own_distribution(
 def test_rows_that_have_ended_leave_and_the_others_do_not_notice(
     name: str, recorded: list[Tensor]
 ) -> None:
-    model = _made(name)
-    found = _counted(_drawn(Lean(), model, greedy=True))
+    model = made(name)
+    found = up_to_the_end(drawn_by(Lean(), model, greedy=True))
     rows = [len(logits) for logits in recorded]
     assert rows[0] == 24
     assert rows[-1] < 24
@@ -179,12 +97,12 @@ def test_rows_that_have_ended_leave_and_the_others_do_not_notice(
 
 
 def test_equal_prompts_are_read_once() -> None:
-    model = _made("llama")
+    model = made("llama")
     read: list[int] = []
     model.model.register_forward_pre_hook(
         lambda _, __, options: read.append(len(options["input_ids"])), with_kwargs=True
     )
-    _drawn(Lean(), model)
+    drawn_by(Lean(), model)
     assert read == [12]
 
 
@@ -195,8 +113,8 @@ def _shares(logits_V: Tensor, temperature: float) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_first_tokens_come_as_often_as_the_model_says(temperature: float) -> None:
-    model = _made("llama")
-    ids, mask = _prompts()
+    model = made("llama")
+    ids, mask = some_prompts()
     rows = 20_000
     found = Lean().sample(
         model,
@@ -236,13 +154,15 @@ def test_no_token_of_no_share_is_drawn_and_chances_of_zero_are_drawn_from(
 
 
 def test_the_generator_decides_and_the_global_one_is_left() -> None:
-    model = _made("llama")
+    model = made("llama")
     state = torch.get_rng_state()
-    first, again = (_drawn(Lean(), model) for _ in range(2))
+    first, again = (drawn_by(Lean(), model) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(first, _drawn(Lean(), model, generator=torch.Generator().manual_seed(9)))
-    assert _drawn(Lean(), model, max_new_tokens=0).shape == (24, 0)
+    assert not torch.equal(
+        first, drawn_by(Lean(), model, generator=torch.Generator().manual_seed(9))
+    )
+    assert drawn_by(Lean(), model, max_new_tokens=0).shape == (24, 0)
     # What is drawn can be trained on: tensors made for inference alone could not.
     model(input_ids=first).logits.sum().backward()
 
@@ -252,16 +172,16 @@ def test_the_step_by_hand_is_for_plain_layers_alone() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * 1.5
 
-    model = _made("llama")
-    plain = _counted(_drawn(Lean(), model, greedy=True))
+    model = made("llama")
+    plain = up_to_the_end(drawn_by(Lean(), model, greedy=True))
     layer = model.model.layers[1].self_attn
     adapted = Adapted(32, 32, bias=False)
     adapted.load_state_dict(layer.q_proj.state_dict())
     layer.q_proj = adapted
     assert not is_small_llama(model)
-    found = _counted(_drawn(Lean(), model, greedy=True))
-    assert found == _counted(_drawn(Generate(), model, greedy=True)) != plain
-    assert not is_small_llama(_made("llama").bfloat16())
+    found = up_to_the_end(drawn_by(Lean(), model, greedy=True))
+    assert found == up_to_the_end(drawn_by(Generate(), model, greedy=True)) != plain
+    assert not is_small_llama(made("llama").bfloat16())
 
 
 @pytest.mark.parametrize(
@@ -277,7 +197,7 @@ def test_the_step_by_hand_is_for_plain_layers_alone() -> None:
 )
 def test_what_cannot_be_sampled_is_a_sentence(make: Any, config: Any, sentence: str) -> None:
     with pytest.raises(PolicyError, match=sentence) as found:
-        _drawn(Lean(), make(config).eval())
+        drawn_by(Lean(), make(config).eval())
     assert "sampler.name='generate'" in str(found.value)
 
 

@@ -13,24 +13,20 @@ plug-ins included: what a killed audit left is taken as it is, what was edited i
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from segcredit.atomic import write_atomically
 from segcredit.errors import StudyError
 from segcredit.study.audit.arrays import Floats, Ints
 from segcredit.study.auditing.credits import Credits
+from segcredit.study.sealed_parquet import read_sealed, write_sealed
 from segcredit.study.tables.schemas import AUDIT, AUDIT_SCHEMA
 
 CREDITS = "credits"
-_LABEL = b"segcredit"
 _SCHEMA = pa.schema(
     {
         "segment_ids": pa.list_(pa.int32()),
@@ -53,31 +49,28 @@ def write_credits(path: Path, name: str, found: Credits) -> None:
     label |= {"name": name, "schemes": list(found.advantages)}
     lengths_B = (found.segment_ids >= 0).sum(1).tolist()
     rows = [_row(found, row, length) for row, length in enumerate(lengths_B)]
-    table = pa.Table.from_pylist(rows, _SCHEMA.with_metadata({_LABEL: _json(label)}))
-    _write(path / CREDITS / f"{name}.parquet", table)
+    write_sealed(_file(path, name), rows, _SCHEMA, label)
 
 
 def read_credits(path: Path, name: str) -> Credits | None:
     """One unit's credits; None where there are none, or only a damaged file."""
     try:
-        table = pq.read_table(path / CREDITS / f"{name}.parquet", page_checksum_verification=True)
-        label = json.loads((table.schema.metadata or {})[_LABEL])
-        rows = cast("list[dict[str, Any]]", table.to_pylist())
-        schemes = cast("list[str]", label.pop("schemes"))
-        if label.pop("name") != name or set(label) != set(_WHOLE):
-            return None
-        return Credits(
-            **label,
-            segment_ids=_padded([row["segment_ids"] for row in rows], -1).astype(np.int64),
-            state_values=_padded([row["state_values"] for row in rows], 0.0),
-            token_values=_token_values(rows),
-            advantages={
-                scheme: _padded([row["advantages"][number] for row in rows], 0.0)
-                for number, scheme in enumerate(schemes)
-            },
-        )
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        label, rows = read_sealed(_file(path, name))
+    except StudyError:
         return None
+    schemes = cast("list[str]", label.pop("schemes", []))
+    if label.pop("name", None) != name or set(label) != set(_WHOLE):
+        return None
+    return Credits(
+        **label,
+        segment_ids=_padded([row["segment_ids"] for row in rows], -1).astype(np.int64),
+        state_values=_padded([row["state_values"] for row in rows], 0.0),
+        token_values=_token_values(rows),
+        advantages={
+            scheme: _padded([row["advantages"][number] for row in rows], 0.0)
+            for number, scheme in enumerate(schemes)
+        },
+    )
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[str, Any]) -> None:
@@ -90,9 +83,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[st
             ``failed``, the units that are not there, with the reason; ``truth``, where that is,
             from ``path``; ``resampling``, how the intervals were made.
     """
-    schema = AUDIT_SCHEMA.with_metadata({_LABEL: _json(label)})
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema)
-    _write(path / AUDIT, table)
+    write_sealed(path / AUDIT, rows, AUDIT_SCHEMA, label)
 
 
 def table_label(path: Path) -> dict[str, Any]:
@@ -101,16 +92,18 @@ def table_label(path: Path) -> dict[str, Any]:
     Raises:
         StudyError: there is no table, or it cannot be read.
     """
-    try:
-        metadata = pq.read_schema(path / AUDIT).metadata or {}
-        label = json.loads(metadata[_LABEL])
-        return {key: label[key] for key in ("credits", "failed", "truth", "resampling")}
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    label, _ = read_sealed(path / AUDIT)
+    missing = {"credits", "failed", "truth", "resampling"} - label.keys()
+    if missing:
         raise StudyError(
-            f"{path / AUDIT} cannot be read ({error}); expected the table of a finished audit."
-            " Usually the directory holds none, or the audit was interrupted: run it again, which"
-            " keeps what is there."
-        ) from error
+            f"{path / AUDIT} says nothing of {', '.join(sorted(missing))}; expected the table of a"
+            " finished audit of this version. Run the audit again, which keeps what is there."
+        )
+    return label
+
+
+def _file(path: Path, name: str) -> Path:
+    return path / CREDITS / f"{name}.parquet"
 
 
 def _row(found: Credits, row: int, length: int) -> dict[str, Any]:
@@ -136,13 +129,3 @@ def _padded(rows: Sequence[Sequence[float]], fill: float) -> Floats:
     for row, values in enumerate(rows):
         padded[row, : len(values)] = values
     return padded
-
-
-def _json(content: object) -> bytes:
-    return json.dumps(content).encode()
-
-
-def _write(file: Path, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    write_atomically(file, buffer.getvalue())

@@ -9,21 +9,19 @@ Lists have an entry a token, those of values one more; what belongs to a half is
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from segcredit.atomic import write_atomically
 from segcredit.credit import token_rewards
+from segcredit.errors import StudyError
 from segcredit.protocols import Prompt
+from segcredit.study.sealed_parquet import read_sealed, write_sealed
 from segcredit.study.truth.measure import MeasuredValues
 from segcredit.types import RolloutBatch
 
@@ -47,7 +45,6 @@ _SCHEMA = pa.schema(
         "counts": pa.list_(pa.list_(pa.int64())),
     }
 )
-_LABEL = b"segcredit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +102,18 @@ def write_part(path: Path, part: Part) -> None:
         StorageError: the disk refuses it.
     """
     label = {name: getattr(part, name) for name in Part.__slots__ if name != "rows"}
-    schema = _SCHEMA.with_metadata({_LABEL: json.dumps(label).encode()})
-    buffer = io.BytesIO()
-    table = pa.Table.from_pylist(part.rows, schema)
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    write_atomically(path, buffer.getvalue())
+    write_sealed(path, part.rows, _SCHEMA, label)
 
 
 def read_part(path: Path, number: int, truth: str) -> Part | None:
     """The part; None where there is none, or not the one that is asked for, or a damaged one."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        label = json.loads((table.schema.metadata or {})[_LABEL])
-        part = Part(**label, rows=cast("list[dict[str, Any]]", table.to_pylist()))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        label, rows = read_sealed(path)
+        part = Part(**label, rows=rows)
+    except (StudyError, TypeError):
         return None
-    found = (part.number, part.truth, set(table.schema.names))
-    return part if found == (number, truth, set(_SCHEMA.names)) else None
+    same_columns = all(set(row) == set(_SCHEMA.names) for row in rows)
+    return part if (part.number, part.truth, same_columns) == (number, truth, True) else None
 
 
 def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> RolloutBatch:

@@ -340,14 +340,18 @@ def test_shuffled_keeps_the_number_of_segments_and_deals_the_places():
     )
     assert torch.equal(Shuffled(Newline()).segment(rollouts).counts, inner.counts)
     assert not torch.equal(starts_BT[0], starts_BT[1])
-    # Every inner place is as likely: cuts over places, summed over many rows.
+    # Every inner place is as likely: by tenths of the row, as many cuts as places, times the rate.
     mask_BT = rollouts.action_mask
     inside_BT = mask_BT & (mask_BT.cumsum(1) > 1)
-    expected_B1 = (inner.counts - 1)[:, None] / inside_BT.sum(1, keepdim=True).clamp(min=1)
-    off = (starts_BT.float().mean(0) - expected_B1)[inside_BT]
-    assert abs(float(off.mean())) < 1e-6
-    first_half = off[: len(off) // 2]
-    assert abs(float(first_half.mean())) < 0.05
+    ranks_BT, places_B1 = inside_BT.cumsum(1), inside_BT.sum(1, keepdim=True).clamp(min=1)
+    tenths_BT = ((ranks_BT - 1) * 10 // places_B1).clamp(0, 9)
+    rate_BT = ((inner.counts - 1)[:, None] / places_B1).expand_as(ranks_BT)
+    cuts, expected = torch.zeros(10), torch.zeros(10)
+    cuts.index_add_(0, tenths_BT[inside_BT], starts_BT.float().sum(0)[inside_BT])
+    expected.index_add_(0, tenths_BT[inside_BT], 2 * rate_BT[inside_BT])
+    assert float(expected.min()) > 30
+    # Chi-square with 9 degrees of freedom; sampling without replacement makes it smaller.
+    assert float(((cuts - expected) ** 2 / expected).sum()) < 23.6  # .005
 
 
 def _starts(segmentation: Segmentation) -> torch.Tensor:

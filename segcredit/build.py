@@ -20,12 +20,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from transformers import get_scheduler
 
 from segcredit import registry
 from segcredit.config import RunConfig
 from segcredit.errors import ConfigError, TrainingError
+from segcredit.learner import Learner, learner
 from segcredit.protocols import (
     AdvantageScheme,
     Policy,
@@ -38,32 +37,6 @@ from segcredit.protocols import (
 from segcredit.streams import forked, stream
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Learner:
-    """A module with what trains it; ``optimizer`` is None where there are no parameters."""
-
-    module: Any
-    optimizer: Any
-    schedule: Any
-    gradient_clip: float
-    epochs: int
-
-    def state_dict(self) -> dict[str, Any]:
-        """Module, optimizer and schedule, for a checkpoint."""
-        state = {"module": self.module.state_dict()}
-        if self.optimizer is not None:
-            state["optimizer"] = self.optimizer.state_dict()
-            state["schedule"] = self.schedule.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        self.module.load_state_dict(state["module"])
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,17 +87,17 @@ def build(config: RunConfig) -> Run:
     train = config.train
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     reference = deepcopy(policy).requires_grad_(False) if needs_reference else None
-    learner = _learner(
-        accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, config
+    trained = learner(
+        accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, train
     )
-    actor = cast(Policy, accelerator.unwrap_model(learner.module))
+    actor = cast(Policy, accelerator.unwrap_model(trained.module))
     return Run(
         config=config,
         accelerator=accelerator,
         task=task,
         held_out=tuple(task.evaluation(config.evaluate.prompts)),
         pool=_pool(task, config),
-        policy=learner,
+        policy=trained,
         reference=reference and reference.to(accelerator.device),  # pyright: ignore[reportArgumentType]
         **_credit(config, accelerator, actor),
     )
@@ -150,8 +123,8 @@ def _credit(config: RunConfig, accelerator: Accelerator, policy: Policy) -> dict
         "segmenter": _named(registry.segmenters, config.segmenter),
         "ratio_segmenter": _optional(registry.segmenters, config.loss.ratio_segmenter),
         "estimator": estimator,
-        "state": _learner(
-            accelerator, state, value.learning_rate, value.gradient_clip, value.epochs, config
+        "state": learner(
+            accelerator, state, value.learning_rate, value.gradient_clip, value.epochs, config.train
         ),
         "advantage": _named(registry.advantages, config.advantage),
         "process_reward": _optional(registry.process_rewards, config.process_reward),
@@ -171,33 +144,6 @@ def _pool(task: Task, config: RunConfig) -> tuple[Prompt, ...]:
             f" {sizes.prompts} of them; expected at least as many. Raise rollouts.prompt_pool."
         )
     return pool
-
-
-def _learner(
-    accelerator: Accelerator,
-    module: nn.Module,
-    learning_rate: float,
-    gradient_clip: float,
-    epochs: int,
-    config: RunConfig,
-) -> Learner:
-    train = config.train
-    # What warmed it up may have left gradients, which the first backward pass would add to.
-    module.zero_grad(set_to_none=True)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not parameters:
-        return Learner(module.to(accelerator.device), None, None, gradient_clip, 0)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=train.betas, weight_decay=train.weight_decay
-    )
-    schedule = get_scheduler(
-        train.schedule,
-        optimizer,
-        num_warmup_steps=train.warmup_steps,
-        num_training_steps=train.steps,
-    )
-    module, optimizer = accelerator.prepare(module, optimizer)
-    return Learner(module, optimizer, schedule, gradient_clip, epochs)
 
 
 def _named(plugins: registry.Registry[T], table: dict[str, Any]) -> T:

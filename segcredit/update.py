@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from segcredit.aggregation import aggregate_loss, loss_count
-from segcredit.build import Learner, Run
+from segcredit.build import Run
 from segcredit.completions import micro_batches
 from segcredit.errors import TrainingError, blame
 from segcredit.experience import Experience
+from segcredit.learner import Learner
 from segcredit.objective import kl_divergence, surrogate_loss
 from segcredit.streams import stream
 from segcredit.types import TokenScores

@@ -1,0 +1,79 @@
+"""A module with what trains it: optimizer, schedule, clipping."""
+
+# Accelerate and transformers carry no types: what they return is unknown here, and only here.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import get_scheduler
+
+from segcredit.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learner:
+    """A module with what trains it; ``optimizer`` is None where there are no parameters."""
+
+    module: Any
+    optimizer: Any
+    schedule: Any
+    gradient_clip: float
+    epochs: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Module, optimizer and schedule, for a checkpoint."""
+        state = {"module": self.module.state_dict()}
+        if self.optimizer is not None:
+            state["optimizer"] = self.optimizer.state_dict()
+            state["schedule"] = self.schedule.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.module.load_state_dict(state["module"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+
+
+def learner(
+    accelerator: Accelerator,
+    module: nn.Module,
+    learning_rate: float,
+    gradient_clip: float,
+    epochs: int,
+    train: TrainConfig,
+) -> Learner:
+    """A module on the accelerator's device with its optimizer and schedule.
+
+    Args:
+        accelerator: whose device it is.
+        module: what is trained; without parameters there is no optimizer.
+        learning_rate: its own.
+        gradient_clip: its own.
+        epochs: its own.
+        train: what all learners share: betas, weight decay, schedule, steps.
+    """
+    # What warmed it up may have left gradients, which the first backward pass would add to.
+    module.zero_grad(set_to_none=True)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        return Learner(module.to(accelerator.device), None, None, gradient_clip, 0)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=train.betas, weight_decay=train.weight_decay
+    )
+    schedule = get_scheduler(
+        train.schedule,
+        optimizer,
+        num_warmup_steps=train.warmup_steps,
+        num_training_steps=train.steps,
+    )
+    module, optimizer = accelerator.prepare(module, optimizer)
+    return Learner(module, optimizer, schedule, gradient_clip, epochs)

@@ -25,6 +25,7 @@ from segcredit.policy.images import ImagePrompts
 from segcredit.policy.inputs import IDS, ModelInputs
 from segcredit.policy.prefixes import Prefixes
 from segcredit.policy.token_distributions import token_distributions
+from segcredit.policy.token_states import first_prompt_column, token_states
 from segcredit.protocols import Prompt, Sampler
 from segcredit.types import RolloutBatch, TokenScores
 
@@ -202,7 +203,7 @@ class CausalPolicy(_Deterministic):
         All rows are sampled in one batch. Ids after the first end token are the pad id; T is at
         most ``max_new_tokens``. The images of a prompt are seen once, however many rows it has.
         """
-        first = _first_prompt_column(prompt_mask)
+        first = first_prompt_column(prompt_mask)
         ids, mask, cache, more = prompt_ids[:, first:], prompt_mask[:, first:], None, None
         if extras:
             firsts_B = _first_rows(ids, extras)
@@ -374,54 +375,11 @@ def _draws(shares_MV: Tensor, counts_M: Tensor, generator: torch.Generator) -> I
     return drawn_MC[asked_MC]
 
 
-def token_states(
-    base: nn.Module, rollouts: RolloutBatch, inputs: ModelInputs
-) -> Float[Tensor, "B T H"]:
-    """The state that each action token was drawn from, by one pass of a base model.
-
-    Args:
-        base: A model that returns ``last_hidden_state`` (B,L,H), causal.
-        rollouts: Reads the prompts, the completion ids, the action mask and the extras.
-        inputs: Makes what the model reads besides ids and mask.
-
-    Returns:
-        (B,T,H) float32: the state after the prompt and every token before t; 0 off the mask.
-    """
-    first = _first_prompt_column(rollouts.prompt_mask)
-    prompt_BP = rollouts.prompt_ids[:, first:]
-    prompt_mask_BP = rollouts.prompt_mask[:, first:]
-    width = _last_column(rollouts.action_mask) + 1
-    # Nothing is drawn from the state after the last token, so that it need not be read.
-    read_BT = rollouts.completion_ids[:, : max(width - 1, 0)]
-    # Completions need no mask: they are padded on the right, and no token sees what follows it.
-    mask_BL = torch.cat([prompt_mask_BP, torch.ones_like(read_BT, dtype=torch.bool)], 1)
-    ids_BL, after = torch.cat([prompt_BP, read_BT], 1), [read_BT.shape[1]] * len(read_BT)
-    given = inputs.prepared(base, ids_BL, mask_BL, rollouts.extras, after)
-    output = base(**given, use_cache=False)
-    before = prompt_BP.shape[1] - 1
-    states_BTH = output.last_hidden_state[:, before : before + width].float()
-    states_BTH = states_BTH.masked_fill(~rollouts.action_mask[:, :width, None], 0.0)
-    missing = rollouts.completion_ids.shape[1] - width
-    return nn.functional.pad(states_BTH, (0, 0, 0, missing))
-
-
-def _first_prompt_column(mask_BP: Tensor) -> int:
-    """The first column in which any prompt has a token; 0 where none has."""
-    used_P = mask_BP.any(0)
-    return int(used_P.int().argmax()) if used_P.numel() else 0
-
-
 def _first_rows(ids_BP: Tensor, extras: Sequence[Mapping[str, Tensor]]) -> Int[Tensor, "B"]:
     """Of each row the first one with the same prompt and images."""
     keys = list(zip(map(id, extras), map(tuple, ids_BP.cpu().numpy().tolist()), strict=True))
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     return torch.tensor([first[key] for key in keys], device=ids_BP.device)
-
-
-def _last_column(mask_BT: Tensor) -> int:
-    """The last column in which any row is True; -1 where none is."""
-    used = mask_BT.any(0).nonzero()
-    return int(used[-1]) if len(used) else -1
 
 
 def _scatter(x_N: Tensor, mask_BT: Tensor) -> Tensor:

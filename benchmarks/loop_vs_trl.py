@@ -1,8 +1,8 @@
 """What a step costs here and in TRL's ``GRPOTrainer``: CPU-seconds of one thread.
 
     pip install trl==1.16.0
-    python benchmarks/loop_vs_trl.py --steps 40
-    python benchmarks/loop_vs_trl.py --steps 12 --model FOLDER --prompts 2 --completions 4 --tokens 32
+    python benchmarks/loop_vs_trl.py
+    python benchmarks/loop_vs_trl.py --steps 12 --model FOLDER --prompts 2 --tokens 32
 
 Both train the same model from the same weights, step by step in turns, in one process: TRL takes a
 step, then this loop takes it with the same prompts. Each samples for itself, as many tokens; the
@@ -13,9 +13,9 @@ Without ``--model`` it is a random Qwen2 of half a million parameters. One pass 
 minibatch, group-scaled advantages, no KL term; completions have all the same length. A step is
 everything between two steps: prompts, sampling, rewards, update, metrics.
 
-Columns: the sampler here; CPU-seconds a step of TRL and here, medians; here / TRL, the geometric
-mean over steps with its 95 % interval (Student's t on the logarithm, steps taken as independent);
-the largest difference of any parameter after the last step.
+Columns: letters of a prompt; the sampler here; CPU-seconds a step of TRL and here, medians; here
+over TRL, the geometric mean over steps with its 95 % interval (Student's t on the logarithm, steps
+taken as independent); the largest difference of any parameter after the last step.
 """
 
 # scipy, datasets and TRL ship no types.
@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class Shared:
     """What TRL drew in its last step, for the same step here."""
 
     prompts: list[str] = field(default_factory=list)
-    completions: list[list[int]] = field(default_factory=list)
+    ids: Any = torch.zeros(0)
     rewards: list[float] = field(default_factory=list)
     model: Any = None
     """The model here, as its sampler last saw it."""
@@ -78,12 +78,17 @@ class Shared:
     def judge(self, completions: Sequence[str], **columns: Any) -> list[float]:
         """A reward function of TRL's, which keeps what it is shown."""
         self.prompts = list(columns["prompts"])
-        self.completions = [list(ids) for ids in columns["completion_ids"]]
+        self.ids = torch.tensor(columns["completion_ids"])
         self.rewards = [reward(text) for text in completions]
         return self.rewards
 
 
 SHARED = Shared()
+SAMPLERS: dict[str, Sampler] = {
+    name: registry.samplers.build(name) for name in ("generate", "lean")
+}
+    name: registry.samplers.build(name) for name in ("generate", "lean")
+}
 
 
 @register.task("same")
@@ -115,15 +120,14 @@ class Same(Task):
 class Replaced(Sampler):
     """Samples like another sampler, completions without an end, and gives back those of TRL."""
 
-    inner: str
+    inner: Literal["generate", "lean"]
 
     def sample(self, model: Any, prompt_ids: Any, prompt_mask: Any, **options: Any) -> Any:
         """TRL's ids, row by row, where there are as many."""
         options["suppressed_ids"] = [*options["suppressed_ids"], *options["end_ids"]]
         SHARED.model = model
-        ids = registry.samplers.build(self.inner).sample(model, prompt_ids, prompt_mask, **options)
-        theirs = torch.tensor(SHARED.completions)
-        return theirs if theirs.shape == ids.shape else ids
+        ids = SAMPLERS[self.inner].sample(model, prompt_ids, prompt_mask, **options)
+        return SHARED.ids if SHARED.ids.shape == ids.shape else ids
 
 
 def tiny_model(folder: Path) -> None:
@@ -226,10 +230,12 @@ class Turns(TrainerCallback):
         self.mark = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        next(self.steps)  # step 0: builds the run, and evaluates
+        """Take step 0 here, which builds the run and evaluates."""
+        next(self.steps)
         self.mark = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Take the step here that TRL has just taken, and compare."""
         between = time.process_time()
         row = next(self.steps)
         end = time.process_time()
@@ -237,7 +243,7 @@ class Turns(TrainerCallback):
             raise ValueError(f"rewards differ: {row['reward']} here, TRL {SHARED.rewards}")
         self.seconds.append((between - self.mark, end - between))
         pairs = zip(more["model"].parameters(), SHARED.model.parameters(), strict=True)
-        self.difference = max(float((a - b).abs().max()) for a, b in pairs)
+        self.difference = max(float((a - b).detach().abs().max()) for a, b in pairs)
         self.mark = time.process_time()
 
 
@@ -253,37 +259,46 @@ def compared(
     return np.array(turns.seconds[WARM_UP:]), turns.difference
 
 
+def some_prompts(count: int, letters: int) -> list[str]:
+    """Random letters, a token each."""
+    chooser = random.Random(0)
+    return [" ".join(chooser.choices(string.ascii_lowercase, k=letters)) for _ in range(count)]
+
+
+def ratio(seconds: Any) -> str:
+    """Here over TRL, with its interval."""
+    logs = np.log(seconds[:, 1] / seconds[:, 0])
+    low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
+    return f"{math.exp(logs.mean()):.2f} [{math.exp(low):.2f}, {math.exp(high):.2f}]"
+
+
 def main() -> None:
-    """A line for each sampler."""
+    """A line for each length of prompts and sampler."""
     options = argparse.ArgumentParser()
     options.add_argument("--model", type=Path, help="a folder; without it a tiny random Qwen2")
     options.add_argument("--steps", type=int, default=40)
     options.add_argument("--prompts", type=int, default=8)
     options.add_argument("--completions", type=int, default=8)
     options.add_argument("--tokens", type=int, default=64)
-    options.add_argument("--samplers", nargs="+", default=["generate", "lean"])
+    options.add_argument("--letters", type=int, nargs="+", default=[16, 64])
+    options.add_argument("--samplers", nargs="+", default=["lean", "generate"])
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    chooser = random.Random(0)
-    letters = string.ascii_lowercase
-    texts = [
-        " ".join(chooser.choices(letters, k=16)) for _ in range(chosen.prompts * (chosen.steps + 1))
-    ]
-    print("   sampler   TRL s  here s               here / TRL  difference")
+    print("letters   sampler   TRL s  here s           here / TRL  difference")
     with tempfile.TemporaryDirectory() as folder:
         model = chosen.model or Path(folder)
         if chosen.model is None:
             tiny_model(model)
-        for sampler in chosen.samplers:
-            seconds, difference = compared(model, texts, sampler, chosen)
-            logs = np.log(seconds[:, 1] / seconds[:, 0])
-            low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
-            theirs, mine = np.median(seconds, axis=0)
-            print(
-                f"{sampler:>10} {theirs:7.3f} {mine:7.3f}   {math.exp(logs.mean()):5.2f}"
-                f" [{math.exp(low):.2f}, {math.exp(high):.2f}] {difference:11.1e}",
-                flush=True,
-            )
+        for letters in chosen.letters:
+            texts = some_prompts(chosen.prompts * (chosen.steps + 1), letters)
+            for sampler in chosen.samplers:
+                seconds, difference = compared(model, texts, sampler, chosen)
+                theirs, mine = np.median(seconds, axis=0)
+                print(
+                    f"{letters:7} {sampler:>9} {theirs:7.3f} {mine:7.3f} {ratio(seconds):>20}"
+                    f" {difference:11.1e}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from segcredit.protocols import Prompt
 from small import SMALL
 from vision_models import BEGIN, CLASSES, PAD, UNKNOWN, image
 
-FAST = {"llama", "tied", "long"}
+FAST = {"llama", "tied", "long", "qwen"}
 
 
 @pytest.mark.parametrize("name", MODELS)

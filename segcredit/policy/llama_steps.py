@@ -1,4 +1,4 @@
-"""One token more for every row of a small Llama, in few operations.
+"""One token more for every row of a small Llama or Qwen2, in few operations.
 
 At 64 hidden units a step of transformers' own forward is spent on calling modules. Here the
 projections of queries, keys and values are one matrix, turned and unturned, and so are the two of
@@ -10,7 +10,7 @@ units of a head, ``C`` columns there is room for, ``L`` columns filled, ``V`` vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, silu
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from segcredit.policy.key_values import keep_rows
 
 MOST_PARAMETERS = 20_000_000
 """Above, calling modules costs little of a step, and joined copies of the weights much."""
+_NORMS: dict[type, type] = {LlamaForCausalLM: LlamaRMSNorm, Qwen2ForCausalLM: Qwen2RMSNorm}
+"""Models that differ in biases alone, and the class of their norms."""
 _FIXED_WAVELENGTHS = ("default", "linear", "llama3")
 
 
@@ -34,15 +37,17 @@ def is_small_llama(model: nn.Module) -> bool:
 
     Adapters and quantisation replace layers, so that every layer's class is looked at.
     """
-    if type(model) is not LlamaForCausalLM or model.dtype != torch.float32:
+    norm_class = _NORMS.get(type(model))
+    if norm_class is None or model.dtype != torch.float32:
         return False
-    base: Any = model.model
+    llama: Any = model
+    base = llama.model
     return (
         all(type(part) is nn.Linear for part in _linears(model))
-        and all(type(norm) is LlamaRMSNorm for norm in (*_norms(base.layers), base.norm))
+        and all(type(norm) is norm_class for norm in (*_norms(base.layers), base.norm))
         and type(base.embed_tokens) is nn.Embedding
-        and not (model.config.attention_bias or model.config.mlp_bias)
-        and model.config.hidden_act == "silu"
+        and all(part.bias is None for part in _without_bias(base.layers))
+        and llama.config.hidden_act == "silu"
         and base.rotary_emb.rope_type in _FIXED_WAVELENGTHS
         and sum(x.numel() for x in model.parameters()) <= MOST_PARAMETERS
     )
@@ -54,6 +59,13 @@ def _linears(model: Any) -> Iterator[Any]:
         own, mlp = layer.self_attn, layer.mlp
         yield from (own.q_proj, own.k_proj, own.v_proj, own.o_proj)
         yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def _without_bias(layers: Any) -> Iterator[Any]:
+    """What must have none; queries, keys and values may have one."""
+    for layer in layers:
+        mlp = layer.mlp
+        yield from (layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
 def _norms(layers: Any) -> Iterator[nn.Module]:
@@ -69,6 +81,8 @@ class _Layer:
     after: Tensor
     reads: Tensor
     """Rows: queries and keys, the same turned by a right angle, values."""
+    bias: Tensor | None
+    """Of the rows of ``reads``."""
     writes: Tensor
     opens: Tensor
     """Rows: gate, up."""
@@ -77,15 +91,24 @@ class _Layer:
     @classmethod
     def of(cls, layer: Any, head: int) -> _Layer:
         own, mlp = layer.self_attn, layer.mlp
-        straight = torch.cat([own.q_proj.weight, own.k_proj.weight])
+        parts = (own.q_proj, own.k_proj, own.v_proj)
+        biased = parts[0].bias is not None
         return cls(
             before=layer.input_layernorm.weight,
             after=layer.post_attention_layernorm.weight,
-            reads=torch.cat([straight, _turned(straight, head), own.v_proj.weight]),
+            reads=_joined([part.weight for part in parts], head),
+            bias=_joined([part.bias[:, None] for part in parts], head)[:, 0] if biased else None,
             writes=own.o_proj.weight.t(),
             opens=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
             closes=mlp.down_proj.weight.t(),
         )
+
+
+def _joined(parts: Sequence[Tensor], head: int) -> Tensor:
+    """Rows of queries and keys, the same turned, rows of values."""
+    queries, keys, values = parts
+    straight = torch.cat([queries, keys])
+    return torch.cat([straight, _turned(straight, head), values])
 
 
 def _turned(weight: Tensor, head: int) -> Tensor:
@@ -146,7 +169,9 @@ class LlamaSteps:
         sin_N1D = self.sin_CD[self.positions_N][:, None]
         for number, layer in enumerate(self.layers):
             normed_NH = rms_norm(x_NH, size, layer.before, self.eps)
-            seen_NH = self._attend(number, linear(normed_NH, layer.reads), cos_N1D, sin_N1D)
+            seen_NH = self._attend(
+                number, linear(normed_NH, layer.reads, layer.bias), cos_N1D, sin_N1D
+            )
             x_NH = torch.addmm(x_NH, seen_NH, layer.writes)
             normed_NH = rms_norm(x_NH, size, layer.after, self.eps)
             gate, up = linear(normed_NH, layer.opens).chunk(2, 1)

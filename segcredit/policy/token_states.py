@@ -66,7 +66,7 @@ def _prompts_once(base: nn.Module, given: Mapping[str, Tensor], width: int) -> T
         return None
     output = base(**{name: x[first_U] for name, x in prompts.items()}, use_cache=True)
     name = cache_name(base)
-    cache = output[name]
+    cache = output.get(name)
     if not isinstance(cache, DynamicCache) or cache.get_seq_length() != width:
         return None
     last_B1H = output.last_hidden_state[place_B, -1:]

@@ -70,7 +70,7 @@ class Shared:
     """What TRL drew in its last step, for the same step here."""
 
     prompts: list[str] = field(default_factory=list)
-    ids: Any = torch.zeros(0)
+    ids: Any = field(default_factory=lambda: torch.zeros(0))
     rewards: list[float] = field(default_factory=list)
     model: Any = None
     """The model here, as its sampler last saw it."""
@@ -85,8 +85,6 @@ class Shared:
 
 SHARED = Shared()
 SAMPLERS: dict[str, Sampler] = {
-    name: registry.samplers.build(name) for name in ("generate", "lean")
-}
     name: registry.samplers.build(name) for name in ("generate", "lean")
 }
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.gguf_file import ENDING, plain_checkpoint
 from segcredit.policy.processors import without_videos
 from segcredit.policy.vision import MAX_PIXELS, vision_policy
 from segcredit.protocols import PolicySource, Sampler, Task
@@ -77,14 +78,16 @@ class Pretrained(PolicySource):
 
     def _read(self, dtype: torch.dtype) -> tuple[Any, Any]:
         """The model, and its tokenizer or the processor that holds one."""
+        gguf = self.model.endswith(ENDING)
+        source = str(plain_checkpoint(self.model)) if gguf else self.model
         try:
-            config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
             loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             reader = without_videos(PROCESSOR_MAPPING[type(config)]) if sees else AutoTokenizer
-            processor = reader.from_pretrained(self.model, trust_remote_code=False)
+            processor = reader.from_pretrained(source, trust_remote_code=False)
             model = loader.from_pretrained(
-                self.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
         # What transformers raises for names, files, configs and missing packages, in this order.
         except (OSError, ValueError, KeyError, ImportError) as error:

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from checkpoints import tiny_checkpoint
 from segcredit import load_config, train
-from segcredit.build import build
 from segcredit.errors import RecordError
 from segcredit.learner import Learner, learner
 from segcredit.loop import iterate
@@ -148,10 +148,8 @@ def test_copies_of_a_trained_module_hand_over_nothing() -> None:
 
 def test_a_run_in_bfloat16_resumes_to_the_bit(tmp_path: Path) -> None:
     """Policy and critic: every master after an interruption is that of the uninterrupted run."""
-    policy = build(load_config("grpo", SMALL)).actor
-    policy.model.save_pretrained(tmp_path / "model")
-    policy.tokenizer.save_pretrained(tmp_path / "model")
-    model = f"policy={{name='hf', model='{tmp_path / 'model'}', dtype='bfloat16'}}"
+    folder = tiny_checkpoint(tmp_path / "model", steps=40)
+    model = f"policy={{name='hf', model='{folder}', dtype='bfloat16'}}"
     small = [key for key in SMALL if not key.startswith("policy.")]
     config = load_config("ppo", [model, *small, "checkpoint.every=1", "checkpoint.keep=9"])
     train(config, tmp_path / "whole")

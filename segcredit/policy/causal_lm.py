@@ -9,7 +9,6 @@ reads, ``N`` action tokens of the batch, ``V`` vocabulary; the others as in ``se
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from segcredit.alignment import PieceTable, place_spans
+from segcredit.copies import copy_of_trained
 from segcredit.errors import PolicyError
 from segcredit.policy.images import ImagePrompts
 from segcredit.policy.inputs import IDS, ModelInputs
@@ -340,8 +340,11 @@ class CausalPolicy(_Deterministic):
         return ids_BT.where(mask_BT, self.pad_id), mask_BT, ~ended_BT.any(1)
 
     def trunk(self) -> Trunk:
-        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
-        return Trunk(copy.deepcopy(self.model.base_model), self.inputs)
+        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H).
+
+        What is frozen in the policy is shared, and the copy trains what the policy trains.
+        """
+        return Trunk(copy_of_trained(self.model.base_model), self.inputs)
 
     def _distributions(
         self, hidden_NH: Tensor, ids_N: Tensor
@@ -443,8 +446,9 @@ def _index(ids: list[int], like: Tensor) -> Tensor:
     return torch.tensor(ids, dtype=torch.long, device=like.device)
 
 
-def _output_layer(model: PreTrainedModel) -> nn.Linear:
-    return cast(nn.Linear, model.get_output_embeddings())
+def _output_layer(model: PreTrainedModel) -> Any:
+    """A linear layer, or one with adapters."""
+    return model.get_output_embeddings()
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

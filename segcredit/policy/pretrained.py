@@ -21,7 +21,9 @@ from transformers import (
 from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.gguf_file import ENDING, plain_checkpoint
+from segcredit.policy.lora import LoRA, add_adapters
 from segcredit.policy.processors import without_videos
+from segcredit.policy.recompute import recompute_layers
 from segcredit.policy.vision import MAX_PIXELS, vision_policy
 from segcredit.protocols import PolicySource, Sampler, Task
 
@@ -46,15 +48,23 @@ class Pretrained(PolicySource):
     """Whether a model that reads images is asked through its chat template, where it has one."""
     max_image_pixels: int = MAX_PIXELS
     """Of the largest image that is read; the model's processor makes it smaller afterwards."""
+    lora: LoRA | None = None
+    """Adapters that are trained in the place of the weights: a table, ``{}`` for its defaults."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again for their gradients, instead of being kept."""
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
-        """The checkpoint as a policy; neither the task nor the seed plays a part.
+        """The checkpoint as a policy; the task plays no part, the seed in adapters alone.
 
         Raises:
             PolicyError: the checkpoint cannot be had, lacks an end token, or reads images in a
                 way that is not known.
         """
         model, processor = self._read(_dtype(self.dtype))
+        if self.lora is not None:
+            add_adapters(model, self.lora, seed)
+        if self.gradient_checkpointing:
+            recompute_layers(model)
         tokenizer = getattr(processor, "tokenizer", processor)
         special = (tokenizer.pad_token_id, tokenizer.bos_token_id)
         suppressed = (*self.suppress, *(token for token in special if token is not None))

@@ -143,13 +143,25 @@ class CausalPolicy(_Deterministic):
         return self._padded(rows, texts)
 
     def encode_prompts(
-        self, prompts: Sequence[Prompt]
+        self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
         """Token ids of prompts, left-padded, their mask, and what else the model reads of each.
 
+        Args:
+            prompts: a prompt may come more than once.
+            room: tokens that are to follow each of them.
+
         Raises:
-            PolicyError: a prompt has no token, or images that cannot be read.
+            PolicyError: a prompt has no token, images that cannot be read, or no room for that
+                many tokens within the model's context.
         """
+        ids, mask, extras = self._encoded(prompts)
+        _require_room(self.model, prompts, mask, room)
+        return ids, mask, extras
+
+    def _encoded(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[Tensor, Tensor, tuple[Mapping[str, Tensor], ...]]:
         texts = [prompt.text for prompt in prompts]
         if self.images is None:
             _require_no_images(self.model, prompts)
@@ -440,6 +452,24 @@ def _require_no_images(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Non
                 " reads text alone; expected a model that reads images, such as Qwen2.5-VL."
                 " Choose another policy.model, or a task without images."
             )
+
+
+def _require_room(
+    model: PreTrainedModel, prompts: Sequence[Prompt], mask_PL: Tensor, room: int
+) -> None:
+    """That prompts with what follows them are no longer than the model was made for."""
+    config: Any = model.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or mask_PL.shape[1] + room <= limit:
+        return
+    lengths_P = mask_PL.sum(1)
+    longest = int(lengths_P.argmax())
+    raise PolicyError(
+        f"prompt {prompts[longest].key!r} has {int(lengths_P[longest])} tokens and {room} are to"
+        f" follow it, but the context of {type(model).__name__} is {limit} tokens; expected both"
+        " within it. Lower rollouts.max_new_tokens, shorten or leave out such prompts in the task,"
+        " or choose a model with a longer context."
+    )
 
 
 def _index(ids: list[int], like: Tensor) -> Tensor:

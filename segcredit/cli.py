@@ -317,6 +317,23 @@ def new_segmenter(
     out.print(f"Next: read {folder / 'README.md'}", soft_wrap=True)
 
 
+@app.command()
+def save_policy(
+    run: Annotated[Path, typer.Argument(help="A run directory; its last checkpoint is taken.")],
+    folder: Annotated[Path, typer.Argument(help="The new folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Merge adapters into the weights; else them alone.")
+    ] = False,
+    code: Code = None,
+) -> None:
+    """Write a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
+    from segcredit.loose_files import load_code
+    from segcredit.study.saved_policy import save_policy as write
+
+    load_code(code or [])
+    out.print(f"Policy: {write(run, folder, merged=merged)}", soft_wrap=True, highlight=False)
+
+
 @app.command("list")
 def list_plugins(code: Code = None) -> None:
     """Every registered plug-in with its distribution, file and first docstring line."""

@@ -242,8 +242,7 @@ def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) ->
 
 def _plain(value: Any) -> Any:
     """An option's value as a config holds it: a table for a dataclass that groups options."""
-    grouped = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return dataclasses.asdict(value) if grouped else value
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(type(value)) else value
 
 
 def _option_types(plugin: type[Any]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM
 from checkpoints import drawn, load, tiny_checkpoint
 from segcredit import load_config, read_runs, train
 from segcredit.build import build
+from segcredit.cli import main
 from segcredit.copies import copy_of_trained, frozen_copy
-from segcredit.errors import PolicyError, RegistryError
+from segcredit.errors import PolicyError, RegistryError, StudyError
 from segcredit.loop import iterate
 from segcredit.policy.lean import Lean
 from segcredit.policy.llama_steps import is_small_llama
 from segcredit.policy.lora import LoRA, merge_adapters, save_adapters
+from segcredit.study.saved_policy import save_policy
 from small import SMALL
 
 OPTIONS = [key for key in SMALL if not key.startswith("policy.")]
@@ -160,7 +162,7 @@ def test_whole_copies_share_nothing(folder: Path) -> None:
 def test_a_run_keeps_adapters_alone_learns_and_resumes_to_the_bit(
     folder: Path, tmp_path: Path
 ) -> None:
-    settings = config(folder, "ppo", "checkpoint.every=1", "checkpoint.keep=9")
+    settings = config(folder, "ppo", "checkpoint.every=1", "checkpoint.keep=9", "train.steps=3")
     whole = train(settings, tmp_path / "whole")
     for row in iterate(settings, tmp_path / "cut"):
         if row["step"] == 2:
@@ -169,14 +171,45 @@ def test_a_run_keeps_adapters_alone_learns_and_resumes_to_the_bit(
     states = {
         (name, step): torch.load(tmp_path / name / "checkpoints" / f"step_00000{step}.pt")
         for name in ("whole", "cut")
-        for step in (1, 4)
+        for step in (1, 3)
     }
     modules = {key: state["policy"]["module"] for key, state in states.items()}
-    assert all("lora_" in name for name in modules["whole", 4])
-    assert len(modules["whole", 4]) == 28
-    for name, x in modules["whole", 4].items():
-        assert torch.equal(x, modules["cut", 4][name]), name
+    assert all("lora_" in name for name in modules["whole", 3])
+    assert len(modules["whole", 3]) == 28
+    for name, x in modules["whole", 3].items():
+        assert torch.equal(x, modules["cut", 3][name]), name
         assert not torch.equal(x, modules["whole", 1][name]), name
-    size = (whole / "checkpoints" / "step_000004.pt").stat().st_size
+    size = (whole / "checkpoints" / "step_000003.pt").stat().st_size
     assert size < 400_000, "two sets of adapters with their moments; the model alone has 338 kB"
     assert read_runs(whole).runs["policy.lora.rank"].tolist() == [4]
+
+
+def test_a_runs_policy_is_saved_as_adapters_or_whole(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line, and read by peft, transformers and the policy `hf`."""
+    run = train(config(folder, "grpo", "train.steps=1"), tmp_path / "run")
+    for name, options in (("adapters", []), ("merged", ["--merged"])):
+        with pytest.raises(SystemExit):
+            main(["save-policy", str(run), str(tmp_path / name), *options])
+    assert f"Policy: {tmp_path / 'merged'}" in capsys.readouterr().out
+    assert not list((tmp_path / "adapters").glob("model*"))
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[2, 4, 7, 5]])
+    before = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapters")(ids).logits
+    assert not torch.equal(adapted, before)
+    merged = load(tmp_path / "merged")
+    torch.testing.assert_close(merged.model(ids).logits, adapted, atol=1e-5, rtol=0)
+    with pytest.raises(SystemExit):
+        main(["save-policy", str(run), str(tmp_path / "merged")])
+    assert "merged is not empty; expected a new folder" in capsys.readouterr().err
+
+
+def test_a_tiny_policy_is_saved_too_and_nothing_is_not(tmp_path: Path) -> None:
+    run = train(load_config("grpo", [*SMALL, "train.steps=1"]), tmp_path / "run")
+    state = torch.load(run / "checkpoints" / "step_000001.pt")["policy"]["module"]
+    loaded = load(save_policy(run, tmp_path / "model"))
+    assert torch.equal(loaded.state_dict()["model.lm_head.weight"], state["model.lm_head.weight"])
+    with pytest.raises(StudyError, match="has no checkpoint; expected one"):
+        save_policy(tmp_path, tmp_path / "other")

@@ -80,6 +80,11 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
         ) from error
 
 
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether ``add_adapters`` gave it some; peft leaves their options on the model."""
+    return "peft_config" in vars(model)
+
+
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters alone, as ``peft.PeftModel.from_pretrained`` reads them."""
     from peft import get_peft_model_state_dict
@@ -87,7 +92,7 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     adapters: Any = next(iter(cast(Any, model).peft_config.values()))
     adapters.base_model_name_or_path = model.name_or_path
     adapters.save_pretrained(folder)
-    state = cast("dict[str, Tensor]", get_peft_model_state_dict(model))
+    state: dict[str, Tensor] = get_peft_model_state_dict(model)
     named = {f"base_model.model.{name}": x.contiguous() for name, x in state.items()}
     write_atomically(folder / "adapter_model.safetensors", save(named))
 

@@ -12,7 +12,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 
 from segcredit import registry
 from segcredit.config import RunConfig
+from segcredit.copies import frozen_copy
 from segcredit.errors import ConfigError, TrainingError
 from segcredit.learner import Learner, learner
 from segcredit.protocols import (
@@ -86,7 +86,7 @@ def build(config: RunConfig) -> Run:
     )
     train = config.train
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
-    reference = deepcopy(policy).requires_grad_(False) if needs_reference else None
+    reference = frozen_copy(policy) if needs_reference else None
     trained = learner(
         accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, train
     )

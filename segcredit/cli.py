@@ -317,6 +317,23 @@ def new_segmenter(
     out.print(f"Next: read {folder / 'README.md'}", soft_wrap=True)
 
 
+@app.command()
+def save_policy(
+    run: Annotated[Path, typer.Argument(help="A run directory; its last checkpoint is taken.")],
+    folder: Annotated[Path, typer.Argument(help="The new folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Merge adapters into the weights; else them alone.")
+    ] = False,
+    code: Code = None,
+) -> None:
+    """Write a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
+    from segcredit.loose_files import load_code
+    from segcredit.study.saved_policy import save_policy as write
+
+    load_code(code or [])
+    out.print(f"Policy: {write(run, folder, merged=merged)}", soft_wrap=True, highlight=False)
+
+
 @app.command("list")
 def list_plugins(code: Code = None) -> None:
     """Every registered plug-in with its distribution, file and first docstring line."""
@@ -355,6 +372,8 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     """Run a command; an error of ours is a sentence, not a traceback."""
+    from segcredit.memory import memory_advice
+
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with_plugin_commands(app)(args=None if arguments is None else list(arguments))
@@ -368,7 +387,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise
-        text = (
+        text = memory_advice(error) or (
             f"unexpected {type(error).__name__}: {error}. This is a fault of segcredit, of a"
             " plug-in or of a library, rather than of your input. SEGCREDIT_TRACEBACK=1 shows"
             " where; a run's status.json holds it too."

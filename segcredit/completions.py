@@ -70,7 +70,7 @@ def complete(
     Raises:
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts)
+    prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts, room=max_new_tokens)
     ids, mask, truncated = policy.generate(
         prompt_ids,
         prompt_mask,

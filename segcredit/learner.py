@@ -15,6 +15,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from segcredit.config import TrainConfig
+from segcredit.masters import Masters
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,14 +23,26 @@ class Learner:
     """A module with what trains it; ``optimizer`` is None where there are no parameters."""
 
     module: Any
+    masters: Masters
     optimizer: Any
     schedule: Any
     gradient_clip: float
     epochs: int
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is clipped and stepped: float32, with the gradients of all backward passes."""
+        return self.masters.parameters
+
+    def step(self) -> None:
+        """Step along the gradients, and forget them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.masters.write()
+
     def state_dict(self) -> dict[str, Any]:
-        """Module, optimizer and schedule, for a checkpoint."""
-        state = {"module": self.module.state_dict()}
+        """What is trained of the module, optimizer and schedule, for a checkpoint."""
+        state = {"module": self.masters.state_dict(self.module)}
         if self.optimizer is not None:
             state["optimizer"] = self.optimizer.state_dict()
             state["schedule"] = self.schedule.state_dict()
@@ -37,7 +50,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
-        self.module.load_state_dict(state["module"])
+        self.masters.load_state_dict(self.module, state["module"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
@@ -63,11 +76,12 @@ def learner(
     """
     # What warmed it up may have left gradients, which the first backward pass would add to.
     module.zero_grad(set_to_none=True)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not parameters:
-        return Learner(module.to(accelerator.device), None, None, gradient_clip, 0)
+    # Masters are made of weights on their device.
+    masters = Masters(module.to(accelerator.device))
+    if not masters.parameters:
+        return Learner(module, masters, None, None, gradient_clip, 0)
     optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=train.betas, weight_decay=train.weight_decay
+        masters.parameters, lr=learning_rate, betas=train.betas, weight_decay=train.weight_decay
     )
     schedule = get_scheduler(
         train.schedule,
@@ -76,4 +90,4 @@ def learner(
         num_training_steps=train.steps,
     )
     module, optimizer = accelerator.prepare(module, optimizer)
-    return Learner(module, optimizer, schedule, gradient_clip, epochs)
+    return Learner(module, masters, optimizer, schedule, gradient_clip, epochs)

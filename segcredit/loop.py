@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from segcredit import checkpoint
 from segcredit.build import Run, build, environment, run_hash
 from segcredit.config import RunConfig
@@ -27,6 +25,7 @@ from segcredit.errors import RecordError, StorageError, TrainingError
 from segcredit.evaluate import evaluate
 from segcredit.exclusive import exclusive
 from segcredit.experience import Experience, collect
+from segcredit.memory import memory_advice
 from segcredit.recording import images, tables
 from segcredit.records import RunRecords
 from segcredit.recovery import damage, last_good_state
@@ -226,16 +225,12 @@ def _recorded_failure(records: RunRecords) -> Generator[None]:
         raise
     except Exception as error:
         saved: Any = (checkpoint.found(records.checkpoints) or [None])[-1]
-        message = str(error)
-        if isinstance(error, TrainingError):
+        advice = memory_advice(error)
+        message, ours = advice or str(error), advice is not None or isinstance(error, TrainingError)
+        if ours:
             where = f"The last good checkpoint is {saved}." if saved else "There is no checkpoint."
             message = f"{message} {where}"
         records.fail(type(error).__name__, message, traceback.format_exc())
-        if isinstance(error, TrainingError):
+        if ours:
             raise TrainingError(message) from error
-        if isinstance(error, torch.OutOfMemoryError):
-            raise TrainingError(
-                "the device ran out of memory. Lower train.micro_tokens first: it changes no"
-                f" result. Then rollouts.completions or rollouts.max_new_tokens. ({error})"
-            ) from error
         raise

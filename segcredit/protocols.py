@@ -220,15 +220,15 @@ class Policy(Protocol):
         ...
 
     def encode_prompts(
-        self, prompts: Sequence[Prompt]
+        self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
         """Token ids of prompts, left-padded, their mask, and what else the policy reads of each.
 
         The last, of images, is one mapping a row, the same object where the prompt is; empty for
-        a policy that reads text alone.
+        a policy that reads text alone. ``room``: tokens that are to follow a prompt.
 
         Raises:
-            PolicyError: a prompt has images that the policy cannot read.
+            PolicyError: a prompt has images that the policy cannot read, or leaves no such room.
         """
         ...
 

@@ -206,8 +206,10 @@ class Registry(Generic[T]):
             return _adapter(hint).validate_python(value)
         except ValidationError as error:
             fault = error.errors()[0]
+            place = ".".join(map(str, (key, *fault["loc"])))
+            message = fault["msg"].removeprefix("Value error, ").lower().removesuffix(".")
             raise RegistryError(
-                f"{self.kind} {name!r}: option {key!r} is {value!r}; {fault['msg'].lower()}."
+                f"{self.kind} {name!r}: option {place!r} is {fault['input']!r}; {message}."
             ) from error
 
     def from_table(self, table: str | Mapping[str, Any] | T) -> T:
@@ -229,13 +231,18 @@ def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) ->
     for field in dataclasses.fields(plugin):
         inner, given = _registry_of(hints.get(field.name)), options.get(field.name)
         if inner is None:
-            table[field.name] = getattr(plugin, field.name)
+            table[field.name] = _plain(getattr(plugin, field.name))
         elif isinstance(given, Mapping):
             rest = {str(k): v for k, v in cast(Mapping[str, Any], given).items()}
             table[field.name] = inner.resolve(str(rest.pop("name")), rest)
         elif isinstance(given, str):
             table[field.name] = inner.resolve(given, {})
     return table
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as a config holds it: a table for a dataclass that groups options."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(type(value)) else value
 
 
 def _option_types(plugin: type[Any]) -> dict[str, Any]:

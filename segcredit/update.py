@@ -208,7 +208,7 @@ def _value_loss(
 
 def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
     """Clip, step, clear; refuse to step on a gradient that is not finite."""
-    norm: Any = run.accelerator.clip_grad_norm_(learner.module.parameters(), learner.gradient_clip)
+    norm: Any = run.accelerator.clip_grad_norm_(learner.parameters, learner.gradient_clip)
     # One read a minibatch: parameters once spoilt by NaN cannot be mended.
     if norm is None or not bool(torch.isfinite(cast(Tensor, norm))):
         learner.optimizer.zero_grad()
@@ -217,6 +217,5 @@ def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
             " learning rate that is too high, a reward that is NaN, or log-probs of tokens that"
             " the policy cannot produce. Lower the learning rate, or look at the last responses."
         )
-    learner.optimizer.step()
-    learner.optimizer.zero_grad()
+    learner.step()
     return cast(Tensor, norm)

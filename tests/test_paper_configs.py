@@ -70,6 +70,7 @@ def _cells(tmp_path: Path, overrides: list[str]) -> dict[str, RunConfig]:
 def test_every_config_trains_a_tiny_model_of_the_same_class(model: str, tmp_path: Path) -> None:
     small = _cells(tmp_path, [*SMALLER, f"policy.model={model}"])
     assert len(small) == 2 + 4 + 7
+    assert {config.policy["dtype"] for config in small.values()} == {"bfloat16"}
     done: dict[str, str] = {}
     for label, config in small.items():
         key = repr(config.identity())

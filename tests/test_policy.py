@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -485,13 +484,6 @@ def test_a_missing_model_is_told_in_a_sentence(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(PolicyError, match=rf"^the model '{name}' cannot be loaded .* check policy"):
         Pretrained(name).load(TASK, Generate(), temperature=1.0, seed=0)
-
-
-def test_weights_that_are_no_safetensors_are_refused(checkpoint: Path, policy: Any) -> None:
-    os.remove(checkpoint / "model.safetensors")
-    torch.save(policy.model.state_dict(), checkpoint / "pytorch_model.bin")
-    with pytest.raises(PolicyError, match=r"expected a folder with .* safetensors weights"):
-        Pretrained(str(checkpoint)).load(TASK, Generate(), temperature=1.0, seed=0)
 
 
 def test_an_unknown_dtype_is_refused(checkpoint: Path) -> None:

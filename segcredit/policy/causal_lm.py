@@ -9,7 +9,6 @@ reads, ``N`` action tokens of the batch, ``V`` vocabulary; the others as in ``se
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from segcredit.alignment import PieceTable, place_spans
+from segcredit.copies import copy_of_trained
 from segcredit.errors import PolicyError
 from segcredit.policy.images import ImagePrompts
 from segcredit.policy.inputs import IDS, ModelInputs
@@ -144,13 +144,25 @@ class CausalPolicy(_Deterministic):
         return self._padded(rows, texts)
 
     def encode_prompts(
-        self, prompts: Sequence[Prompt]
+        self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
         """Token ids of prompts, left-padded, their mask, and what else the model reads of each.
 
+        Args:
+            prompts: a prompt may come more than once.
+            room: tokens that are to follow each of them.
+
         Raises:
-            PolicyError: a prompt has no token, or images that cannot be read.
+            PolicyError: a prompt has no token, images that cannot be read, or no room for that
+                many tokens within the model's context.
         """
+        ids, mask, extras = self._encoded(prompts)
+        _require_room(self.model, prompts, mask, room)
+        return ids, mask, extras
+
+    def _encoded(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[Tensor, Tensor, tuple[Mapping[str, Tensor], ...]]:
         texts = [prompt.text for prompt in prompts]
         if self.images is None:
             _require_no_images(self.model, prompts)
@@ -341,8 +353,11 @@ class CausalPolicy(_Deterministic):
         return ids_BT.where(mask_BT, self.pad_id), mask_BT, ~ended_BT.any(1)
 
     def trunk(self) -> Trunk:
-        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
-        return Trunk(copy.deepcopy(self.model.base_model), self.inputs)
+        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H).
+
+        What is frozen in the policy is shared, and the copy trains what the policy trains.
+        """
+        return Trunk(copy_of_trained(self.model.base_model), self.inputs)
 
     def _distributions(
         self, hidden_NH: Tensor, ids_N: Tensor
@@ -397,12 +412,31 @@ def _require_no_images(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Non
             )
 
 
+def _require_room(
+    model: PreTrainedModel, prompts: Sequence[Prompt], mask_PL: Tensor, room: int
+) -> None:
+    """That prompts with what follows them are no longer than the model was made for."""
+    config: Any = model.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or mask_PL.shape[1] + room <= limit:
+        return
+    lengths_P = mask_PL.sum(1)
+    longest = int(lengths_P.argmax())
+    raise PolicyError(
+        f"prompt {prompts[longest].key!r} has {int(lengths_P[longest])} tokens and {room} are to"
+        f" follow it, but the context of {type(model).__name__} is {limit} tokens; expected both"
+        " within it. Lower rollouts.max_new_tokens, shorten or leave out such prompts in the task,"
+        " or choose a model with a longer context."
+    )
+
+
 def _index(ids: list[int], like: Tensor) -> Tensor:
     return torch.tensor(ids, dtype=torch.long, device=like.device)
 
 
-def _output_layer(model: PreTrainedModel) -> nn.Linear:
-    return cast(nn.Linear, model.get_output_embeddings())
+def _output_layer(model: PreTrainedModel) -> Any:
+    """A linear layer, or one with adapters."""
+    return model.get_output_embeddings()
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from segcredit.atomic import write_atomically
 from segcredit.errors import PolicyError
+from segcredit.policy.cache import cache_folder, locked
 from segcredit.protocols import Task
 
 PAD, END, BEGIN = 0, 1, 2
@@ -142,32 +140,12 @@ def with_cached_weights(
         PolicyError: the cache cannot be written.
     """
     digest = hashlib.sha256(repr(decisive).encode()).hexdigest()[:24]
-    path = _cache_folder() / f"{name}-{digest}.safetensors"
-    with _locked(path):
+    path = cache_folder() / f"{name}-{digest}.safetensors"
+    with locked(path):
         if not path.exists():
             start()
             _save(model, path)
     model.load_state_dict(load_file(path))
-
-
-def _cache_folder() -> Path:
-    folder = Path(os.environ.get("SEGCREDIT_CACHE") or "~/.cache/segcredit").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PolicyError(
-            f"the cache folder {str(folder)!r} cannot be made ({error.strerror}); expected one"
-            " that can be written, for the weights of the warm start. Set SEGCREDIT_CACHE to a"
-            " folder of yours."
-        ) from error
-    return folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """One process at a time makes the file; no lock is taken where it is there already."""
-    with contextlib.nullcontext() if path.exists() else FileLock(path.with_suffix(".lock")):
-        yield
 
 
 def _save(model: nn.Module, path: Path) -> None:

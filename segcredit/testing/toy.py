@@ -94,7 +94,7 @@ class ToyPolicy(nn.Module):
         return ids_P1, torch.ones_like(ids_P1, dtype=torch.bool)
 
     def encode_prompts(
-        self, prompts: Sequence[Prompt]
+        self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
         """One token a prompt; images are not read."""
         return *self.encode([prompt.text for prompt in prompts]), ()

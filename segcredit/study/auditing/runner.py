@@ -22,6 +22,7 @@ from segcredit import registry
 from segcredit.build import build, environment
 from segcredit.errors import PluginError, RecordError, StorageError, StudyError
 from segcredit.exclusive import exclusive
+from segcredit.memory import memory_advice
 from segcredit.records import RunRecords
 from segcredit.study.auditing.credits import Credits
 from segcredit.study.auditing.gradients import reference_gradient
@@ -110,7 +111,7 @@ def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> No
         try:
             found[name] = read_credits(directory, name) or _made(directory, name, subject, unit)
         except PluginError as error:
-            failed[str(unit)] = str(error)
+            failed[str(unit)] = memory_advice(error) or str(error)
     tell(Progress("figures", len(units), len(units)))
     if not found:
         raise StudyError(f"none of the {len(units)} units could be worked out: {failed}")
@@ -233,5 +234,8 @@ def _recorded_failure(records: RunRecords) -> Generator[None]:
             records.interrupt(str(error) or "interrupted from the keyboard.")
         raise
     except Exception as error:
-        records.fail(type(error).__name__, str(error), traceback.format_exc())
+        advice = memory_advice(error)
+        records.fail(type(error).__name__, advice or str(error), traceback.format_exc())
+        if advice:
+            raise StudyError(advice) from error
         raise

@@ -1,101 +1,115 @@
-"""Mathematical answers compared by math-verify, in a process of its own with a time limit.
+"""Judging foreign text in a process of its own, with a time limit.
 
-Model text is foreign: an expression may take hours or all memory to simplify, and the library's own
-limits are alarms, which work in a main thread alone. What takes too long is not right, and its
-process is replaced.
+Model text may take hours or all memory to simplify, and limits inside a library are alarms, which
+work in a main thread alone. What takes too long has no answer, and its process is replaced.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import multiprocessing
 import os
-import select
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from typing import IO, cast
+from multiprocessing.connection import Connection
+from typing import Any
 
 from segcredit.errors import TaskError
 
 _START = 60.0
-"""Seconds for the first answer of a new process, which has to import first."""
+"""Seconds until a new process, which has to import first, must be ready."""
+
+Reply = Mapping[str, Any]
+"""What the judge returned, plain values as JSON has them; ``{"raised": why}`` where it raised."""
 
 
 @dataclass(slots=True, eq=False)
-class AnswerChecker:
-    """Compares answers; one question at a time, whatever the number of threads.
+class JudgeProcess:
+    """A function in a process of its own; one question at a time, however many threads ask."""
 
-    Args:
-        seconds: of the longest comparison.
-        tolerance: relative distance at which a number is right too.
-    """
-
+    maker: str
+    """``module:name`` of what makes the function there: it is called with the options."""
+    options: tuple[Any, ...] = ()
     seconds: float = 3.0
-    tolerance: float = 0.0
-    _worker: subprocess.Popen[str] | None = None
+    """Of the longest answer."""
+    memory: int = 0
+    """Bytes of address space; 0 for no limit."""
+    _worker: subprocess.Popen[bytes] | None = None
+    _connection: Connection | None = None
     _owner: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def right(self, answer: str, text: str) -> bool:
-        """Whether the last answer in a text, best in a LaTeX box, is mathematically the given one.
+    def ask(self, **request: Any) -> Reply | None:
+        """What the function answers; None where it took too long, or its process ended.
 
         Raises:
-            TaskError: math-verify is not installed, or its process does not start.
+            TaskError: the process does not start, or the function cannot be made there.
         """
         with self._lock:
-            said = self._ask(self._running(), answer, text, self.seconds)
-            if not said:
+            connection = self._running()
+            reply = _asked(connection, request, self.seconds)
+            if reply is None:
                 self._stop()
-        return said == "true\n"
+        return reply
 
-    def _ask(self, worker: subprocess.Popen[str], answer: str, text: str, seconds: float) -> str:
-        """A line; '' where it does not come in time, or the process ended."""
-        request = {"answer": answer, "text": text, "tolerance": self.tolerance}
-        try:
-            print(json.dumps(request), file=worker.stdin, flush=True)
-        except BrokenPipeError:
-            return ""
-        answers = cast(IO[str], worker.stdout)
-        ready, _, _ = select.select([answers], [], [], seconds)
-        return answers.readline() if ready else ""
+    def _running(self) -> Connection:
+        """To the process; a new one after a stop, and in a forked process, whose pipe is shared."""
+        if self._connection is None or self._owner != os.getpid():
+            self._owner = os.getpid()
+            self._start()
+        return self._connection  # pyright: ignore[reportReturnType]
 
-    def _running(self) -> subprocess.Popen[str]:
-        """The process; a new one after a stop, and in a forked process, whose pipes are shared."""
-        if self._worker is None or self._owner != os.getpid():
-            self._worker, self._owner = self._started(), os.getpid()
-        return self._worker
-
-    def _started(self) -> subprocess.Popen[str]:
-        if find_spec("math_verify") is None:
-            raise TaskError(
-                "the package math-verify is not installed, which compares the answers of this"
-                " task. Install it with: pip install 'segcredit[problems]'"
-            )
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "segcredit.tasks.answer_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+    def _start(self) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        descriptor = theirs.fileno()
+        self._connection = ours  # pyright: ignore[reportAttributeAccessIssue]
+        self._worker = subprocess.Popen(
+            [sys.executable, "-m", "segcredit.tasks.judge_worker", str(descriptor)],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what foreign code prints belongs to no output of ours
+            pass_fds=[descriptor],
         )
-        if not self._ask(worker, "1", "\\boxed{1}", _START):
-            worker.kill()
+        theirs.close()
+        first = {
+            "maker": self.maker,
+            "options": self.options,
+            "path": sys.path,
+            "memory": self.memory,
+        }
+        reply = _asked(ours, first, _START)  # pyright: ignore[reportArgumentType]
+        if reply is None or "refused" in reply:
+            self._stop()
+            why = f"it did not answer within {_START:g} seconds, or ended" if reply is None else ""
             raise TaskError(
-                "the process that compares answers did not answer within a minute of its start"
-                f" (status {worker.wait()}); expected a line. Usually the machine has too little"
-                " memory left, or math-verify is damaged: run 'python -m"
-                " segcredit.tasks.answer_worker' to see."
+                f"the process that runs {self._named} cannot start"
+                f" ({why or (reply or {})['refused']}); expected a function that can be imported"
+                " and called there. Usually the name is misspelt, the module is not on Python's"
+                " path, or it fails to import: try it in a Python of its own."
             )
-        return worker
+
+    @property
+    def _named(self) -> str:
+        return " ".join([self.maker, *map(str, self.options)])
 
     def _stop(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None and self._owner == os.getpid():
+        worker, connection = self._worker, self._connection
+        self._worker = self._connection = None
+        if worker is not None and connection is not None and self._owner == os.getpid():
+            connection.close()
             worker.kill()
-            with contextlib.suppress(OSError):  # what was not yet written has nowhere to go
-                worker.communicate()
+            worker.wait()
 
     def __del__(self) -> None:
         self._stop()
+
+
+def _asked(connection: Connection, request: Mapping[str, Any], seconds: float) -> Reply | None:
+    """A reply; None where it does not come in time, or the other side has gone."""
+    try:
+        connection.send(request)
+        return json.loads(connection.recv_bytes()) if connection.poll(seconds) else None
+    except (EOFError, OSError):
+        return None

@@ -1,41 +1,32 @@
-"""The process that compares mathematical answers: a line of JSON in, one out. See ``answers``.
-
-``python -m segcredit.tasks.answer_worker``; it may be stopped at any time.
-"""
+"""Mathematical answers compared by math-verify; runs in a ``JudgeProcess``."""
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-import resource
-import sys
+from collections.abc import Callable
 from typing import Any
 
-MEMORY = 2 * 1024**3
 _NAMES = frozenset({"acos", "asin", "atan", "cos", "sin", "tan", "sqrt", "pi"})
 
 
-def main() -> None:
-    """Answer until the input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    logging.disable(logging.CRITICAL)
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(_equal(**request)), flush=True)
+def comparison(tolerance: float) -> Callable[..., dict[str, Any]]:
+    """A function of a true answer and a text: whether its last answer is equal, and what it says.
 
-
-def _equal(answer: str, text: str, tolerance: float) -> bool:
-    """Whether a text's last answer is the true one; what cannot be read is not."""
+    Args:
+        tolerance: relative distance at which a number is right too.
+    """
     from math_verify import verify
 
-    # Of several boxes the library would take all for parts of one answer.
-    text = text[max(text.rfind("\\boxed"), 0) :]
-    gold = _truth(answer)
-    found = _parsed(text)
-    if bool(verify(gold, found, timeout_seconds=None)):
-        return True
-    return tolerance > 0 and any(_near(gold, one, tolerance) for one in found)
+    def compare(answer: str, text: str) -> dict[str, Any]:
+        # Of several boxes the library would take all for parts of one answer.
+        text = text[max(text.rfind("\\boxed"), 0) :]
+        gold, found = _truth(answer), _parsed(text)
+        right = bool(verify(gold, found, timeout_seconds=None))
+        if not right and tolerance > 0:
+            right = any(_near(gold, one, tolerance) for one in found)
+        return {"right": right, "said": _said(found)}
+
+    return compare
 
 
 def _truth(answer: str) -> list[Any]:
@@ -57,13 +48,19 @@ def _parsed(text: str) -> list[Any]:
     return library.parse(text, parsing_timeout=None)
 
 
+def _said(found: list[Any]) -> str:
+    """One spelling for equal numbers, and the library's of anything else; '' for no answer."""
+    if not found:
+        return ""
+    try:
+        return f"{float(found[0]):.9g}"
+    except (TypeError, ValueError, OverflowError):  # no number
+        return str(found[0])
+
+
 def _near(gold: list[Any], found: Any, tolerance: float) -> bool:
     try:
         true, said = float(gold[0]), float(found)
     except (TypeError, ValueError, IndexError, OverflowError):  # no number
         return False
     return abs(said - true) <= tolerance * abs(true)
-
-
-if __name__ == "__main__":
-    main()

@@ -161,6 +161,7 @@ def _evaluation(run: Run, step: int) -> Row:
         run.held_out,
         max_new_tokens=run.config.rollouts.max_new_tokens,
         generator=stream(run.config.seed, "evaluation", step),
+        completions=run.config.evaluate.completions,
     )
 
 

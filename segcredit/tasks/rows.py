@@ -108,7 +108,7 @@ class Source:
         try:
             found = self._read(library, streaming)
         # What datasets raises for names, files and splits; of its own errors most are these.
-        except (OSError, ValueError, library.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, KeyError, library.exceptions.DatasetsError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise TaskError(
                 f"the data set {self.name!r}, split {self.split!r}, cannot be had ({first});"

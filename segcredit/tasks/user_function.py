@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,7 +35,8 @@ def _fields(found: Any) -> dict[str, Any]:
     if isinstance(found, Verdict):
         return {name: getattr(found, name) for name in ("reward", "correct", "faithful", "answer")}
     # NumPy's numbers are numbers to Python too, its flags are not.
-    reward = float(found) if isinstance(found, (numbers.Real, np.bool_)) else math.nan
+    is_number = isinstance(found, (numbers.Real, np.bool_))
+    reward = float(cast(float, found)) if is_number else math.nan
     if math.isfinite(reward):
         return {"reward": reward, "correct": reward >= 1.0}
-    return {"nonsense": f"{found!r:.80} ({type(found).__name__})"}
+    return {"nonsense": f"{cast(object, found)!r:.80} ({type(cast(object, found)).__name__})"}

@@ -10,7 +10,7 @@ from segcredit.errors import TaskError, did_you_mean
 _PLACES = {
     "whole": r"(?s)\A(.*)\Z",
     "first_line": r"\A\s*([^\n]*)",
-    "last_line": r"([^\n]*)\s*\Z",
+    "last_line": r"(?:\A|\n)([^\n]*)\Z",
     "answer_line": r"(?im)\banswer(?:\s+is\b)?[\s:*]*(\S.*?)[.*]*[ \t]*$",
     "answer_tag": r"(?s)<answer>(.*?)</answer>",
 }
@@ -54,7 +54,7 @@ class FinalAnswer:
         if self.until:
             text, ended, _ = text.lstrip().partition(self.until)
             truncated = truncated and not ended
-        found = None if truncated else last_match(self._pattern(), text)
+        found = None if truncated else last_match(self._pattern(), text.strip())
         return (found or "").strip()
 
     def _pattern(self) -> re.Pattern[str]:

@@ -132,9 +132,9 @@ class Source:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {self.name}")
         options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-        return library.load_dataset(
-            kind, data_files=self.name, split="train", streaming=streaming, **options
-        )
+        # Unlike load_dataset these look at nothing but the file, least of all at the network.
+        reader = library.IterableDataset if streaming else library.Dataset
+        return getattr(reader, f"from_{kind}")(self.name, **options)
 
 
 @dataclass(slots=True, eq=False)

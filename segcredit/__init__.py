@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from segcredit.protocols import PolicySource as PolicySource
     from segcredit.protocols import ProcessReward as ProcessReward
     from segcredit.protocols import Prompt as Prompt
+    from segcredit.protocols import PromptStream as PromptStream
     from segcredit.protocols import Sampler as Sampler
     from segcredit.protocols import Segmenter as Segmenter
     from segcredit.protocols import Simulator as Simulator
@@ -76,6 +77,7 @@ _HOMES = {
         "PolicySource",
         "ProcessReward",
         "Prompt",
+        "PromptStream",
         "Sampler",
         "Segmenter",
         "Simulator",

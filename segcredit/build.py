@@ -30,11 +30,12 @@ from segcredit.protocols import (
     Policy,
     ProcessReward,
     Prompt,
+    PromptStream,
     Segmenter,
     Task,
     ValueEstimator,
 )
-from segcredit.streams import forked, stream
+from segcredit.streams import derived_seed, forked, stream
 
 T = TypeVar("T")
 
@@ -49,6 +50,10 @@ class Run:
     held_out: tuple[Prompt, ...]
     pool: tuple[Prompt, ...]
     """Candidates of a weighted choice of prompts, each once; empty where it is uniform."""
+    prompts: PromptStream
+    """Of the steps: the same for every method with this seed."""
+    further_prompts: PromptStream
+    """Of warm-up iterations and further rounds of sampling, which not every method has."""
     policy: Learner
     reference: Policy | None
     """The frozen starting policy, where a KL term needs it."""
@@ -97,6 +102,8 @@ def build(config: RunConfig) -> Run:
         task=task,
         held_out=tuple(task.evaluation(config.evaluate.prompts)),
         pool=_pool(task, config),
+        prompts=task.stream(derived_seed(config.seed, "prompts")),
+        further_prompts=task.stream(derived_seed(config.seed, "further prompts")),
         policy=trained,
         reference=reference and reference.to(accelerator.device),  # pyright: ignore[reportArgumentType]
         **_credit(config, accelerator, actor),

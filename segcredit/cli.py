@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from segcredit.errors import SegcreditError
+from segcredit.errors import ConfigError, SegcreditError
 from segcredit.study.plugin_commands import with_plugin_commands
 
 if TYPE_CHECKING:
@@ -60,6 +60,62 @@ def train(
     directory = run_directory(checked, output)
     training_progress(out, iterate(checked, directory, resume=resume), checked.train.steps)
     out.print(f"Recorded in {directory}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[
+        str, typer.Argument(help="A run's directory; or a config, for its policy before training.")
+    ],
+    overrides: Overrides = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Held-out prompts; default evaluate.prompts.")
+    ] = None,
+    completions: Annotated[
+        int | None, typer.Option(min=1, help="Of each prompt; default evaluate.completions.")
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option(help="Of pass@k, comma-separated; default powers of two.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file; default the run's last checkpoint.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Prompts at a time; default all.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A directory; default RUN/evaluation/step_N.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the evaluation that is there.")
+    ] = False,
+    code: Code = None,
+) -> None:
+    """Judge a policy on held-out prompts: accuracy, pass@k, the majority's vote."""
+    from segcredit.display import evaluation_table
+    from segcredit.loose_files import load_code
+    from segcredit.study.evaluating import evaluate_subject, subject
+
+    load_code(code or [])
+    chosen = subject(
+        source,
+        overrides or [],
+        prompts=prompts,
+        completions=completions,
+        saved=checkpoint,
+        output=output,
+    )
+    ks = None if k is None else _whole_numbers("--k", k)
+    found = evaluate_subject(chosen, ks=ks, batch=batch, overwrite=overwrite)
+    out.print(evaluation_table(found, chosen.step))
+    out.print(f"Recorded in {chosen.output}", soft_wrap=True)
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() for part in parts):
+        raise ConfigError(f"{option} is {text!r}; expected whole numbers such as 1,4,16.")
+    return [int(part) for part in parts]
 
 
 @app.command()

@@ -193,6 +193,8 @@ class EvaluateConfig(_Section):
 
     every: int = Field(ge=1)
     prompts: int = Field(ge=1)
+    completions: int = Field(ge=1)
+    """Sampled completions of each prompt; with more than one there are pass@k and a vote."""
 
 
 def _as_list(value: object) -> object:

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich import box
 from rich.console import Console
@@ -34,6 +34,9 @@ from segcredit.study.plugin_commands import PluginCommand, plugin_commands
 from segcredit.study.segmenting.cut import Segmented, TextSegments
 from segcredit.study.segmenting.tables import Summary, quantiles
 from segcredit.study.segmenting.texts import Document
+
+if TYPE_CHECKING:  # it loads models, which no other table needs
+    from segcredit.study.evaluating import Figure
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _NARROWEST = 24
@@ -215,6 +218,24 @@ def _with_interval(places: Any, place: tuple[str, str]) -> str:
         return "–"
     value, low, high = (places.loc[place, name] for name in ("value", "low", "high"))
     return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
+
+
+def evaluation_table(figures: Sequence[Figure], step: int) -> Table:
+    """The figures of ``study.evaluating``, each with its interval over prompts."""
+    title = f"policy after step {step}: figures and 95 % intervals over prompts (bootstrap)"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("figure")
+    for name in ("value", "interval", "prompts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in figures:
+        has_interval = one.low == one.low  # not NaN, as where all prompts are alike
+        table.add_row(
+            one.name,
+            _figure(one.value) if one.prompts else "–",
+            f"{_figure(one.low)}–{_figure(one.high)}" if has_interval else "unknown",
+            str(one.prompts),
+        )
+    return table
 
 
 def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str = "mean") -> Table:

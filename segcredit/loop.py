@@ -160,6 +160,7 @@ def _evaluation(run: Run, step: int) -> Row:
         run.held_out,
         max_new_tokens=run.config.rollouts.max_new_tokens,
         generator=stream(run.config.seed, "evaluation", step),
+        completions=run.config.evaluate.completions,
     )
 
 
@@ -172,6 +173,8 @@ def _record(run: Run, records: RunRecords, row: Row) -> None:
             "row": row,
             "policy": run.policy.state_dict(),
             "estimator": run.state.state_dict(),
+            "prompts": run.prompts.state_dict(),
+            "further_prompts": run.further_prompts.state_dict(),
         }
         checkpoint.save(records.checkpoints, step, state, keep=settings.keep)
 
@@ -190,6 +193,8 @@ def _restore(run: Run, records: RunRecords, *, resume: bool) -> Row | None:
         return None
     run.policy.load_state_dict(state["policy"])
     run.state.load_state_dict(state["estimator"])
+    run.prompts.load_state_dict(state["prompts"])
+    run.further_prompts.load_state_dict(state["further_prompts"])
     records.cut_after(int(state["row"]["step"]))
     return state["row"]
 

@@ -153,6 +153,9 @@ class Prompt:
     images: tuple[bytes, ...] = ()
     """Contents of image files, such as PNG; one for each ``IMAGE_SLOT`` of the text, or all before
     it where it has none."""
+    chat: tuple[tuple[str, str], ...] | None = None
+    """Role and content of the messages before ``text``, which is then the user's last message of a
+    chat that the policy writes by its template; None where the text is the whole prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,45 @@ class Verdict:
     """Whether the final answer is right: ``accuracy`` counts this."""
     faithful: bool | None = None
     """Whether every step is true, where the task can tell."""
+    answer: str | None = None
+    """The final answer as the task reads it, for votes: equal strings are one. '' where the text
+    has none; None where the task does not tell."""
+
+
+@runtime_checkable
+class PromptStream(Protocol):
+    """Training prompts one step after the other, from a position that a checkpoint remembers.
+
+    What it gives follows from its seed and the calls before alone, in every process alike.
+    """
+
+    def take(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
+        """The next ``count`` prompts; the generator is the step's, for streams without a place."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn(PromptStream):
+    """Every step's prompts drawn anew: there is no position."""
+
+    task: Task
+
+    def take(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
+        return self.task.prompts(count, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        return None
 
 
 @runtime_checkable
@@ -173,6 +215,13 @@ class Task(Protocol):
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
         """Training prompts; the generator's state alone decides which."""
         ...
+
+    def stream(self, seed: int) -> PromptStream:
+        """The prompts of a run; those of ``prompts``, drawn anew for every step (neutral answer).
+
+        A task whose problems are finite, or costly to reach, gives them in passes instead.
+        """
+        return _Drawn(self)
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
         """A fixed list of held-out prompts, none of which ``prompts`` ever gives."""

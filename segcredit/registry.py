@@ -242,7 +242,8 @@ def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) ->
 
 def _plain(value: Any) -> Any:
     """An option's value as a config holds it: a table for a dataclass that groups options."""
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(type(value)) else value
+    kind: type[Any] = type(value)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(kind) else value
 
 
 def _option_types(plugin: type[Any]) -> dict[str, Any]:

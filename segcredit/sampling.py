@@ -13,7 +13,7 @@ from segcredit.completions import Completions, as_rollouts, complete, join, scor
 from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.groups import group_std
 from segcredit.objective import kl_divergence
-from segcredit.protocols import Prompt
+from segcredit.protocols import Prompt, PromptStream
 from segcredit.streams import stream
 from segcredit.tree import grow
 from segcredit.types import RolloutBatch
@@ -55,7 +55,8 @@ def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
     """Completions of one round and tokens sampled; every method's first round has equal prompts."""
     config, sizes = run.config, run.config.rollouts
     name = f"/{round_}" if round_ else ""
-    prompts = _prompts(run, stream(config.seed, f"prompts{name}", step))
+    source = run.prompts if step > 0 and not round_ else run.further_prompts
+    prompts = _prompts(run, source, stream(config.seed, f"prompts{name}", step))
     generator = stream(config.seed, f"sampling{name}", step)
     if sizes.layout == "tree":
         return grow(
@@ -79,15 +80,15 @@ def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
     return completions, int(completions.mask.sum())
 
 
-def _prompts(run: Run, generator: torch.Generator) -> Sequence[Prompt]:
-    """From the task, or from the run's pool by the estimator's weights, without repetition.
+def _prompts(run: Run, source: PromptStream, generator: torch.Generator) -> Sequence[Prompt]:
+    """The stream's next, or from the run's pool by the estimator's weights, without repetition.
 
     Raises:
         PluginError: the estimator raised, or leaves too few prompts to draw from.
     """
     sizes = run.config.rollouts
     if sizes.prompt_choice == "uniform":
-        return run.task.prompts(sizes.prompts, generator)
+        return source.take(sizes.prompts, generator)
     keys = [prompt.key for prompt in run.pool]
     with blame("estimator", run.config.estimator["name"]):
         weights_K = run.estimator.prompt_weights(run.state.module, keys).double().cpu()

@@ -17,7 +17,7 @@ import torch
 
 def stream(seed: int, name: str, step: int = 0) -> torch.Generator:
     """A generator of its own for one purpose in one step, such as ("sampling", 12)."""
-    return torch.Generator().manual_seed(_derive(seed, name, step))
+    return torch.Generator().manual_seed(derived_seed(seed, name, step))
 
 
 @contextmanager
@@ -27,10 +27,11 @@ def forked(seed: int, name: str, step: int = 0) -> Generator[None]:
     For libraries that know only the global generator.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_derive(seed, name, step))
+        torch.manual_seed(derived_seed(seed, name, step))
         yield
 
 
-def _derive(seed: int, name: str, step: int) -> int:
+def derived_seed(seed: int, name: str, step: int = 0) -> int:
+    """A seed of its own for one purpose, for what keeps streams of its own."""
     digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

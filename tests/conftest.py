@@ -3,6 +3,9 @@
 import os
 import tempfile
 
+# Set before any library of theirs is imported: no test may ask the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from jaxtyping import config, install_import_hook
 
 # The modules through which tensors flow; beartype knows not every hint of the other libraries.

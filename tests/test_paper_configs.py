@@ -14,8 +14,9 @@ from segcredit import load_config, read_runs, train
 from segcredit.config import RunConfig
 from segcredit.protocols import Prompt, Verdict
 from segcredit.study.grid.cells import plan
-from segcredit.tasks import problems
+from segcredit.tasks import dataset
 from segcredit.tasks.problems import Problems
+from segcredit.tasks.rows import Numbered, Source, Table
 from vision_models import CLASSES, image
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "paper"
@@ -47,11 +48,17 @@ def geometry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         {"problem": f"<image>find x{n}.", "answer": f"{n}", "images": [{"bytes": image(n)}]}
         for n in range(20)
     ]
-    monkeypatch.setattr(problems, "_dataset", lambda *_: rows)
+    table = Table(rows, [Numbered(n, f"row {n}", row) for n, row in enumerate(rows)])
+    monkeypatch.setattr(Source, "table", lambda _: table)
     monkeypatch.setattr(Problems, "verify", _won_at_random)
-    problems._rows.cache_clear()
+    _forget()
     yield
-    problems._rows.cache_clear()
+    _forget()
+
+
+def _forget() -> None:
+    dataset._split.cache_clear()
+    dataset._held_out.cache_clear()
 
 
 def _won_at_random(_: Problems, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:

@@ -13,8 +13,8 @@ import torch
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt
-from segcredit.tasks.answers import AnswerChecker
 from segcredit.tasks.problems import BOXED, Problems
+from segcredit.tasks.verifiers import MATH_MEMORY, Math, judge_process
 from vision_models import image
 
 COLUMNS = {"question": "question", "images": "image", "key": "id"}
@@ -77,9 +77,10 @@ def test_a_local_parquet_file_with_images_in_it(tmp_path: Path, several: bool) -
 
 
 def test_problems_without_images_in_any_language(tmp_path: Path) -> None:
-    task = Problems(_written(tmp_path, question="三角形？"), question="question", images="")
-    (prompt,) = task.prompts(1, _generator())
-    assert prompt.text.startswith("三角形？\n\n")
+    source = _written(tmp_path)
+    Path(source).write_text(Path(source).read_text("utf-8").replace("What is", "三角形"), "utf-8")
+    (prompt,) = Problems(source, question="question", images="").prompts(1, _generator())
+    assert prompt.text.startswith("三角形 ")
     assert prompt.images == ()
 
 
@@ -90,7 +91,7 @@ def test_problems_without_images_in_any_language(tmp_path: Path) -> None:
         ({"source": "nowhere.parquet"}, r"'nowhere\.parquet', split 'train', cannot be had"),
         (
             {"question": "text"},
-            r"problem 0 of .* has no 'text'; it has answer, id, image, question",
+            r"row 0, line 1 of .* has no 'text'; it has answer, id, image, question",
         ),
         ({"key": "name"}, "has no 'name'"),
     ],
@@ -117,13 +118,12 @@ def test_files_and_images_that_are_broken(tmp_path: Path) -> None:
         Problems(source, **COLUMNS).evaluation(29)
 
 
-@pytest.fixture(scope="module")
-def checker() -> AnswerChecker:
-    return AnswerChecker(seconds=5.0)
+def right(answer: str, text: str, seconds: float = 5.0, tolerance: float = 0.0) -> bool:
+    return Math(seconds, tolerance).judge(Prompt("p", "?", answer), text).correct
 
 
 @pytest.mark.parametrize(
-    ("answer", "text", "right"),
+    ("answer", "text", "expected"),
     [
         ("12", "so it is \\boxed{12}", True),
         ("12", "first \\boxed{11}, no: \\boxed{12}", True),
@@ -138,33 +138,29 @@ def checker() -> AnswerChecker:
         ("3", "no idea", False),
     ],
 )
-def test_answers_are_compared_as_mathematics(
-    checker: AnswerChecker, answer: str, text: str, right: bool
-) -> None:
-    assert checker.right(answer, text) is right
+def test_answers_are_compared_as_mathematics(answer: str, text: str, expected: bool) -> None:
+    assert right(answer, text) is expected
 
 
 def test_rounded_answers_are_right_where_that_is_asked_for() -> None:
-    near = AnswerChecker(seconds=5.0, tolerance=0.005)
-    assert near.right("180*acos(17/24)/pi", "\\boxed{44.9}")
-    assert not near.right("180*acos(17/24)/pi", "\\boxed{46}")
+    assert right("180*acos(17/24)/pi", "\\boxed{44.9}", tolerance=0.005)
+    assert not right("180*acos(17/24)/pi", "\\boxed{46}", tolerance=0.005)
 
 
 def test_what_takes_too_long_or_too_much_is_wrong_and_costs_its_time_alone() -> None:
-    checker = AnswerChecker(seconds=1.0)
-    assert checker.right("1", "\\boxed{1}")
+    assert right("1", "\\boxed{1}", seconds=1.0)
     began = time.monotonic()
     for text in ("\\boxed{9^{9^{9^{9}}}+1}", "\\boxed{" + "(1+x)^{99999}" * 30 + "}"):
-        assert not checker.right("10000000", text)
+        assert not right("10000000", text, seconds=1.0)
     assert time.monotonic() - began < 30
-    assert checker.right("1", "\\boxed{1}")
+    assert right("1", "\\boxed{1}", seconds=1.0)
 
 
-def test_threads_may_ask_at_once(checker: AnswerChecker) -> None:
+def test_threads_may_ask_at_once() -> None:
     said: dict[int, bool] = {}
 
     def ask(n: int) -> None:
-        said[n] = checker.right(str(n % 3), f"\\boxed{{{n % 4}}}")
+        said[n] = right(str(n % 3), f"\\boxed{{{n % 4}}}")
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(12)]
     for thread in threads:
@@ -174,13 +170,14 @@ def test_threads_may_ask_at_once(checker: AnswerChecker) -> None:
     assert said == {n: n % 3 == n % 4 for n in range(12)}
 
 
-def test_a_killed_process_is_replaced(checker: AnswerChecker) -> None:
-    assert checker.right("1", "\\boxed{1}")
-    worker: Any = checker._worker
+def test_a_killed_process_is_replaced() -> None:
+    assert right("1", "\\boxed{1}")
+    maker = "segcredit.tasks.math_answers:comparison"
+    worker: Any = judge_process(maker, (0.0,), 5.0, MATH_MEMORY)._worker
     worker.kill()
     worker.wait()
-    assert not checker.right("1", "\\boxed{1}")
-    assert checker.right("1", "\\boxed{1}")
+    assert not right("1", "\\boxed{1}")
+    assert right("1", "\\boxed{1}")
 
 
 def test_a_verdict_tells_the_answer_and_nothing_of_the_steps(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def documented(table: str) -> dict[str, str]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run of a method with a critic, with every option on that adds a column."""
     own = ["train.steps=2", "loss.kl_loss=0.01", "loss.dual_clip=3.0", "loss.norm_length=24.0"]
-    own += ["loss.ratio_segmenter=whole", "process_reward=equations"]
+    own += ["loss.ratio_segmenter=whole", "process_reward=equations", "evaluate.completions=2"]
     path = tmp_path_factory.mktemp("runs") / "run"
     return read_runs(train(load_config("sapo", [*SMALL, *own]), path))
 
@@ -69,6 +69,8 @@ def test_columns_of_runs_are_those_on_the_page_and_options_of_plug_ins(runs: Run
 @pytest.mark.parametrize("table", NAMES[1:])
 def test_columns_and_types_are_those_on_the_page(runs: Runs, table: str) -> None:
     found = {str(name): str(kind) for name, kind in getattr(runs, table).dtypes.items()}
+    if table == "steps":
+        assert found.pop("pass_at_2") == "float64"
     assert found == documented(table)
 
 
@@ -84,7 +86,10 @@ def test_a_run_that_recorded_nothing_has_the_same_columns_and_types(
 def test_the_loop_measures_every_metric_on_the_page_and_no_other(runs: Runs) -> None:
     (directory,) = runs.directories.values()
     measured = {name for row in read_metrics(directory) for name in row}
-    assert measured == set(documented("steps")) - {"run"} == {"step", *STEP_COLUMNS}
+    assert "`pass_at_K`" in PAGE.read_text(encoding="utf-8")
+    assert "pass_at_2" in measured
+    named = measured - {"pass_at_2"}
+    assert named == set(documented("steps")) - {"run"} == {"step", *STEP_COLUMNS}
     silent = [name for name in STEP_COLUMNS if runs.steps[name].isna().all()]
     assert silent == []
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from segcredit.alignment import PieceTable, place_spans
 from segcredit.copies import copy_of_trained
 from segcredit.errors import PolicyError
+from segcredit.policy.chats import chat_ids
 from segcredit.policy.images import ImagePrompts
 from segcredit.policy.inputs import IDS, ModelInputs
 from segcredit.policy.prefixes import Prefixes
@@ -154,7 +155,8 @@ class CausalPolicy(_Deterministic):
 
         Raises:
             PolicyError: a prompt has no token, images that cannot be read, or no room for that
-                many tokens within the model's context.
+                many tokens within the model's context; or it is a chat and the tokenizer has no
+                template.
         """
         ids, mask, extras = self._encoded(prompts)
         _require_room(self.model, prompts, mask, room)
@@ -166,12 +168,23 @@ class CausalPolicy(_Deterministic):
         texts = [prompt.text for prompt in prompts]
         if self.images is None:
             _require_no_images(self.model, prompts)
-            return *self.encode(texts), ()
+            return *self._padded(self._ids(prompts), texts), ()
         # A prompt is read once, however many rows it has.
         different = {id(prompt): prompt for prompt in prompts}
         read = {place: self.images.encode(prompt) for place, prompt in different.items()}
         extras = tuple(read[id(prompt)] for prompt in prompts)
         return *self._padded([extra[IDS][0].tolist() for extra in extras], texts), extras
+
+    def _ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of each prompt: of its text, or of its chat; each is read once."""
+        different = {id(prompt): prompt for prompt in prompts}
+        plain = [prompt for prompt in different.values() if prompt.chat is None]
+        tokenizer = cast(Any, self.tokenizer)
+        rows = tokenizer([prompt.text for prompt in plain])["input_ids"] if plain else []
+        read = {id(prompt): row for prompt, row in zip(plain, rows, strict=True)}
+        chats = {place: prompt for place, prompt in different.items() if place not in read}
+        read |= {place: chat_ids(tokenizer, prompt) for place, prompt in chats.items()}
+        return [read[id(prompt)] for prompt in prompts]
 
     def _padded(self, rows: Sequence[list[int]], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids of texts with padding on their left, and their mask."""

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from segcredit.errors import PolicyError
+from segcredit.policy.chats import messages, require_template
 from segcredit.policy.inputs import IDS
 from segcredit.protocols import IMAGE_SLOT, Prompt
 
@@ -39,7 +40,8 @@ class ImagePrompts:
     names: frozenset[str]
     """What the model reads of the processor's output."""
     chat: bool
-    """Whether prompts go through the processor's chat template, where it has one."""
+    """Whether prompts go through the processor's chat template, where it has one, even if they are
+    no chats themselves."""
     max_pixels: int
 
     def encode(self, prompt: Prompt) -> dict[str, Tensor]:
@@ -54,7 +56,7 @@ class ImagePrompts:
             _opened(content, f"image {place} of prompt {prompt.key!r}", self.max_pixels)
             for place, content in enumerate(prompt.images)
         ]
-        text, specials = self._written(texts)
+        text, specials = self._written(prompt, texts)
         options: dict[str, Any] = {"add_special_tokens": specials, "return_tensors": "pt"}
         if not images:  # some processors refuse a text without an image
             return {IDS: self.processor.tokenizer([text], **options)[IDS].long()}
@@ -68,16 +70,18 @@ class ImagePrompts:
             ) from error
         return {name: x for name, x in found.items() if name in self.names}
 
-    def _written(self, texts: Sequence[str]) -> tuple[str, bool]:
+    def _written(self, prompt: Prompt, texts: Sequence[str]) -> tuple[str, bool]:
         """The text with a slot between each two pieces, and whether a begin token is missing."""
-        if not (self.chat and self._has_template()):
+        if prompt.chat is not None:
+            require_template(self.processor, prompt)
+        elif not (self.chat and self._has_template()):
             return self.slot.join(texts), True
         content: list[dict[str, str]] = [{"type": "text", "text": texts[0]}]
         for text in texts[1:]:
             content += [{"type": "image"}, {"type": "text", "text": text}]
         content = [part for part in content if part.get("text", "image")]
         written: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            messages(prompt, content), add_generation_prompt=True, tokenize=False
         )
         begin = self.processor.tokenizer.bos_token
         return written, not (begin and written.startswith(begin))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,3 +36,12 @@ def recompute_layers(model: nn.Module) -> None:
         layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
         )
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether ``recompute_layers`` has changed a model, and gradients are asked for.
+
+    Such layers must not write into a cache of keys and values: they would write again.
+    """
+    layers = (layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))
+    return torch.is_grad_enabled() and any("forward" in vars(layer) for layer in layers)

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from segcredit.policy.generate import cache_name
 from segcredit.policy.inputs import ModelInputs
+from segcredit.policy.recompute import recomputes
 from segcredit.types import RolloutBatch
 
 
@@ -58,11 +59,11 @@ def _prompts_once(base: nn.Module, given: Mapping[str, Tensor], width: int) -> T
     """(B,1+R,H) the states from the last prompt column on, each different prompt read once.
 
     None where no two rows share a prompt, or the model keeps anything else than every key and
-    value: sliding windows, recurrent states, nothing while activations are recomputed.
+    value, as with sliding windows or recurrent states, or computes its activations again.
     """
     prompts = {name: x[:, :width] for name, x in given.items()}
     first_U, place_B = _different(prompts["input_ids"], prompts["attention_mask"])
-    if len(first_U) == len(place_B) or not _keeps_all(base):
+    if len(first_U) == len(place_B) or not _keeps_all(base) or recomputes(base):
         return None
     output = base(**{name: x[first_U] for name, x in prompts.items()}, use_cache=True)
     name = cache_name(base)

@@ -92,10 +92,11 @@ class Arithmetic(Task):
         the filler.
         """
         *working, last = text.split("\n")
+        said = last.removeprefix("#") if last.startswith("#") and not truncated else ""
         correct = not truncated and last == f"#{prompt.answer}" and text.count("#") == 1
         shown = [self._without_filler(line) for line in working]
         faithful = correct and shown == _working(prompt.key)
-        return Verdict(reward=float(correct), correct=correct, faithful=faithful)
+        return Verdict(float(correct), correct, faithful, said)
 
     def demonstrations(
         self, count: int, generator: torch.Generator

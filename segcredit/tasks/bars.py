@@ -106,10 +106,11 @@ class Bars(Task):
         ``faithful`` is whether the text is the whole true working, letter for letter.
         """
         last = text.split("\n")[-1]
+        said = last.removeprefix("#") if last.startswith("#") and not truncated else ""
         correct = not truncated and last == f"#{prompt.answer}" and text.count("#") == 1
         heights = [int(height) for height in prompt.key]
         faithful = correct and text == _working(heights, list(itertools.accumulate(heights)))
-        return Verdict(reward=float(correct), correct=correct, faithful=faithful)
+        return Verdict(float(correct), correct, faithful, said)
 
     def demonstrations(
         self, count: int, generator: torch.Generator

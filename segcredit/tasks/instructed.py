@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from segcredit.protocols import Prompt, Task, Verdict
+from segcredit.protocols import Prompt, PromptStream, Task, Verdict
+from segcredit.tasks.prompt_streams import Changed
 
 STEPS = {
     "en": (
@@ -46,6 +47,10 @@ class Instructed(Task):
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
         """The inner task's training prompts, instructed."""
         return [self._instructed(prompt) for prompt in self.inner.prompts(count, generator)]
+
+    def stream(self, seed: int) -> PromptStream:
+        """The inner task's stream, instructed."""
+        return Changed(self.inner.stream(seed), self._instructed)
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
         """The inner task's held-out prompts, instructed."""

@@ -19,7 +19,7 @@ from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Tab
 from segcredit.study.statistics import compare, learning_areas, summarise
 from segcredit.study.tables import Runs
 
-EVALUATIONS = ("accuracy", "accuracy_greedy", "faithful")
+EVALUATIONS = ("accuracy", "accuracy_greedy", "faithful", "majority")
 """What a run is judged by: shown beside the metric that was asked for."""
 COSTS = ("tokens_sampled", "cpu_seconds", "gpu_seconds")
 """What a run spends; counted up over its steps, so that the last value is that of the whole."""

@@ -28,6 +28,7 @@ STEP_COLUMNS = (
     "accuracy",
     "accuracy_greedy",
     "faithful",
+    "majority",
     "entropy",
     "kl",
     "reference_kl",

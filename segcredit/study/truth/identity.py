@@ -76,7 +76,9 @@ def require_same(path: object, there: Identity, now: Identity) -> None:
 
 def _content(prompt: Prompt) -> list[Any]:
     images = [hashlib.sha256(image).hexdigest() for image in prompt.images]
-    return [prompt.key, prompt.text, prompt.answer, *images]
+    # Truths that were measured before there were chats keep their identity.
+    chat = () if prompt.chat is None else (list(prompt.chat),)
+    return [prompt.key, prompt.text, prompt.answer, *images, *chat]
 
 
 def _digest(content: object) -> str:

@@ -199,6 +199,7 @@ def _write(path: Path, plan: Plan, more: dict[str, Any]) -> None:
                 "text": prompt.text,
                 "answer": prompt.answer,
                 "images": [base64.b64encode(content).decode() for content in prompt.images],
+                "chat": prompt.chat,
             }
             for prompt in plan.prompts
         ],
@@ -221,8 +222,11 @@ def _read(path: Path) -> dict[str, Any]:
     )
 
 
-def _prompt(*, images: Sequence[str] = (), **fields: Any) -> Prompt:
-    return Prompt(**fields, images=tuple(map(base64.b64decode, images)))
+def _prompt(
+    *, images: Sequence[str] = (), chat: Sequence[Sequence[str]] | None = None, **fields: Any
+) -> Prompt:
+    turns = None if chat is None else tuple((role, content) for role, content in chat)
+    return Prompt(**fields, images=tuple(map(base64.b64decode, images)), chat=turns)
 
 
 def _part(path: Path, found: Identity, number: int) -> Part | None:

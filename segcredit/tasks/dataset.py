@@ -1,0 +1,298 @@
+"""Problems of any data set, with a prompt template and a verifier by name."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, Literal
+
+import torch
+
+from segcredit.errors import TaskError
+from segcredit.protocols import Prompt, PromptStream, Task, Verdict
+from segcredit.tasks.final_answers import FinalAnswer
+from segcredit.tasks.layout import Layout, Shot, require_shots
+from segcredit.tasks.problem_rows import Problem, RowReader
+from segcredit.tasks.prompt_streams import Blocks, Passes
+from segcredit.tasks.rows import RowFlow, Source, Table
+from segcredit.tasks.verifiers import WRONG, Verifier, verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset(Task):
+    """The problems of a data set: whatever ``datasets`` loads, and JSON Lines with bad lines.
+
+    Where nothing is named for evaluation, one problem in ten, by a checksum of its key, is for
+    that. A training problem whose question is also one for evaluation is left out, except where
+    there are images, or the data is streamed and has no evaluation data of its own.
+
+    Raises:
+        TaskError: an option is wrong, the source cannot be read, lacks a named column, or has no
+            problems.
+    """
+
+    source: str
+    """A name on the Hugging Face hub, a file (.jsonl, .json, .csv, .tsv, .parquet) or a folder."""
+    config: str = ""
+    """Name of the configuration, of a data set that has several."""
+    split: str = "train"
+    """Of a data set of the hub, or of a folder with splits."""
+    evaluation_source: str = ""
+    """Where the problems for evaluation are; '' for the same source."""
+    evaluation_split: str = ""
+    """Of the problems for evaluation; '' for the same split."""
+    prompt: str = "{question}"
+    """Template of a question, in Python's format: names of columns in braces, other braces doubled.
+    It may say ``<image>`` where an image belongs."""
+    answer: str = "answer"
+    """Name of the column with the true answer; '' for none: a verifier of your own then finds the
+    whole row in ``prompt.answer``."""
+    answer_pattern: str = ""
+    """Regular expression that takes the true answer out of its column; '' for all of it. Its first
+    group counts where it has one, and the last match: '####\\s*(.+)' for GSM8K."""
+    key: str = ""
+    """Name of the column that names a problem; '' for its number."""
+    images: str = ""
+    """Name of the column with an image, or a list of them; '' for problems without."""
+    chat: bool = False
+    """Whether the policy's chat template writes the prompt."""
+    system: str = ""
+    """The chat's system message, or the prompt's first paragraph."""
+    shots: int | tuple[Shot, ...] = 0
+    """Worked examples before each question: so many of the first training rows, which are then no
+    problems, or pairs of a question and a solution as they are to stand there."""
+    solution: str = "\n{answer}"
+    """Template of a worked example's solution, which follows its question directly."""
+    until: str = ""
+    """What ends the text that is judged, such as a blank line; '' for the completion's own end."""
+    final: str = "whole"
+    """What of the text is judged: see ``segcredit.tasks.final_answers``."""
+    verifier: str = "math"
+    """``math``, ``exact``, ``choice``, or a function of your own as ``module:function``."""
+    tolerance: float = 0.0
+    """Relative distance at which a number is right too, of ``math``; 0.005 for rounded answers."""
+    seconds: float = 3.0
+    """Of the longest judgement by ``math`` or a function; what takes longer is wrong."""
+    malformed: Literal["fatal", "skip"] = "fatal"
+    """What becomes of a row that cannot be read or lacks something; told in either case."""
+    streaming: bool = False
+    """Whether rows are read as they are needed, for data that fits no memory or disk."""
+    buffer: int = 1000
+    """Rows that are read and shuffled together, where they are streamed."""
+
+    def __post_init__(self) -> None:
+        self.reader()
+        FinalAnswer(self.until, self.final)
+        self._verifier()
+        if self.buffer < 1:
+            raise TaskError(f"task.buffer is {self.buffer}; expected at least 1 row.")
+
+    def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
+        """Training problems, drawn without repetition while they last."""
+        return self.stream(int(torch.randint(2**62, (), generator=generator))).take(
+            count, generator
+        )
+
+    def stream(self, seed: int) -> PromptStream:
+        """The training problems in passes, each in an order of its own."""
+        if self.streaming:
+            return Blocks(_TrainingFlow(self, self.source_of_training().flow()), seed)
+        found = _split(self).training
+        return Passes(found.prompt, len(found.problems), seed)
+
+    def evaluation(self, count: int) -> Sequence[Prompt]:
+        """The first ``count`` problems for evaluation.
+
+        Raises:
+            TaskError: there are fewer.
+        """
+        prompts = list(islice(self._evaluation(), count))
+        if count > len(prompts):
+            raise TaskError(
+                f"{self.source_of_evaluation().name!r} has {len(prompts)} problems for evaluation;"
+                f" {count} were asked for. Lower evaluate.prompts, or name another"
+                " task.evaluation_split or task.evaluation_source."
+            )
+        return prompts
+
+    def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
+        """The verifier's judgement of the final answer; reward 0 where there is none."""
+        final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
+        return self._verifier().judge(prompt, final) if final else WRONG
+
+    def reader(self) -> RowReader:
+        """What of a row makes a problem."""
+        return RowReader(
+            prompt=self.prompt,
+            solution=self.solution,
+            answer=self.answer,
+            answer_pattern=self.answer_pattern,
+            key=self.key,
+            images=self.images,
+            skip=self.malformed == "skip",
+        )
+
+    def source_of_training(self) -> Source:
+        """Where the rows for training are."""
+        return Source(self.source, self.config, self.split, self.images)
+
+    def source_of_evaluation(self) -> Source:
+        """Where the rows for evaluation are; as for training where nothing is named."""
+        name = self.evaluation_source or self.source
+        return Source(name, self.config, self.evaluation_split or self.split, self.images)
+
+    def layout(self, shots: Sequence[Shot]) -> Layout:
+        """How a question is written, after these examples or those of the config."""
+        given = shots if isinstance(self.shots, int) else self.shots
+        return Layout(self.chat, self.system, tuple(given))
+
+    def first_rows(self) -> int:
+        """How many of the first training rows are worked examples."""
+        return self.shots if isinstance(self.shots, int) else 0
+
+    def _evaluation(self) -> Iterator[Prompt]:
+        if self.streaming and not has_own_evaluation(self):
+            flow = _TrainingFlow(self, self.source_of_training().flow(), held_out=True)
+            return chain.from_iterable(iter(flow.block, None))
+        found = _held_out(self) if self.streaming else _split(self).evaluation
+        return map(found.prompt, range(len(found.problems)))
+
+    def _verifier(self) -> Verifier:
+        return verifier(self.verifier, seconds=self.seconds, tolerance=self.tolerance)
+
+
+def has_own_evaluation(task: Dataset) -> bool:
+    """Whether the problems for evaluation have a source or a split of their own."""
+    return task.source_of_evaluation() != task.source_of_training()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problems:
+    """Problems of one table, with what makes prompts of them."""
+
+    reader: RowReader
+    layout: Layout
+    source: str
+    table: Table
+    problems: Sequence[Problem]
+
+    def prompt(self, place: int) -> Prompt:
+        """The problem at a place of the list."""
+        problem = self.problems[place]
+        row = self.table.rows[problem.number]
+        return self.reader.made(self.layout, self.source, problem, row)
+
+    def only(self, problems: Sequence[Problem]) -> _Problems:
+        """Some of them."""
+        return replace(self, problems=problems)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Split:
+    """The problems of a data set in memory."""
+
+    training: _Problems
+    evaluation: _Problems
+
+
+@functools.lru_cache(maxsize=4)  # every step asks for some
+def _split(task: Dataset) -> _Split:
+    source, reader = task.source_of_training(), task.reader()
+    table = source.table()
+    found = reader.problems(source.name, table.some(reader.columns))
+    shown, rest = found[: task.first_rows()], found[task.first_rows() :]
+    shots = [reader.shot(f"row {one.number}", table.rows[one.number]) for one in shown]
+    require_shots(shots, task.first_rows(), source.name)
+    every = _Problems(reader, task.layout(shots), source.name, table, rest)
+    if has_own_evaluation(task):
+        evaluation = replace(_held_out(task), layout=every.layout)
+    else:
+        evaluation = every.only([one for one in rest if _is_held_out(one)])
+        rest = [one for one in rest if not _is_held_out(one)]
+    known = _known(task, evaluation)
+    training = every.only([one for one in rest if one.question not in known])
+    if not training.problems:
+        raise TaskError(
+            f"{source.name!r} has no problems for training; expected some. Usually the file is"
+            " empty, the split is another one, or every question is also one for evaluation."
+        )
+    return _Split(training, evaluation)
+
+
+@functools.lru_cache(maxsize=4)  # every evaluation asks for the same
+def _held_out(task: Dataset) -> _Problems:
+    """The problems for evaluation, where they have a source of their own."""
+    source, reader = task.source_of_evaluation(), task.reader()
+    table = source.table()
+    found = reader.problems(source.name, table.some(reader.columns))
+    # A training problem may have the same key, above all where keys are numbers.
+    named = [replace(one, key=f"evaluation/{one.key}") for one in found]
+    shots = _streamed_shots(task)[0] if task.streaming else ()
+    return _Problems(reader, task.layout(shots), source.name, table, named)
+
+
+def _known(task: Dataset, evaluation: _Problems) -> frozenset[str]:
+    """Questions that no training problem may ask; the same words may ask of other images."""
+    return frozenset(() if task.images else (one.question for one in evaluation.problems))
+
+
+@functools.lru_cache(maxsize=4)  # every block asks for them
+def _streamed_shots(task: Dataset) -> tuple[tuple[Shot, ...], frozenset[int]]:
+    """The worked examples of a streamed data set, and the numbers of their rows."""
+    source, reader, wanted = task.source_of_training(), task.reader(), task.first_rows()
+    if not wanted:
+        return (), frozenset()
+    rows = {one.number: one for one in source.flow().read(task.buffer)}
+    shown = reader.problems(source.name, rows.values())[:wanted]
+    shots = [reader.shot(rows[one.number].place, rows[one.number].row) for one in shown]
+    require_shots(shots, wanted, source.name)
+    return tuple(shots), frozenset(one.number for one in shown)
+
+
+@dataclass(slots=True, eq=False)
+class _TrainingFlow:
+    """The problems of a streamed data set, a block of rows after the other."""
+
+    task: Dataset
+    rows: RowFlow
+    held_out: bool = False
+    """Whether those for evaluation are given, instead of those for training."""
+
+    def block(self) -> list[Prompt] | None:
+        """Those of the next rows; None at the end."""
+        rows = {one.number: one for one in self.rows.read(self.task.buffer)}
+        if not rows:
+            return None
+        source, reader = self.task.source_of_training().name, self.task.reader()
+        shots, numbers = _streamed_shots(self.task)
+        layout = self.task.layout(shots)
+        return [
+            reader.made(layout, source, one, rows[one.number].row)
+            for one in reader.problems(source, rows.values())
+            if one.number not in numbers and self._is_held_out(one) == self.held_out
+        ]
+
+    def _is_held_out(self, problem: Problem) -> bool:
+        if has_own_evaluation(self.task):
+            return problem.question in _known(self.task, _held_out(self.task))
+        return _is_held_out(problem)
+
+    def restart(self) -> None:
+        """Back to the first row."""
+        self.rows.restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last block."""
+        return self.rows.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.rows.load_state_dict(state)
+
+
+def _is_held_out(problem: Problem) -> bool:
+    """A split that depends on the key alone: a tenth."""
+    return zlib.crc32(problem.key.encode()) % 10 == 0

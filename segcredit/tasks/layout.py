@@ -1,0 +1,95 @@
+"""How questions become prompts: templates, worked examples before them, a chat or plain text."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segcredit.errors import TaskError
+from segcredit.protocols import Prompt
+
+Shot = tuple[str, str]
+"""A question and its solution, as they stand in a prompt."""
+_AFTER_COLUMN = re.compile(r"[.\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What stands before a question, and whether it is written as a chat.
+
+    Plain: the system text, the worked examples and the question, with blank lines between.
+    Chat: the system text as the system's message, each worked example as a turn of the user and the
+    assistant, and the question as the user's last message.
+    """
+
+    chat: bool = False
+    system: str = ""
+    """'' for none."""
+    shots: tuple[Shot, ...] = ()
+
+    def prompt(
+        self, key: str, question: str, answer: Any, images: tuple[bytes, ...] = ()
+    ) -> Prompt:
+        """A question as a prompt."""
+        if not self.chat:
+            shown = [asked + solved for asked, solved in self.shots]
+            text = "\n\n".join([*filter(None, [self.system]), *shown, question])
+            return Prompt(key, text, answer, images)
+        system = [("system", self.system)] if self.system else []
+        turns = [
+            turn
+            for asked, solved in self.shots
+            for turn in (("user", asked), ("assistant", solved.strip()))
+        ]
+        return Prompt(key, question, answer, images, chat=(*system, *turns))
+
+
+def columns_of(option: str, template: str) -> list[str]:
+    """The columns that a template of Python's format names, each once.
+
+    Raises:
+        TaskError: it is no such template; names the option.
+    """
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise _no_template(option, template, str(error)) from error
+    names = [_AFTER_COLUMN.split(field, maxsplit=1)[0] for field in fields]
+    if not all(names):
+        raise _no_template(option, template, "a pair of braces is empty")
+    return list(dict.fromkeys(names))
+
+
+def filled(template: str, row: Mapping[str, Any]) -> str:
+    """A template with a row's values.
+
+    Raises:
+        KeyError, IndexError, AttributeError, TypeError, ValueError: the row does not have what the
+            template takes out of one of its columns.
+    """
+    return template.format_map(row)
+
+
+def require_shots(shots: Sequence[Shot], wanted: int, source: str) -> None:
+    """Refuse to go on with fewer worked examples than were asked for.
+
+    Raises:
+        TaskError: there are fewer.
+    """
+    if len(shots) < wanted:
+        raise TaskError(
+            f"{source} has {len(shots)} rows for worked examples; task.shots asks for {wanted}."
+            " Lower it, or write the examples into the config as pairs of a question and a"
+            " solution."
+        )
+
+
+def _no_template(option: str, template: str, why: str) -> TaskError:
+    return TaskError(
+        f"task.{option} is {template!r}, which is no template ({why}); expected text with names of"
+        " columns in braces, such as 'Question: {question}'. Braces that belong to the text are"
+        " doubled: '\\\\boxed{{}}'."
+    )

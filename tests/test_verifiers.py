@@ -1,0 +1,99 @@
+"""A user's verifier: what it may return, and what becomes of one that hangs, crashes or lies."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from segcredit.errors import TaskError
+from segcredit.protocols import Prompt
+from segcredit.tasks.dataset import Dataset
+
+CODE = '''
+import os, time
+from segcredit import Verdict
+
+def judge(prompt, text):
+    """What the text asks for."""
+    print("printed where it harms nothing")
+    if text == "hang":
+        time.sleep(60)
+    if text == "crash":
+        os._exit(3)
+    if text == "raise":
+        raise ZeroDivisionError("by me")
+    return {
+        "yes": True,
+        "half": 0.5,
+        "two": 2,
+        "verdict": Verdict(0.25, True, faithful=False, answer="mine"),
+        "text": "right",
+        "nan": float("nan"),
+        "none": None,
+        "answer": prompt.answer["unit"] == "m" if isinstance(prompt.answer, dict) else False,
+    }[text]
+'''
+PROMPT = Prompt("p", "?", "1")
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    (tmp_path / "my_verifiers.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return Dataset("unread.jsonl", answer="", verifier="my_verifiers:judge", seconds=1.0)
+
+
+def test_flags_numbers_and_verdicts(task: Dataset) -> None:
+    told = {text: task.verify(PROMPT, text, truncated=False) for text in ("yes", "half", "two")}
+    assert [(v.reward, v.correct, v.answer) for v in told.values()] == [
+        (1.0, True, None),
+        (0.5, False, None),
+        (2.0, True, None),
+    ]
+    verdict = task.verify(PROMPT, "verdict", truncated=False)
+    assert (verdict.reward, verdict.correct) == (0.25, True)
+    assert (verdict.faithful, verdict.answer) == (False, "mine")
+    row = Prompt("p", "?", {"question": "?", "unit": "m"})
+    assert task.verify(row, "answer", truncated=False).correct
+    assert task.verify(PROMPT, "yes", truncated=True).reward == 0.0
+
+
+def test_a_hang_and_a_crash_cost_their_completion_alone(task: Dataset) -> None:
+    assert task.verify(PROMPT, "yes", truncated=False).correct
+    began = time.monotonic()
+    for text in ("hang", "crash"):
+        with pytest.warns(RuntimeWarning, match=f"did not answer within 1 seconds.*{text!r}"):
+            assert task.verify(PROMPT, text, truncated=False).reward == 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert task.verify(PROMPT, "yes", truncated=False).correct
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("text", r"returned 'right' \(str\) on prompt 'p'; expected a bool"),
+        ("nan", r"returned nan \(float\)"),
+        ("none", r"returned None \(NoneType\)"),
+        ("raise", "raised ZeroDivisionError: by me on prompt 'p'"),
+    ],
+)
+def test_nonsense_and_errors_are_told(task: Dataset, text: str, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        task.verify(PROMPT, text, truncated=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:judge", "cannot start.*ModuleNotFoundError: No module named 'no_such_mod"),
+        ("my_verifiers:jugde", "cannot start.*AttributeError: .*'jugde'"),
+    ],
+)
+def test_a_function_that_cannot_be_had(task: Dataset, name: str, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        Dataset("unread.jsonl", verifier=name).verify(PROMPT, "yes", truncated=False)

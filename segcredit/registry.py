@@ -242,7 +242,7 @@ def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) ->
 
 def _plain(value: Any) -> Any:
     """An option's value as a config holds it: a table for a dataclass that groups options."""
-    kind: type[Any] = type(value)
+    kind = cast("type[Any]", type(value))
     return dataclasses.asdict(value) if dataclasses.is_dataclass(kind) else value
 
 

@@ -272,6 +272,16 @@ def test_a_cut_json_list_and_an_empty_file(tmp_path: Path) -> None:
         Dataset(str(tmp_path / "empty.jsonl")).prompts(1, generator())
 
 
+@pytest.mark.parametrize(
+    ("streaming", "message"),
+    [(False, "cannot be had.*tokenizing"), (True, "from row 0 on cannot be read.*tokenizing")],
+)
+def test_a_csv_that_is_cut(tmp_path: Path, streaming: bool, message: str) -> None:
+    (tmp_path / "cut.csv").write_text('question,answer\n"a,1\n')
+    with pytest.raises(TaskError, match=message):
+        Dataset(str(tmp_path / "cut.csv"), streaming=streaming).prompts(1, generator())
+
+
 def test_nothing_for_evaluation_is_ever_trained_on(tmp_path: Path) -> None:
     """Not even where both files have the same numbers, or the same questions."""
     training, held_out = gsm8k(tmp_path), gsm8k(tmp_path, count=8, first=36)

@@ -33,7 +33,9 @@ def small() -> Run:
 def changed(run: Run, *, task: Task | None = None, **sizes: Any) -> Run:
     rollouts = run.config.rollouts.model_copy(update=sizes)
     config = run.config.model_copy(update={"rollouts": rollouts})
-    return dataclasses.replace(run, config=config, task=task or run.task)
+    task = task or run.task
+    streams = {"prompts": task.stream(0), "further_prompts": task.stream(1)}
+    return dataclasses.replace(run, config=config, task=task, **streams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ def test_extreme_weights_are_followed(weighted: Run) -> None:
     assert sorted(keys(run, 1)) == sorted(pool[i] for i in (1, 3, 4, 6))
     run = dataclasses.replace(weighted, estimator=Favourites((1e6,) * 3, otherwise=1.0))
     for step in range(1, 50):
-        found = [prompt.key for prompt in _prompts(run, stream(0, "prompts", step))]
+        found = [prompt.key for prompt in _prompts(run, run.prompts, stream(0, "prompts", step))]
         assert set(pool[:3]) < set(found)
         assert len(set(found)) == 4
 
@@ -216,7 +218,7 @@ def test_extreme_weights_are_followed(weighted: Run) -> None:
 def test_weights_are_proportions(weighted: Run) -> None:
     run = changed(weighted, prompts=1)
     run = dataclasses.replace(run, estimator=Favourites((1.0, 3.0)))
-    drawn = [_prompts(run, stream(0, "prompts", step))[0].key for step in range(2000)]
+    drawn = [_prompts(run, run.prompts, stream(0, "prompts", step))[0].key for step in range(2000)]
     share = drawn.count(run.pool[1].key) / 2000
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 2000) ** 0.5
     assert drawn.count(run.pool[0].key) == 2000 - drawn.count(run.pool[1].key)

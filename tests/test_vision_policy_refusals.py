@@ -78,6 +78,19 @@ def test_without_a_chat_template_or_with_it_switched_off() -> None:
     assert _encoded(policy, "ab", image(0)) == f"<|vision_start|>{four}<|vision_end|>ab"
 
 
+def test_a_prompt_that_is_a_chat_has_the_messages_before_it() -> None:
+    model, processor = CLASSES["qwen2_5_vl"]()
+    policy: Any = vision_policy(model, processor, Generate(), chat=False)
+    prompt = Prompt("p", "ab", None, (image(0),), chat=(("user", "1"), ("assistant", "2")))
+    ids, mask, _ = policy.encode_prompts([prompt])
+    shown = "<|image_pad|>" * 4
+    said = policy.tokenizer.decode(ids[mask].tolist())
+    assert said == f"user: 1\nuser: 2\nuser: <|vision_start|>{shown}<|vision_end|>ab\nbot: "
+    processor.chat_template = None
+    with pytest.raises(PolicyError, match="has no chat template"):
+        policy.encode_prompts([prompt])
+
+
 def test_transparent_images_lie_on_white_and_photographs_upright(policy: Any) -> None:
     def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
         buffer = BytesIO()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from segcredit.errors import PolicyError
 from segcredit.protocols import Prompt
 
 
-def messages(prompt: Prompt, content: Any) -> list[dict[str, Any]]:
-    """The messages of a prompt, the user's last one with this content."""
-    before = [{"role": role, "content": text} for role, text in prompt.chat or ()]
+def messages(
+    prompt: Prompt, content: Any, written: Callable[[str], Any] = str
+) -> list[dict[str, Any]]:
+    """The messages of a prompt, the user's last one with this content, the others ``written``."""
+    before = [{"role": role, "content": written(text)} for role, text in prompt.chat or ()]
     return [*before, {"role": "user", "content": content}]
 
 

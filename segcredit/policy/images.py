@@ -81,13 +81,18 @@ class ImagePrompts:
             content += [{"type": "image"}, {"type": "text", "text": text}]
         content = [part for part in content if part.get("text", "image")]
         written: str = self.processor.apply_chat_template(
-            messages(prompt, content), add_generation_prompt=True, tokenize=False
+            messages(prompt, content, _text_part), add_generation_prompt=True, tokenize=False
         )
         begin = self.processor.tokenizer.bos_token
         return written, not (begin and written.startswith(begin))
 
     def _has_template(self) -> bool:
         return bool(getattr(self.processor, "chat_template", None))
+
+
+def _text_part(text: str) -> list[dict[str, str]]:
+    """A message without images, in parts as those with images are."""
+    return [{"type": "text", "text": text}]
 
 
 def _between_images(prompt: Prompt, reserved: Sequence[str]) -> list[str]:

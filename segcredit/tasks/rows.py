@@ -88,12 +88,13 @@ class Source:
             TaskError: they cannot be read.
         """
         if not self._is_json:
-            return RowFlow(self._loaded(streaming=True))
+            return RowFlow(self.name, self._loaded(streaming=True))
         require_package("datasets", "datasets")
         from datasets import IterableDataset
 
         library: Any = IterableDataset
-        return RowFlow(library.from_generator(_packed_rows, gen_kwargs={"path": self.name}))
+        packed = library.from_generator(_packed_rows, gen_kwargs={"path": self.name})
+        return RowFlow(self.name, packed)
 
     @property
     def _is_json(self) -> bool:
@@ -109,7 +110,8 @@ class Source:
             found = self._read(library, streaming)
         # What datasets raises for names, files and splits; of its own errors most are these.
         except (OSError, ValueError, KeyError, library.exceptions.DatasetsError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
+            cause = error.__cause__ or error  # datasets says of a bad file only that there is one
+            first = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise TaskError(
                 f"the data set {self.name!r}, split {self.split!r}, cannot be had ({first});"
                 " expected its name on the Hugging Face hub, or a local file (JSON Lines, JSON,"
@@ -141,6 +143,8 @@ class Source:
 class RowFlow:
     """Rows read in order, from a place that can be named and gone back to."""
 
+    name: str
+    """Of the source."""
     dataset: Any
     """Of ``datasets``, iterable."""
     number: int = 0
@@ -149,14 +153,24 @@ class RowFlow:
     _start: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        iter(self.dataset)  # sets up what remembers its place
         self._start = copy.deepcopy(self.dataset.state_dict())
 
     def read(self, count: int) -> list[Numbered]:
-        """The next rows; fewer at the end of the data."""
+        """The next rows; fewer at the end of the data.
+
+        Raises:
+            TaskError: they cannot be read.
+        """
         if self._rows is None:
             self._rows = iter(self.dataset)
-        found = list(islice(self._rows, count))
+        try:
+            found = list(islice(self._rows, count))
+        except (OSError, ValueError) as error:
+            raise TaskError(
+                f"the rows of {self.name!r} from row {self.number} on cannot be read ({error});"
+                " expected rows to the end of the data. Usually the file was cut, or the network"
+                " failed: mend the file, or go on with --resume."
+            ) from error
         numbers = range(self.number, self.number + len(found))
         self.number += len(found)
         return [_unpacked(number, row) for number, row in zip(numbers, found, strict=True)]

@@ -240,10 +240,10 @@ def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) ->
     return table
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """An option's value as a config holds it: a table for a dataclass that groups options."""
-    kind = cast("type[Any]", type(value))
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(kind) else value
+    grouped = dataclasses.is_dataclass(type(value))
+    return dataclasses.asdict(cast(Any, value)) if grouped else value
 
 
 def _option_types(plugin: type[Any]) -> dict[str, Any]:

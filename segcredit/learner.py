@@ -1,6 +1,6 @@
 """A module with what trains it: optimizer, schedule, clipping."""
 
-# Accelerate and transformers carry no types: what they return is unknown here, and only here.
+# Transformers carries no types: what they return is unknown here, and only here.
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
 # pyright: reportUnknownVariableType=false
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
@@ -44,17 +43,17 @@ class Learner:
 
 
 def learner(
-    accelerator: Accelerator,
+    device: torch.device,
     module: nn.Module,
     learning_rate: float,
     gradient_clip: float,
     epochs: int,
     train: TrainConfig,
 ) -> Learner:
-    """A module on the accelerator's device with its optimizer and schedule.
+    """A module on a device with its optimizer and schedule.
 
     Args:
-        accelerator: whose device it is.
+        device: where it is trained.
         module: what is trained; without parameters there is no optimizer.
         learning_rate: its own.
         gradient_clip: its own.
@@ -63,9 +62,10 @@ def learner(
     """
     # What warmed it up may have left gradients, which the first backward pass would add to.
     module.zero_grad(set_to_none=True)
+    module = module.to(device)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
-        return Learner(module.to(accelerator.device), None, None, gradient_clip, 0)
+        return Learner(module, None, None, gradient_clip, 0)
     optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=train.betas, weight_decay=train.weight_decay
     )
@@ -75,5 +75,4 @@ def learner(
         num_warmup_steps=train.warmup_steps,
         num_training_steps=train.steps,
     )
-    module, optimizer = accelerator.prepare(module, optimizer)
     return Learner(module, optimizer, schedule, gradient_clip, epochs)

@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
@@ -60,15 +60,11 @@ class Processes:
         from accelerate import PartialState
 
         # As the launcher left it: Accelerate writes there too.
-        only_asked = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-        state = PartialState(cpu=cpu)
+        launched = dict(os.environ)
+        # Without being told so, it does not join processes that compute on CPUs.
+        state = PartialState(cpu=cpu or not torch.accelerator.is_available())
         count = int(state.num_processes)
-        if count == 1 and only_asked and "ACCELERATE_MIXED_PRECISION" in os.environ:
-            raise ConfigError(
-                "accelerate launch was asked for several processes and started one, as it does"
-                " with --cpu. Start them with torchrun instead: torchrun --nproc_per_node 2 -m"
-                " segcredit train ..."
-            )
+        _require_launched(launched, count)
         if asked is not None and asked != count:
             raise ConfigError(
                 f"train.processes: {asked} processes were asked for and {count} started. Usually"
@@ -177,6 +173,8 @@ class Processes:
         own: Exception | None = None
         try:
             yield
+        except LostProcessError:
+            raise  # there is nobody to tell
         except Exception as error:
             own = error
         sentences = self._sentences(own)
@@ -205,15 +203,10 @@ class Processes:
             self._raise_lost(error)
 
     def _raise_lost(self, error: RuntimeError) -> NoReturn:
-        gone = " and ".join(map(str, self._gone()))
-        who = f"process {gone} of {self.count}" if gone else f"another of {self.count} processes"
         reason = str(error).splitlines()[0]
-        raise LostProcessError(
-            f"{who} was lost. Usually it was killed, often by the system for want of memory, or"
-            f" its machine went away; the launcher's last lines say how it ended. ({reason})"
-        ) from error
+        raise LostProcessError(f"{_lost(self.gone(), self.count)} ({reason})") from error
 
-    def _gone(self, patience: float = 2.0) -> list[int]:
+    def gone(self, patience: float = 2.0) -> list[int]:
         """Processes of this machine that no longer exist; empty where none can be named."""
         here, deadline = socket.gethostname(), time.monotonic() + patience
         while time.monotonic() < deadline:
@@ -224,8 +217,36 @@ class Processes:
         return []
 
 
+def _require_launched(environment: Mapping[str, str], count: int) -> None:
+    """Refuse to run beside other processes that think the same of themselves."""
+    world = environment.get("WORLD_SIZE", "1")
+    if count == 1 and world != "1":
+        raise ConfigError(
+            f"a launcher started {world} processes (WORLD_SIZE), and they do not find each other:"
+            " each would train by itself. Usually Accelerate was first used on another device in"
+            " this program. Start the command with: torchrun --nproc_per_node 2 -m segcredit"
+            " train ..."
+        )
+    asked = "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment
+    if count == 1 and asked and "ACCELERATE_MIXED_PRECISION" in environment:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one, as it does with"
+            " --cpu. Start them with torchrun instead: torchrun --nproc_per_node 2 -m segcredit"
+            " train ..."
+        )
+
+
 ALONE = Processes()
 """One process on the CPU."""
+
+
+def _lost(gone: Sequence[int], count: int) -> str:
+    named = " and ".join(map(str, gone))
+    who = f"process {named} of {count}" if gone else f"another of {count} processes"
+    return (
+        f"{who} was lost. Usually it was killed, often by the system for want of memory, or its"
+        " machine went away; the launcher's last lines say how it ended."
+    )
 
 
 def _address() -> tuple[str, int]:
@@ -244,10 +265,11 @@ def _dead(pid: int) -> bool:
 
 @contextmanager
 def stoppable(processes: Processes) -> Generator[None]:
-    """Inside, being told to stop (SIGTERM) is a ``KeyboardInterrupt``, so that it is recorded.
+    """Inside, being told to stop (SIGTERM) is an error, so that it is recorded.
 
-    A launcher tells the survivors so when a process was lost. Leaves one process, and threads
-    other than the main one, as they are.
+    A launcher tells the survivors so when a process was lost: a ``LostProcessError`` where that
+    can be seen, a ``KeyboardInterrupt`` else. Leaves one process, and threads other than the main
+    one, as they are.
     """
     if processes.count == 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -255,9 +277,12 @@ def stoppable(processes: Processes) -> Generator[None]:
 
     def stop(number: int, frame: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows records it
+        if gone := processes.gone(patience=0.5):
+            raise LostProcessError(_lost(gone, processes.count))
         raise KeyboardInterrupt(
             "stopped by SIGTERM. Usually the launcher sent it because another process was lost or"
-            " failed, as its last lines say, or a scheduler because the time was over."
+            " failed, as its last lines say, or a scheduler because the time was over. Continue"
+            " with --resume."
         )
 
     before = signal.signal(signal.SIGTERM, stop)

@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from segcredit import registry
-from segcredit.config import RunConfig
+from segcredit.config import RunConfig, TrainConfig, ValueConfig
 from segcredit.errors import ConfigError, TrainingError
 from segcredit.learner import Learner, learner
 from segcredit.processes import Processes
@@ -31,6 +32,7 @@ from segcredit.protocols import (
     Task,
     ValueEstimator,
 )
+from segcredit.sharding import shard, whole
 from segcredit.streams import forked, stream
 
 T = TypeVar("T")
@@ -62,6 +64,16 @@ class Run:
         """The policy itself, for sampling and scoring."""
         return cast(Policy, self.policy.module)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the parameters in training."""
+        return self.config.train.parallel == "sharded" and self.processes.count > 1
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, every process holds all parameters; needed for whatever is not training."""
+        modules = [self.policy.module, self.state.module]
+        return whole(*modules, *([] if self.reference is None else [cast(Any, self.reference)]))
+
 
 def build(config: RunConfig, processes: Processes | None = None) -> Run:
     """Load the model, start the estimator, prepare both for the device.
@@ -83,19 +95,45 @@ def build(config: RunConfig, processes: Processes | None = None) -> Run:
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     reference = deepcopy(policy).requires_grad_(False) if needs_reference else None
     credit = _credit(config, processes, cast(Policy, policy))
-    device = processes.device
+    if reference is not None:
+        reference = reference.to(processes.device)
+        _spread(config, processes, reference, _USES)
     return Run(
         config=config,
         processes=processes,
         task=task,
         held_out=tuple(task.evaluation(config.evaluate.prompts)),
         pool=_pool(task, config),
-        policy=learner(
-            device, policy, train.learning_rate, train.gradient_clip, train.epochs, train
-        ),
-        reference=reference and reference.to(device),  # pyright: ignore[reportArgumentType]
+        policy=_learner(config, processes, policy, train, _USES),
+        reference=cast("Policy | None", reference),
         **credit,
     )
+
+
+_USES = ("generate", "resume", "alternatives")
+"""What runs a policy's network, besides its call."""
+
+
+def _learner(
+    config: RunConfig,
+    processes: Processes,
+    module: nn.Module,
+    own: TrainConfig | ValueConfig,
+    uses: Sequence[str] = (),
+) -> Learner:
+    """A module on its device, spread over the processes where the config says so."""
+    module = module.to(processes.device)
+    _spread(config, processes, module, uses)
+    return learner(
+        processes.device, module, own.learning_rate, own.gradient_clip, own.epochs, config.train
+    )
+
+
+def _spread(
+    config: RunConfig, processes: Processes, module: nn.Module, uses: Sequence[str]
+) -> None:
+    if config.train.parallel == "sharded":
+        shard(module, processes, uses)
 
 
 def _alone(config: RunConfig) -> Processes:
@@ -159,19 +197,11 @@ def _credit(config: RunConfig, processes: Processes, policy: Policy) -> dict[str
     with forked(config.seed, "estimator"):
         state = estimator.start(policy)
     processes.align([*state.parameters(), *state.buffers()])
-    value = config.train.value
     return {
         "segmenter": _named(registry.segmenters, config.segmenter),
         "ratio_segmenter": _optional(registry.segmenters, config.loss.ratio_segmenter),
         "estimator": estimator,
-        "state": learner(
-            processes.device,
-            state,
-            value.learning_rate,
-            value.gradient_clip,
-            value.epochs,
-            config.train,
-        ),
+        "state": _learner(config, processes, state, config.train.value),
         "advantage": _named(registry.advantages, config.advantage),
         "process_reward": _optional(registry.process_rewards, config.process_reward),
     }

@@ -187,6 +187,8 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu"]
     processes: int | None = Field(default=None, ge=1)
     """How many processes must have been started; None = however many. Makes no other run."""
+    parallel: Literal["replicated", "sharded"] = "replicated"
+    """Whether each process keeps all parameters in training or a part. Makes no other run."""
     value: ValueConfig
 
 
@@ -258,7 +260,7 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes the run: every key but who carries and who watches it. Names its directory."""
-        return self.model_dump(exclude={"record": {"trackers"}, "train": {"processes"}})
+        return self.model_dump(exclude={"record": {"trackers"}, "train": {"processes", "parallel"}})
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Dotted path, registry and table of every plug-in that the run uses."""

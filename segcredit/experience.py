@@ -63,6 +63,11 @@ def assign(run: Run, sampled: Sampled, step: int) -> Experience:
     Raises:
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
+    with run.whole():
+        return _assigned(run, sampled, step)
+
+
+def _assigned(run: Run, sampled: Sampled, step: int) -> Experience:
     rollouts, config, processes = sampled.rollouts, run.config, run.processes
     simulator = _simulator(run, sampled, step)
     weights_BT, counts_BT = _loss_tokens(run, rollouts)

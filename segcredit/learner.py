@@ -14,6 +14,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from segcredit.config import TrainConfig
+from segcredit.sharding import gathered, spread, spread_optimizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,18 +28,21 @@ class Learner:
     epochs: int
 
     def state_dict(self) -> dict[str, Any]:
-        """Module, optimizer and schedule, for a checkpoint."""
-        state = {"module": self.module.state_dict()}
+        """Module, optimizer and schedule, for a checkpoint: whole, however many hold parts."""
+        state = {"module": gathered(self.module.state_dict())}
         if self.optimizer is not None:
-            state["optimizer"] = self.optimizer.state_dict()
+            state["optimizer"] = gathered(self.optimizer.state_dict())
             state["schedule"] = self.schedule.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
-        self.module.load_state_dict(state["module"])
+        own = self.module.state_dict()
+        found = {name: spread(value, own.get(name)) for name, value in state["module"].items()}
+        self.module.load_state_dict(found)
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            moments = spread_optimizer(state["optimizer"], self.optimizer)
+            self.optimizer.load_state_dict(moments)
             self.schedule.load_state_dict(state["schedule"])
 
 

@@ -32,6 +32,7 @@ from segcredit.processes import Processes, stoppable
 from segcredit.recording import images, tables
 from segcredit.records import Records, RunRecords, SilentRecords
 from segcredit.recovery import damage, last_good_state
+from segcredit.step_tables import TableName
 from segcredit.streams import stream
 from segcredit.trackers import tracking
 from segcredit.update import improve
@@ -98,8 +99,9 @@ def _iterate(
         row = _restore(run, records, resume=resume)
         if row is None:
             row = _begin(run)
+            state = _state(run, row)
             with processes.together():
-                _record(run, records, row)
+                _record(records, row, state, run.config.checkpoint.keep)
                 show(row)
             yield row
         unvaried = 0
@@ -109,13 +111,14 @@ def _iterate(
             figures = improve(run, experience, step)
             row = _row(run, experience, figures, row, step, started)
             due = step % config.record.every == 0 or step == config.train.steps
-            found = tables(run, experience, step) if due else {}
+            found = _tables(run, experience, step) if due else {}
+            state = _state(run, row)
             with processes.together():
                 for image in images(run, experience) if due else ():
                     records.image(image)  # first: no table names a missing file
                 for name, columns in found.items():
                     records.table(name, step, columns)
-                _record(run, records, row)
+                _record(records, row, state, config.checkpoint.keep)
                 show(row)
             unvaried = _require_signal(run, experience, step, unvaried)
             yield row
@@ -194,27 +197,39 @@ def _sampled_figures(run: Run, experience: Experience) -> dict[str, Tensor]:
 
 
 def _evaluation(run: Run, step: int) -> Row:
-    return evaluate(
-        run.actor,
-        run.task,
-        run.held_out,
-        max_new_tokens=run.config.rollouts.max_new_tokens,
-        generator=stream(run.config.seed, run.processes.named("evaluation"), step),
-        processes=run.processes,
-    )
+    with run.whole():
+        return evaluate(
+            run.actor,
+            run.task,
+            run.held_out,
+            max_new_tokens=run.config.rollouts.max_new_tokens,
+            generator=stream(run.config.seed, run.processes.named("evaluation"), step),
+            processes=run.processes,
+        )
 
 
-def _record(run: Run, records: Records, row: Row) -> None:
+def _tables(run: Run, experience: Experience, step: int) -> dict[TableName, Any]:
+    with run.whole():
+        return tables(run, experience, step)
+
+
+def _state(run: Run, row: Row) -> dict[str, Any] | None:
+    """Everything that a resumed run needs, where the step is one to keep."""
+    step = int(row["step"])
+    if step % run.config.checkpoint.every and step != run.config.train.steps:
+        return None
+    return {
+        "row": row,
+        "policy": run.policy.state_dict(),
+        "estimator": run.state.state_dict(),
+    }
+
+
+def _record(records: Records, row: Row, state: dict[str, Any] | None, keep: int) -> None:
     """Metrics first: a checkpoint never knows of a step that the records do not."""
     records.metrics(row)  # pyright: ignore[reportArgumentType]
-    step, settings = int(row["step"]), run.config.checkpoint
-    if step % settings.every == 0 or step == run.config.train.steps:
-        state = {
-            "row": row,
-            "policy": run.policy.state_dict(),
-            "estimator": run.state.state_dict(),
-        }
-        records.checkpoint(step, state, keep=settings.keep)
+    if state is not None:
+        records.checkpoint(int(row["step"]), state, keep=keep)
 
 
 def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 from segcredit.errors import ConfigError, LostProcessError, TrainingError
 
@@ -148,7 +149,10 @@ class Processes:
         """
         if self.count == 1:
             return
-        trained = list(parameters)
+        # What is spread over the processes (FSDP2) was added up in the backward pass.
+        trained = [p for p in parameters if not isinstance(p, DTensor)]
+        if not trained:
+            return
         has = torch.tensor([float(p.grad is not None) for p in trained], device=self.device)
         wanted = cast("list[float]", self.sum(has).tolist())
         with self.exchanging():
@@ -198,7 +202,7 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1:
+            if self.count == 1 or not _of_connection(error):
                 raise
             self._raise_lost(error)
 
@@ -238,6 +242,11 @@ def _require_launched(environment: Mapping[str, str], count: int) -> None:
 
 ALONE = Processes()
 """One process on the CPU."""
+
+
+def _of_connection(error: RuntimeError) -> bool:
+    """Gloo's errors have no type of their own."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 
 def _lost(gone: Sequence[int], count: int) -> str:

@@ -39,6 +39,11 @@ def sample(run: Run, step: int) -> Sampled:
     Raises:
         TrainingError: every completion is empty.
     """
+    with run.whole():
+        return _sampled(run, step)
+
+
+def _sampled(run: Run, step: int) -> Sampled:
     (found, tokens), rounds = _draw(run, step, 0), 1
     if run.config.rollouts.keep == "varied_groups":
         found, tokens, rounds = _varied_groups(run, step, found, tokens)

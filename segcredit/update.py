@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from segcredit.gathering import everyones
 from segcredit.learner import Learner
 from segcredit.objective import kl_divergence, surrogate_loss
 from segcredit.processes import Processes
+from segcredit.sharding import full
 from segcredit.simulator import SharedSimulator
 from segcredit.streams import stream
 from segcredit.types import TokenScores
@@ -78,7 +80,7 @@ def improve(
         train_policy, train_value = epoch < policy_epochs, epoch < run.state.epochs
         for rows in _minibatches(run, len(experience.rollouts), step, epoch):
             counts = _Counts.of(run, experience, rows)
-            with run.processes.together():
+            with _accumulating(run):
                 losses = _accumulate(
                     run, experience, rows, counts, meter, train_policy, train_value
                 )
@@ -96,12 +98,17 @@ def improve(
     return meter.read(run.processes)
 
 
+def _accumulating(run: Run) -> AbstractContextManager[None]:
+    """Where parameters are spread, passes wait for one another: who fails leaves, untold."""
+    return run.processes.exchanging() if run.sharded else run.processes.together()
+
+
 def _update_estimator(run: Run, experience: Experience) -> None:
     """With the rollouts of all processes, where the estimator has a state to keep them in."""
     rollouts = experience.rollouts
     if run.state.module.state_dict():
         rollouts = everyones(run.processes, rollouts)
-    with torch.no_grad(), blame("estimator", run.config.estimator["name"]):
+    with run.whole(), torch.no_grad(), blame("estimator", run.config.estimator["name"]):
         simulator = SharedSimulator(experience.simulator, run.processes)
         run.estimator.update(run.state.module, rollouts, simulator)
 
@@ -162,21 +169,31 @@ def _accumulate(
         Its parts of the losses by name, 0 where it has none.
     """
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
-    for piece in micro_batches(
-        experience.rollouts.action_mask[rows], run.config.train.micro_tokens
-    ):
-        chosen = rows[piece]
+    for chosen, weight in _pieces(run, experience, rows):
+        figures = meter if weight else Meter()
         with torch.set_grad_enabled(train_policy):
             scores: TokenScores = run.policy.module(experience.rollouts.select(chosen))
         parts: dict[str, Tensor] = {}
         if train_policy:
-            parts["loss"] = _policy_loss(run, experience, chosen, scores, counts, meter)
+            parts["loss"] = _policy_loss(run, experience, chosen, scores, counts, figures)
         if train_value:
             parts["value_loss"] = _value_loss(run, experience, chosen, scores, counts.segments)
         for name, part in parts.items():
-            _backward(part)
-            totals[name] = totals[name] + part.detach()
+            _backward(part * weight)
+            totals[name] = totals[name] + part.detach() * weight
     return totals
+
+
+def _pieces(run: Run, experience: Experience, rows: Tensor) -> list[tuple[Tensor, float]]:
+    """Rows of each micro-batch, and how far it counts: 1, or 0 for one that only keeps step.
+
+    Where parameters are spread, every process must run as many passes as the others.
+    """
+    mask_BT, budget = experience.rollouts.action_mask[rows], run.config.train.micro_tokens
+    own = [rows[piece] for piece in micro_batches(mask_BT, budget)]
+    idle = run.processes.most(len(own)) - len(own) if run.sharded else 0
+    first = torch.zeros(1, dtype=torch.long, device=rows.device)
+    return [(chosen, 1.0) for chosen in own] + [(first, 0.0)] * idle
 
 
 def _backward(loss: Tensor) -> None:
@@ -256,7 +273,7 @@ def _value_loss(
 def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
     """Sum over processes, clip, step, clear; refuse to step on a gradient that is not finite."""
     run.processes.sum_gradients(learner.module.parameters())
-    norm = nn.utils.clip_grad_norm_(learner.module.parameters(), learner.gradient_clip)
+    norm = full(nn.utils.clip_grad_norm_(learner.module.parameters(), learner.gradient_clip))
     # One read a minibatch: parameters once spoilt by NaN cannot be mended.
     if not bool(norm.isfinite()):
         learner.optimizer.zero_grad()

@@ -5,11 +5,13 @@ Prints a line of JSON for each case; ``tests/test_processes.py`` judges them.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from segcredit import load_config
 from segcredit.build import build
@@ -17,6 +19,7 @@ from segcredit.experience import assign, collect
 from segcredit.loop import _sampled_figures
 from segcredit.processes import ALONE, Processes
 from segcredit.sampling import Sampled, _share, sample
+from segcredit.sharding import full
 from segcredit.update import improve
 from small import SMALL
 
@@ -38,6 +41,11 @@ EQUAL: dict[str, tuple[str, list[str]]] = {
     "tree": ("spo_tree", ["rollouts.branches=[2,2]"]),
 }
 """Preset and changes of each case."""
+SHARDED = {
+    f"sharded_{name}": (preset, [*changes, "train.parallel=sharded"])
+    for name, (preset, changes) in EQUAL.items()
+    if name in ("sapo", "ppo", "kl", "without_rows", "summed")
+}
 
 
 def parts(run: Any, sampled: Sampled) -> tuple[Sampled, Sampled]:
@@ -56,7 +64,7 @@ def selected(sampled: Sampled, rows: list[int]) -> Sampled:
 
 def parameters(run: Any) -> list[torch.Tensor]:
     modules = run.policy.module, run.state.module
-    return [p.detach().clone() for module in modules for p in module.parameters()]
+    return [full(p.detach()).clone() for module in modules for p in module.parameters()]
 
 
 def furthest(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
@@ -117,6 +125,40 @@ def alike(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
     }
 
 
+def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
+    """A step, a checkpoint, and the next step by whoever takes it up: how far the ends differ."""
+    config = load_config(preset, [*SMALL, *LEARNED, *changes])
+    sharded = load_config(preset, [*SMALL, *LEARNED, *changes, "train.parallel=sharded"])
+    runs = [build(config, ALONE), build(config, processes), build(sharded, processes)]
+    every, _ = parts(runs[1], sample(runs[0], 1))
+    batches = [every, *[parts(runs[1], every)[1]] * 2]
+    states, ends = [], []
+    for run, batch in zip(runs, batches, strict=True):
+        improve(run, assign(run, batch, 1), 1)
+        states.append(copy.deepcopy((run.policy.state_dict(), run.state.state_dict())))
+    between = parameters(runs[0])
+    for state in states:
+        for run, batch in zip(runs, batches, strict=True):
+            policy, value = copy.deepcopy(state)
+            run.policy.load_state_dict(policy)
+            run.state.load_state_dict(value)
+            improve(run, assign(run, batch, 2), 2)
+            ends.append(parameters(run))
+    return {
+        "furthest": max(furthest(end, ends[0]) for end in ends),
+        "moved": furthest(ends[0], between),
+        "held": [held(run) for run in runs],
+        "keys": len({str([list(learner["module"]) for learner in state]) for state in states}),
+    }
+
+
+def held(run: Any) -> float:
+    """The share of the parameters' entries that this process keeps."""
+    found = [p for module in (run.policy.module, run.state.module) for p in module.parameters()]
+    own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in found)
+    return own / sum(p.numel() for p in found)
+
+
 def refused(processes: Processes) -> dict[str, Any]:
     """What each process hears when one of them fails."""
     heard = ""
@@ -132,10 +174,14 @@ def refused(processes: Processes) -> dict[str, Any]:
 def main() -> None:
     processes = Processes.started(2, cpu=True)
     cases: dict[str, Any] = {
-        **{name: lambda case=case: equal(processes, *case) for name, case in EQUAL.items()},
+        **{
+            name: lambda case=case: equal(processes, *case)
+            for name, case in (EQUAL | SHARDED).items()
+        },
         "alike_tracker": lambda: alike(processes, "single_stream", ["rollouts.prompts=6"]),
         "alike_varied": lambda: alike(processes, "dapo", ["rollouts.keep=varied_groups"]),
         "alike_critic": lambda: alike(processes, "sapo", FIVE),
+        "moved": lambda: moved(processes, "ppo", ["estimator.network=trunk", *FIVE]),
         "refused": lambda: refused(processes),
     }
     wanted = sys.argv[1:] or list(cases)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from processes_cases import EQUAL
+from processes_cases import EQUAL, SHARDED
 from segcredit import read_runs
 from segcredit.errors import ConfigError, TrainingError
 from segcredit.gathering import everyones, joined
@@ -50,7 +50,7 @@ def cases() -> dict[str, dict[str, Any]]:
     return {line["case"]: line for line in lines}
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", [*EQUAL, *SHARDED])
 def test_two_processes_give_what_one_gives(cases: Any, name: str) -> None:
     found = cases[name]
     assert found["reward_std"] > 0  # or there would be nothing to learn
@@ -59,6 +59,16 @@ def test_two_processes_give_what_one_gives(cases: Any, name: str) -> None:
     assert found["parameters"] < 1e-5
     assert all(found["tables"])
     assert all(found["rows"])
+
+
+def test_a_checkpoint_moves_between_one_process_two_and_shards(cases: Any) -> None:
+    found = cases["moved"]
+    assert found["furthest"] < 1e-5
+    assert found["moved"] > 1e-4
+    assert found["keys"] == 1
+    alone, replicated, sharded = found["held"]
+    assert alone == replicated == 1
+    assert 0.4 < sharded < 0.6
 
 
 def test_shares_may_differ(cases: Any) -> None:
@@ -92,9 +102,10 @@ def train(path: Path, *more: str) -> list[str]:
     return ["-m", "segcredit", "train", "sapo", *changes, "--output", str(path)]
 
 
-def test_a_run_moves_from_two_processes_to_one(tmp_path: Path) -> None:
+def test_two_processes_record_a_run_whole(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    done = run(torchrun(*train(path, "train.steps=4", "train.processes=2")))
+    changes = ["train.steps=4", "train.processes=2", "train.parallel=sharded"]
+    done = run(torchrun(*train(path, *changes)))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Recorded in") == 1
     runs = read_runs(path)

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+import segcredit
 from processes_cases import EQUAL, SHARDED
-from segcredit import read_runs
+from segcredit import load_config, read_runs
 from segcredit.errors import ConfigError, TrainingError
 from segcredit.gathering import everyones, joined
 from segcredit.processes import ALONE, Processes
 from segcredit.testing.toy import ToySimulator, toy_rollouts
+from segcredit.update import improve
 from small import SMALL
 
 HERE = Path(__file__).parent
@@ -42,23 +44,48 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def cases() -> dict[str, dict[str, Any]]:
-    done = run(torchrun("processes_cases.py"))
+SLOW = ["grpo", "summed", "tree", "sharded_ppo", "sharded_kl", "sharded_summed", "alike_critic"]
+"""Cases that are much like others."""
+OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "moved", "refused"]
+
+
+def outcomes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What two processes found; one start for all cases, since it takes the most time."""
+    done = run(torchrun("processes_cases.py", *names))
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {line["case"]: line for line in lines}
 
 
-@pytest.mark.parametrize("name", [*EQUAL, *SHARDED])
-def test_two_processes_give_what_one_gives(cases: Any, name: str) -> None:
-    found = cases[name]
-    assert found["reward_std"] > 0  # or there would be nothing to learn
+@pytest.fixture(scope="module")
+def cases() -> dict[str, dict[str, Any]]:
+    return outcomes([name for name in (*EQUAL, *SHARDED, *OTHERS) if name not in SLOW])
+
+
+@pytest.fixture(scope="module")
+def slow_cases() -> dict[str, dict[str, Any]]:
+    return outcomes(SLOW)
+
+
+def require_equal(found: dict[str, Any]) -> None:
+    """Figures and parameters of two processes are those of one, and something was learned."""
+    assert found["reward_std"] > 0
     assert found["moved"] > 1e-3
     assert found["figures"] < 1e-5
     assert found["parameters"] < 1e-5
     assert all(found["tables"])
     assert all(found["rows"])
+
+
+@pytest.mark.parametrize("name", [n for n in (*EQUAL, *SHARDED) if n not in SLOW])
+def test_two_processes_give_what_one_gives(cases: Any, name: str) -> None:
+    require_equal(cases[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in SLOW if n in EQUAL | SHARDED])
+def test_two_processes_give_what_one_gives_in_further_cases(slow_cases: Any, name: str) -> None:
+    require_equal(slow_cases[name])
 
 
 def test_a_checkpoint_moves_between_one_process_two_and_shards(cases: Any) -> None:
@@ -75,7 +102,12 @@ def test_shares_may_differ(cases: Any) -> None:
     assert len(set(cases["sapo"]["rows"])) == 2
 
 
-@pytest.mark.parametrize("name", ["alike_tracker", "alike_varied", "alike_critic"])
+@pytest.mark.slow
+def test_critics_end_the_same(slow_cases: Any) -> None:
+    assert slow_cases["alike_critic"]["same"]
+
+
+@pytest.mark.parametrize("name", ["alike_tracker", "alike_varied"])
 def test_processes_sample_for_themselves_and_end_with_the_same_state(cases: Any, name: str) -> None:
     found = cases[name]
     assert found["same"]
@@ -102,6 +134,7 @@ def train(path: Path, *more: str) -> list[str]:
     return ["-m", "segcredit", "train", "sapo", *changes, "--output", str(path)]
 
 
+@pytest.mark.slow
 def test_two_processes_record_a_run_whole(tmp_path: Path) -> None:
     path = tmp_path / "run"
     changes = ["train.steps=4", "train.processes=2", "train.parallel=sharded"]
@@ -142,11 +175,8 @@ def _child(launcher: int, rank: int) -> int:
     return next(c.pid for c in children if c.environ().get("RANK") == str(rank))
 
 
-def test_the_loss_of_a_process_ends_the_run_with_a_sentence_and_a_checkpoint(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "run"
-    lost = lose_one(path, rank=1)
+def require_interrupted(path: Path, lost: subprocess.CompletedProcess[str]) -> int:
+    """The sentence is there, on the screen and in the record; returns the checkpoint's step."""
     assert lost.returncode != 0
     status = json.loads((path / "status.json").read_text())
     assert status["status"] == "interrupted"
@@ -155,28 +185,51 @@ def test_the_loss_of_a_process_ends_the_run_with_a_sentence_and_a_checkpoint(
     assert str(saved) in status["message"]
     assert "--resume" in status["message"]
     assert "process 1 of 2 was lost" in lost.stderr
-    step = int(saved.stem.removeprefix("step_"))
-    # The same run by one process, and by two once more: who carries it is no part of its config.
-    config = train(path, "train.steps=400")
-    stop = f"""
+    return int(saved.stem.removeprefix("step_"))
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (path / "metrics.jsonl").open()]
+
+
+def test_the_loss_of_a_process_ends_the_run_and_one_process_takes_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    last = require_interrupted(path, lose_one(path, rank=1))
+
+    def until(run: Any, experience: Any, step: int, **more: Any) -> Any:
+        if step > last + 2:
+            raise KeyboardInterrupt
+        return improve(run, experience, step, **more)
+
+    monkeypatch.setattr("segcredit.loop.improve", until)
+    config = load_config("sapo", [*SMALL, "record.tokens=false", "train.steps=400"])
+    with pytest.raises(KeyboardInterrupt):
+        segcredit.train(config, path, resume=True)
+    assert steps_of(path) == list(range(last + 3))
+    assert json.loads((path / "environment.json").read_text())["processes"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_take_up_what_two_left(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    last = require_interrupted(path, lose_one(path, rank=1))
+    script = tmp_path / "stop.py"
+    script.write_text(f"""
 import segcredit.loop
 from segcredit.cli import main
 from segcredit.update import improve
 def until(run, experience, step, **more):
-    if step > {step} + run.processes.count:
+    if step > {last + 2}:
         raise KeyboardInterrupt
     return improve(run, experience, step, **more)
 segcredit.loop.improve = until
-main({[*config[2:], "--resume"]!r})
-"""
-    script = tmp_path / "stop.py"
-    script.write_text(stop)
-    for count, command in enumerate(([sys.executable, str(script)], torchrun(str(script))), 1):
-        done = run(command)
-        assert done.returncode in (1, 130), done.stderr[-3000:]  # torchrun's own, or ours
-        steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").open()]
-        assert steps == list(range(step + count + 1))
-        assert json.loads((path / "environment.json").read_text())["processes"] == count
+main({[*train(path, "train.steps=400")[2:], "--resume"]!r})
+""")
+    run(torchrun(str(script)))
+    assert steps_of(path) == list(range(last + 3))
+    assert json.loads((path / "environment.json").read_text())["processes"] == 2
 
 
 def test_fewer_processes_than_asked_for_is_an_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Shapes: ``B`` completions, ``N`` tokens or segments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -87,15 +88,25 @@ def aggregate_loss(
     return total / torch.where(own > 0, own, 1)
 
 
-def loss_count(weights: Float[Tensor, "B N"], aggregate: Aggregate) -> Float[Tensor, ""]:
+def _as_it_is(count: Tensor) -> Tensor:
+    return count
+
+
+def loss_count(
+    weights: Float[Tensor, "B N"],
+    aggregate: Aggregate,
+    *,
+    sum_up: Callable[[Tensor], Tensor] = _as_it_is,
+) -> Float[Tensor, ""]:
     """What ``aggregate_loss`` takes as ``denominator`` for a whole minibatch.
 
     Args:
         weights: (B,N) of the minibatch: its ``count_weights`` where those are given.
         aggregate: the mode.
+        sum_up: adds a number up over those who hold parts of the minibatch.
     """
     if aggregate == "token_mean":
-        return weights.sum()
+        return sum_up(weights.sum())
     if aggregate == "sequence_sum_norm":
         return weights.new_ones(())
-    return (weights.sum(1) > 0).sum().to(weights.dtype)
+    return sum_up((weights.sum(1) > 0).sum().to(weights.dtype))

@@ -1,9 +1,5 @@
 """From a config to live objects: the only place where config meets registry."""
 
-# Accelerate and transformers carry no types: what they return is unknown here, and only here.
-# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
-# pyright: reportUnknownVariableType=false
-
 from __future__ import annotations
 
 import hashlib
@@ -11,20 +7,22 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from torch import nn
 
 from segcredit import registry
-from segcredit.config import RunConfig
+from segcredit.config import RunConfig, TrainConfig, ValueConfig
 from segcredit.copies import frozen_copy
 from segcredit.errors import ConfigError, TrainingError
 from segcredit.learner import Learner, learner
+from segcredit.processes import Processes
 from segcredit.protocols import (
     AdvantageScheme,
     Policy,
@@ -35,6 +33,7 @@ from segcredit.protocols import (
     Task,
     ValueEstimator,
 )
+from segcredit.sharding import shard, whole
 from segcredit.streams import derived_seed, forked, stream
 
 T = TypeVar("T")
@@ -45,7 +44,7 @@ class Run:
     """Every live object of a run."""
 
     config: RunConfig
-    accelerator: Accelerator
+    processes: Processes
     task: Task
     held_out: tuple[Prompt, ...]
     pool: tuple[Prompt, ...]
@@ -67,47 +66,126 @@ class Run:
 
     @property
     def actor(self) -> Policy:
-        """The policy itself, out of whatever wraps it for training: for sampling and scoring."""
-        return cast(Policy, self.accelerator.unwrap_model(self.policy.module))
+        """The policy itself, for sampling and scoring."""
+        return cast(Policy, self.policy.module)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the parameters in training."""
+        return self.config.train.parallel == "sharded" and self.processes.count > 1
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, every process holds all parameters; needed for whatever is not training."""
+        modules = [self.policy.module, self.state.module]
+        return whole(*modules, *([] if self.reference is None else [cast(Any, self.reference)]))
 
 
-def build(config: RunConfig) -> Run:
+def build(config: RunConfig, processes: Processes | None = None) -> Run:
     """Load the model, start the estimator, prepare both for the device.
+
+    Args:
+        config: complete.
+        processes: those that share the run; None = this one, which must be the only one.
 
     Raises:
         RegistryError, PolicyError, TaskError: something cannot be had; says what.
-        TrainingError: more than one process.
+        TrainingError: more than one process for what is done in one; another process failed.
+        ConfigError: a step has fewer prompts than there are processes.
     """
-    accelerator = Accelerator(cpu=config.train.device == "cpu")
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"{accelerator.num_processes} processes were started; this version trains in one."
-            " Start it without torchrun, and use the workers of 'segcredit grid' instead."
-        )
+    processes = processes or _alone(config)
+    _require_prompts(config, processes)
     task = _named(registry.tasks, config.task)
-    sampler = _named(registry.samplers, config.sampler)
-    policy = _named(registry.policies, config.policy).load(
-        task, sampler, temperature=config.rollouts.temperature, seed=config.seed
-    )
+    policy = _policy(config, task, processes)
     train = config.train
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     reference = frozen_copy(policy) if needs_reference else None
-    trained = learner(
-        accelerator, policy, train.learning_rate, train.gradient_clip, train.epochs, train
-    )
-    actor = cast(Policy, accelerator.unwrap_model(trained.module))
+    credit = _credit(config, processes, cast(Policy, policy))
+    if reference is not None:
+        reference = reference.to(processes.device)
+        _spread(config, processes, reference, _USES)
     return Run(
         config=config,
-        accelerator=accelerator,
+        processes=processes,
         task=task,
         held_out=tuple(task.evaluation(config.evaluate.prompts)),
         pool=_pool(task, config),
         prompts=task.stream(derived_seed(config.seed, "prompts")),
         further_prompts=task.stream(derived_seed(config.seed, "further prompts")),
-        policy=trained,
-        reference=reference and reference.to(accelerator.device),  # pyright: ignore[reportArgumentType]
-        **_credit(config, accelerator, actor),
+        policy=_learner(config, processes, policy, train, _USES),
+        reference=cast("Policy | None", reference),
+        **credit,
     )
+
+
+_USES = ("generate", "resume", "alternatives")
+"""What runs a policy's network, besides its call."""
+
+
+def _learner(
+    config: RunConfig,
+    processes: Processes,
+    module: nn.Module,
+    own: TrainConfig | ValueConfig,
+    uses: Sequence[str] = (),
+) -> Learner:
+    """A module on its device, spread over the processes where the config says so."""
+    module = module.to(processes.device)
+    _spread(config, processes, module, uses)
+    return learner(
+        processes.device, module, own.learning_rate, own.gradient_clip, own.epochs, config.train
+    )
+
+
+def _spread(
+    config: RunConfig, processes: Processes, module: nn.Module, uses: Sequence[str]
+) -> None:
+    if config.train.parallel == "sharded":
+        shard(module, processes, uses)
+
+
+def _alone(config: RunConfig) -> Processes:
+    found = started_processes(config)
+    if found.count > 1:
+        raise TrainingError(
+            f"{found.count} processes were started for what is done in one. Only 'segcredit train'"
+            " is shared by several: start other commands without torchrun."
+        )
+    return found
+
+
+def started_processes(config: RunConfig) -> Processes:
+    """The processes that were started for a run.
+
+    Raises:
+        ConfigError: the config asks for another number.
+    """
+    return Processes.started(config.train.processes, cpu=config.train.device == "cpu")
+
+
+def _require_prompts(config: RunConfig, processes: Processes) -> None:
+    if config.rollouts.prompts < processes.count:
+        raise ConfigError(
+            f"rollouts.prompts is {config.rollouts.prompts} and {processes.count} processes share"
+            " them; expected at least one prompt for each, since the completions of a prompt stay"
+            " together. Raise rollouts.prompts, or start fewer processes."
+        )
+
+
+def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
+    """Process 0 loads first: what it downloads or trains, the others find in the cache."""
+    source, sampler = (
+        _named(registry.policies, config.policy),
+        _named(registry.samplers, config.sampler),
+    )
+    loaded: list[nn.Module] = []
+    for turn in (True, False) if processes.count > 1 else (True,):
+        with processes.together():
+            if processes.first == turn:
+                temperature = config.rollouts.temperature
+                loaded = [source.load(task, sampler, temperature=temperature, seed=config.seed)]
+    (policy,) = loaded
+    processes.align([*policy.parameters(), *policy.buffers()])
+    return policy
 
 
 def with_credit(run: Run, config: RunConfig) -> Run:
@@ -117,22 +195,20 @@ def with_credit(run: Run, config: RunConfig) -> Run:
         run: whose policy, task and prompts are shared, not copied.
         config: differs from that of ``run`` in plug-ins of credit, and in ``train.value``, alone.
     """
-    return replace(run, config=config, **_credit(config, run.accelerator, run.actor))
+    return replace(run, config=config, **_credit(config, run.processes, run.actor))
 
 
-def _credit(config: RunConfig, accelerator: Accelerator, policy: Policy) -> dict[str, Any]:
+def _credit(config: RunConfig, processes: Processes, policy: Policy) -> dict[str, Any]:
     """The fields of a run that segment, value and credit."""
     estimator = _named(registry.estimators, config.estimator)
     with forked(config.seed, "estimator"):
         state = estimator.start(policy)
-    value = config.train.value
+    processes.align([*state.parameters(), *state.buffers()])
     return {
         "segmenter": _named(registry.segmenters, config.segmenter),
         "ratio_segmenter": _optional(registry.segmenters, config.loss.ratio_segmenter),
         "estimator": estimator,
-        "state": learner(
-            accelerator, state, value.learning_rate, value.gradient_clip, value.epochs, config.train
-        ),
+        "state": _learner(config, processes, state, config.train.value),
         "advantage": _named(registry.advantages, config.advantage),
         "process_reward": _optional(registry.process_rewards, config.process_reward),
     }

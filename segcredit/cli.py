@@ -49,7 +49,8 @@ def train(
     ] = False,
     code: Code = None,
 ) -> None:
-    """Train one run."""
+    """Train one run; under torchrun, in as many processes as it starts."""
+    from segcredit.build import started_processes
     from segcredit.config import load_config
     from segcredit.display import training_progress
     from segcredit.loop import iterate, run_directory
@@ -58,8 +59,9 @@ def train(
     load_code(code or [])
     checked = load_config(config, overrides or [])
     directory = run_directory(checked, output)
-    training_progress(out, iterate(checked, directory, resume=resume), checked.train.steps)
-    out.print(f"Recorded in {directory}", soft_wrap=True)
+    shown = out if started_processes(checked).first else Console(quiet=True)
+    training_progress(shown, iterate(checked, directory, resume=resume), checked.train.steps)
+    shown.print(f"Recorded in {directory}", soft_wrap=True)
 
 
 @app.command()

@@ -185,6 +185,10 @@ class TrainConfig(_Section):
     patience: int = Field(ge=1)
     """First steps after which a run whose rewards were all equal in every one of them stops."""
     device: Literal["auto", "cpu"]
+    processes: int | None = Field(default=None, ge=1)
+    """How many processes must have been started; None = however many. Makes no other run."""
+    parallel: Literal["replicated", "sharded"] = "replicated"
+    """Whether each process keeps all parameters in training or a part. Makes no other run."""
     value: ValueConfig
 
 
@@ -226,7 +230,7 @@ class RecordConfig(_Section):
     trackers: Annotated[
         tuple[Annotated[TrackerName, AfterValidator(_installed)], ...], BeforeValidator(_as_list)
     ] = ()
-    """Where the metrics are shown as well; the only key that makes no other run (``identity``)."""
+    """Where the metrics are shown as well. Makes no other run (``identity``)."""
 
 
 class CheckpointConfig(_Section):
@@ -257,8 +261,8 @@ class RunConfig(_Section):
     checkpoint: CheckpointConfig
 
     def identity(self) -> dict[str, Any]:
-        """What makes the run: every key but how it is watched. Names its directory."""
-        return self.model_dump(exclude={"record": {"trackers"}})
+        """What makes the run: every key but who carries and who watches it. Names its directory."""
+        return self.model_dump(exclude={"record": {"trackers"}, "train": {"processes", "parallel"}})
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Dotted path, registry and table of every plug-in that the run uses."""

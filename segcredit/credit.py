@@ -161,13 +161,22 @@ def advantages(
     Raises:
         ShapeError: the scheme did not return one advantage a segment.
     """
+    kept_BS = fitting(values, per_segment).masked_fill(~values.mask, 0)
+    return Advantages(per_segment=kept_BS, per_token=segmentation.spread(kept_BS))
+
+
+def fitting(values: SegmentValues, per_segment: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    """What an advantage scheme returned, once it is known to fit.
+
+    Raises:
+        ShapeError: the scheme did not return one advantage a segment.
+    """
     if per_segment.shape != values.mask.shape:
         raise ShapeError(
             f"the advantage scheme returned shape {tuple(per_segment.shape)}; expected"
             f" {tuple(values.mask.shape)}, one advantage for each segment."
         )
-    kept_BS = per_segment.masked_fill(~values.mask, 0)
-    return Advantages(per_segment=kept_BS, per_token=segmentation.spread(kept_BS))
+    return per_segment
 
 
 def explained_variance(

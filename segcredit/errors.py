@@ -8,6 +8,7 @@
     ├── TaskError         a task has no prompts to give, or its verifier failed
     ├── PolicyError       a model cannot be loaded or cannot do what is asked of it
     ├── TrainingError     training cannot go on: loss not finite, nothing to learn from
+    │   └── LostProcessError    another process of the run is gone
     ├── RecordError       a run directory cannot be read, or holds another run
     │   ├── StorageError  the disk refused to be written
     │   └── BusyError     another process writes the run
@@ -55,6 +56,10 @@ class TrainingError(SegcreditError, RuntimeError):
     """Training cannot go on; the message says which checkpoint is the last good one."""
 
 
+class LostProcessError(TrainingError):
+    """Another process of the run is gone: what was recorded is intact, and one can go on."""
+
+
 class RecordError(SegcreditError, OSError):
     """A run directory cannot be written or read, or belongs to another config."""
 
@@ -82,6 +87,8 @@ def blame(kind: str, name: str) -> Generator[None]:
     """Name the plug-in in whatever it raises."""
     try:
         yield
+    except TrainingError:
+        raise  # such as a lost process, while all of them answered the plug-in
     except SegcreditError as error:
         raise PluginError(f"{kind} {name!r}: {error}") from error
     except Exception as error:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 
 from segcredit.completions import complete
+from segcredit.processes import ALONE, Processes
 from segcredit.protocols import Policy, Prompt, Task
 from segcredit.votes import majority, pass_at_k, powers_of_two
 
@@ -49,21 +51,34 @@ def evaluate(
     max_new_tokens: int,
     generator: torch.Generator,
     completions: int = 1,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Sampled completions of every prompt and a greedy one, and what they show.
+
+    Args:
+        policy: samples.
+        task: verifies.
+        prompts: held out.
+        max_new_tokens: limit of a completion.
+        generator: this process's own.
+        completions: sampled of each prompt.
+        processes: those that share the prompts out; each returns the figures of all.
 
     Returns:
         See ``figures``.
     """
-    judged = judge(
-        policy,
-        task,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        generator=generator,
-        completions=completions,
-    )
-    return figures(judged)
+    judged: list[Judged] = []
+    with processes.together():
+        if own := processes.share(prompts):
+            judged = judge(
+                policy,
+                task,
+                own,
+                max_new_tokens=max_new_tokens,
+                generator=generator,
+                completions=completions,
+            )
+    return figures(chain.from_iterable(processes.gather(judged)))
 
 
 def judge(

@@ -11,20 +11,22 @@ from segcredit import credit, loss_tokens
 from segcredit.build import Run
 from segcredit.config import LossConfig
 from segcredit.errors import PluginError, blame
-from segcredit.protocols import Segmenter
+from segcredit.gathering import everyones, own_rows
+from segcredit.protocols import Prompt, Segmenter
 from segcredit.sampling import Sampled, sample
 from segcredit.segmentation import Segmentation
-from segcredit.simulator import PolicySimulator
+from segcredit.simulator import PolicySimulator, SharedSimulator
 from segcredit.streams import stream
 from segcredit.types import Advantages, RolloutBatch, SegmentValues
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experience:
-    """One step's rollouts and the credit drawn from them."""
+    """One step's rollouts and the credit drawn from them: this process's rows."""
 
     rollouts: RolloutBatch
     simulator: PolicySimulator
+    """Knows the prompts of all processes."""
     segmentation: Segmentation
     ratio_segmentation: Segmentation
     values: SegmentValues
@@ -36,6 +38,8 @@ class Experience:
     count_weights: Tensor
     """(B,T) how far its denominators count each token."""
     sampled: Sampled
+    whole: SegmentValues
+    """The values of all processes, process 0's first."""
 
 
 def collect(run: Run, step: int) -> Experience:
@@ -59,33 +63,29 @@ def assign(run: Run, sampled: Sampled, step: int) -> Experience:
     Raises:
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
-    rollouts, config = sampled.rollouts, run.config
-    simulator = PolicySimulator(
-        policy=run.actor,
-        task=run.task,
-        prompts={prompt.key: prompt for prompt in sampled.prompts},
-        max_new_tokens=config.rollouts.max_new_tokens,
-        micro_tokens=config.train.micro_tokens,
-        generator=stream(config.seed, "estimator", step),
-    )
-    weights_BT, counts_BT = _loss_tokens(config.loss, rollouts)
-    segmentation = _segment(run.segmenter, config.segmenter["name"], rollouts)
-    ratio_segmentation = segmentation
-    if run.ratio_segmenter is not None and config.loss.ratio_segmenter is not None:
-        name = config.loss.ratio_segmenter["name"]
-        ratio_segmentation = _segment(run.ratio_segmenter, name, rollouts)
+    with run.whole():
+        return _assigned(run, sampled, step)
+
+
+def _assigned(run: Run, sampled: Sampled, step: int) -> Experience:
+    rollouts, config, processes = sampled.rollouts, run.config, run.processes
+    simulator = _simulator(run, sampled, step)
+    weights_BT, counts_BT = _loss_tokens(run, rollouts)
     with torch.no_grad(), blame("estimator", config.estimator["name"]):
-        values_BS = run.estimator.estimate(run.state.module, rollouts, segmentation, simulator)
-        values = credit.segment_values(
-            rollouts,
-            segmentation,
-            values_BS,
-            process_rewards_BS=_process(run, rollouts, segmentation),
-            token_weights=weights_BT,
-        )
-        targets_BS = run.estimator.targets(values)
-    with blame("advantage", config.advantage["name"]):
-        advantages = credit.advantages(segmentation, values, run.advantage(values))
+        keys = list(simulator.prompts)
+        run.estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
+    with processes.together():
+        segmentation, ratio_segmentation = _segmentations(run, rollouts)
+        values = _values(run, rollouts, segmentation, simulator, weights_BT)
+    whole, size = everyones(processes, values), values.mask.shape
+    with processes.together():
+        with torch.no_grad(), blame("estimator", config.estimator["name"]):
+            every_target_BS = run.estimator.targets(whole)
+        with blame("advantage", config.advantage["name"]):
+            every_BS = credit.fitting(whole, run.advantage(whole))
+    own_BS = own_rows(processes, every_BS, len(rollouts))[:, : size[1]]
+    targets_BS = own_rows(processes, every_target_BS, len(rollouts))[:, : size[1]]
+    advantages = credit.advantages(segmentation, values, own_BS)
     return Experience(
         rollouts=rollouts,
         simulator=simulator,
@@ -97,11 +97,57 @@ def assign(run: Run, sampled: Sampled, step: int) -> Experience:
         token_weights=weights_BT,
         count_weights=counts_BT,
         sampled=sampled,
+        whole=whole,
     )
 
 
-def _loss_tokens(loss: LossConfig, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
+def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
+    """Draws from this process's stream, for the prompts of all."""
+    here: dict[str, Prompt] = {prompt.key: prompt for prompt in sampled.prompts}
+    return PolicySimulator(
+        policy=run.actor,
+        task=run.task,
+        prompts={
+            key: prompt for share in run.processes.gather(here) for key, prompt in share.items()
+        },
+        max_new_tokens=run.config.rollouts.max_new_tokens,
+        micro_tokens=run.config.train.micro_tokens,
+        generator=stream(run.config.seed, run.processes.named("estimator"), step),
+    )
+
+
+def _segmentations(run: Run, rollouts: RolloutBatch) -> tuple[Segmentation, Segmentation]:
+    """Of credit, and of the ratio."""
+    config = run.config
+    segmentation = _segment(run.segmenter, config.segmenter["name"], rollouts)
+    if run.ratio_segmenter is None or config.loss.ratio_segmenter is None:
+        return segmentation, segmentation
+    name = config.loss.ratio_segmenter["name"]
+    return segmentation, _segment(run.ratio_segmenter, name, rollouts)
+
+
+def _values(
+    run: Run,
+    rollouts: RolloutBatch,
+    segmentation: Segmentation,
+    simulator: PolicySimulator,
+    weights_BT: Tensor,
+) -> SegmentValues:
+    """Values and rewards of the segments."""
+    with torch.no_grad(), blame("estimator", run.config.estimator["name"]):
+        values_BS = run.estimator.estimate(run.state.module, rollouts, segmentation, simulator)
+        return credit.segment_values(
+            rollouts,
+            segmentation,
+            values_BS,
+            process_rewards_BS=_process(run, rollouts, segmentation),
+            token_weights=weights_BT,
+        )
+
+
+def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
     """(B,T) how far the loss takes each token, and how far its denominators count it."""
+    loss: LossConfig = run.config.loss
     every_BT = rollouts.action_mask.to(rollouts.logprobs.dtype)
     if loss.shared_tokens == "once":
         every_BT = loss_tokens.shared_token_weights(rollouts.node_ids, rollouts.action_mask)
@@ -110,8 +156,12 @@ def _loss_tokens(loss: LossConfig, rollouts: RolloutBatch) -> tuple[Tensor, Tens
             rollouts.logprobs, rollouts.action_mask, loss.probability_below
         )
     elif loss.tokens == "high_entropy":
+        own_N = loss_tokens.action_entropies(rollouts.entropies, rollouts.action_mask)
         chosen_BT = loss_tokens.high_entropy(
-            rollouts.entropies, rollouts.action_mask, loss.entropy_share
+            rollouts.entropies,
+            rollouts.action_mask,
+            loss.entropy_share,
+            among=run.processes.joined(own_N),
         )
     else:
         chosen_BT = rollouts.action_mask

@@ -1,6 +1,6 @@
 """A module with what trains it: optimizer, schedule, clipping."""
 
-# Accelerate and transformers carry no types: what they return is unknown here, and only here.
+# Transformers carries no types: what they return is unknown here, and only here.
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
 # pyright: reportUnknownVariableType=false
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
 from segcredit.config import TrainConfig
 from segcredit.masters import Masters
+from segcredit.sharding import gathered, spread, spread_optimizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,33 +41,39 @@ class Learner:
         self.masters.write()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is trained of the module, optimizer and schedule, for a checkpoint."""
-        state = {"module": self.masters.state_dict(self.module)}
+        """What is trained of the module, optimizer and schedule, for a checkpoint.
+
+        Whole, however many processes hold parts.
+        """
+        state = {"module": gathered(self.masters.state_dict(self.module))}
         if self.optimizer is not None:
-            state["optimizer"] = self.optimizer.state_dict()
+            state["optimizer"] = gathered(self.optimizer.state_dict())
             state["schedule"] = self.schedule.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
-        self.masters.load_state_dict(self.module, state["module"])
+        own = self.module.state_dict()
+        found = {name: spread(value, own.get(name)) for name, value in state["module"].items()}
+        self.masters.load_state_dict(self.module, found)
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            moments = spread_optimizer(state["optimizer"], self.optimizer)
+            self.optimizer.load_state_dict(moments)
             self.schedule.load_state_dict(state["schedule"])
 
 
 def learner(
-    accelerator: Accelerator,
+    device: torch.device,
     module: nn.Module,
     learning_rate: float,
     gradient_clip: float,
     epochs: int,
     train: TrainConfig,
 ) -> Learner:
-    """A module on the accelerator's device with its optimizer and schedule.
+    """A module on a device with its optimizer and schedule.
 
     Args:
-        accelerator: whose device it is.
+        device: where it is trained.
         module: what is trained; without parameters there is no optimizer.
         learning_rate: its own.
         gradient_clip: its own.
@@ -77,7 +83,7 @@ def learner(
     # What warmed it up may have left gradients, which the first backward pass would add to.
     module.zero_grad(set_to_none=True)
     # Masters are made of weights on their device.
-    masters = Masters(module.to(accelerator.device))
+    masters = Masters(module.to(device))
     if not masters.parameters:
         return Learner(module, masters, None, None, gradient_clip, 0)
     optimizer = torch.optim.AdamW(
@@ -89,5 +95,4 @@ def learner(
         num_warmup_steps=train.warmup_steps,
         num_training_steps=train.steps,
     )
-    module, optimizer = accelerator.prepare(module, optimizer)
     return Learner(module, masters, optimizer, schedule, gradient_clip, epochs)

@@ -13,22 +13,27 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from segcredit import checkpoint
-from segcredit.build import Run, build, environment, run_hash
+from segcredit.build import Run, build, environment, run_hash, started_processes
 from segcredit.config import RunConfig
 from segcredit.credit import explained_variance, lambda_returns
-from segcredit.errors import RecordError, StorageError, TrainingError
+from segcredit.errors import LostProcessError, RecordError, StorageError, TrainingError
 from segcredit.evaluate import evaluate
 from segcredit.exclusive import exclusive
 from segcredit.experience import Experience, collect
 from segcredit.memory import memory_advice
+from segcredit.processes import Processes, stoppable
 from segcredit.recording import images, tables
-from segcredit.records import RunRecords
+from segcredit.records import Records, RunRecords, SilentRecords
 from segcredit.recovery import damage, last_good_state
+from segcredit.step_tables import TableName
 from segcredit.streams import stream
 from segcredit.trackers import tracking
 from segcredit.update import improve
@@ -60,25 +65,45 @@ def run_directory(config: RunConfig, output: str | Path | None = None) -> Path:
 
 
 def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iterator[Row]:
-    """Run a config and yield each step's row of metrics once it is recorded, step 0 first."""
-    with exclusive(directory):
-        yield from _iterate(config, directory, resume=resume)
+    """Run a config and yield each step's row of metrics once it is recorded, step 0 first.
+
+    Where several processes were started, each of them calls this; process 0 alone writes.
+    """
+    processes = started_processes(config)
+    with ExitStack() as held:
+        with processes.together():
+            records = _records(config, directory, processes, held)
+        if not processes.from_first(records.finished):
+            held.enter_context(stoppable(processes))
+            yield from _iterate(config, records, processes, resume=resume)
 
 
-def _iterate(config: RunConfig, directory: Path, *, resume: bool) -> Iterator[Row]:
-    records = RunRecords.create(directory, config.identity(), environment(config))
-    if records.finished:
-        if not damage(directory, config.train.steps):
-            return
+def _records(config: RunConfig, directory: Path, processes: Processes, held: ExitStack) -> Records:
+    """The run directory, locked for as long as ``held`` is; silence but for process 0."""
+    if not processes.first:
+        return SilentRecords(directory)
+    held.enter_context(exclusive(directory))
+    found = environment(config) | {"processes": processes.count}
+    records = RunRecords.create(directory, config.identity(), found)
+    if records.finished and damage(directory, config.train.steps):
         records.begin()
-    shown = tracking(config.record.trackers, directory, config.identity())
+    return records
+
+
+def _iterate(
+    config: RunConfig, records: Records, processes: Processes, *, resume: bool
+) -> Iterator[Row]:
+    trackers = config.record.trackers if processes.first else ()
+    shown = tracking(trackers, records.path, config.identity())
     with _recorded_failure(records), shown as show:
-        run = build(config)
+        run = build(config, processes)
         row = _restore(run, records, resume=resume)
         if row is None:
             row = _begin(run)
-            _record(run, records, row)
-            show(row)
+            state = _state(run, row)
+            with processes.together():
+                _record(records, row, state, run.config.checkpoint.keep)
+                show(row)
             yield row
         unvaried = 0
         for step in range(int(row["step"]) + 1, config.train.steps + 1):
@@ -86,16 +111,20 @@ def _iterate(config: RunConfig, directory: Path, *, resume: bool) -> Iterator[Ro
             experience = collect(run, step)
             figures = improve(run, experience, step)
             row = _row(run, experience, figures, row, step, started)
-            if step % config.record.every == 0 or step == config.train.steps:
-                for image in images(run, experience):  # first: no table names a missing file
-                    records.image(image)
-                for name, columns in tables(run, experience, step).items():
+            due = step % config.record.every == 0 or step == config.train.steps
+            found = _tables(run, experience, step) if due else {}
+            state = _state(run, row)
+            with processes.together():
+                for image in images(run, experience) if due else ():
+                    records.image(image)  # first: no table names a missing file
+                for name, columns in found.items():
                     records.table(name, step, columns)
-            _record(run, records, row)
-            show(row)
+                _record(records, row, state, config.checkpoint.keep)
+                show(row)
             unvaried = _require_signal(run, experience, step, unvaried)
             yield row
-        records.finish()
+        with processes.together():
+            records.finish()
 
 
 def _begin(run: Run) -> Row:
@@ -114,73 +143,117 @@ def _begin(run: Run) -> Row:
         improve(run, experience, -iteration, policy=False)
         tokens += experience.sampled.tokens
         simulated += experience.simulator.tokens
-    return row | {
-        "tokens_sampled": tokens + simulated,
-        "tokens_simulated": simulated,
-        "cpu_seconds": time.process_time() - started,
-    }
+    return row | _costs(run, tokens, simulated, time.process_time() - started)
+
+
+def _costs(run: Run, tokens: int, simulated: int, seconds: float) -> Row:
+    """What this process spent, and the others: those for estimators are sampled as well."""
+    shares = run.processes.gather((tokens + simulated, simulated, seconds))
+    names = ("tokens_sampled", "tokens_simulated", "cpu_seconds")
+    return {name: sum(of) for name, of in zip(names, zip(*shares, strict=True), strict=True)}
 
 
 def _row(
     run: Run, experience: Experience, figures: Row, before: Row, step: int, started: float
 ) -> Row:
     """The step's metrics; costs are counted from the start of the run, evaluations left out."""
-    rollouts, segmentation = experience.rollouts, experience.segmentation
-    tokens_B = rollouts.action_mask.sum(1).float()
-    simulated = experience.simulator.tokens
-    sampled = {
-        "reward": rollouts.rewards.mean(),
-        "reward_std": rollouts.rewards.std(correction=0),
-        "entropy": rollouts.entropies.sum() / tokens_B.sum(),
-        "response_length": tokens_B.mean(),
-        "truncated": rollouts.truncated.float().mean(),
-        "segments_per_response": segmentation.counts.float().mean(),
-        "explained_variance": explained_variance(
-            experience.values, lambda_returns(experience.values)
-        ),
-    }
-    row: Row = {
-        "step": step,
-        "tokens_sampled": before["tokens_sampled"] + experience.sampled.tokens + simulated,
-        "tokens_simulated": before["tokens_simulated"] + simulated,
-        "sampling_rounds": experience.sampled.rounds,
-        "loss_tokens": float((experience.token_weights > 0).sum() / tokens_B.sum()),
-        **{name: float(value) for name, value in sampled.items()},
-        **figures,
-    }
-    row["cpu_seconds"] = before["cpu_seconds"] + time.process_time() - started
+    sampled = _sampled_figures(run, experience)
+    spent = _costs(
+        run,
+        experience.sampled.tokens,
+        experience.simulator.tokens,
+        time.process_time() - started,
+    )
+    costs = {name: before[name] + more for name, more in spent.items()}
+    row: Row = {"step": step, "sampling_rounds": experience.sampled.rounds}
+    row |= costs | {name: float(value) for name, value in sampled.items()} | figures
     last = step == run.config.train.steps
     return row | (_evaluation(run, step) if last or step % run.config.evaluate.every == 0 else {})
 
 
-def _evaluation(run: Run, step: int) -> Row:
-    return evaluate(
-        run.actor,
-        run.task,
-        run.held_out,
-        max_new_tokens=run.config.rollouts.max_new_tokens,
-        generator=stream(run.config.seed, "evaluation", step),
-        completions=run.config.evaluate.completions,
+def _sampled_figures(run: Run, experience: Experience) -> dict[str, Tensor]:
+    """What the rollouts of all processes were like."""
+    rollouts, processes = experience.rollouts, run.processes
+    rewards_B = processes.joined(rollouts.rewards)
+    sums = (
+        rollouts.action_mask.sum().float(),
+        rollouts.entropies.sum(),
+        rollouts.truncated.sum().float(),
+        experience.segmentation.counts.sum().float(),
+        (experience.token_weights > 0).sum().float(),
     )
+    tokens, entropy, truncated, segments, loss_tokens = processes.sum(torch.stack(sums))
+    return {
+        "loss_tokens": loss_tokens / tokens,
+        "reward": rewards_B.mean(),
+        "reward_std": rewards_B.std(correction=0),
+        "entropy": entropy / tokens,
+        "response_length": tokens / len(rewards_B),
+        "truncated": truncated / len(rewards_B),
+        "segments_per_response": segments / len(rewards_B),
+        "explained_variance": explained_variance(
+            experience.whole, lambda_returns(experience.whole)
+        ),
+    }
 
 
-def _record(run: Run, records: RunRecords, row: Row) -> None:
+def _evaluation(run: Run, step: int) -> Row:
+    with run.whole():
+        return evaluate(
+            run.actor,
+            run.task,
+            run.held_out,
+            max_new_tokens=run.config.rollouts.max_new_tokens,
+            generator=stream(run.config.seed, run.processes.named("evaluation"), step),
+            completions=run.config.evaluate.completions,
+            processes=run.processes,
+        )
+
+
+def _tables(run: Run, experience: Experience, step: int) -> dict[TableName, Any]:
+    with run.whole():
+        return tables(run, experience, step)
+
+
+def _state(run: Run, row: Row) -> dict[str, Any] | None:
+    """Everything that a resumed run needs, where the step is one to keep."""
+    step = int(row["step"])
+    if step % run.config.checkpoint.every and step != run.config.train.steps:
+        return None
+    return {
+        "row": row,
+        "policy": run.policy.state_dict(),
+        "estimator": run.state.state_dict(),
+        "prompts": run.prompts.state_dict(),
+        "further_prompts": run.further_prompts.state_dict(),
+    }
+
+
+def _record(records: Records, row: Row, state: dict[str, Any] | None, keep: int) -> None:
     """Metrics first: a checkpoint never knows of a step that the records do not."""
     records.metrics(row)  # pyright: ignore[reportArgumentType]
-    step, settings = int(row["step"]), run.config.checkpoint
-    if step % settings.every == 0 or step == run.config.train.steps:
-        state = {
-            "row": row,
-            "policy": run.policy.state_dict(),
-            "estimator": run.state.state_dict(),
-            "prompts": run.prompts.state_dict(),
-            "further_prompts": run.further_prompts.state_dict(),
-        }
-        checkpoint.save(records.checkpoints, step, state, keep=settings.keep)
+    if state is not None:
+        records.checkpoint(int(row["step"]), state, keep=keep)
 
 
-def _restore(run: Run, records: RunRecords, *, resume: bool) -> Row | None:
+def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
     """Everything as after the last good checkpoint, whose row is returned; None without one."""
+    state = None
+    with run.processes.together():
+        if run.processes.first:
+            state = _last_state(records, resume=resume)
+    state = run.processes.from_first(state)
+    if state is None:
+        return None
+    run.policy.load_state_dict(state["policy"])
+    run.state.load_state_dict(state["estimator"])
+    run.prompts.load_state_dict(state["prompts"])
+    run.further_prompts.load_state_dict(state["further_prompts"])
+    return state["row"]
+
+
+def _last_state(records: Records, *, resume: bool) -> dict[str, Any] | None:
+    """The last good checkpoint, the records cut to it."""
     found = checkpoint.found(records.checkpoints)
     if found and not resume:
         raise RecordError(
@@ -188,15 +261,8 @@ def _restore(run: Run, records: RunRecords, *, resume: bool) -> Row | None:
             f" {found[-1].name}. Continue it with --resume, or choose another --output."
         )
     state = last_good_state(records.path, records.checkpoints)
-    if state is None:
-        records.cut_after(-1)
-        return None
-    run.policy.load_state_dict(state["policy"])
-    run.state.load_state_dict(state["estimator"])
-    run.prompts.load_state_dict(state["prompts"])
-    run.further_prompts.load_state_dict(state["further_prompts"])
-    records.cut_after(int(state["row"]["step"]))
-    return state["row"]
+    records.cut_after(-1 if state is None else int(state["row"]["step"]))
+    return state
 
 
 def _require_signal(run: Run, experience: Experience, step: int, unvaried: int) -> int:
@@ -204,7 +270,7 @@ def _require_signal(run: Run, experience: Experience, step: int, unvaried: int) 
 
     Only from the start of a run: a policy that has become perfect is no fault.
     """
-    rewards_B = experience.rollouts.token_rewards.sum(1)
+    rewards_B = run.processes.joined(experience.rollouts.token_rewards.sum(1))
     if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
         return unvaried
     limit = min(run.config.train.patience, run.config.train.steps)
@@ -219,7 +285,7 @@ def _require_signal(run: Run, experience: Experience, step: int, unvaried: int) 
 
 
 @contextmanager
-def _recorded_failure(records: RunRecords) -> Generator[None]:
+def _recorded_failure(records: Records) -> Generator[None]:
     """What stops the run is written to its status, with the last good checkpoint, and raised."""
     try:
         yield
@@ -228,14 +294,21 @@ def _recorded_failure(records: RunRecords) -> Generator[None]:
         with suppress(RecordError):
             records.interrupt(str(error) or "interrupted from the keyboard.")
         raise
+    except LostProcessError as error:
+        message = f"{error} {_last_checkpoint(records)} Continue with --resume."
+        records.interrupt(message)
+        raise LostProcessError(message) from error
     except Exception as error:
-        saved: Any = (checkpoint.found(records.checkpoints) or [None])[-1]
         advice = memory_advice(error)
         message, ours = advice or str(error), advice is not None or isinstance(error, TrainingError)
         if ours:
-            where = f"The last good checkpoint is {saved}." if saved else "There is no checkpoint."
-            message = f"{message} {where}"
+            message = f"{message} {_last_checkpoint(records)}"
         records.fail(type(error).__name__, message, traceback.format_exc())
         if ours:
             raise TrainingError(message) from error
         raise
+
+
+def _last_checkpoint(records: Records) -> str:
+    found = checkpoint.found(records.checkpoints)
+    return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint."

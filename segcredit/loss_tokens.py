@@ -27,12 +27,23 @@ def low_probability(
 
 
 def high_entropy(
-    entropies: Float[Tensor, "B T"], action_mask: Bool[Tensor, "B T"], share: float
+    entropies: Float[Tensor, "B T"],
+    action_mask: Bool[Tensor, "B T"],
+    share: float,
+    *,
+    among: Float[Tensor, "N"] | None = None,
 ) -> Bool[Tensor, "B T"]:
     """The ``share`` of the batch's action tokens with the highest entropies.
 
     Those at least as high as the (1 − share)-quantile over the whole batch, linear between
     neighbours; ties with it are all in.
+
+    Args:
+        entropies: (B,T) in nats.
+        action_mask: (B,T) bool.
+        share: in (0,1].
+        among: (N,) entropies of the whole batch's action tokens, inf in other places, where these
+            rows are a part of it; None = these rows are the batch.
 
     Source:
         Wang et al. 2025, arXiv 2506.01939; 0.2 there. Over a batch, not over each completion, as
@@ -42,11 +53,19 @@ def high_entropy(
         raise ShapeError(f"share is {share}; expected a share above 0 and at most 1, such as 0.2.")
     if not entropies.numel():
         return action_mask
-    sorted_N = entropies.masked_fill(~action_mask, torch.inf).flatten().sort().values
-    place = (1 - share) * (action_mask.sum() - 1).clamp(min=0).to(sorted_N.dtype)
+    every_N = action_entropies(entropies, action_mask) if among is None else among
+    sorted_N = every_N.sort().values
+    place = (1 - share) * (sorted_N.isfinite().sum() - 1).clamp(min=0).to(sorted_N.dtype)
     below = sorted_N.gather(0, place.floor().long()[None])
     above = sorted_N.gather(0, place.ceil().long()[None])
     return action_mask & (entropies >= torch.lerp(below, above, place - place.floor()))
+
+
+def action_entropies(
+    entropies: Float[Tensor, "B T"], action_mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, "N"]:
+    """What ``high_entropy`` takes as ``among``: one a token, inf where it is no action."""
+    return entropies.masked_fill(~action_mask, torch.inf).flatten()
 
 
 def shared_token_weights(

@@ -81,6 +81,13 @@ class ValueEstimator(Protocol):
         """All state of a run: its parameters are trained, its ``state_dict`` is checkpointed."""
         return nn.Module()
 
+    def meet(self, state: nn.Module, prompt_keys: Sequence[str], simulator: Simulator) -> None:
+        """Called before each step's estimates, with every prompt of all processes once.
+
+        The place for what the state learns of a prompt when it first comes. Like ``update``, it is
+        the same call on every process, so that their states stay the same.
+        """
+
     @abstractmethod
     def estimate(
         self,

@@ -23,8 +23,9 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Protocol, cast, final
 
+from segcredit import checkpoint
 from segcredit.atomic import remove_temporaries, unwritten, write_atomically
 from segcredit.errors import RecordError
 from segcredit.image_files import remove_unfinished_images, write_image
@@ -84,8 +85,60 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row]
 
 
+class Records(Protocol):
+    """What a run tells its directory; see ``RunRecords``."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ended well, so that there is nothing left to do."""
+        return False
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the run's checkpoints; it need not exist yet."""
+        return self.path / "checkpoints"
+
+    def metrics(self, row: Mapping[str, Number]) -> None:
+        """One more row."""
+
+    def table(self, name: TableName, step: int, columns: Mapping[str, Any]) -> None:
+        """One step's rows of a table."""
+
+    def image(self, content: bytes) -> None:
+        """An image that a prompt shows."""
+
+    def checkpoint(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
+        """Everything that a resumed run needs."""
+
+    def cut_after(self, step: int) -> None:
+        """Drop what was recorded after a step."""
+
+    def finish(self) -> None:
+        """The run ended well."""
+
+    def fail(self, error_type: str, message: str, traceback_text: str) -> None:
+        """The run failed."""
+
+    def interrupt(self, message: str) -> None:
+        """The run was stopped, and can go on."""
+
+
 @final
-class RunRecords:
+class SilentRecords(Records):
+    """Writes nothing: those of every process but the one that writes.
+
+    Args:
+        path: the run directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+@final
+class RunRecords(Records):
     """Writes one run directory; made by ``create`` or ``open``.
 
     Args:
@@ -211,6 +264,10 @@ class RunRecords:
             StorageError: the file cannot be written.
         """
         write_image(self.path, content)
+
+    def checkpoint(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
+        """Saves everything that a resumed run needs, see ``segcredit.checkpoint.save``."""
+        checkpoint.save(self.checkpoints, step, state, keep)
 
     def cut_after(self, step: int) -> None:
         """Drops every row recorded after ``step``, so that a resumed run records them anew.

@@ -27,37 +27,66 @@ class Sampled:
     prompts: tuple[Prompt, ...]
     """Of each rollout."""
     tokens: int
-    """Tokens sampled, those of completions that were not kept included."""
+    """Tokens sampled here, those of completions that were not kept included."""
     rounds: int
 
 
 def sample(run: Run, step: int) -> Sampled:
     """Prompts x completions, verified and scored, with the token rewards of the config.
 
+    Every process draws the same prompts and samples its share of them.
+
     Raises:
         TrainingError: every completion is empty.
     """
+    with run.whole():
+        return _sampled(run, step)
+
+
+def _sampled(run: Run, step: int) -> Sampled:
     (found, tokens), rounds = _draw(run, step, 0), 1
     if run.config.rollouts.keep == "varied_groups":
         found, tokens, rounds = _varied_groups(run, step, found, tokens)
-    if not found.mask.any():
+    if not run.processes.any(bool(found.mask.any())):
         raise TrainingError(
             f"all {len(found.ids)} completions of step {step} are empty: there is no token to give"
             " credit to. The usual cause is a prompt template that already ends the answer, or a"
             " policy that masks its own tokens. Look at rollouts.max_new_tokens and the task's"
             " prompts."
         )
-    rollouts = as_rollouts(found, run.actor, micro_tokens=run.config.train.micro_tokens)
-    return Sampled(_priced(run, rollouts), found.prompts, tokens, rounds)
+    with run.processes.together():
+        rollouts = as_rollouts(found, run.actor, micro_tokens=run.config.train.micro_tokens)
+        priced = _priced(run, rollouts)
+    return Sampled(priced, found.prompts, tokens, rounds)
 
 
 def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
     """Completions of one round and tokens sampled; every method's first round has equal prompts."""
-    config, sizes = run.config, run.config.rollouts
     name = f"/{round_}" if round_ else ""
-    source = run.prompts if step > 0 and not round_ else run.further_prompts
-    prompts = _prompts(run, source, stream(config.seed, f"prompts{name}", step))
-    generator = stream(config.seed, f"sampling{name}", step)
+    with run.processes.together():
+        source = run.prompts if step > 0 and not round_ else run.further_prompts
+        drawn = _prompts(run, source, stream(run.config.seed, f"prompts{name}", step))
+        own = run.processes.named(f"sampling{name}")
+        return _completed(run, _share(run, drawn), stream(run.config.seed, own, step))
+
+
+def _share(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """This process's prompts; all entries of a key that was drawn twice go to one process."""
+    keys = set(run.processes.share(list(dict.fromkeys(prompt.key for prompt in prompts))))
+    if not keys:
+        raise TrainingError(
+            f"the {len(prompts)} prompts drawn for a step are fewer different ones than the"
+            f" {run.processes.count} processes that share them; expected at least one for each."
+            " Raise rollouts.prompts, or start fewer processes."
+        )
+    return [prompt for prompt in prompts if prompt.key in keys]
+
+
+def _completed(
+    run: Run, prompts: Sequence[Prompt], generator: torch.Generator
+) -> tuple[Completions, int]:
+    """Completions of these prompts and tokens sampled."""
+    config, sizes = run.config, run.config.rollouts
     if sizes.layout == "tree":
         return grow(
             run.actor,
@@ -109,16 +138,20 @@ def _varied_groups(
 ) -> tuple[Completions, int, int]:
     """Groups whose rewards differ, from as many rounds as it takes to have the usual number.
 
+    Each process fills its own share of that number.
+
     Should there be too few after the last round, those there are; should there be none, the
     first round's as they are, from which a group baseline learns nothing.
     """
     sizes = run.config.rollouts
+    usual = len(run.processes.share(range(sizes.prompts)))
     kept, rounds = [_varied(first)], 1
-    while len(_keys(kept)) < sizes.prompts and rounds < sizes.keep_rounds:
+    # All go on while one is short: the others would wait, and prompts are drawn by all alike.
+    while rounds < sizes.keep_rounds and run.processes.any(len(_keys(kept)) < usual):
         more, spent = _draw(run, step, rounds)
         kept.append(_varied(more))
         tokens, rounds = tokens + spent, rounds + 1
-    wanted = set(_keys(kept)[: sizes.prompts])
+    wanted = set(_keys(kept)[:usual])
     if not wanted:
         return first, tokens, rounds
     joined = join(_apart([piece for piece in kept if len(piece.ids)]))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from segcredit.completions import as_rollouts, complete, resume, score
 from segcredit.errors import TaskError
+from segcredit.gathering import joined
+from segcredit.processes import CPU, Processes
 from segcredit.protocols import Policy, Prompt, Simulator, Task
 from segcredit.types import Continuations, RolloutBatch, TokenScores
 
@@ -96,3 +98,68 @@ class PolicySimulator(Simulator):
                 " estimator may ask only for prompts whose keys it was given."
             )
         return self.prompts[key]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedSimulator(Simulator):
+    """What all processes ask alike, each of them answers in part: the answer is the same for all.
+
+    Args:
+        own: this process's, which answers its part.
+        processes: those that ask.
+    """
+
+    own: PolicySimulator
+    processes: Processes
+
+    def sample(
+        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+    ) -> RolloutBatch:
+        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        found: list[RolloutBatch] = []
+        with self.processes.together():
+            if share := self.processes.share(prompt_keys):
+                found = [self.own.sample(share, count, greedy=greedy)]
+        if self.processes.count == 1:
+            return found[0]
+        shares = self.processes.gather([one.to(CPU) for one in found])
+        every = joined([one for share in shares for one in share])
+        return every.to(self.processes.device)
+
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Tensor,
+        positions_N: Tensor,
+        count: int,
+        *,
+        greedy: bool = False,
+    ) -> Continuations:
+        """Continue from the prompt and every token before each position, holes included."""
+        here = self._share_of(rows_N)
+        with self.processes.together():
+            found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, greedy=greedy)
+        tokens = self.processes.gather(found.tokens)
+        return Continuations(
+            rewards=self.processes.joined(found.rewards),
+            truncated=self.processes.joined(found.truncated),
+            tokens=sum(tokens),
+        )
+
+    def score(self, rollouts: RolloutBatch) -> TokenScores:
+        """Log-probs, entropies and hidden states under the current policy."""
+        here = self._share_of(rollouts.group)
+        with self.processes.together():
+            # A row, at least: the network cannot read nothing.
+            rows = here if len(here) else torch.zeros_like(rollouts.group[:1])
+            found = self.own.score(rollouts.select(rows))
+        return TokenScores(
+            logprobs=self.processes.joined(found.logprobs[: len(here)]),
+            entropies=self.processes.joined(found.entropies[: len(here)]),
+            hidden=self.processes.joined(found.hidden[: len(here)]),
+        )
+
+    def _share_of(self, rows_N: Tensor) -> Tensor:
+        """Places of this process's part."""
+        share = self.processes.share(range(len(rows_N)))
+        return torch.tensor(list(share), dtype=torch.long, device=rows_N.device)

@@ -1,32 +1,35 @@
 """Step 4 of the loop: epochs x minibatches of policy and value losses over one experience."""
 
-# Accelerate carries no types: what it returns is unknown here, and only here.
-# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
-# pyright: reportUnknownVariableType=false
-
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segcredit.aggregation import aggregate_loss, loss_count
 from segcredit.build import Run
 from segcredit.completions import micro_batches
 from segcredit.errors import TrainingError, blame
 from segcredit.experience import Experience
+from segcredit.gathering import everyones
 from segcredit.learner import Learner
 from segcredit.objective import kl_divergence, surrogate_loss
+from segcredit.processes import Processes
+from segcredit.sharding import full
+from segcredit.simulator import SharedSimulator
 from segcredit.streams import stream
 from segcredit.types import TokenScores
 
 
 class Meter:
-    """Weighted means and maxima of figures, kept as tensors and read once."""
+    """Weighted means and maxima of figures, kept as tensors and read once.
+
+    Every process adds its own; a figure of all of them may be added by each.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -35,16 +38,28 @@ class Meter:
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
         """One more value; names that end in ``_max`` keep the largest."""
         value = value.detach()
-        if name.endswith("_max"):
-            self._sums[name] = torch.maximum(self._sums[name].to(value), value)
-            self._weights[name] = torch.ones_like(value)
-        else:
-            self._sums[name] = self._sums[name].to(value) + value * weight
-            self._weights[name] = self._weights[name].to(value) + weight
+        self._put(name, value if _is_maximum(name) else value * weight, weight)
 
-    def read(self) -> dict[str, float]:
-        """Every figure as a number."""
-        return {name: float(self._sums[name] / self._weights[name]) for name in self._sums}
+    def read(self, processes: Processes) -> dict[str, float]:
+        """Every figure of all processes as a number."""
+        own = {name: (x.cpu(), self._weights[name].cpu()) for name, x in self._sums.items()}
+        every = Meter()
+        for share in processes.gather(own):
+            for name, (total, weight) in share.items():
+                every._put(name, total, weight)
+        return {name: float(every._sums[name] / every._weights[name]) for name in every._sums}
+
+    def _put(self, name: str, total: Tensor, weight: Tensor | float) -> None:
+        if _is_maximum(name):
+            self._sums[name] = torch.maximum(self._sums[name].to(total), total)
+            self._weights[name] = torch.ones_like(total)
+        else:
+            self._sums[name] = self._sums[name].to(total) + total
+            self._weights[name] = self._weights[name].to(total) + weight
+
+
+def _is_maximum(name: str) -> bool:
+    return name.endswith("_max")
 
 
 def improve(
@@ -64,25 +79,52 @@ def improve(
     for epoch in range(max(policy_epochs, run.state.epochs)):
         train_policy, train_value = epoch < policy_epochs, epoch < run.state.epochs
         for rows in _minibatches(run, len(experience.rollouts), step, epoch):
-            _accumulate(run, experience, rows, meter, train_policy, train_value)
+            counts = _Counts.of(run, experience, rows)
+            with _accumulating(run):
+                losses = _accumulate(
+                    run, experience, rows, counts, meter, train_policy, train_value
+                )
+            for name in ("loss",) * train_policy + ("value_loss",) * train_value:
+                meter.add(name, run.processes.sum(losses[name]))
             if train_policy:
                 meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
             if train_value:
                 meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
-    with blame("estimator", run.config.estimator["name"]):
-        run.estimator.update(run.state.module, experience.rollouts, experience.simulator)
+    _update_estimator(run, experience)
     if policy:
         for learner in (run.policy, run.state):
             if learner.schedule is not None:
                 learner.schedule.step()
-    return meter.read()
+    return meter.read(run.processes)
+
+
+def _accumulating(run: Run) -> AbstractContextManager[None]:
+    """Where parameters are spread, passes wait for one another: who fails leaves, untold."""
+    return run.processes.exchanging() if run.sharded else run.processes.together()
+
+
+def _update_estimator(run: Run, experience: Experience) -> None:
+    """With the rollouts of all processes, where the estimator has a state to keep them in."""
+    rollouts = experience.rollouts
+    if run.state.module.state_dict():
+        rollouts = everyones(run.processes, rollouts)
+    with run.whole(), torch.no_grad(), blame("estimator", run.config.estimator["name"]):
+        simulator = SharedSimulator(experience.simulator, run.processes)
+        run.estimator.update(run.state.module, rollouts, simulator)
 
 
 def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]:
-    """The batch in random pieces of equal size, up to one row."""
+    """The batch in random pieces of equal size, up to one row; of each piece this process's rows.
+
+    The batch is that of all processes, and a piece may leave one of them without rows.
+    """
+    counts = run.processes.gather(rows)
+    begin, every = sum(counts[: run.processes.rank]), sum(counts)
     generator = stream(run.config.seed, f"minibatches/{epoch}", step)
-    order = torch.randperm(rows, generator=generator).to(run.accelerator.device)
-    yield from order.tensor_split(min(run.config.train.minibatches, rows))
+    order = torch.randperm(every, generator=generator)
+    for piece in order.tensor_split(min(run.config.train.minibatches, every)):
+        own = piece[(piece >= begin) & (piece < begin + rows)] - begin
+        yield own.to(run.processes.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,14 +137,19 @@ class _Counts:
 
     @classmethod
     def of(cls, run: Run, experience: Experience, rows: Tensor) -> _Counts:
-        """Of the given rows of an experience."""
+        """Of the given rows of an experience, and of the other processes' rows."""
+        sum_up = run.processes.sum
         imitated_BT = (
             experience.token_weights[rows] * (experience.rollouts.rewards[rows] > 0)[:, None]
         )
         found = (
-            loss_count(experience.count_weights[rows], run.config.loss.aggregate),
-            loss_count(imitated_BT, "token_mean"),
-            loss_count(experience.values.mask[rows].float(), run.config.train.value.aggregate),
+            loss_count(experience.count_weights[rows], run.config.loss.aggregate, sum_up=sum_up),
+            loss_count(imitated_BT, "token_mean", sum_up=sum_up),
+            loss_count(
+                experience.values.mask[rows].float(),
+                run.config.train.value.aggregate,
+                sum_up=sum_up,
+            ),
         )
         return cls(*(torch.where(count > 0, count, 1) for count in found))
 
@@ -111,29 +158,46 @@ def _accumulate(
     run: Run,
     experience: Experience,
     rows: Tensor,
+    counts: _Counts,
     meter: Meter,
     train_policy: bool,
     train_value: bool,
-) -> None:
-    """Gradients of one minibatch, summed over micro-batches that share its denominators."""
-    counts = _Counts.of(run, experience, rows)
+) -> Mapping[str, Tensor]:
+    """Gradients of this process's rows of a minibatch, summed over micro-batches.
+
+    Returns:
+        Its parts of the losses by name, 0 where it has none.
+    """
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
-    for piece in micro_batches(
-        experience.rollouts.action_mask[rows], run.config.train.micro_tokens
-    ):
-        chosen = rows[piece]
+    for chosen, weight in _pieces(run, experience, rows):
+        figures = meter if weight else Meter()
         with torch.set_grad_enabled(train_policy):
             scores: TokenScores = run.policy.module(experience.rollouts.select(chosen))
         parts: dict[str, Tensor] = {}
         if train_policy:
-            parts["loss"] = _policy_loss(run, experience, chosen, scores, counts, meter)
+            parts["loss"] = _policy_loss(run, experience, chosen, scores, counts, figures)
         if train_value:
             parts["value_loss"] = _value_loss(run, experience, chosen, scores, counts.segments)
         for name, part in parts.items():
-            run.accelerator.backward(part)
-            totals[name] = totals[name] + part.detach()
-    for name, total in totals.items():
-        meter.add(name, total)
+            _backward(part * weight)
+            totals[name] = totals[name] + part.detach() * weight
+    return totals
+
+
+def _pieces(run: Run, experience: Experience, rows: Tensor) -> list[tuple[Tensor, float]]:
+    """Rows of each micro-batch, and how far it counts: 1, or 0 for one that only keeps step.
+
+    Where parameters are spread, every process must run as many passes as the others.
+    """
+    mask_BT, budget = experience.rollouts.action_mask[rows], run.config.train.micro_tokens
+    own = [rows[piece] for piece in micro_batches(mask_BT, budget)]
+    idle = run.processes.most(len(own)) - len(own) if run.sharded else 0
+    first = torch.zeros(1, dtype=torch.long, device=rows.device)
+    return [(chosen, 1.0) for chosen in own] + [(first, 0.0)] * idle
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # pyright: ignore[reportUnknownMemberType]
 
 
 def _policy_loss(
@@ -207,10 +271,11 @@ def _value_loss(
 
 
 def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
-    """Clip, step, clear; refuse to step on a gradient that is not finite."""
-    norm: Any = run.accelerator.clip_grad_norm_(learner.parameters, learner.gradient_clip)
+    """Sum over processes, clip, step, clear; refuse to step on a gradient that is not finite."""
+    run.processes.sum_gradients(learner.parameters)
+    norm = full(nn.utils.clip_grad_norm_(learner.parameters, learner.gradient_clip))
     # One read a minibatch: parameters once spoilt by NaN cannot be mended.
-    if norm is None or not bool(torch.isfinite(cast(Tensor, norm))):
+    if not bool(norm.isfinite()):
         learner.optimizer.zero_grad()
         raise TrainingError(
             f"the {what} of step {step} is not finite (gradient norm {norm}). The usual cause is a"
@@ -218,4 +283,4 @@ def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
             " the policy cannot produce. Lower the learning rate, or look at the last responses."
         )
     learner.step()
-    return cast(Tensor, norm)
+    return norm

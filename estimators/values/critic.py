@@ -32,7 +32,8 @@ class TrunkCritic(nn.Module):
 
     def forward(self, rollouts: RolloutBatch, scores: TokenScores | None) -> Tensor:
         """(B,T) the value before each token."""
-        return self.output(self.trunk(rollouts)).squeeze(-1)
+        # A view could be changed in place, which FSDP2 warns of.
+        return self.output(self.trunk(rollouts)).squeeze(-1).clone()
 
 
 class HeadCritic(nn.Module):

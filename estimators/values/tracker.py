@@ -102,6 +102,22 @@ class Tracker(ValueEstimator):
         """An empty table."""
         return PromptTable()
 
+    def meet(self, state: nn.Module, prompt_keys: Sequence[str], simulator: Simulator) -> None:
+        """A first estimate for the prompts that are not in the table."""
+        table = cast(PromptTable, state)
+        # Sorted, so that the batch's order does not decide what is drawn for which prompt.
+        keys = sorted(set(prompt_keys) - table.counts.keys())
+        count = self.warm_samples
+        if not keys or not count:
+            table.counts.update(dict.fromkeys(keys, (0.5, 0.5)))
+            return
+        drawn = simulator.sample(keys, count)
+        _require_unit_rewards(drawn)
+        scale = 1 / (1 - self.low) / (count + 1)
+        solved_P = _numbers(drawn.rewards.double().view(len(keys), count).sum(1))
+        for key, solved in zip(keys, solved_P, strict=True):
+            table.counts[key] = (scale * (solved + 0.5), scale * (count - solved + 0.5))
+
     def estimate(
         self,
         state: nn.Module,
@@ -134,20 +150,9 @@ class Tracker(ValueEstimator):
         return ((solved_K * (1 - solved_K)).sqrt() + self.exploration).float()
 
     def _meet(self, table: PromptTable, rollouts: RolloutBatch, simulator: Simulator) -> None:
-        """A first estimate for the prompts that are not in the table."""
+        """The prompts of rollouts whose rewards can be counted."""
         _require_unit_rewards(rollouts)
-        # Sorted, so that the batch's order does not decide what is drawn for which prompt.
-        keys = sorted(set(rollouts.prompt_keys) - table.counts.keys())
-        count = self.warm_samples
-        if not keys or not count:
-            table.counts.update(dict.fromkeys(keys, (0.5, 0.5)))
-            return
-        drawn = simulator.sample(keys, count)
-        _require_unit_rewards(drawn)
-        scale = 1 / (1 - self.low) / (count + 1)
-        solved_P = _numbers(drawn.rewards.double().view(len(keys), count).sum(1))
-        for key, solved in zip(keys, solved_P, strict=True):
-            table.counts[key] = (scale * (solved + 0.5), scale * (count - solved + 0.5))
+        self.meet(table, rollouts.prompt_keys, simulator)
 
 
 def _drifts(table: PromptTable, rollouts: RolloutBatch, simulator: Simulator) -> dict[str, float]:

@@ -56,6 +56,7 @@ class Generate(Sampler):
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
                 generation_config=config,
+                synced_gpus=False,  # processes sample alone, also where parameters are spread
                 **({} if cache is None else {cache_name(model): cache}),
                 **(inputs or {}),
             )

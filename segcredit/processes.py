@@ -1,0 +1,301 @@
+"""The processes that carry one run, seen from one of them: who holds what, and how they agree.
+
+Every process runs the same loop over its share of the prompts. What concerns the whole batch is
+added up or gathered here. With one process each operation gives back what it was given.
+"""
+
+# torch.distributed and Accelerate carry few types: what they return is unknown here alone.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+
+from segcredit.errors import ConfigError, LostProcessError, TrainingError
+
+T = TypeVar("T")
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """One process among those of a run.
+
+    Args:
+        rank: its number, from 0; process 0 alone writes the run directory.
+        count: how many there are.
+        device: where it computes.
+        peers: host and process id of each, to say which one was lost.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = CPU
+    peers: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def started(cls, asked: int | None = None, *, cpu: bool = False) -> Processes:
+        """Those that a launcher such as torchrun started; one without a launcher.
+
+        Args:
+            asked: how many there must be; None = however many were started.
+            cpu: leave accelerators alone.
+
+        Raises:
+            ConfigError: fewer or more were started than were asked for.
+        """
+        from accelerate import PartialState
+
+        # As the launcher left it: Accelerate writes there too.
+        launched = dict(os.environ)
+        # Without being told so, it does not join processes that compute on CPUs.
+        state = PartialState(cpu=cpu or not torch.accelerator.is_available())
+        count = int(state.num_processes)
+        _require_launched(launched, count)
+        if asked is not None and asked != count:
+            raise ConfigError(
+                f"train.processes: {asked} processes were asked for and {count} started. Usually"
+                " the command was started without a launcher, or the launcher started fewer than"
+                f" it was told. Start it with: torchrun --nproc_per_node {asked} -m segcredit"
+                " train ..., or leave train.processes out."
+            )
+        found = cast(torch.device, state.device)
+        device = CPU if cpu or found.type == "cpu" else found
+        alone = cls(int(state.process_index), count, device)
+        return cls(alone.rank, count, device, tuple(alone.gather(_address())))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is process 0, which alone writes."""
+        return self.rank == 0
+
+    def named(self, stream: str) -> str:
+        """The name of a random stream that each process has for itself; process 0 keeps it."""
+        return stream if self.first else f"{stream}/process {self.rank}"
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part of what all of them hold: consecutive, sizes differ by 1 at most."""
+        begin, end = (len(items) * place // self.count for place in (self.rank, self.rank + 1))
+        return items[begin:end]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, process 0's first; tensors should be on the CPU."""
+        if self.count == 1:
+            return [value]
+        found: list[T | None] = [None] * self.count
+        with self.exchanging():
+            distributed.all_gather_object(found, value)
+        return cast("list[T]", found)
+
+    def from_first(self, value: T) -> T:
+        """Process 0's value, on every process."""
+        if self.count == 1:
+            return value
+        sent = [value]
+        with self.exchanging():
+            distributed.broadcast_object_list(sent, src=0)
+        return sent[0]
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, one under the other; widths must agree."""
+        if self.count == 1:
+            return rows
+        return torch.cat(self.gather(rows.detach().cpu())).to(rows.device)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over processes, of each entry."""
+        if self.count == 1:
+            return value
+        total = value.detach().to(self.device, copy=True)
+        with self.exchanging():
+            distributed.all_reduce(total)
+        return total.to(value.device)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any process."""
+        return any(self.gather(flag))
+
+    def most(self, number: int) -> int:
+        """The largest number of any process."""
+        return max(self.gather(number))
+
+    def align(self, tensors: Iterable[Tensor]) -> None:
+        """Give process 0's entries to the tensors of the others, in place."""
+        if self.count == 1:
+            return
+        with self.exchanging():
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), src=0)
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes, in place.
+
+        A parameter without a gradient on any process stays without; where some have one, the
+        others' count as 0, such as those of a process that has no rows of a minibatch.
+        """
+        if self.count == 1:
+            return
+        # What is spread over the processes (FSDP2) was added up in the backward pass.
+        trained = [p for p in parameters if not isinstance(p, DTensor)]
+        if not trained:
+            return
+        has = torch.tensor([float(p.grad is not None) for p in trained], device=self.device)
+        wanted = cast("list[float]", self.sum(has).tolist())
+        with self.exchanging():
+            for parameter in (p for p, some in zip(trained, wanted, strict=True) if some):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                distributed.all_reduce(parameter.grad)
+
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """Work of one's own, after which each process learns how the others fared.
+
+        Nothing inside may wait for another process.
+
+        Raises:
+            TrainingError: another process raised; names it and gives its sentence. One's own error
+                is raised as it is.
+        """
+        if self.count == 1:
+            yield
+            return
+        own: Exception | None = None
+        try:
+            yield
+        except LostProcessError:
+            raise  # there is nobody to tell
+        except Exception as error:
+            own = error
+        sentences = self._sentences(own)
+        if own is not None:
+            raise own
+        for rank, sentence in enumerate(sentences):
+            if sentence is not None:
+                raise TrainingError(f"process {rank} of {self.count} stopped: {sentence}")
+
+    def _sentences(self, own: Exception | None) -> list[str | None]:
+        try:
+            return self.gather(None if own is None else f"{type(own).__name__}: {own}")
+        except LostProcessError:
+            if own is None:
+                raise
+            return []
+
+    @contextmanager
+    def exchanging(self) -> Generator[None]:
+        """Inside, an error of the connection means that another process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _of_connection(error):
+                raise
+            self._raise_lost(error)
+
+    def _raise_lost(self, error: RuntimeError) -> NoReturn:
+        reason = str(error).splitlines()[0]
+        raise LostProcessError(f"{_lost(self.gone(), self.count)} ({reason})") from error
+
+    def gone(self, patience: float = 2.0) -> list[int]:
+        """Processes of this machine that no longer exist; empty where none can be named."""
+        here, deadline = socket.gethostname(), time.monotonic() + patience
+        while time.monotonic() < deadline:
+            gone = [n for n, (host, pid) in enumerate(self.peers) if host == here and _dead(pid)]
+            if gone:
+                return gone
+            time.sleep(0.05)  # the launcher has not yet seen that its child is dead
+        return []
+
+
+def _require_launched(environment: Mapping[str, str], count: int) -> None:
+    """Refuse to run beside other processes that think the same of themselves."""
+    world = environment.get("WORLD_SIZE", "1")
+    if count == 1 and world != "1":
+        raise ConfigError(
+            f"a launcher started {world} processes (WORLD_SIZE), and they do not find each other:"
+            " each would train by itself. Usually Accelerate was first used on another device in"
+            " this program. Start the command with: torchrun --nproc_per_node 2 -m segcredit"
+            " train ..."
+        )
+    asked = "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment
+    if count == 1 and asked and "ACCELERATE_MIXED_PRECISION" in environment:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one, as it does with"
+            " --cpu. Start them with torchrun instead: torchrun --nproc_per_node 2 -m segcredit"
+            " train ..."
+        )
+
+
+ALONE = Processes()
+"""One process on the CPU."""
+
+
+def _of_connection(error: RuntimeError) -> bool:
+    """Gloo's errors have no type of their own."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def _lost(gone: Sequence[int], count: int) -> str:
+    named = " and ".join(map(str, gone))
+    who = f"process {named} of {count}" if gone else f"another of {count} processes"
+    return (
+        f"{who} was lost. Usually it was killed, often by the system for want of memory, or its"
+        " machine went away; the launcher's last lines say how it ended."
+    )
+
+
+def _address() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def _dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextmanager
+def stoppable(processes: Processes) -> Generator[None]:
+    """Inside, being told to stop (SIGTERM) is an error, so that it is recorded.
+
+    A launcher tells the survivors so when a process was lost: a ``LostProcessError`` where that
+    can be seen, a ``KeyboardInterrupt`` else. Leaves one process, and threads other than the main
+    one, as they are.
+    """
+    if processes.count == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows records it
+        if gone := processes.gone(patience=0.5):
+            raise LostProcessError(_lost(gone, processes.count))
+        raise KeyboardInterrupt(
+            "stopped by SIGTERM. Usually the launcher sent it because another process was lost or"
+            " failed, as its last lines say, or a scheduler because the time was over. Continue"
+            " with --resume."
+        )
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

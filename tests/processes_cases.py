@@ -1,0 +1,195 @@
+"""Run by torchrun: the same batch trained on by one process and by several, and what they share.
+
+Prints a line of JSON for each case; ``tests/test_processes.py`` judges them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from segcredit import load_config
+from segcredit.build import build
+from segcredit.experience import assign, collect
+from segcredit.loop import _sampled_figures
+from segcredit.processes import ALONE, Processes
+from segcredit.sampling import Sampled, _share, sample
+from segcredit.sharding import full
+from segcredit.update import improve
+from small import SMALL
+
+LEARNED = ["policy.steps=150"]
+"""A policy that is sometimes right: rewards vary."""
+FIVE = ["rollouts.prompts=5", "rollouts.completions=3"]
+ONE_A_PROMPT = ["rollouts.prompts=5", "rollouts.completions=1", "train.minibatches=5"]
+TRACKED = ["estimator.warm_samples=0", "rollouts.prompts=6", "rollouts.completions=1"]
+KL = ["loss.kl_loss=0.1", "loss.kl_penalty=0.05"]
+EQUAL: dict[str, tuple[str, list[str]]] = {
+    "grpo": ("grpo", []),
+    "sapo": ("sapo", FIVE),
+    "ppo": ("ppo", ["estimator.network=head"]),
+    "kl": ("grpo", [*KL, *FIVE]),
+    "tracker": ("single_stream", TRACKED),
+    "high_entropy": ("grpo", ["loss.tokens=high_entropy", *FIVE]),
+    "summed": ("grpo", ["loss.aggregate=sequence_sum_norm", "train.micro_tokens=100"]),
+    "without_rows": ("reinforce", ONE_A_PROMPT),
+    "tree": ("spo_tree", ["rollouts.branches=[2,2]"]),
+}
+"""Preset and changes of each case."""
+SHARDED = {
+    f"sharded_{name}": (preset, [*changes, "train.parallel=sharded"])
+    for name, (preset, changes) in EQUAL.items()
+    if name in ("sapo", "ppo", "kl", "without_rows", "summed")
+}
+
+
+def parts(run: Any, sampled: Sampled) -> tuple[Sampled, Sampled]:
+    """The batch with process 0's rows first, and this process's rows of it."""
+    distinct = {prompt.key: prompt for prompt in sampled.prompts}
+    keys = {prompt.key for prompt in _share(run, list(distinct.values()))}
+    rows = [row for row, prompt in enumerate(sampled.prompts) if prompt.key in keys]
+    every = [row for share in run.processes.gather(rows) for row in share]
+    return selected(sampled, every), selected(sampled, rows)
+
+
+def selected(sampled: Sampled, rows: list[int]) -> Sampled:
+    prompts = tuple(sampled.prompts[row] for row in rows)
+    return Sampled(sampled.rollouts.select(rows), prompts, sampled.tokens, sampled.rounds)
+
+
+def parameters(run: Any) -> list[torch.Tensor]:
+    modules = run.policy.module, run.state.module
+    return [full(p.detach()).clone() for module in modules for p in module.parameters()]
+
+
+def furthest(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(these, those, strict=True))
+
+
+def figures(run: Any, experience: Any, step: int) -> dict[str, float]:
+    found = improve(run, experience, step)
+    return found | {k: float(v) for k, v in _sampled_figures(run, experience).items()}
+
+
+def equal(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
+    """Two steps on the same batches: how far figures and parameters are from one process's."""
+    config = load_config(preset, [*SMALL, *LEARNED, *changes])
+    one, shared = build(config, ALONE), build(config, processes)
+    before, gap = parameters(one), 0.0
+    for step in (1, 2):
+        every, own = parts(shared, sample(one, step))
+        mine = assign(shared, own, step)
+        found = figures(shared, mine, step)
+        expected = figures(one, assign(one, every, step), step)
+        assert found.keys() == expected.keys()
+        gap = max([gap, *(abs(found[k] - expected[k]) for k in found if found[k] == found[k])])
+    tables = [table == table_of(one) for table in processes.gather(table_of(shared))]
+    return {
+        "figures": gap,
+        "parameters": furthest(parameters(one), parameters(shared)),
+        "moved": furthest(parameters(one), before),
+        "reward_std": expected["reward_std"],
+        "rows": processes.gather(len(mine.rollouts)),
+        "tables": tables,
+    }
+
+
+def table_of(run: Any) -> Any:
+    return getattr(run.state.module, "counts", {})
+
+
+def alike(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
+    """Two steps, each process sampling for itself: whether all end with the same state."""
+    run = build(load_config(preset, [*SMALL, *changes]), processes)
+    experience: Any = None
+    for step in (1, 2):
+        experience = collect(run, step)
+        improve(run, experience, step)
+    everyones = [[x.numpy() for x in parameters(run)], table_of(run)]
+    states = processes.gather(everyones)
+    return {
+        "same": all(
+            state[1] == states[0][1]
+            and all((a == b).all() for a, b in zip(state[0], states[0][0], strict=True))
+            for state in states
+        ),
+        "met": len(table_of(run)),
+        "keys": processes.gather(sorted(set(experience.rollouts.prompt_keys))),
+        "texts": processes.gather(list(experience.rollouts.texts)),
+        "rounds": processes.gather(experience.sampled.rounds),
+    }
+
+
+def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
+    """A step, a checkpoint, and the next step by whoever takes it up: how far the ends differ."""
+    config = load_config(preset, [*SMALL, *LEARNED, *changes])
+    sharded = load_config(preset, [*SMALL, *LEARNED, *changes, "train.parallel=sharded"])
+    runs = [build(config, ALONE), build(config, processes), build(sharded, processes)]
+    every, _ = parts(runs[1], sample(runs[0], 1))
+    batches = [every, *[parts(runs[1], every)[1]] * 2]
+    states, ends = [], []
+    for run, batch in zip(runs, batches, strict=True):
+        improve(run, assign(run, batch, 1), 1)
+        states.append(copy.deepcopy((run.policy.state_dict(), run.state.state_dict())))
+    between = parameters(runs[0])
+    for state in states:
+        for run, batch in zip(runs, batches, strict=True):
+            policy, value = copy.deepcopy(state)
+            run.policy.load_state_dict(policy)
+            run.state.load_state_dict(value)
+            improve(run, assign(run, batch, 2), 2)
+            ends.append(parameters(run))
+    return {
+        "furthest": max(furthest(end, ends[0]) for end in ends),
+        "moved": furthest(ends[0], between),
+        "held": [held(run) for run in runs],
+        "keys": len({str([list(learner["module"]) for learner in state]) for state in states}),
+    }
+
+
+def held(run: Any) -> float:
+    """The share of the parameters' entries that this process keeps."""
+    found = [p for module in (run.policy.module, run.state.module) for p in module.parameters()]
+    own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in found)
+    return own / sum(p.numel() for p in found)
+
+
+def refused(processes: Processes) -> dict[str, Any]:
+    """What each process hears when one of them fails."""
+    heard = ""
+    try:
+        with processes.together():
+            if processes.rank == 1:
+                raise ValueError("no such thing")
+    except Exception as error:
+        heard = f"{type(error).__name__}: {error}"
+    return {"heard": processes.gather(heard)}
+
+
+def main() -> None:
+    processes = Processes.started(2, cpu=True)
+    cases: dict[str, Any] = {
+        **{
+            name: lambda case=case: equal(processes, *case)
+            for name, case in (EQUAL | SHARDED).items()
+        },
+        "alike_tracker": lambda: alike(processes, "single_stream", ["rollouts.prompts=6"]),
+        "alike_varied": lambda: alike(processes, "dapo", ["rollouts.keep=varied_groups"]),
+        "alike_critic": lambda: alike(processes, "sapo", FIVE),
+        "moved": lambda: moved(processes, "ppo", ["estimator.network=trunk", *FIVE]),
+        "refused": lambda: refused(processes),
+    }
+    wanted = sys.argv[1:] or list(cases)
+    for name in wanted:
+        found = cases[name]()
+        if processes.first:
+            print(json.dumps({"case": name, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

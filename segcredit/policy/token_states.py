@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -58,12 +59,11 @@ def token_states(
 def _prompts_once(base: nn.Module, given: Mapping[str, Tensor], width: int) -> Tensor | None:
     """(B,1+R,H) the states from the last prompt column on, each different prompt read once.
 
-    None where no two rows share a prompt, or the model keeps anything else than every key and
-    value, as with sliding windows or recurrent states, or computes its activations again.
+    None where no two rows share a prompt, or the model cannot do so: see ``_continues``.
     """
     prompts = {name: x[:, :width] for name, x in given.items()}
     first_U, place_B = _different(prompts["input_ids"], prompts["attention_mask"])
-    if len(first_U) == len(place_B) or not _keeps_all(base) or recomputes(base):
+    if len(first_U) == len(place_B) or not _continues(base):
         return None
     output = base(**{name: x[first_U] for name, x in prompts.items()}, use_cache=True)
     name = cache_name(base)
@@ -94,10 +94,19 @@ def _different(
     return first_U.scatter(0, place_B, rows_B), place_B
 
 
-def _keeps_all(base: nn.Module) -> bool:
-    """Whether every layer of a model would keep all keys and values."""
+def _continues(base: nn.Module) -> bool:
+    """Whether a pass may go on from the keys and values of another one.
+
+    Not where a layer keeps anything else (sliding windows, recurrent states) or computes its
+    activations again; nor where parameters are spread over processes, which must then all run
+    the same number of passes.
+    """
     layers: list[Any] = DynamicCache(config=cast(Any, base).config).layers
-    return all(type(layer) is DynamicLayer for layer in layers)
+    return (
+        all(type(layer) is DynamicLayer for layer in layers)
+        and not recomputes(base)
+        and not any(isinstance(x, DTensor) for x in base.parameters())
+    )
 
 
 def first_prompt_column(mask_BP: Bool[Tensor, "B P"]) -> int:

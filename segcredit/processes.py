@@ -139,7 +139,9 @@ class Processes:
             return
         with self.exchanging():
             for tensor in tensors:
-                distributed.broadcast(tensor.detach(), src=0)
+                sent = tensor.detach().to(self.device, copy=True)
+                distributed.broadcast(sent, src=0)
+                tensor.detach().copy_(sent)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes, in place.

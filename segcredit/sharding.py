@@ -65,6 +65,7 @@ def whole(*modules: nn.Module) -> Generator[None]:
 
     Entered and left by all processes alike.
     """
+    roots = [id(module) for module in modules]
     parts = [part for module in modules for part in _parts(module)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -73,7 +74,7 @@ def whole(*modules: nn.Module) -> Generator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part not in modules, recurse=False)
+            part.set_reshard_after_forward(id(part) not in roots, recurse=False)
             part.reshard()
 
 
@@ -109,7 +110,7 @@ def spread_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) ->
 
 def full(x: Tensor) -> Tensor:
     """A tensor, whole."""
-    return cast(Tensor, x.full_tensor()) if isinstance(x, DTensor) else x
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def _parts(module: nn.Module) -> Iterator[FSDPModule]:

@@ -291,8 +291,11 @@ def _recorded_failure(records: Records) -> Generator[None]:
         yield
     except (StorageError, KeyboardInterrupt) as error:
         # A disk that refused the record may refuse the status as well; "running" is true enough.
+        message = str(error) or "interrupted from the keyboard."
+        if isinstance(error, KeyboardInterrupt) and error.args:  # told to stop by a signal
+            message = f"{message} {_last_checkpoint(records)} Continue with --resume."
         with suppress(RecordError):
-            records.interrupt(str(error) or "interrupted from the keyboard.")
+            records.interrupt(message)
         raise
     except LostProcessError as error:
         message = f"{error} {_last_checkpoint(records)} Continue with --resume."

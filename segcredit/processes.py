@@ -139,7 +139,9 @@ class Processes:
             return
         with self.exchanging():
             for tensor in tensors:
-                distributed.broadcast(tensor.detach(), src=0)
+                sent = tensor.detach().to(self.device, copy=True)
+                distributed.broadcast(sent, src=0)
+                tensor.detach().copy_(sent)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes, in place.
@@ -274,10 +276,10 @@ def _dead(pid: int) -> bool:
 
 @contextmanager
 def stoppable(processes: Processes) -> Generator[None]:
-    """Inside, being told to stop (SIGTERM) is an error, so that it is recorded.
+    """Inside, being told to stop (SIGTERM) is a ``KeyboardInterrupt``, so that it is recorded.
 
-    A launcher tells the survivors so when a process was lost: a ``LostProcessError`` where that
-    can be seen, a ``KeyboardInterrupt`` else. Leaves one process, and threads other than the main
+    A launcher tells the survivors so when a process was lost, wherever they are: in a verifier,
+    whose errors would be taken for its own. Leaves one process, and threads other than the main
     one, as they are.
     """
     if processes.count == 1 or threading.current_thread() is not threading.main_thread():
@@ -287,11 +289,10 @@ def stoppable(processes: Processes) -> Generator[None]:
     def stop(number: int, frame: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows records it
         if gone := processes.gone(patience=0.5):
-            raise LostProcessError(_lost(gone, processes.count))
+            raise KeyboardInterrupt(_lost(gone, processes.count))
         raise KeyboardInterrupt(
             "stopped by SIGTERM. Usually the launcher sent it because another process was lost or"
-            " failed, as its last lines say, or a scheduler because the time was over. Continue"
-            " with --resume."
+            " failed, as its last lines say, or a scheduler because the time was over."
         )
 
     before = signal.signal(signal.SIGTERM, stop)

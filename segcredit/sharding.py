@@ -65,6 +65,7 @@ def whole(*modules: nn.Module) -> Generator[None]:
 
     Entered and left by all processes alike.
     """
+    roots = [id(module) for module in modules]
     parts = [part for module in modules for part in _parts(module)]
     roots = {id(module) for module in modules}
     for part in parts:

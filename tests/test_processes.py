@@ -18,9 +18,11 @@ import torch
 import segcredit
 from processes_cases import EQUAL, SHARDED
 from segcredit import load_config, read_runs
+from segcredit.build import build
 from segcredit.errors import ConfigError, TrainingError
 from segcredit.gathering import everyones, joined
 from segcredit.processes import ALONE, Processes
+from segcredit.sharding import shard
 from segcredit.testing.toy import ToySimulator, toy_rollouts
 from segcredit.update import improve
 from small import SMALL
@@ -283,3 +285,13 @@ def test_rows_of_processes_stay_apart() -> None:
     assert not set(first.tolist()) & set(nodes[len(first) :].tolist())
     assert every.texts[-2:] == rollouts.texts[:2]
     assert torch.equal(every.rewards[-2:], rollouts.rewards[:2])
+
+
+def test_each_process_needs_a_prompt() -> None:
+    with pytest.raises(ConfigError, match=r"rollouts.prompts is 4 and 5 processes .*at least one"):
+        build(load_config("grpo", SMALL), Processes(0, 5))
+
+
+def test_only_float32_is_spread() -> None:
+    with pytest.raises(ConfigError, match=r"float32; found torch.bfloat16.*'replicated'"):
+        shard(torch.nn.Linear(2, 2, dtype=torch.bfloat16), Processes(0, 2))

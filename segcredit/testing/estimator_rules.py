@@ -28,9 +28,11 @@ class _Trial:
 
     def estimate(self, what: str = "ragged rollouts") -> Tensor:
         """Checked values; the state of the trial stays as it is."""
+        state, keys = copy.deepcopy(self.state), list(dict.fromkeys(self.rollouts.prompt_keys))
         with self.subject.using(what), torch.no_grad():
+            self.subject.plugin.meet(state, keys, self.simulator)
             values_BS = self.subject.plugin.estimate(
-                copy.deepcopy(self.state), self.rollouts, self.segmentation, self.simulator
+                state, self.rollouts, self.segmentation, self.simulator
             )
         self.subject.require_values(values_BS, self.segmentation.mask, f"estimate(), on {what},")
         return values_BS.masked_fill(~self.segmentation.mask, 0)

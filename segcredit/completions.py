@@ -229,9 +229,15 @@ def _judge(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
 
 def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) -> RolloutBatch:
     """Score completions under the policy that sampled them; rewards on the last action token."""
+    unscored = unscored_rollouts(completions)
+    return with_scores(unscored, score(policy, unscored, micro_tokens=micro_tokens))
+
+
+def unscored_rollouts(completions: Completions) -> RolloutBatch:
+    """Rewards on the last action token; log-probs and entropies are still 0."""
     rewards_B = completions.rewards
     blank_BT = torch.zeros_like(completions.ids, dtype=torch.float32)
-    unscored = RolloutBatch(
+    return RolloutBatch(
         prompt_ids=completions.prompt_ids,
         prompt_mask=completions.prompt_mask,
         prompt_keys=tuple(prompt.key for prompt in completions.prompts),
@@ -248,8 +254,11 @@ def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) 
         node_ids=completions.node_ids,
         extras=completions.extras,
     )
-    scores = score(policy, unscored, micro_tokens=micro_tokens)
-    return unscored.replace(logprobs=scores.logprobs, entropies=scores.entropies)
+
+
+def with_scores(rollouts: RolloutBatch, scores: TokenScores) -> RolloutBatch:
+    """The same with log-probs and entropies, without their gradients."""
+    return rollouts.replace(logprobs=scores.logprobs.detach(), entropies=scores.entropies.detach())
 
 
 def with_extras(rollouts: RolloutBatch, policy: Policy, prompts: Sequence[Prompt]) -> RolloutBatch:

@@ -9,14 +9,22 @@ import torch
 
 from segcredit import credit
 from segcredit.build import Run
-from segcredit.completions import Completions, as_rollouts, complete, join, score
+from segcredit.completions import (
+    Completions,
+    complete,
+    join,
+    micro_batches,
+    score,
+    unscored_rollouts,
+    with_scores,
+)
 from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.groups import group_std
 from segcredit.objective import kl_divergence
 from segcredit.protocols import Prompt, PromptStream
 from segcredit.streams import stream
 from segcredit.tree import grow
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, TokenScores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +37,8 @@ class Sampled:
     tokens: int
     """Tokens sampled here, those of completions that were not kept included."""
     rounds: int
+    scores: TokenScores | None = None
+    """Of the rollouts, with gradients, where the one pass that trains on them is this one."""
 
 
 def sample(run: Run, step: int) -> Sampled:
@@ -55,9 +65,23 @@ def _sampled(run: Run, step: int) -> Sampled:
             " prompts."
         )
     with run.processes.together():
-        rollouts = as_rollouts(found, run.actor, micro_tokens=run.config.train.micro_tokens)
-        priced = _priced(run, rollouts)
-    return Sampled(priced, found.prompts, tokens, rounds)
+        unscored = unscored_rollouts(found)
+        scores = _scores(run, unscored, trained=step > 0)
+        priced = _priced(run, with_scores(unscored, scores))
+    kept = scores if scores.logprobs.requires_grad else None
+    return Sampled(priced, found.prompts, tokens, rounds, kept)
+
+
+def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
+    """Under the current policy; with gradients where a single pass is all that trains on them.
+
+    The policy does not change before that pass, which need then not be made again.
+    """
+    train = run.config.train
+    once = trained and train.epochs == train.minibatches == 1 and not run.sharded
+    if once and len(list(micro_batches(rollouts.action_mask, train.micro_tokens))) == 1:
+        return run.policy.module(rollouts)
+    return score(run.actor, rollouts, micro_tokens=train.micro_tokens)
 
 
 def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:

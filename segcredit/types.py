@@ -149,7 +149,7 @@ class Advantages(RowTable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TokenScores:
+class TokenScores(RowTable):
     """What one forward pass says of given completions; entries on masked tokens are 0.
 
     ``logprobs`` and ``entropies`` are in nats, of the sampling temperature and with the suppressed

@@ -171,8 +171,7 @@ def _accumulate(
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
     for chosen, weight in _pieces(run, experience, rows):
         figures = meter if weight else Meter()
-        with torch.set_grad_enabled(train_policy):
-            scores: TokenScores = run.policy.module(experience.rollouts.select(chosen))
+        scores = _scores(run, experience, chosen, train_policy)
         parts: dict[str, Tensor] = {}
         if train_policy:
             parts["loss"] = _policy_loss(run, experience, chosen, scores, counts, figures)
@@ -182,6 +181,15 @@ def _accumulate(
             _backward(part * weight)
             totals[name] = totals[name] + part.detach() * weight
     return totals
+
+
+def _scores(run: Run, experience: Experience, rows: Tensor, gradients: bool) -> TokenScores:
+    """Of a micro-batch, under the current policy."""
+    kept = experience.sampled.scores
+    if kept is not None and gradients:
+        return kept.select(rows)
+    with torch.set_grad_enabled(gradients):
+        return run.policy.module(experience.rollouts.select(rows))
 
 
 def _pieces(run: Run, experience: Experience, rows: Tensor) -> list[tuple[Tensor, float]]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from segcredit.completions import micro_batches
 from segcredit.errors import PluginError, RecordError, TaskError, TrainingError
 from segcredit.experience import collect
 from segcredit.objective import surrogate_loss
+from segcredit.update import improve
 from small import SMALL
 
 TIMES = ["cpu_seconds"]
@@ -107,6 +108,47 @@ def test_the_ratio_is_one_on_the_first_minibatch():
     )
     assert abs(float(figures["ratio_max"]) - 1) < 1e-4
     assert abs(float(figures["kl"])) < 1e-5
+
+
+ONCE = ["train.epochs=1", "train.minibatches=1", "train.value.epochs=2", "policy.steps=150"]
+
+
+@pytest.mark.parametrize("method", ["grpo", "sapo", "ppo"])
+def test_a_single_pass_is_not_made_twice(method):
+    """The scores of sampling train the policy; made anew, they train it as well."""
+    head = ["estimator.network=head"] if method == "ppo" else []  # reads the policy's states
+    ends = []
+    for anew in (False, True):
+        run, passes = build(load_config(method, [*SMALL, *ONCE, *head])), []
+        run.policy.module.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        for step in (1, 2):
+            experience = collect(run, step)
+            assert experience.sampled.scores is not None
+            if anew:
+                sampled = replace(experience.sampled, scores=None)
+                experience = replace(experience, sampled=sampled)
+            before = len(passes)
+            figures = improve(run, experience, step)
+            # The value's second epoch passes without the policy's gradients.
+            assert len(passes) - before == anew + (method != "grpo")
+        ends.append([figures["loss"], *(x.detach() for x in run.policy.module.parameters())])
+        assert abs(figures["kl"]) < 1e-5
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (1, ["train.epochs=2"]),
+        (1, ["train.minibatches=2"]),
+        (1, ["train.micro_tokens=40"]),
+        (-1, []),
+    ],
+)
+def test_scores_are_kept_for_a_single_pass_alone(step, changes):
+    run = build(load_config("grpo", [*SMALL, *ONCE, *changes]))
+    assert collect(run, step).sampled.scores is None
 
 
 def test_micro_batches_change_nothing(tmp_path):

@@ -438,10 +438,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt as error:
-        rest = "stopped. What was recorded is intact: run the same command again to continue."
-        text = f"{error} {rest}" if error.args else rest
-        Console(stderr=True).print(_escaped(text.strip()), soft_wrap=True)
+    except KeyboardInterrupt:
+        text = "stopped. What was recorded is intact: run the same command again to continue."
+        Console(stderr=True).print(text)
         sys.exit(130)
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:

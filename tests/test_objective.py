@@ -276,8 +276,10 @@ def step(run: Any, experience: Experience, rows: Tensor | None = None) -> tuple[
     run.policy.module.zero_grad(set_to_none=True)
     meter = update.Meter()
     rows = torch.arange(len(experience.rollouts)) if rows is None else rows
-    update._accumulate(run, experience, rows, meter, True, False)
-    return meter.read()["loss"], gradient(run)
+    counts = update._Counts.of(run, experience, rows)
+    losses = update._accumulate(run, experience, rows, counts, meter, True, False)
+    meter.add("loss", losses["loss"])
+    return meter.read(run.processes)["loss"], gradient(run)
 
 
 def gradient(run: Any) -> Tensor:

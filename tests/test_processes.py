@@ -186,7 +186,7 @@ def require_interrupted(path: Path, lost: subprocess.CompletedProcess[str]) -> i
     saved = sorted(path.glob("checkpoints/*.pt"))[-1]
     assert str(saved) in status["message"]
     assert "--resume" in status["message"]
-    assert "process 1 of 2 was lost" in lost.stderr
+    assert "SIGKILL" in lost.stderr  # the launcher's own last lines
     return int(saved.stem.removeprefix("step_"))
 
 

@@ -430,8 +430,6 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     """Run a command; an error of ours is a sentence, not a traceback."""
-    from segcredit.memory import memory_advice
-
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with_plugin_commands(app)(args=None if arguments is None else list(arguments))
@@ -445,6 +443,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise
+        from segcredit.memory import memory_advice
+
         text = memory_advice(error) or (
             f"unexpected {type(error).__name__}: {error}. This is a fault of segcredit, of a"
             " plug-in or of a library, rather than of your input. SEGCREDIT_TRACEBACK=1 shows"

@@ -128,12 +128,13 @@ def _write_latex(frame: pd.DataFrame, stream: BinaryIO) -> None:
 def _drawn(frame: pd.DataFrame, form: str, escape: Callable[[str], str]) -> str:
     """The table as text: numbers to the right, everything else to the left."""
     cells = [[escape(cell) for cell in _cells(column)] for _, column in frame.items()]
+    sides = ["right" if _is_number(column) else "left" for _, column in frame.items()]
     return tabulate(
         list(zip(*cells, strict=True)),
         headers=[escape(str(name)) for name in frame],
         tablefmt=form,
         disable_numparse=True,
-        colalign=["right" if _is_number(column) else "left" for _, column in frame.items()],
+        colalign=sides if len(frame) else None,  # of no rows tabulate 0.9 aligns nothing
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from segcredit.errors import ConfigError, SegcreditError
 from segcredit.study.plugin_commands import with_plugin_commands
@@ -21,7 +22,23 @@ from segcredit.study.plugin_commands import with_plugin_commands
 if TYPE_CHECKING:
     from segcredit.study.grid import Progress as GridProgress
 
+
+class _Stopped(SegcreditError):
+    """A command was interrupted; may say why."""
+
+
+class _Commands(TyperGroup):
+    """Typer ends an interrupted command without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped(str(stop) or "stopped.") from stop
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -429,17 +446,20 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Run a command; an error of ours is a sentence, not a traceback."""
+    """Run a command; an error of ours, or an interruption, is a sentence, not a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with_plugin_commands(app)(args=None if arguments is None else list(arguments))
+    except _Stopped as stop:
+        text = (
+            f"{stop} What was recorded is intact: 'segcredit train' continues with --resume, a grid"
+            " or an audit when the same command is run again."
+        )
+        Console(stderr=True).print(_escaped(text), soft_wrap=True)
+        sys.exit(130)
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        text = "stopped. What was recorded is intact: run the same command again to continue."
-        Console(stderr=True).print(text)
-        sys.exit(130)
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise

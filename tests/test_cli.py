@@ -248,3 +248,15 @@ def test_help_waits_for_no_heavy_import():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+def test_an_interruption_says_why_and_how_to_go_on(monkeypatch, capsys):
+    def stopped(*given, **named):
+        raise KeyboardInterrupt("process 1 of 2 was lost.")
+
+    monkeypatch.setattr("segcredit.config.presets", stopped)
+    with pytest.raises(SystemExit, match="130"):
+        main(["config"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("process 1 of 2 was lost. What was recorded is intact")
+    assert "--resume" in said

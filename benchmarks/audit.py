@@ -1,4 +1,4 @@
-"""What the values of every prefix cost: the naive way against ``segcredit.study.truth.measure``.
+"""What the values of every prefix cost: the naive way against ``segcredit.credit_audit.truth.measure``.
 
     python benchmarks/audit.py --rounds 4 --naive 16 --continuations 0.5 1 2 4
 
@@ -39,10 +39,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from segcredit import load_config
-from segcredit.build import Run, build
-from segcredit.completions import as_rollouts, complete, verify
+from segcredit.credit_audit.truth.measure import measure
 from segcredit.protocols import Prompt
-from segcredit.study.truth.measure import measure
+from segcredit.training.build import Run, build
+from segcredit.training.rollouts.completions import as_rollouts, complete, verify
 from segcredit.types import RolloutBatch
 
 LIMIT = 41

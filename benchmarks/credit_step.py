@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from segcredit import registry
-from segcredit.credit import advantages, segment_values, token_rewards
-from segcredit.objective import surrogate_loss
+from segcredit.objective.policy_loss import surrogate_loss
+from segcredit.objective.returns import advantages, segment_values, token_rewards
 from segcredit.segmentation import Segmentation, top_fraction
 from segcredit.types import Advantages, RolloutBatch
 

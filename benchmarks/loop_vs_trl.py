@@ -51,8 +51,8 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from segcredit import load_config, register, registry
-from segcredit.loop import iterate
 from segcredit.protocols import Prompt, Sampler, Task, Verdict
+from segcredit.training.loop import iterate
 
 LEARNING_RATE = 1e-4
 WARM_UP = 2

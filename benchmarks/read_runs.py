@@ -75,9 +75,9 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_metrics(directory: Path, seed: int, steps: int) -> None:
-    from segcredit.records import METRICS, read_metrics
-    from segcredit.step_tables import pack_metrics
-    from segcredit.study.tables import STEP_COLUMNS
+    from segcredit.records.run_directory import METRICS, read_metrics
+    from segcredit.records.step_tables import pack_metrics
+    from segcredit.records.tables import STEP_COLUMNS
 
     chance = random.Random(seed)
     rows = [
@@ -95,7 +95,7 @@ def _write_segments(directory: Path, seed: int, steps: int, segments: int) -> No
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from segcredit.step_tables import TABLES
+    from segcredit.records.step_tables import TABLES
 
     chance, rows = np.random.default_rng(seed), steps * segments
     numbers = chance.integers(2, 99, size=(rows, 3))
@@ -126,7 +126,7 @@ def obvious(path: Path) -> tuple[Any, Any]:
 
     import pandas as pd
 
-    from segcredit.study.tables import flatten
+    from segcredit.records.tables import flatten
 
     configs, steps = [], []
     for config in sorted(path.rglob("config.toml")):
@@ -140,9 +140,9 @@ def obvious(path: Path) -> tuple[Any, Any]:
 
 def unpacked(path: Path) -> None:
     """``.runs`` and ``.steps`` of runs that still go on: from ``metrics.jsonl``."""
-    from segcredit.study.tables import metrics
+    from segcredit.records.tables import step_metrics
 
-    metrics._finished = lambda directory: False  # pyright: ignore[reportPrivateUsage]
+    step_metrics._finished = lambda directory: False  # pyright: ignore[reportPrivateUsage]
     runs = _read(path)
     _ = runs.runs, runs.steps
 
@@ -187,7 +187,7 @@ def measure_here(task: str, path: Path) -> dict[str, float]:
     import pyarrow
     import pyarrow.dataset
 
-    import segcredit.study.tables  # noqa: F401
+    import segcredit.records.tables  # noqa: F401
 
     if sys.platform == "linux":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

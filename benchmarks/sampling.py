@@ -29,8 +29,8 @@ import torch
 from scipy import stats
 
 from segcredit import load_config, registry
-from segcredit.build import build
 from segcredit.protocols import Prompt
+from segcredit.training.build import build
 
 LIMIT = 64
 SETTINGS = ["task.min_steps=3", "task.max_steps=8", f"rollouts.max_new_tokens={LIMIT}"]

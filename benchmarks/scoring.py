@@ -38,7 +38,7 @@ from scipy import stats
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from segcredit.policy.token_distributions import token_distributions
+from segcredit.policy.logprobs import token_distributions
 
 ROWS, TOKENS, UNITS = 4, 512, 576
 VOCABULARIES = (49_152, 151_936)

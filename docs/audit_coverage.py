@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from segcredit.study.audit import (
+from segcredit.credit_audit.metrics import (
     Credit,
     Figure,
     Resampling,

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segcredit import errors as errors
-    from segcredit import objective as objective
     from segcredit import register as register
     from segcredit import registry as registry
     from segcredit.config import RunConfig as RunConfig
     from segcredit.config import load_config as load_config
-    from segcredit.credit import Clock as Clock
-    from segcredit.credit import explained_variance as explained_variance
-    from segcredit.credit import lambda_returns as lambda_returns
-    from segcredit.groups import group_mean as group_mean
-    from segcredit.groups import group_size as group_size
-    from segcredit.groups import group_std as group_std
-    from segcredit.loop import train as train
+    from segcredit.credit_audit import audit as audit
+    from segcredit.objective import policy_loss as objective
+    from segcredit.objective.group_statistics import group_mean as group_mean
+    from segcredit.objective.group_statistics import group_size as group_size
+    from segcredit.objective.group_statistics import group_std as group_std
+    from segcredit.objective.returns import Clock as Clock
+    from segcredit.objective.returns import explained_variance as explained_variance
+    from segcredit.objective.returns import lambda_returns as lambda_returns
     from segcredit.protocols import AdvantageScheme as AdvantageScheme
     from segcredit.protocols import Policy as Policy
     from segcredit.protocols import PolicySource as PolicySource
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from segcredit.protocols import TextSegmenter as TextSegmenter
     from segcredit.protocols import ValueEstimator as ValueEstimator
     from segcredit.protocols import Verdict as Verdict
+    from segcredit.records.tables import read_runs as read_runs
     from segcredit.segmentation import Anchor as Anchor
     from segcredit.segmentation import Segmentation as Segmentation
     from segcredit.segmentation import top_fraction as top_fraction
-    from segcredit.study.auditing import audit as audit
     from segcredit.study.grid import run_grid as run_grid
-    from segcredit.study.tables import read_runs as read_runs
+    from segcredit.training.loop import train as train
     from segcredit.types import Advantages as Advantages
     from segcredit.types import Continuations as Continuations
     from segcredit.types import RolloutBatch as RolloutBatch
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "segcredit.config": ("RunConfig", "load_config"),
-    "segcredit.credit": (
+    "segcredit.objective.returns": (
         "Clock",
         "explained_variance",
         "lambda_returns",
@@ -69,8 +69,8 @@ _HOMES = {
         "TaskError",
         "TrainingError",
     ),
-    "segcredit.groups": ("group_mean", "group_size", "group_std"),
-    "segcredit.loop": ("train",),
+    "segcredit.objective.group_statistics": ("group_mean", "group_size", "group_std"),
+    "segcredit.training.loop": ("train",),
     "segcredit.protocols": (
         "AdvantageScheme",
         "Policy",
@@ -87,9 +87,9 @@ _HOMES = {
         "Verdict",
     ),
     "segcredit.segmentation": ("Anchor", "Segmentation", "top_fraction"),
-    "segcredit.study.auditing": ("audit",),
+    "segcredit.credit_audit": ("audit",),
     "segcredit.study.grid": ("run_grid",),
-    "segcredit.study.tables": ("read_runs",),
+    "segcredit.records.tables": ("read_runs",),
     "segcredit.types": (
         "Advantages",
         "Continuations",

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from segcredit.errors import ConfigError, SegcreditError
-from segcredit.study.plugin_commands import with_plugin_commands
+from segcredit.plugin_commands import with_plugin_commands
 
 if TYPE_CHECKING:
     from segcredit.study.grid import Progress as GridProgress
@@ -67,11 +67,11 @@ def train(
     code: Code = None,
 ) -> None:
     """Train one run; under torchrun, in as many processes as it starts."""
-    from segcredit.build import started_processes
     from segcredit.config import load_config
     from segcredit.display import training_progress
-    from segcredit.loop import iterate, run_directory
-    from segcredit.loose_files import load_code
+    from segcredit.plugin_files import load_code
+    from segcredit.training.build import started_processes
+    from segcredit.training.loop import iterate, run_directory
 
     load_code(code or [])
     checked = load_config(config, overrides or [])
@@ -112,8 +112,8 @@ def evaluate(
 ) -> None:
     """Judge a policy on held-out prompts: accuracy, pass@k, the majority's vote."""
     from segcredit.display import evaluation_table
-    from segcredit.loose_files import load_code
-    from segcredit.study.evaluating import evaluate_subject, subject
+    from segcredit.plugin_files import load_code
+    from segcredit.study.evaluation import evaluate_subject, subject
 
     load_code(code or [])
     chosen = subject(
@@ -158,7 +158,7 @@ def grid(
 ) -> None:
     """Run every cell of an ablation grid; running it again continues."""
     from segcredit.display import GridDisplay, plan_lines
-    from segcredit.loose_files import load_code
+    from segcredit.plugin_files import load_code
     from segcredit.study.grid import plan, run_grid, survey
 
     load_code(code or [])
@@ -222,11 +222,11 @@ def audit(
     code: Code = None,
 ) -> None:
     """Judge segmenters, estimators and advantages on a frozen policy, without training it."""
+    from segcredit.credit_audit import audit as run_audit
+    from segcredit.credit_audit import audit_directory, failed_units, load_audit_config
     from segcredit.display import AuditDisplay, audit_table
-    from segcredit.loose_files import load_code
-    from segcredit.study.auditing import audit as run_audit
-    from segcredit.study.auditing import audit_directory, failed_units, load_audit_config
-    from segcredit.study.tables import read_runs
+    from segcredit.plugin_files import load_code
+    from segcredit.records.tables import read_runs
 
     load_code(code or [])
     chosen = [f"audit.segmenters={_inline_list(segmenter)}"] if segmenter else []
@@ -271,11 +271,11 @@ def results(
 ) -> None:
     """A table with intervals over seeds, what they show, and the learning curves."""
     from segcredit.display import results_table
-    from segcredit.study.export import require_format, table_of, write_table
-    from segcredit.study.figures import learning_curves, save
+    from segcredit.records.tables import read_runs
+    from segcredit.study.export_tables import require_format, table_of, write_table
+    from segcredit.study.plots import learning_curves, save
     from segcredit.study.statistics import compare as compare_groups
     from segcredit.study.statistics import summarise
-    from segcredit.study.tables import read_runs
 
     if export is not None:
         require_format(export)
@@ -354,7 +354,7 @@ def segment(
 ) -> None:
     """Show the segments of texts in colour, several segmenters side by side."""
     from segcredit.display import show_segments, show_summary
-    from segcredit.loose_files import load_code
+    from segcredit.plugin_files import load_code
     from segcredit.study.segmenting import cut, tables
     from segcredit.study.segmenting.texts import read_documents
 
@@ -383,7 +383,7 @@ def new_segmenter(
     ] = None,
 ) -> None:
     """Write an installable package with a segmenter to begin from, and its test."""
-    from segcredit.study.new_segmenter import write_package
+    from segcredit.testing.new_segmenter import write_package
 
     folder = write_package(name, output)
     for file in sorted(folder.rglob("*")):
@@ -402,8 +402,8 @@ def save_policy(
     code: Code = None,
 ) -> None:
     """Write a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
-    from segcredit.loose_files import load_code
-    from segcredit.study.saved_policy import save_policy as write
+    from segcredit.plugin_files import load_code
+    from segcredit.study.export_policy import save_policy as write
 
     load_code(code or [])
     out.print(f"Policy: {write(run, folder, merged=merged)}", soft_wrap=True, highlight=False)
@@ -413,7 +413,7 @@ def save_policy(
 def list_plugins(code: Code = None) -> None:
     """Every registered plug-in with its distribution, file and first docstring line."""
     from segcredit.display import plugin_table
-    from segcredit.loose_files import load_code
+    from segcredit.plugin_files import load_code
 
     load_code(code or [])
     out.print(plugin_table())
@@ -429,7 +429,7 @@ def config(
     import tomli_w
 
     from segcredit.config import load_config, presets
-    from segcredit.loose_files import load_code
+    from segcredit.plugin_files import load_code
 
     load_code(code or [])
     if source is None:
@@ -463,7 +463,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise
-        from segcredit.memory import memory_advice
+        from segcredit.training.out_of_memory import memory_advice
 
         text = memory_advice(error) or (
             f"unexpected {type(error).__name__}: {error}. This is a fault of segcredit, of a"

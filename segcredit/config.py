@@ -27,9 +27,16 @@ from pydantic import (
 )
 
 from segcredit import registry
-from segcredit.aggregation import Aggregate
 from segcredit.errors import ConfigError, ShapeError, did_you_mean
-from segcredit.objective import KL, Bound, ClipBounds, Ratio, RatioGradient, require_bounds
+from segcredit.objective.aggregation import Aggregate
+from segcredit.objective.policy_loss import (
+    KL,
+    Bound,
+    ClipBounds,
+    Ratio,
+    RatioGradient,
+    require_bounds,
+)
 
 
 def _as_table(value: object) -> object:
@@ -95,7 +102,7 @@ class RolloutsConfig(_Section):
 
 
 class LossConfig(_Section):
-    """The policy's objective, see ``segcredit.objective.surrogate_loss``."""
+    """The policy's objective, see ``segcredit.objective.policy_loss.surrogate_loss``."""
 
     ratio: Ratio
     ratio_gradient: RatioGradient
@@ -141,7 +148,7 @@ class LossConfig(_Section):
         return self
 
     def surrogate(self) -> dict[str, Any]:
-        """The options of ``segcredit.objective.surrogate_loss``."""
+        """The options of ``segcredit.objective.policy_loss.surrogate_loss``."""
         names = (
             "ratio",
             "ratio_gradient",

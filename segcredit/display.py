@@ -25,18 +25,18 @@ from rich.table import Table
 from rich.text import Text
 
 from segcredit import registry
+from segcredit.credit_audit import Progress as AuditProgress
 from segcredit.errors import RegistryError
-from segcredit.study.auditing import Progress as AuditProgress
+from segcredit.plugin_commands import PluginCommand, plugin_commands
 from segcredit.study.grid import Cell
 from segcredit.study.grid import Progress as GridProgress
 from segcredit.study.grid.cells import State
-from segcredit.study.plugin_commands import PluginCommand, plugin_commands
 from segcredit.study.segmenting.cut import Segmented, TextSegments
 from segcredit.study.segmenting.tables import Summary, quantiles
 from segcredit.study.segmenting.texts import Document
 
 if TYPE_CHECKING:  # it loads models, which no other table needs
-    from segcredit.study.evaluating import Figure
+    from segcredit.study.evaluation import Figure
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _NARROWEST = 24

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from segcredit.credit_audit.store import write_table
 from segcredit.protocols import Prompt
-from segcredit.records import RunRecords
-from segcredit.study.auditing.store import write_table
+from segcredit.records.run_directory import RunRecords
 
 SEGMENTERS = {"entropy": False, "newline": True, "random(fraction=0.2)": False}
 """In the order of their rows, by name: whether they are causal."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from segcredit.completions import as_rollouts, complete
-from segcredit.policy.generate import Generate
-from segcredit.policy.pretrained import Pretrained
-from segcredit.policy.tiny import Tiny
+from segcredit.policy.checkpoints.pretrained import Pretrained
+from segcredit.policy.samplers.generate import Generate
+from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.tasks.arithmetic import Arithmetic
+from segcredit.training.rollouts.completions import as_rollouts, complete
 from segcredit.types import RolloutBatch
 
 TASK = Arithmetic(min_steps=1, max_steps=3)

@@ -28,9 +28,9 @@ from segcredit import (
     SegmentValues,
     ValueEstimator,
 )
-from segcredit.credit import advantages, segment_values
-from segcredit.loss_tokens import shared_token_weights
-from segcredit.objective import surrogate_loss
+from segcredit.objective.loss_masks import shared_token_weights
+from segcredit.objective.policy_loss import surrogate_loss
+from segcredit.objective.returns import advantages, segment_values
 from segcredit.testing import ToyPolicy, ToySimulator
 
 SEGMENT_FIELDS = ("values", "rewards", "lengths", "weights", "mask", "node_ids")

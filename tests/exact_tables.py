@@ -37,7 +37,7 @@ from exact_claims import (
     two_figures,
 )
 from segcredit import AdvantageScheme, registry
-from segcredit.loss_tokens import high_entropy, low_probability
+from segcredit.objective.loss_masks import high_entropy, low_probability
 
 EXACT_VALUES = "monte_carlo"
 WRONG_BY_STATE = "critic"

@@ -27,7 +27,7 @@ from segcredit import (
     Simulator,
     registry,
 )
-from segcredit.credit import advantages, segment_values
+from segcredit.objective.returns import advantages, segment_values
 from segcredit.testing import make_rollouts
 
 GOLDENS = Path(os.environ.get("SEGCREDIT_GOLDENS", Path(__file__).parent / "goldens"))

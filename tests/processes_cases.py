@@ -1,6 +1,6 @@
 """Run by torchrun: the same batch trained on by one process and by several, and what they share.
 
-Prints a line of JSON for each case; ``tests/test_processes.py`` judges them.
+Prints a line of JSON for each case; ``tests/training/test_processes.py`` judges them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from segcredit import load_config
-from segcredit.build import build
-from segcredit.experience import assign, collect
-from segcredit.loop import _sampled_figures
-from segcredit.processes import ALONE, Processes
-from segcredit.sampling import Sampled, _share, sample
-from segcredit.sharding import full
-from segcredit.update import improve
+from segcredit.training.build import build
+from segcredit.training.credit_assignment import assign, collect
+from segcredit.training.distributed.fsdp import full
+from segcredit.training.distributed.processes import ALONE, Processes
+from segcredit.training.loop import _sampled_figures
+from segcredit.training.rollouts.sampling import Sampled, _share, sample
+from segcredit.training.update import improve
 from small import SMALL
 
 LEARNED = ["policy.steps=150"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segcredit.records import RunRecords
+from segcredit.records.run_directory import RunRecords
 
 Curve = Sequence[tuple[float, float]]
 

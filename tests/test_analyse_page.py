@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from segcredit.records import RunRecords
+from segcredit.records.run_directory import RunRecords
 from segcredit.study.statistics import student_interval
 
 PAGE = Path(__file__).parent.parent / "docs" / "analyse.md"

@@ -35,8 +35,8 @@ from exact import (
 from exact_claims import CUTS, EXACT, FIXED, NEWLINE, WHOLE, Cut, estimator, scheme
 from exact_tables import full_return, half_lambda, one_step, ratio_error, tables
 from segcredit import AdvantageScheme, ValueEstimator
-from segcredit.credit import advantages, segment_values
-from segcredit.objective import surrogate_loss
+from segcredit.objective.policy_loss import surrogate_loss
+from segcredit.objective.returns import advantages, segment_values
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "exactness.py"
 BOUNDS = ("clip", "log_clip", "capped_weight", "soft_gate")

@@ -12,8 +12,8 @@ import transformers as hf
 from checkpoints import TASK, drawn, tiny
 from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
-from segcredit.policy.generate import Generate, generation_config, own_defaults
-from segcredit.policy.lean import Lean
+from segcredit.policy.samplers.generate import Generate, generation_config, own_defaults
+from segcredit.policy.samplers.lean import Lean
 
 IDS: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 HEADS: dict[str, Any] = {

@@ -27,10 +27,10 @@ from golden_cases import (
     segment,
 )
 from segcredit import RolloutBatch, Segmentation, TokenScores, registry, top_fraction
-from segcredit.aggregation import aggregate_loss
-from segcredit.credit import lambda_returns, segment_values
 from segcredit.errors import RegistryError
-from segcredit.objective import surrogate_loss
+from segcredit.objective.aggregation import aggregate_loss
+from segcredit.objective.policy_loss import surrogate_loss
+from segcredit.objective.returns import lambda_returns, segment_values
 
 SAPO = ("sapo_adv", "sapo_segmean", "sapo_policy", "sapo_value")
 MODES = {

@@ -27,8 +27,8 @@ from golden_cases import (
 )
 from segcredit import Segmentation, SegmentValues, group_std
 from segcredit.errors import RegistryError
-from segcredit.loss_tokens import low_probability
-from segcredit.objective import surrogate_loss
+from segcredit.objective.loss_masks import low_probability
+from segcredit.objective.policy_loss import surrogate_loss
 
 TD = {"name": "td"}
 VINE_PPO = {"name": "monte_carlo", "continuations": 1, "share": False}

@@ -20,9 +20,9 @@ from golden_cases import (
     segment,
 )
 from segcredit import Segmentation, group_std
-from segcredit.aggregation import aggregate_loss
-from segcredit.loss_tokens import high_entropy
-from segcredit.objective import kl_divergence, surrogate_loss
+from segcredit.objective.aggregation import aggregate_loss
+from segcredit.objective.loss_masks import high_entropy
+from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
 
 SCALE_EPS = 1e-4
 GATES = {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}

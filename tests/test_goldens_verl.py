@@ -31,9 +31,9 @@ from segcredit import (
     group_std,
     registry,
 )
-from segcredit.aggregation import aggregate_loss
-from segcredit.credit import lambda_returns, segment_values
-from segcredit.objective import kl_divergence, surrogate_loss
+from segcredit.objective.aggregation import aggregate_loss
+from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
+from segcredit.objective.returns import lambda_returns, segment_values
 from segcredit.testing import make_rollouts
 
 MODES = {

@@ -14,11 +14,11 @@ from torch import Tensor
 from checkpoints import TASK, drawn, load, tiny_checkpoint
 from segcredit import load_config, read_runs, train
 from segcredit.cli import main
-from segcredit.completions import complete
+from segcredit.credit_audit import audit, load_audit_config
 from segcredit.errors import PluginError, PolicyError, StudyError, TrainingError
-from segcredit.memory import memory_advice
 from segcredit.protocols import Prompt
-from segcredit.study.auditing import audit, load_audit_config
+from segcredit.training.out_of_memory import memory_advice
+from segcredit.training.rollouts.completions import complete
 from small import SMALL
 
 OPTIONS = [key for key in SMALL if not key.startswith("policy.")]
@@ -173,7 +173,7 @@ def _starved(*_: Any, **__: Any) -> None:
 def test_a_training_run_that_runs_out_of_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segcredit.loop.improve", _starved)
+    monkeypatch.setattr("segcredit.training.loop.improve", _starved)
     with pytest.raises(TrainingError, match=r"of the CPU ran out .* The last good checkpoint is"):
         train(load_config("grpo", SMALL), tmp_path / "python")
     assert "Lower train.micro_tokens first" in read_runs(tmp_path / "python").runs.error[0]
@@ -185,7 +185,7 @@ def test_a_training_run_that_runs_out_of_memory(
 @pytest.mark.parametrize(
     "starved",
     [
-        "segcredit.study.auditing.runner.measure_truth",
+        "segcredit.credit_audit.runner.measure_truth",
         "estimators.values.group_mean.GroupMean.estimate",
     ],
 )

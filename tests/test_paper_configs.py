@@ -15,8 +15,8 @@ from segcredit.config import RunConfig
 from segcredit.protocols import Prompt, Verdict
 from segcredit.study.grid.cells import plan
 from segcredit.tasks import dataset
+from segcredit.tasks.data.rows import Numbered, Source, Table
 from segcredit.tasks.problems import Problems
-from segcredit.tasks.rows import Numbered, Source, Table
 from vision_models import CLASSES, image
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "paper"

@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from segcredit.errors import PolicyError, TaskError
-from segcredit.policy import tiny as tiny_module
 from segcredit.policy.causal_lm import CausalPolicy, Trunk
-from segcredit.policy.generate import Generate, generation_config, seeded
-from segcredit.policy.pretrained import Pretrained
-from segcredit.policy.tiny import Tiny
+from segcredit.policy.checkpoints.pretrained import Pretrained
+from segcredit.policy.samplers.generate import Generate, generation_config, seeded
+from segcredit.policy.tiny import tiny_lm as tiny_module
+from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.types import RolloutBatch, TokenScores

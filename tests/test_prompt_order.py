@@ -12,11 +12,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from segcredit import load_config, read_runs, train
-from segcredit.build import build
-from segcredit.experience import collect
-from segcredit.policy.warm_start import character_tokenizer
+from segcredit.policy.tiny.warm_start import character_tokenizer
 from segcredit.protocols import Prompt, Verdict
 from segcredit.tasks.dataset import Dataset
+from segcredit.training.build import build
+from segcredit.training.credit_assignment import collect
 
 ROWS = 45
 SMALL = {
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_with_the_prompts_that_were_next(
         return collect(run, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("segcredit.loop.collect", killed_at_seven)
+        patch.setattr("segcredit.training.loop.collect", killed_at_seven)
         with pytest.raises(Killed):
             train(wanted, tmp_path / "cut")
     assert prompts(train(wanted, tmp_path / "cut", resume=True)) == whole

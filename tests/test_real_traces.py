@@ -11,21 +11,26 @@ import pytest
 import torch
 
 from segcredit import registry
-from segcredit.errors import PolicyError, StudyError
-from segcredit.policy.given_text import rollouts_of_texts
-from segcredit.study import audit
-from segcredit.study.audit.moments import candidates, ids_from
-from segcredit.study.segmenting.cut import load_policy
-from segcredit.study.truth import anchor_budgets as budgets
-from segcredit.study.truth.anchor_cuts import (
+from segcredit.credit_audit import metrics
+from segcredit.credit_audit.metrics.moments import candidates, ids_from
+from segcredit.credit_audit.thought_anchors import budgets as budgets
+from segcredit.credit_audit.thought_anchors.cuts import (
     marked_sentences,
     sentence_lengths,
     sentence_signals,
 )
-from segcredit.study.truth.anchor_figures import BY_LENGTH, CHANCE, ORACLE, AnchorFigures
-from segcredit.study.truth.anchor_signals import scored_trace, token_cuts
-from segcredit.study.truth.anchor_truth import anchor_truth
-from segcredit.study.truth.anchors import SUSPECT, AnchorTrace
+from segcredit.credit_audit.thought_anchors.metric_rows import (
+    BY_LENGTH,
+    CHANCE,
+    ORACLE,
+    AnchorFigures,
+)
+from segcredit.credit_audit.thought_anchors.signals import scored_trace, token_cuts
+from segcredit.credit_audit.thought_anchors.trace_truth import anchor_truth
+from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace
+from segcredit.errors import PolicyError, StudyError
+from segcredit.study.segmenting.cut import load_policy
+from segcredit.training.rollouts.from_texts import rollouts_of_texts
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "07_real_traces" / "anchors.py"
 TINY = '{name="tiny", steps=0}'
@@ -145,12 +150,12 @@ def test_weights_say_what_the_audit_says(some, fork):
     marks_BT = chance.random(truth.mask.shape) < 0.5
     ids_BT = ids_from(truth, marks_BT, fork)
     counts_B = (marks_BT & candidates(truth, fork)).sum(1)
-    share = audit.share_on_boundaries(truth, ids_BT, fork=fork)
+    share = metrics.share_on_boundaries(truth, ids_BT, fork=fork)
     assert budgets.weighted_share(truth, marks_BT, fork=fork).value == pytest.approx(share.value)
     random_BT = budgets.random_places(truth, counts_B, fork=fork)
-    expected = audit.random_share_on_boundaries(truth, ids_BT, fork=fork).value
+    expected = metrics.random_share_on_boundaries(truth, ids_BT, fork=fork).value
     assert budgets.weighted_share(truth, random_BT, fork=fork).value == pytest.approx(expected)
-    ratio = audit.boundary_ratio(truth, ids_BT, fork=fork).value
+    ratio = metrics.boundary_ratio(truth, ids_BT, fork=fork).value
     found = budgets.weighted_ratio(truth, marks_BT, random_BT, fork=fork)
     assert found.value == pytest.approx(ratio)
     drawn_R = budgets.drawn_shares(truth, counts_B, fork=fork, draws=20000)

@@ -10,7 +10,7 @@ import pytest
 
 from segcredit import read_runs
 from segcredit.cli import main
-from segcredit.records import RunRecords
+from segcredit.records.run_directory import RunRecords
 from segcredit.study.statistics import compare, summarise
 
 

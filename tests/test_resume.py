@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from segcredit import load_config
-from segcredit.build import build
-from segcredit.completions import Completions, as_rollouts, complete, resume
-from segcredit.policy.prefixes import Prefixes
+from segcredit.policy.prefix_cache import Prefixes
 from segcredit.protocols import Prompt, Task, Verdict
-from segcredit.simulator import PolicySimulator
 from segcredit.testing import ToyPolicy
+from segcredit.training.build import build
+from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, resume
+from segcredit.training.rollouts.simulator import PolicySimulator
 from segcredit.types import RolloutBatch
 from small import SMALL
 
@@ -150,7 +150,7 @@ def test_cached_keys_and_values_change_no_token(run: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(type(run.actor.sampler), "sample", spied)
     cached, _ = go_on(run, prompts, rollouts, rows, positions)
-    monkeypatch.setattr("segcredit.policy.prefixes._keys_and_values", lambda *_: [])
+    monkeypatch.setattr("segcredit.policy.prefix_cache._keys_and_values", lambda *_: [])
     plain, _ = go_on(run, prompts, rollouts, rows, positions)
     assert caches == [True, False]
     assert torch.equal(cached.ids.where(cached.mask, 0), plain.ids.where(plain.mask, 0))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import oracles
 from segcredit import registry
-from segcredit.credit import segment_values
 from segcredit.errors import RegistryError
+from segcredit.objective.returns import segment_values
 from segcredit.segmentation import Segmentation
 from segcredit.testing import make_rollouts
 from segcredit.types import SegmentValues

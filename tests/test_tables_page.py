@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from segcredit import load_config, read_runs, train
 from segcredit.config import RunConfig
-from segcredit.records import RunRecords, read_metrics
-from segcredit.step_tables import TABLES
-from segcredit.study.tables import STEP_COLUMNS, Runs, flatten
+from segcredit.records.run_directory import RunRecords, read_metrics
+from segcredit.records.step_tables import TABLES
+from segcredit.records.tables import STEP_COLUMNS, Runs, flatten
 from small import SMALL
 
 PAGE = Path(__file__).parent.parent / "docs" / "tables.md"

@@ -11,7 +11,7 @@ import transformers as hf
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from segcredit.policy.processors import without_videos
+from segcredit.policy.image_processors import without_videos
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+-=#:.,?! \n"
 PAD, END, BEGIN, UNKNOWN = range(4)

@@ -36,8 +36,8 @@ from segcredit import (
     registry,
     top_fraction,
 )
-from segcredit.credit import advantages, segment_values, token_rewards
-from segcredit.study.figures import PALETTE
+from segcredit.objective.returns import advantages, segment_values, token_rewards
+from segcredit.study.plots import PALETTE
 from segcredit.study.statistics import bootstrap_interval
 from segcredit.testing import ToySimulator, make_rollouts
 from segcredit.types import Advantages

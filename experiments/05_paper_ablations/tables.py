@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import segcredit
-from segcredit.study.figures import learning_curves, save, value_consistency
+from segcredit.records.tables import Runs
 from segcredit.study.grid import plan
+from segcredit.study.plots import learning_curves, save, value_consistency
 from segcredit.study.statistics import compare, learning_areas, summarise
-from segcredit.study.tables import Runs
 
 FOLDER = Path(__file__).parent
 STUDIES = {

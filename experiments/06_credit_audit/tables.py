@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from segcredit import read_runs
-from segcredit.study.auditing import Audit, compare_credits, load_audit
-from segcredit.study.figures import audit_intervals, movement_shares, save
+from segcredit.credit_audit import Audit, compare_credits, load_audit
+from segcredit.study.plots import audit_intervals, movement_shares, save
 
 HERE = Path(__file__).parent
 MOVEMENT = {

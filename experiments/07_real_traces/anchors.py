@@ -19,8 +19,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from segcredit.credit_audit.metrics.moments import Fork
+from segcredit.credit_audit.thought_anchors.cuts import marked_sentences, sentence_signals
+from segcredit.credit_audit.thought_anchors.metric_rows import (
+    BY_LENGTH,
+    CHANCE,
+    FORKS,
+    AnchorFigures,
+)
+from segcredit.credit_audit.thought_anchors.signals import scored_trace, token_cuts
+from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
 from segcredit.errors import SegcreditError, StudyError
-from segcredit.study.audit.moments import Fork
 from segcredit.study.segmenting.cut import (
     TextSegments,
     chosen_segmenters,
@@ -29,10 +38,6 @@ from segcredit.study.segmenting.cut import (
     segment_documents,
 )
 from segcredit.study.segmenting.texts import Document
-from segcredit.study.truth.anchor_cuts import marked_sentences, sentence_signals
-from segcredit.study.truth.anchor_figures import BY_LENGTH, CHANCE, FORKS, AnchorFigures
-from segcredit.study.truth.anchor_signals import scored_trace, token_cuts
-from segcredit.study.truth.anchors import SUSPECT, AnchorTrace, load_anchors
 from segcredit.types import RolloutBatch
 
 HERE = Path(__file__).parent

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from segcredit.study.truth import anchor_budgets as budgets
-from segcredit.study.truth.anchor_figures import FORKS, AnchorFigures
-from segcredit.study.truth.anchors import load_anchors
+from segcredit.credit_audit.thought_anchors import budgets as budgets
+from segcredit.credit_audit.thought_anchors.metric_rows import FORKS, AnchorFigures
+from segcredit.credit_audit.thought_anchors.traces import load_anchors
 
 DRAWS = 400
 

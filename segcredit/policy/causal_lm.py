@@ -1,6 +1,6 @@
 """A causal model of transformers as a policy: sample, score, and the text of it.
 
-It may read images besides text: ``segcredit.policy.vision`` says what it then needs to know.
+It may read images besides text: ``segcredit.policy.vlm`` says what it then needs to know.
 
 One base-model pass a batch; the output layer runs on action tokens alone, since it costs the most
 where the vocabulary is large. Letters: ``L`` tokens of prompt and completion that the network
@@ -18,15 +18,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from segcredit.alignment import PieceTable, place_spans
-from segcredit.copies import copy_of_trained
 from segcredit.errors import PolicyError
-from segcredit.policy.chats import chat_ids
-from segcredit.policy.images import ImagePrompts
-from segcredit.policy.inputs import IDS, ModelInputs
-from segcredit.policy.prefixes import Prefixes
-from segcredit.policy.token_distributions import token_distributions
-from segcredit.policy.token_states import first_prompt_column, token_states
+from segcredit.policy.chat_templates import chat_ids
+from segcredit.policy.hidden_states import first_prompt_column, token_states
+from segcredit.policy.image_prompts import ImagePrompts
+from segcredit.policy.logprobs import token_distributions
+from segcredit.policy.model_inputs import IDS, ModelInputs
+from segcredit.policy.module_copies import copy_of_trained
+from segcredit.policy.prefix_cache import Prefixes
+from segcredit.policy.token_spans import PieceTable, place_spans
 from segcredit.protocols import Prompt, Sampler
 from segcredit.types import RolloutBatch, TokenScores
 
@@ -72,7 +72,7 @@ class CausalPolicy(_Deterministic):
         sampler: The engine that draws completions.
         temperature: Divides the logits; greater than 0.
         suppressed_ids: Never sampled, and of probability 0 in scoring. End tokens are left out.
-        images: Encodes prompts, of a model that reads images; see ``segcredit.policy.vision``.
+        images: Encodes prompts, of a model that reads images; see ``segcredit.policy.vlm``.
         inputs: Makes what such a model reads besides token ids.
 
     Raises:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, Task, Verdict
-from segcredit.tasks.drawing import chance, file_of, painted
+from segcredit.tasks.data.drawing import chance, file_of, painted
 
 QUESTION = "="
 _NAMES = "ABCDEFGH"

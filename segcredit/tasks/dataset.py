@@ -13,12 +13,12 @@ import torch
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, PromptStream, Task, Verdict
-from segcredit.tasks.final_answers import FinalAnswer
-from segcredit.tasks.layout import Layout, Shot, require_shots
-from segcredit.tasks.problem_rows import Problem, RowReader
-from segcredit.tasks.prompt_streams import Blocks, Passes
-from segcredit.tasks.rows import RowFlow, Source, Table
-from segcredit.tasks.verifiers import WRONG, Verifier, verifier
+from segcredit.tasks.data.problem_rows import Problem, RowReader
+from segcredit.tasks.data.prompt_streams import Blocks, Passes
+from segcredit.tasks.data.prompt_templates import Layout, Shot, require_shots
+from segcredit.tasks.data.rows import RowFlow, Source, Table
+from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
+from segcredit.tasks.verifiers.verifier import WRONG, Verifier, verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Dataset(Task):
     until: str = ""
     """What ends the text that is judged, such as a blank line; '' for the completion's own end."""
     final: str = "whole"
-    """What of the text is judged: see ``segcredit.tasks.final_answers``."""
+    """What of the text is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     verifier: str = "math"
     """``math``, ``exact``, ``choice``, or a function of your own as ``module:function``."""
     tolerance: float = 0.0

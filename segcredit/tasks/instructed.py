@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from segcredit.protocols import Prompt, PromptStream, Task, Verdict
-from segcredit.tasks.prompt_streams import Changed
+from segcredit.tasks.data.prompt_streams import Changed
 
 STEPS = {
     "en": (

@@ -16,7 +16,7 @@ import torch
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.tasks.arithmetic import Arithmetic
-from segcredit.tasks.drawing import chance, file_of, glyph, painted
+from segcredit.tasks.data.drawing import chance, file_of, glyph, painted
 
 QUESTION = "="
 

@@ -13,9 +13,9 @@ import torch
 
 from segcredit.errors import TaskError, did_you_mean
 from segcredit.protocols import Prompt, Task, Verdict
-from segcredit.tasks.final_answers import FinalAnswer
-from segcredit.tasks.layout import Layout, Shot, columns_of, filled
-from segcredit.tasks.verifiers import WRONG, judge_process, require_package
+from segcredit.tasks.data.prompt_templates import Layout, Shot, columns_of, filled
+from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
+from segcredit.tasks.verifiers.verifier import WRONG, judge_process, require_package
 
 _EVALUATION = range(1_000_000)
 """Numbers of problems; the generators draw each problem from its number alone."""
@@ -60,7 +60,7 @@ class ReasoningGym(Task):
     until: str = ""
     """What ends the text that is judged, such as a blank line; '' for the completion's own end."""
     final: str = "whole"
-    """What of the text is judged: see ``segcredit.tasks.final_answers``."""
+    """What of the text is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     seconds: float = 3.0
     """Of the longest judgement; what takes longer is wrong."""
 
@@ -84,7 +84,10 @@ class ReasoningGym(Task):
         final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
         if not final:
             return WRONG
-        maker, options = "segcredit.tasks.gym_answers:scoring", (self.generator, self._options())
+        maker, options = (
+            "segcredit.tasks.verifiers.gym_answers:scoring",
+            (self.generator, self._options()),
+        )
         found = judge_process(maker, options, self.seconds).ask(
             number=int(prompt.key), answer=final
         )

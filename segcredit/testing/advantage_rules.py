@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from segcredit.testing.subject import Rule, Subject, shuffled
+from segcredit.testing.checked_plugin import Rule, Subject, shuffled
 from segcredit.types import SegmentValues
 
 

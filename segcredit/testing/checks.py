@@ -12,10 +12,10 @@ from typing import Any
 from segcredit.errors import PluginError
 from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, ValueEstimator
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
+from segcredit.testing.checked_plugin import Rule, Subject
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
 from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
-from segcredit.testing.subject import Rule, Subject
 
 Check = tuple[str, Callable[[], None]]
 

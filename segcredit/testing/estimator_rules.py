@@ -8,10 +8,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from segcredit.credit import segment_values
+from segcredit.objective.returns import segment_values
 from segcredit.segmentation import Segmentation
+from segcredit.testing.checked_plugin import Rule, Subject, shuffled
 from segcredit.testing.rollouts import pad_rollouts
-from segcredit.testing.subject import Rule, Subject, shuffled
 from segcredit.testing.toy import ToySimulator, toy_rollouts
 from segcredit.types import RolloutBatch, SegmentValues
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from segcredit.segmentation import Segmentation
+from segcredit.testing.checked_plugin import Rule, Subject, shuffled
 from segcredit.testing.rollouts import make_rollouts, pad_rollouts
-from segcredit.testing.subject import Rule, Subject, shuffled
 from segcredit.types import RolloutBatch
 
 _WORKING = "12-1=11\n11+1=12\nSo 1+1=1, 2-1=1\n#### 12"

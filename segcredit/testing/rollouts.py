@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from segcredit.credit import token_rewards
 from segcredit.errors import ShapeError
+from segcredit.objective.returns import token_rewards
 from segcredit.types import RolloutBatch
 
 PIECES = (

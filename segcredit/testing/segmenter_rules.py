@@ -9,8 +9,8 @@ from typing import NoReturn
 import torch
 
 from segcredit.segmentation import Segmentation
+from segcredit.testing.checked_plugin import Rule, Subject, shuffled
 from segcredit.testing.rollouts import change_from, make_rollouts, pad_rollouts
-from segcredit.testing.subject import Rule, Subject, shuffled
 from segcredit.types import RolloutBatch
 
 _HISTORY = 12

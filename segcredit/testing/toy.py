@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from segcredit.credit import token_rewards
+from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Prompt
 from segcredit.types import Continuations, RolloutBatch, TokenScores
 

@@ -13,9 +13,9 @@ What each figure means, with worked examples: docs/agreement.md.
 from segcredit.study.agreement.boundaries import Annotations as Annotations
 from segcredit.study.agreement.boundaries import after_space as after_space
 from segcredit.study.agreement.boundaries import read_annotations as read_annotations
-from segcredit.study.agreement.figure import agreement_figure as agreement_figure
 from segcredit.study.agreement.lengths import lengths as lengths
 from segcredit.study.agreement.lengths import segment_table as segment_table
+from segcredit.study.agreement.plot import agreement_figure as agreement_figure
 from segcredit.study.agreement.summary import matrix as matrix
 from segcredit.study.agreement.summary import paired_difference as paired_difference
 from segcredit.study.agreement.summary import summary as summary

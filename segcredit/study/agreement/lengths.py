@@ -17,10 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from segcredit.errors import StudyError
+from segcredit.records.tables import require_known
 from segcredit.study.agreement.boundaries import Cuts, Documents, boundaries_of
 from segcredit.study.agreement.metrics import segment_lengths
 from segcredit.study.statistics import bootstrap_interval
-from segcredit.study.tables import require_known
 
 
 def segment_table(

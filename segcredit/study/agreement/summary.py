@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from segcredit.errors import StudyError
-from segcredit.study.tables import require_known
+from segcredit.records.tables import require_known
 
 METRICS = (
     "f1",

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from segcredit.errors import StudyError
+from segcredit.records.tables import require_known
 from segcredit.study.agreement.boundaries import Cuts, Documents, boundaries_of
 from segcredit.study.agreement.metrics import (
     BoundaryEdits,
@@ -17,7 +18,6 @@ from segcredit.study.agreement.metrics import (
     segment_ranks,
     window_errors,
 )
-from segcredit.study.tables import require_known
 
 _COLUMNS = (
     "document",

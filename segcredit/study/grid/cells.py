@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from segcredit.build import run_hash
 from segcredit.config import (
     RunConfig,
     lay_over_preset,
@@ -19,9 +18,10 @@ from segcredit.config import (
     set_key,
 )
 from segcredit.errors import RecordError, SegcreditError, StudyError
-from segcredit.records import STATUS, read_status, whole_rows
-from segcredit.recovery import damage
+from segcredit.records.recovery import damage
+from segcredit.records.run_directory import STATUS, read_status, whole_rows
 from segcredit.study.grid.axes import Settings, combinations, exclusions, fits
+from segcredit.training.build import run_hash
 
 State = Literal["new", "begun", "failed", "damaged", "finished"]
 """``begun``: it runs, or was stopped; ``damaged``: finished, but a file of it was harmed since."""

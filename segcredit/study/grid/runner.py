@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from segcredit.errors import StorageError
-from segcredit.loose_files import load_code
+from segcredit.plugin_files import load_code
 from segcredit.study.grid.cells import Cell, State, plan
-from segcredit.study.grid.processes import ProcessWorkers
-from segcredit.study.grid.ray_cluster import RayWorkers
+from segcredit.study.grid.process_workers import ProcessWorkers
+from segcredit.study.grid.ray_workers import RayWorkers
 from segcredit.study.grid.workers import Outcome, Workers
 
 _ATTEMPTS = 3

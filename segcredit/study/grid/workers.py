@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from segcredit.build import environment
 from segcredit.errors import BusyError, RecordError, StorageError
-from segcredit.exclusive import exclusive
-from segcredit.loop import train
-from segcredit.records import RunRecords
+from segcredit.records.run_directory import RunRecords
+from segcredit.records.run_lock import exclusive
 from segcredit.study.grid.cells import Cell
+from segcredit.training.build import environment
+from segcredit.training.loop import train
 
 
 @dataclass(frozen=True, slots=True)

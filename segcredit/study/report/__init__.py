@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from segcredit.errors import StudyError
-from segcredit.study.figures.style import label
+from segcredit.records.tables import Runs, read_runs, require_known
+from segcredit.study.plots.style import label
 from segcredit.study.report import audits, drawings, findings, overview, view
 from segcredit.study.report.grouping import default_by
 from segcredit.study.report.page import require_place, write_page
 from segcredit.study.report.trained_responses import responses_section
 from segcredit.study.report.view import Note, Section
 from segcredit.study.statistics import metrics_of
-from segcredit.study.tables import Runs, read_runs, require_known
 
 
 def write_report(

@@ -15,15 +15,15 @@ from typing import Any
 
 import pandas as pd
 
-from segcredit.study.figures import audit_intervals, lift_curves, movement_shares
-from segcredit.study.figures.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
-from segcredit.study.figures.style import label
+from segcredit.records.tables import Runs
+from segcredit.study.plots import audit_intervals, lift_curves, movement_shares
+from segcredit.study.plots.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
+from segcredit.study.plots.style import label
 from segcredit.study.report import view
 from segcredit.study.report.drawings import drawn
 from segcredit.study.report.overview import MOST_ROWS
 from segcredit.study.report.responses import responses
 from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
-from segcredit.study.tables import Runs
 
 Places = Sequence[tuple[str, str]]
 """Figures with the place at which each is read, as in the columns ``figure`` and ``at``."""
@@ -147,7 +147,7 @@ def _found(runs: Runs, run: str) -> _Found:
     share = config.get("audit.confidence", math.nan)
     said = "intervals" if pd.isna(share) else f"{100 * float(share):g}% intervals"
     # Loads torch and transformers, which a report on training runs does without.
-    from segcredit.study.auditing import failed_units
+    from segcredit.credit_audit import failed_units
 
     return _Found(table, said, rows, failed_units(runs.directories[run]))
 
@@ -178,7 +178,7 @@ def _credit(found: _Found, place: str) -> Iterator[Block]:
                     found.table, figure, at, width=width
                 ),
                 f"{said} Credits share their prompts, so that intervals which overlap do not say"
-                " that two are alike: segcredit.study.audit.difference does.",
+                " that two are alike: segcredit.credit_audit.metrics.difference does.",
             )
     if found.places(GRADIENT):
         caption = f"Gradients of all parameters, with {found.confidence} over {batches}."

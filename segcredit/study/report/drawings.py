@@ -12,7 +12,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from segcredit.errors import SegcreditError
-from segcredit.study.figures import (
+from segcredit.records.tables import Runs
+from segcredit.study.plots import (
     as_svg,
     heat_map,
     learning_curves,
@@ -20,10 +21,9 @@ from segcredit.study.figures import (
     stability,
     value_consistency,
 )
-from segcredit.study.figures.style import COLUMN, PAGE, label
+from segcredit.study.plots.style import COLUMN, PAGE, label
 from segcredit.study.report.grouping import heat_map_axes
 from segcredit.study.report.view import Block, Drawing, Image, Note, Section
-from segcredit.study.tables import Runs
 
 _BOTH = {"wide": PAGE, "narrow": COLUMN}
 _PIXELS = 96

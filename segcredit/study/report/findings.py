@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from segcredit.errors import StudyError
-from segcredit.study.figures.style import label
+from segcredit.records.tables import Runs
+from segcredit.study.plots.style import label
 from segcredit.study.report import view
 from segcredit.study.report.grouping import comparable, config_cells, shown
 from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
 from segcredit.study.statistics import compare, learning_areas, summarise
-from segcredit.study.tables import Runs
 
 EVALUATIONS = ("accuracy", "accuracy_greedy", "faithful", "majority")
 """What a run is judged by: shown beside the metric that was asked for."""

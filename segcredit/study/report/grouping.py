@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from segcredit.records.tables import Runs
 from segcredit.study.report.view import Cell
-from segcredit.study.tables import Runs
 
 AXES = ("method", "segmenter", "estimator", "advantage", "loss.ratio")
 """What a method is made of: named before any option, in this order."""

@@ -18,12 +18,12 @@ from typing import Any, cast
 
 import pandas as pd
 
-from segcredit.records import ENVIRONMENT, STATUS, read_status
-from segcredit.stored_config import CONFIG
+from segcredit.records.run_directory import ENVIRONMENT, STATUS, read_status
+from segcredit.records.stored_config import CONFIG
+from segcredit.records.tables import Runs, flatten
 from segcredit.study.report import view
 from segcredit.study.report.grouping import comparable, config_cells, shown
 from segcredit.study.report.view import Block, Cell, Code, Failure, Listing, Note, Section, Table
-from segcredit.study.tables import Runs, flatten
 
 MOST_ROWS = 300
 """Rows of a table of runs that a page still bears."""

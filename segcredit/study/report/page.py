@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segcredit.atomic import unwritten, write_atomically
+from segcredit.atomic_files import unwritten, write_atomically
 from segcredit.errors import StudyError
 from segcredit.study.report.view import Note, Section
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segcredit.credit_audit.metrics.moments import square
 from segcredit.errors import StudyError
-from segcredit.study.audit.moments import square
-from segcredit.study.figures import response_credit
+from segcredit.study.plots import response_credit
 from segcredit.study.report.drawings import drawn
 from segcredit.study.report.view import Block, Note, Pictures, image_source
 
 if TYPE_CHECKING:
+    from segcredit.credit_audit import Audit
     from segcredit.protocols import Prompt
-    from segcredit.study.auditing import Audit
 
 MOST_PANELS, MOST_LINES = 6, 4
 """Segmenters whose credit is drawn, and estimators of each."""
@@ -40,8 +40,8 @@ def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
         scheme: of the credit that is drawn.
     """
     # Loads torch and transformers, which a report on training runs does without.
-    from segcredit.study.auditing import load_audit
-    from segcredit.study.auditing.table import JUDGES
+    from segcredit.credit_audit import load_audit
+    from segcredit.credit_audit.table import JUDGES
 
     try:
         audit = load_audit(path)

@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow.dataset as ds
 
 from segcredit.errors import RecordError
-from segcredit.image_files import read_image
-from segcredit.step_tables import table_files
+from segcredit.records.image_files import read_image
+from segcredit.records.step_tables import table_files
+from segcredit.records.tables import Runs
 from segcredit.study.report.grouping import shown
 from segcredit.study.report.view import (
     Block,
@@ -27,7 +28,6 @@ from segcredit.study.report.view import (
     counted,
     image_source,
 )
-from segcredit.study.tables import Runs
 
 MOST_GROUPS = 6
 """Groups of which a run's responses are shown."""

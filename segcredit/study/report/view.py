@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
-from segcredit.image_files import image_kind
+from segcredit.records.image_files import image_kind
 
 MISSING = "–"
 """Stands where nothing was measured."""

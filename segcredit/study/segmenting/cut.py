@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from segcredit import registry
 from segcredit.config import lay_over_preset
 from segcredit.errors import PluginError, SegcreditError, StudyError
-from segcredit.policy.given_text import rollouts_of_texts
 from segcredit.protocols import Policy, Segmenter, TextSegmenter
 from segcredit.study.segmenting.texts import Document
+from segcredit.training.rollouts.from_texts import rollouts_of_texts
 from segcredit.types import RolloutBatch
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcredit.atomic import replacing
+from segcredit.atomic_files import replacing
 from segcredit.errors import StudyError
 from segcredit.study.segmenting.cut import Segmented, TextSegments
 from segcredit.study.segmenting.texts import Document

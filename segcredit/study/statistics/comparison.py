@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from segcredit.errors import StudyError
+from segcredit.records.tables import Runs, require_known
 from segcredit.study.statistics.groups import Group, differing, groups_of, note_of
 from segcredit.study.statistics.improvement import improvement
 from segcredit.study.statistics.intervals import require_interval
@@ -29,7 +30,6 @@ from segcredit.study.statistics.run_values import Measure, last_steps, run_value
 from segcredit.study.statistics.sentences import finding
 from segcredit.study.statistics.stratified import Interval, interval_of
 from segcredit.study.statistics.summary import budget_note
-from segcredit.study.tables import Runs, require_known
 
 Test = Literal["sign_flip", "student"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 from segcredit.errors import StudyError
+from segcredit.records.tables import Runs, require_known
 from segcredit.study.statistics.run_values import last_steps
-from segcredit.study.tables import Runs, require_known
 
 _NO_SETTING = ("run", "seed", "status", "error", "started", "ended")
 """Columns of ``.runs`` in which runs of one method and setting may differ."""

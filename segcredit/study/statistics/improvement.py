@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from segcredit.errors import StudyError
+from segcredit.records.tables import require_known
 from segcredit.study.statistics.intervals import (
     Floats,
     percentiles,
     present_values,
     require_interval,
 )
-from segcredit.study.tables import require_known
 
 Pair = tuple[Floats, Floats]
 """The values of x and of y in one stratum."""

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from segcredit.errors import StudyError
+from segcredit.records.tables import Runs, require_known
 from segcredit.study.statistics.intervals import Floats
-from segcredit.study.tables import Runs, require_known
 
 Measure = Literal["last", "area", "at_cost"]
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from segcredit.records.tables import require_known
 from segcredit.study.statistics.intervals import (
     Floats,
     percentiles,
     present_values,
     require_interval,
 )
-from segcredit.study.tables import require_known
 
 Statistic = Literal["mean", "iqm", "median"]
 Interval = Literal["student", "bootstrap"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from segcredit.records.tables import Runs, require_known
 from segcredit.study.statistics.groups import Group, groups_of, note_of, table_of
 from segcredit.study.statistics.run_values import Measure, last_steps, run_values
 from segcredit.study.statistics.stratified import Interval, Statistic, aggregate, interval_of
-from segcredit.study.tables import Runs, require_known
 
 
 def summarise(

@@ -1,0 +1,106 @@
+"""Which of two differ: paired differences of figures, on the same draws of the same prompts."""
+
+# pandas ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pandas as pd
+
+from segcredit.credit_audit.finished_audit import Audit
+from segcredit.credit_audit.metric_list import CREDIT, MOVEMENT
+from segcredit.credit_audit.metrics import Figure, Truth, difference, figures_of_moments
+from segcredit.credit_audit.table import JUDGES, arrays
+from segcredit.records.tables import require_known
+
+Axis = Literal["segmenter", "estimator", "advantage"]
+_AXES: tuple[Axis, ...] = ("segmenter", "estimator", "advantage")
+_GRADIENT = ("cosine", "projection", "noise", "signal_to_noise")
+Key = tuple[str, ...]
+"""Segmenter, estimator, scheme; the last two '' for a figure of the segmenter alone."""
+
+
+def compare_credits(
+    audit: Audit, figure: str = "correlation", at: str = "token", *, between: Axis = "segmenter"
+) -> pd.DataFrame:
+    """A figure of every two plug-ins of one axis, all else equal, with the difference's interval.
+
+    Two intervals that overlap do not say that two figures are alike: most of what makes them
+    uncertain, which prompts were drawn, is common to both. An interval that holds 0 is no ranking;
+    of many pairs, one in twenty leaves 0 out by chance.
+
+    Args:
+        audit: as ``load_audit`` gives it.
+        figure: of where the value moves ("share_within", ...), of credit ("correlation", ...) or
+            of gradients ("cosine", ...).
+        at: where it is taken, as in ``.audit``.
+        between: the axis whose plug-ins are compared.
+
+    Returns:
+        A row a pair: the two other axes, ``first``, ``second``, their values, ``difference``
+        (the first's less the second's), ``low``, ``high``.
+
+    Raises:
+        StudyError: the figure, the place or the axis does not exist.
+    """
+    require_known("axis", [between], _AXES)
+    found = _figures(audit, figure, at)
+    place = _AXES.index(between)
+    groups: dict[Key, list[Key]] = {}
+    for key in found:
+        groups.setdefault(key[:place] + key[place + 1 :], []).append(key)
+    pairs = (pair for keys in groups.values() for pair in itertools.combinations(keys, 2))
+    return pd.DataFrame([_row(found, first, second, place) for first, second in pairs])
+
+
+def _figures(audit: Audit, figure: str, at: str) -> dict[Key, Figure]:
+    known = [*MOVEMENT, *CREDIT, *((name, group) for name in _GRADIENT for group in _groups(audit))]
+    require_known("figure", [figure], dict.fromkeys(name for name, _ in known))
+    require_known(f"place of {figure}", [at], [where for name, where in known if name == figure])
+    judge = arrays(audit.truth, audit.resampling).keep(JUDGES)
+    if (figure, at) in MOVEMENT:
+        return _of_segments(audit, judge, (figure, at))
+    return dict(_of_credits(audit, judge, figure, at))
+
+
+def _of_segments(audit: Audit, judge: Truth, place: tuple[str, str]) -> dict[Key, Figure]:
+    ids = {found.segmenter: found.segment_ids for found in audit.credits}
+    return {(name, "", ""): MOVEMENT[place](judge, ids_BT) for name, ids_BT in ids.items()}
+
+
+def _of_credits(audit: Audit, judge: Truth, figure: str, at: str) -> Iterator[tuple[Key, Figure]]:
+    for found in audit.credits:
+        for scheme in found.advantages:
+            key = (found.segmenter, found.estimator, scheme)
+            if (figure, at) in CREDIT:
+                yield key, CREDIT[figure, at](judge, found.of(scheme))
+            else:
+                moments = {at: {figure: found.gradients[scheme][at][figure]}}
+                made = figures_of_moments(moments, resampling=audit.resampling)
+                yield key, made[at][figure]
+
+
+def _groups(audit: Audit) -> list[str]:
+    """Groups of parameters whose gradients were taken."""
+    gradients = audit.credits[0].gradients
+    return [group for by_group in gradients.values() for group in by_group]
+
+
+def _row(found: dict[Key, Figure], first: Key, second: Key, place: int) -> dict[str, Any]:
+    apart = difference(found[first], found[second])
+    same = {axis: first[n] for n, axis in enumerate(_AXES) if n != place and first[n]}
+    return {
+        **same,
+        "first": first[place],
+        "second": second[place],
+        "first_value": found[first].value,
+        "second_value": found[second].value,
+        "difference": apart.value,
+        "low": apart.low,
+        "high": apart.high,
+    }

@@ -1,0 +1,44 @@
+"""What one segmenter with one estimator says of a truth's completions, under several schemes.
+
+Letters: ``B`` completions, ``T`` tokens, ``N`` batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from segcredit.credit_audit.metrics import Credit
+from segcredit.credit_audit.metrics.arrays import Floats, Ints
+from segcredit.segmentation import Anchor
+
+Batches = dict[str, dict[str, list[float]]]
+"""By group of parameters, by figure: a number a batch, see ``audit.gradient_moments``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Credits:
+    """Where completions are cut, what the states are said to be worth, and who gets credit."""
+
+    segmenter: str
+    estimator: str
+    causal: bool
+    anchor: Anchor
+    segment_ids: Ints
+    """(B,T) −1 off the mask."""
+    state_values: Floats
+    """(B,T) the value at the anchor of each token's segment."""
+    token_values: Floats | None
+    """(B,T) the value before each token, of an estimator that has learned; else None."""
+    advantages: Mapping[str, Floats]
+    """(B,T) by scheme."""
+    gradients: Mapping[str, Batches] = field(default_factory=dict[str, Batches])
+    """By scheme; empty where none were asked for."""
+    tokens: int
+    """Sampled for these values, those that the estimator learned from included."""
+    cpu_seconds: float
+    """Of learning, sampling included, and of valuing; the gradients' are not."""
+
+    def of(self, advantage: str) -> Credit:
+        """The credit of one scheme, as the figures take it."""
+        return Credit(self.segment_ids, self.advantages[advantage], self.state_values, self.anchor)

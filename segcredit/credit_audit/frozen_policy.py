@@ -1,0 +1,167 @@
+"""The frozen policy with its judged completions: on it each segmenter and estimator is worked out.
+
+Letters: ``B`` completions, ``T`` tokens, ``S`` segments, ``N`` batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from segcredit.credit_audit.credits import Batches, Credits
+from segcredit.credit_audit.metrics import gradient_moments
+from segcredit.credit_audit.metrics.arrays import Floats
+from segcredit.credit_audit.policy_gradients import Parameters, parameter_groups, policy_gradient
+from segcredit.credit_audit.settings import Unit
+from segcredit.credit_audit.truth import Truth
+from segcredit.errors import blame
+from segcredit.objective import returns
+from segcredit.protocols import AdvantageScheme, Policy
+from segcredit.segmentation import Segmentation
+from segcredit.training.build import Run, with_credit
+from segcredit.training.credit_assignment import Experience, assign
+from segcredit.training.rollouts.completions import with_extras
+from segcredit.training.rollouts.sampling import Sampled, sample
+from segcredit.training.update import improve
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What every unit of an audit has in common."""
+
+    run: Run
+    """The policy and the task."""
+    frozen: Sampled
+    """The completions that are judged, see ``frozen_rollouts``."""
+    practice: Practice
+    """What an estimator with a state learns from."""
+    schemes: Mapping[str, AdvantageScheme]
+    batches: Sequence[Tensor]
+    """Row numbers of the completions whose gradients are taken together."""
+    reference: Parameters | None
+    """(2,D) the reference gradient; None where no gradients are asked for."""
+
+
+class Practice:
+    """The batches that estimators learn from: of the frozen policy, sampled once for all of them.
+
+    Args:
+        run: whose policy samples, on training prompts.
+        steps: how many batches.
+    """
+
+    def __init__(self, run: Run, steps: int) -> None:
+        self._run = run
+        self._steps = steps
+        self._batches: list[Sampled] = []
+        self.cpu_seconds = 0.0
+        """Spent on sampling."""
+
+    def batches(self) -> list[Sampled]:
+        """All of them, with the steps −1, −2, ... as a warm-up's; sampled when first asked for."""
+        started = time.process_time()
+        while len(self._batches) < self._steps:
+            self._batches.append(sample(self._run, -len(self._batches) - 1))
+        self.cpu_seconds += time.process_time() - started
+        return self._batches
+
+
+def frozen_rollouts(truth: Truth, half: int, policy: Policy) -> Sampled:
+    """A truth's completions, with one part of its values for those plug-ins that read values.
+
+    On the policy's device, and with what the policy reads of the prompts besides their ids.
+    """
+    device = next(cast(nn.Module, policy).parameters()).device
+    values_BT = truth.values[:, half, :-1].nan_to_num(0.0)
+    rollouts = truth.rollouts.replace(token_values=values_BT.to(truth.rollouts.rewards.dtype))
+    rollouts = with_extras(rollouts.to(device), policy, truth.prompts)
+    prompts = tuple(truth.prompts[number] for number in truth.prompt_numbers.tolist())
+    return Sampled(rollouts, prompts, tokens=0, rounds=1)
+
+
+def batches_of(truth: Truth, count: int) -> list[Tensor]:
+    """Row numbers of batches of whole prompts, as many as asked for or as there are prompts."""
+    pieces = torch.arange(len(truth.prompts)).tensor_split(min(count, len(truth.prompts)))
+    return [torch.isin(truth.prompt_numbers, piece).nonzero()[:, 0] for piece in pieces]
+
+
+def credits_of(subject: Subject, unit: Unit) -> Credits:
+    """Let an estimator learn on the frozen policy, then value and credit the judged completions.
+
+    Raises:
+        PluginError: a plug-in raised, or returned what does not fit; names it.
+    """
+    started, spent_before = time.process_time(), subject.practice.cpu_seconds
+    run = with_credit(subject.run, unit.config)
+    learns = bool(run.state.module.state_dict())
+    learned_on = _learn(run, subject.practice) if learns else 0
+    found = assign(run, subject.frozen, 0)
+    spent = time.process_time() - started + (spent_before if learns else 0.0)
+    advantages = {name: _spread(found, scheme, name) for name, scheme in subject.schemes.items()}
+    return Credits(
+        segmenter=unit.segmenter,
+        estimator=unit.estimator,
+        causal=run.segmenter.causal,
+        anchor=run.estimator.anchor,
+        segment_ids=found.segmentation.segment_ids.cpu().numpy(),
+        state_values=_numbers(found.segmentation.spread(found.values.values)),
+        token_values=_numbers(_token_values(run, found)) if learns else None,
+        advantages={name: _numbers(given_BT) for name, given_BT in advantages.items()},
+        gradients=_gradients(subject, advantages),
+        tokens=learned_on + found.simulator.tokens,
+        cpu_seconds=spent,
+    )
+
+
+def _learn(run: Run, practice: Practice) -> int:
+    """Train the estimator's state; the tokens that it took."""
+    tokens = 0
+    for number, sampled in enumerate(practice.batches(), 1):
+        experience = assign(run, sampled, -number)
+        improve(run, experience, -number, policy=False)
+        tokens += sampled.tokens + experience.simulator.tokens
+    return tokens
+
+
+def _spread(found: Experience, scheme: AdvantageScheme, name: str) -> Tensor:
+    """(B,T) the advantages of one scheme."""
+    with blame("advantage", name):
+        per_segment = scheme(found.values)
+        return returns.advantages(found.segmentation, found.values, per_segment).per_token
+
+
+def _token_values(run: Run, found: Experience) -> Tensor:
+    """(B,T) the value of every state, by the same estimator over segments of one token."""
+    mask_BT = found.rollouts.action_mask
+    every = Segmentation.from_starts(mask_BT, mask_BT)
+    name = run.config.estimator["name"]
+    with torch.no_grad(), blame("estimator", name):
+        values_BS = run.estimator.estimate(run.state.module, found.rollouts, every, found.simulator)
+    return every.spread(values_BS)
+
+
+def _gradients(subject: Subject, advantages: Mapping[str, Tensor]) -> dict[str, Batches]:
+    """By scheme, what its gradients are beside the reference."""
+    if subject.reference is None:
+        return {}
+    groups = parameter_groups(cast(nn.Module, subject.run.actor))
+    moments: dict[str, Batches] = {}
+    for name, given_BT in advantages.items():
+        gradients_ND = policy_gradient(
+            subject.run, subject.frozen.rollouts, given_BT, subject.batches
+        )
+        by_group = gradient_moments(gradients_ND, subject.reference, groups)
+        moments[name] = {
+            group: {figure: values.tolist() for figure, values in by_figure.items()}
+            for group, by_figure in by_group.items()
+        }
+    return moments
+
+
+def _numbers(x: Tensor) -> Floats:
+    return x.detach().double().cpu().numpy()

@@ -1,0 +1,71 @@
+"""The credit audit: judge a definition of segments, and the credit made with it, without training.
+
+The figures are functions of arrays: of a ``Truth`` (values of every state, in independent halves)
+and of segment ids or ``Credit``. Formulas, sources, what a good value is and what fools each:
+docs/audit.md.
+
+    truth = Truth(values_BHE, mask_BT, prompts_B, rewards_B)
+    share_on_boundaries(truth, segment_ids_BT)
+    correlation(truth, Credit(segment_ids_BT, advantages_BT))
+"""
+
+from segcredit.credit_audit.metrics.arrays import Credit, Truth
+from segcredit.credit_audit.metrics.credit_quality import (
+    baseline_bias,
+    correlation,
+    mass_error,
+    mass_kept,
+    noise,
+    sign_agreement,
+    sign_ceiling,
+    slope,
+)
+from segcredit.credit_audit.metrics.estimate import Figure, Resampling, difference, figure
+from segcredit.credit_audit.metrics.gradient import (
+    figures_of_moments,
+    gradient_figures,
+    gradient_moments,
+)
+from segcredit.credit_audit.metrics.lift import lift
+from segcredit.credit_audit.metrics.value_jumps import jump_agreement, oracle_ids, oracle_share
+from segcredit.credit_audit.metrics.value_movement import (
+    boundary_ratio,
+    random_share_on_boundaries,
+    random_share_within,
+    share_by_class,
+    share_on_boundaries,
+    share_within,
+)
+from segcredit.credit_audit.metrics.value_quality import value_consistency, value_figures
+
+__all__ = [
+    "Credit",
+    "Figure",
+    "Resampling",
+    "Truth",
+    "baseline_bias",
+    "boundary_ratio",
+    "correlation",
+    "difference",
+    "figure",
+    "figures_of_moments",
+    "gradient_figures",
+    "gradient_moments",
+    "jump_agreement",
+    "lift",
+    "mass_error",
+    "mass_kept",
+    "noise",
+    "oracle_ids",
+    "oracle_share",
+    "random_share_on_boundaries",
+    "random_share_within",
+    "share_by_class",
+    "share_on_boundaries",
+    "share_within",
+    "sign_agreement",
+    "sign_ceiling",
+    "slope",
+    "value_consistency",
+    "value_figures",
+]

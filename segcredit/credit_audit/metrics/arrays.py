@@ -1,0 +1,184 @@
+"""What an audit compares: the true values of some completions, and the credit that was given them.
+
+Letters: ``B`` completions, ``T`` tokens, ``E`` = T + 1 states (the one before each token, and the
+end), ``H`` independent halves of the truth, ``P`` prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from segcredit.credit_audit.metrics.estimate import Resampling
+from segcredit.errors import StudyError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Anchor = Literal["start", "last_token"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """The true value of every state of some completions, in independent halves.
+
+    What a token is worth is what it does to the value: its true advantage is V(t+1) − V(t).
+
+    Args:
+        values: (B,H,E) V in reward units; NaN beyond a completion's end. An exact truth has equal
+            halves. The halves share no continuation: a square is the product of two of them.
+        mask: (B,T) True on the tokens of a completion, which come first.
+        prompts: (B,) whole numbers, equal for the completions of a prompt: the unit of every
+            interval.
+        rewards: (B,) of each completion.
+        weights: (B,) how much each completion counts, ones by default: probabilities where all
+            completions of a prompt were enumerated.
+        resampling: how the intervals of all figures are made.
+
+    Raises:
+        StudyError: the arrays do not fit, there are fewer than two halves, tokens lie behind a
+            hole, or a state of a completion has no value.
+    """
+
+    values: Floats
+    mask: Bools
+    prompts: Ints
+    rewards: Floats
+    weights: Floats = field(default_factory=lambda: np.empty(0))
+    resampling: Resampling = field(default_factory=Resampling)
+
+    def __post_init__(self) -> None:
+        arrays = {"values": np.float64, "mask": np.bool_, "prompts": np.int64}
+        for name, dtype in (arrays | {"rewards": np.float64, "weights": np.float64}).items():
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        if not self.weights.size:
+            object.__setattr__(self, "weights", np.ones(len(self.rewards)))
+        self._require()
+
+    @property
+    def lengths(self) -> Ints:
+        """(B,) tokens of each completion."""
+        return self.mask.sum(1)
+
+    @property
+    def halves(self) -> int:
+        """H."""
+        return self.values.shape[1]
+
+    @property
+    def advantages(self) -> Floats:
+        """(B,H,T) V(t+1) − V(t); 0 off the mask."""
+        return np.where(self.mask[:, None], np.diff(self.values, axis=2), 0.0)
+
+    @property
+    def states(self) -> Floats:
+        """(B,H,T) V before each token; 0 off the mask."""
+        return np.where(self.mask[:, None], self.values[:, :, :-1], 0.0)
+
+    def keep(self, halves: Sequence[int]) -> Truth:
+        """The same with some of the halves, such as those that did not choose the boundaries."""
+        return dataclasses.replace(self, values=self.values[:, list(halves)])
+
+    def select(self, rows: ArrayLike) -> Truth:
+        """The given completions."""
+        index = np.asarray(rows)
+        names = ("values", "mask", "prompts", "rewards", "weights")
+        return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
+
+    def _require(self) -> None:
+        if self.values.ndim != 3 or self.mask.ndim != 2:
+            raise StudyError(
+                f"values have {self.values.ndim} axes and mask {self.mask.ndim}; expected (B,H,T+1)"
+                " and (B,T)."
+            )
+        rows, halves, states = self.values.shape
+        shapes = {"mask": (rows, states - 1), "prompts": (rows,)}
+        for name, shape in (shapes | {"rewards": (rows,), "weights": (rows,)}).items():
+            require_shape(name, getattr(self, name), shape)
+        if halves < 2:
+            raise StudyError(
+                "the truth has one half; expected at least two independent ones, since a square is"
+                " measured without bias only as the product of two. Repeat an exact truth."
+            )
+        if (self.mask[:, 1:] & ~self.mask[:, :-1]).any():
+            raise StudyError("a completion has tokens behind a hole in its mask; expected none.")
+        lived = np.arange(states) <= self.lengths[:, None]
+        missing = np.isnan(self.values).any(1) & lived
+        if missing.any():
+            row, state = np.argwhere(missing)[0]
+            raise StudyError(
+                f"completion {row} has no value at state {state} of {self.lengths[row]}; expected"
+                " one before each of its tokens and at its end."
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Credit:
+    """What one (segmenter, estimator, advantage) says of the completions of a truth.
+
+    Figures take it to be independent of the truth's noise: an estimator that uses one half of the
+    continuations is judged on the others (``Truth.keep``).
+
+    Args:
+        segment_ids: (B,T) −1 off the mask; from 0 on, growing by 0 or 1.
+        advantages: (B,T) in reward units; the same for the tokens of a segment.
+        state_values: (B,T) the estimator's value at the anchor of each token's segment, NaN where
+            there is none; None for an estimator that values no state.
+        anchor: the state that was valued: before the segment ("start") or before its last token
+            ("last_token").
+    """
+
+    segment_ids: Ints
+    advantages: Floats
+    state_values: Floats | None = None
+    anchor: Anchor = "start"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segment_ids", np.asarray(self.segment_ids, dtype=np.int64))
+        advantages = np.asarray(self.advantages, dtype=np.float64)
+        require_shape("advantages", advantages, self.segment_ids.shape)
+        object.__setattr__(self, "advantages", np.where(self.segment_ids >= 0, advantages, 0.0))
+        if self.state_values is not None:
+            values = np.asarray(self.state_values, dtype=np.float64)
+            require_shape("state_values", values, self.segment_ids.shape)
+            object.__setattr__(self, "state_values", values)
+        if self.anchor not in ("start", "last_token"):
+            raise StudyError(
+                f"the anchor is {self.anchor!r}; expected 'start' or 'last_token', the state that"
+                " the estimator valued."
+            )
+
+
+def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
+    """Raises a StudyError where an array has another shape."""
+    if array.shape != shape:
+        raise StudyError(
+            f"{name} has shape {array.shape}; expected {shape}, as the other arrays of these"
+            " completions have."
+        )
+
+
+def require_ids(truth: Truth, segment_ids: ArrayLike) -> Ints:
+    """(B,T) the ids of segments, once it is sure that they fit the truth.
+
+    Raises:
+        StudyError: another shape or mask, or ids that do not begin at 0 and grow by 0 or 1.
+    """
+    ids_BT = np.asarray(segment_ids, dtype=np.int64)
+    require_shape("segment_ids", ids_BT, truth.mask.shape)
+    before_BT = np.concatenate([np.full((len(ids_BT), 1), -1), ids_BT[:, :-1]], axis=1)
+    growth_BT = ids_BT - before_BT
+    wrong_BT = truth.mask & (growth_BT != 0) & (growth_BT != 1) | ((ids_BT >= 0) != truth.mask)
+    if wrong_BT.any():
+        row, token = np.argwhere(wrong_BT)[0]
+        raise StudyError(
+            f"completion {row} has segment {ids_BT[row, token]} at token {token}, after"
+            f" {before_BT[row, token]}; expected ids from 0 on that grow by 0 or 1, and −1 exactly"
+            " off the truth's mask."
+        )
+    return ids_BT

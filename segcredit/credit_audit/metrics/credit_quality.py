@@ -1,0 +1,192 @@
+"""How good credit is: advantages beside the true ones, per token, per segment, per response.
+
+Letters as in ``segcredit.credit_audit.metrics.arrays``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from segcredit.credit_audit.metrics import noise_corrected
+from segcredit.credit_audit.metrics.arrays import (
+    Anchor,
+    Bools,
+    Credit,
+    Floats,
+    Ints,
+    Truth,
+    require_ids,
+)
+from segcredit.credit_audit.metrics.estimate import Figure, quotient
+from segcredit.credit_audit.metrics.moments import (
+    begins,
+    finishes,
+    of,
+    product,
+    segment_gains,
+    segment_lengths,
+    segment_sums,
+    square,
+)
+from segcredit.credit_audit.metrics.noise_corrected import Matched
+from segcredit.records.tables import require_known
+
+Level = Literal["token", "segment", "response"]
+
+
+def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
+    """Pearson's correlation of the advantages with the true ones, over all places of all prompts.
+
+    Levels: each token's advantage with V(t+1) − V(t); each segment's with the change of V over it;
+    the sum of a completion's segments' with R − V(s1). Taken about the means, since a constant
+    in all advantages leaves the expected gradient alone. Free of the noise in the truth.
+
+    Returns:
+        In [−1,1] but for noise; 0 for credit that does not vary.
+    """
+    return _matched(truth, credit, level).figure(truth, noise_corrected.correlation)
+
+
+def slope(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
+    """By how much the advantage moves where the true one moves by 1: 1 is unbiased, 0 is blind.
+
+    cov(A, D) / var D, the straight line of E[A | D]; 1 less this is the share of the true advantage
+    that credit leaves out on average (its bias). Not improved by a scale that fits the noise.
+    """
+    return _matched(truth, credit, level).figure(truth, noise_corrected.response)
+
+
+def noise(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
+    """The variance of the advantages about their line of ``slope``, in units of var D.
+
+    0 is none. Beside the slope only: credit of 0 has none either. Divided by slope² it is what is
+    left after scaling to slope 1, and equals 1 / correlation² − 1.
+    """
+    return _matched(truth, credit, level).figure(truth, noise_corrected.residual)
+
+
+def sign_agreement(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
+    """Whether credit has the sign of the true advantage, large ones counting more.
+
+    E[sign(A) · D] / √E[D²]. The sign of a noisy D is biased towards a coin's; D itself is not, so
+    that the numerator takes D, and the denominator the product of halves. 0 is chance, also for
+    credit of 0; ``sign_ceiling`` is what a perfect sign reaches, E|D| / √E[D²], below 1 unless all
+    changes are equally large. Compare definitions on one truth.
+    """
+    at = _matched(truth, credit, level)
+    return Matched(np.sign(at.estimate), at.true, at.there).figure(truth, _sign)
+
+
+def sign_ceiling(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
+    """``sign_agreement`` of the sign of the truth itself, chosen on one half, judged on others.
+
+    Exact for an exact truth; otherwise a lower bound, since a noisy half gets signs wrong.
+    """
+    at = _matched(truth, credit, level)
+    signs_BHN = np.sign(at.true)
+    # Σ_{h ≠ g} sign(D_h) D_g over H (H − 1), the same product of different halves.
+    signed_BN = np.where(at.there, product(signs_BHN, at.true), 0.0)
+    squares_BN = np.where(at.there, square(at.true), 0.0)
+    return of(truth, _scaled, at.there, signed_BN, squares_BN)
+
+
+def mass_kept(truth: Truth, credit: Credit) -> Figure:
+    """Conservation of credit: how much of R − V(s1) the advantages of the segments add up to.
+
+    Σ S · (R − V(s1)) / Σ (R − V(s1))² over completions, S the sum of a completion's segments'
+    advantages. 1 conserves it, as TD advantages of exact values do; 0 is credit that has nothing
+    to do with what the completion earned beyond its prompt.
+    """
+    summed_B1, gains_BH1, _ = _responses(truth, credit)
+    return of(truth, quotient, summed_B1 * gains_BH1.mean(1), square(gains_BH1))
+
+
+def mass_error(truth: Truth, credit: Credit) -> Figure:
+    """E (S − (R − V(s1)))² / E (R − V(s1))²: 0 conserves each completion's credit.
+
+    Credit of 0 has 1, and credit with the whole of R in each of its segments more.
+    """
+    summed_B1, gains_BH1, _ = _responses(truth, credit)
+    missed_B1 = summed_B1**2 - 2 * summed_B1 * gains_BH1.mean(1) + square(gains_BH1)
+    return of(truth, quotient, missed_B1, square(gains_BH1))
+
+
+def baseline_bias(truth: Truth, segment_ids: ArrayLike, anchor: Anchor = "start") -> Figure:
+    """How far a definition's baseline depends on the very token that it is for.
+
+    cov(V(anchor), D) / E D² over tokens, V(anchor) that of the token's segment.
+
+    A baseline leaves the policy gradient unbiased if it does not depend on the action. With a
+    boundary that looks ahead, the choice of the anchor does: V(anchor) then goes with D_t. Exact
+    values and the return R − V(anchor) give tokens the slope 1 less this. 0 for a definition that
+    looks at the past only (and anchors before its segments); a definition may be biased in other
+    ways and have 0.
+
+    Args:
+        truth: of the completions.
+        segment_ids: (B,T) of the definition.
+        anchor: the state whose value is the baseline.
+    """
+    ids_BT = require_ids(truth, segment_ids)
+    place_BS = anchors(ids_BT, anchor)
+    index_BT = np.take_along_axis(place_BS, np.maximum(ids_BT, 0), axis=1)
+    anchored_BHT = np.take_along_axis(truth.states, index_BT[:, None], axis=2)
+    anchored_BHT = np.where(truth.mask[:, None], anchored_BHT, 0.0)
+    true_BHT = truth.advantages
+    mixed_BT = product(anchored_BHT, true_BHT)
+    means = anchored_BHT.mean(1), true_BHT.mean(1)
+    return of(truth, _covariance, truth.mask, *means, mixed_BT, square(true_BHT))
+
+
+def anchors(ids_BT: Ints, anchor: Anchor) -> Ints:
+    """(B,S) the token before which each segment is valued; 0 where there is no segment."""
+    marks_BT = begins(ids_BT) if anchor == "start" else finishes(ids_BT)
+    places_BT = np.broadcast_to(np.arange(ids_BT.shape[1], dtype=np.float64), ids_BT.shape)
+    return segment_sums(places_BT * marks_BT, ids_BT).astype(np.int64)
+
+
+def _matched(truth: Truth, credit: Credit, level: Level) -> Matched:
+    """Advantages beside the true ones."""
+    require_known("level", [level], _LEVELS)
+    require_ids(truth, credit.segment_ids)
+    return Matched(*_LEVELS[level](truth, credit))
+
+
+def _tokens(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
+    return credit.advantages, truth.advantages, truth.mask
+
+
+def _segments(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
+    ids_BT = credit.segment_ids
+    lengths_BS = segment_lengths(ids_BT)
+    means_BS = segment_sums(credit.advantages, ids_BT) / np.maximum(lengths_BS, 1)
+    return means_BS, segment_gains(truth, ids_BT), lengths_BS > 0
+
+
+def _responses(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
+    """One place a completion: the sum over segments beside R − V(s1)."""
+    means_BS, _, _ = _segments(truth, credit)
+    gains_BH1 = truth.rewards[:, None, None] - truth.values[:, :, :1]
+    return means_BS.sum(1, keepdims=True), gains_BH1, np.ones((len(means_BS), 1), dtype=bool)
+
+
+_LEVELS = {"token": _tokens, "segment": _segments, "response": _responses}
+
+
+def _sign(moments: Floats) -> Floats:
+    """E[xy] / √E[y²]."""
+    at = noise_corrected.Spread(moments)
+    return at.xy / np.sqrt(at.yy)
+
+
+def _scaled(moments: Floats) -> Floats:
+    number, signed, squares = np.moveaxis(moments, -1, 0)
+    return signed / np.sqrt(number * squares)
+
+
+def _covariance(moments: Floats) -> Floats:
+    number, x, y, xy, yy = np.moveaxis(moments, -1, 0)
+    return (xy - x * y / number) / yy

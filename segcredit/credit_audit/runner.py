@@ -1,0 +1,241 @@
+"""From a config to an audit on disk: truth, reference gradient, credits, figures.
+
+    config.toml  environment.json  status.json    as of any run
+    truth/                  the values of the frozen policy's completions, see study.truth.store
+    credits/  audit.parquet     see study.auditing.store
+
+Running an audit again does what is missing, or what changed: nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segcredit import registry
+from segcredit.credit_audit.credits import Credits
+from segcredit.credit_audit.frozen_policy import (
+    Practice,
+    Subject,
+    batches_of,
+    credits_of,
+    frozen_rollouts,
+)
+from segcredit.credit_audit.policy_gradients import reference_gradient
+from segcredit.credit_audit.settings import AuditConfig, Unit, digest, load_audit_config
+from segcredit.credit_audit.store import read_credits, write_credits, write_table
+from segcredit.credit_audit.table import HALVES, JUDGES, SEEN, rows
+from segcredit.credit_audit.truth import Progress as TruthProgress
+from segcredit.credit_audit.truth import StoredTruth, measure_truth
+from segcredit.errors import PluginError, RecordError, StorageError, StudyError
+from segcredit.records.run_directory import RunRecords
+from segcredit.records.run_lock import exclusive
+from segcredit.training.build import build, environment
+from segcredit.training.out_of_memory import memory_advice
+
+TRUTH = "truth"
+_FORMAT = 1
+"""Counts the changes of what credits hold or of how they come to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an audit is."""
+
+    stage: str
+    """What is being done, such as ``truth`` or ``entropy with critic``."""
+    done: int
+    total: int
+    """Of the parts of the truth, or of the units."""
+
+
+Watch = Callable[[Progress], None]
+
+
+def audit(
+    config: AuditConfig | str | Path | Mapping[str, Any],
+    output: str | Path | None = None,
+    *,
+    truth: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """Judge every segmenter, estimator and advantage scheme of a config on a frozen policy.
+
+    Args:
+        config: as ``load_audit_config`` gives it, or what that takes.
+        output: the audit's directory; None = ``runs/HASH``, named by config and plug-in code.
+        truth: where the true values are, or are to be measured; None = in ``output``. One truth
+            serves many audits; that of another policy or task is refused.
+        watch: called whenever something is done.
+
+    Returns:
+        The directory; ``read_runs(directory).audit`` is its table.
+
+    Raises:
+        SegcreditError: whatever stops it; recorded in ``status.json`` before it is raised.
+    """
+    if not isinstance(config, AuditConfig):
+        config = load_audit_config(config)
+    directory = audit_directory(config, output)
+    tell = watch or _unwatched
+    with exclusive(directory):
+        seen = environment(config.run) | {"plugins": config.plugin_identities()}
+        records = RunRecords.create(directory, config.identity(), seen)
+        records.begin()
+        with _recorded_failure(records):
+            place = directory / TRUTH if truth is None else Path(truth)
+            _audit(config, directory, place, tell)
+        records.finish()
+    return directory
+
+
+def audit_directory(config: AuditConfig, output: str | Path | None = None) -> Path:
+    """Where an audit of this config is recorded."""
+    return Path(output) if output is not None else Path("runs") / config.hash()
+
+
+def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> None:
+    truth = _truth(config, place, tell)
+    subject = _subject(config, truth)
+    found, failed = dict[str, Credits](), dict[str, str]()
+    units = config.units()
+    for number, unit in enumerate(units):
+        tell(Progress(str(unit), number, len(units)))
+        name = _name(config, unit, truth)
+        try:
+            found[name] = read_credits(directory, name) or _made(directory, name, subject, unit)
+        except PluginError as error:
+            failed[str(unit)] = memory_advice(error) or str(error)
+    tell(Progress("figures", len(units), len(units)))
+    if not found:
+        raise StudyError(f"none of the {len(units)} units could be worked out: {failed}")
+    label = {
+        "credits": [*found],
+        "failed": failed,
+        "truth": _relative(place, directory),
+        "resampling": dataclasses.asdict(config.audit.resampling),
+    }
+    table = rows(truth, list(found.values()), config.audit, subject.reference)
+    write_table(directory, table, label)
+
+
+def _truth(config: AuditConfig, place: Path, tell: Watch) -> StoredTruth:
+    def watch(progress: TruthProgress) -> None:
+        tell(Progress("truth", progress.done, progress.parts))
+
+    asked = config.audit
+    return measure_truth(
+        config.run,
+        place,
+        prompts=asked.prompts,
+        completions=asked.completions,
+        continuations=asked.continuations,
+        halves=HALVES,
+        watch=watch,
+    )
+
+
+def _made(directory: Path, name: str, subject: Subject, unit: Unit) -> Credits:
+    found = credits_of(subject, unit)
+    write_credits(directory, name, found)
+    return found
+
+
+def _subject(config: AuditConfig, truth: StoredTruth) -> Subject:
+    """The policy, as it is to be judged.
+
+    Raises:
+        StudyError: the policy is not the truth's, or there is no credit to give.
+    """
+    run, asked = build(config.run), config.audit
+    truth.require_policy(run.actor, micro_tokens=config.run.train.micro_tokens)
+    _require_variance(truth)
+    tables = zip(config.labels["advantages"], asked.advantages, strict=True)
+    reference = None
+    if asked.gradient_samples:
+        file = truth.path / f"gradient_{asked.gradient_samples}.safetensors"
+        of, samples = truth.hash, asked.gradient_samples
+        reference = reference_gradient(run, truth.prompts, samples, file, of)
+    return Subject(
+        run=run,
+        frozen=frozen_rollouts(truth, SEEN, run.actor),
+        practice=Practice(run, asked.training_steps),
+        schemes={name: registry.advantages.from_table(table) for name, table in tables},
+        batches=batches_of(truth, asked.gradient_batches),
+        reference=reference,
+    )
+
+
+def _name(config: AuditConfig, unit: Unit, truth: StoredTruth) -> str:
+    """Of everything that decides a unit's credits."""
+    asked = config.audit
+    code = config.plugin_identities()
+    used = {
+        path: code[path]
+        for path in code
+        if not path.startswith("audit.") or _is_of(path, config, unit)
+    }
+    content = {
+        "format": _FORMAT,
+        "truth": truth.hash,
+        "config": unit.config.identity(),
+        "advantages": asked.advantages,
+        "training_steps": asked.training_steps,
+        "gradients": [asked.gradient_samples, asked.gradient_batches],
+        "code": sorted(used.values()),
+    }
+    return digest(content)[:16]
+
+
+def _is_of(path: str, config: AuditConfig, unit: Unit) -> bool:
+    """Whether a plug-in of the lists, such as ``audit.segmenters.3``, is one of a unit's."""
+    _, axis, number = path.split(".")[:3]
+    own = {"segmenters": unit.segmenter, "estimators": unit.estimator}
+    return axis not in own or config.labels[axis][int(number)] == own[axis]
+
+
+def _require_variance(truth: StoredTruth) -> None:
+    """That there is any credit to give."""
+    values = truth.values[:, JUDGES][truth.values[:, JUDGES].isfinite()]
+    if float(values.amax() - values.amin()) > 0:
+        return
+    cut = float(truth.rollouts.truncated.float().mean())
+    raise StudyError(
+        f"every completion and every continuation of the truth in {truth.path} earned the reward"
+        f" {float(values[0]):g}, and {cut:.0%} of the completions were cut at the length limit;"
+        " expected rewards that differ, since there is no credit to give otherwise. Usually the"
+        " policy never ends or never solves the task: raise rollouts.max_new_tokens, or choose"
+        " another policy or an easier task."
+    )
+
+
+def _relative(place: Path, directory: Path) -> str:
+    """Where the truth is, from the audit: the two may be moved together."""
+    return os.path.relpath(place.absolute(), directory.absolute())
+
+
+def _unwatched(_: Progress) -> None:
+    """Nobody looks."""
+
+
+@contextmanager
+def _recorded_failure(records: RunRecords) -> Generator[None]:
+    """What stops the audit is written to its status, and raised."""
+    try:
+        yield
+    except (StorageError, KeyboardInterrupt) as error:
+        with suppress(RecordError):
+            records.interrupt(str(error) or "interrupted from the keyboard.")
+        raise
+    except Exception as error:
+        advice = memory_advice(error)
+        records.fail(type(error).__name__, advice or str(error), traceback.format_exc())
+        if advice:
+            raise StudyError(advice) from error
+        raise

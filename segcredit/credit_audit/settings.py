@@ -1,0 +1,215 @@
+"""What an audit is asked: a run's policy and task, and the ``[audit]`` table beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from segcredit import registry
+from segcredit.config import (
+    Plugin,
+    RunConfig,
+    load_config,
+    override,
+    read_source,
+    validated,
+)
+from segcredit.credit_audit.metrics import Resampling
+from segcredit.errors import ConfigError, RegistryError
+from segcredit.registry import Registry
+from segcredit.training.build import identities, plugin_identities
+
+Table = dict[str, Any]
+_DEFAULTS = Path(__file__).with_name("defaults.toml")
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, but {error}") from error
+    return text
+
+
+Plugins = Annotated[list[Plugin], BeforeValidator(_as_list), Field(min_length=1)]
+Quantile = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AuditSettings(BaseModel):
+    """The ``[audit]`` table, complete."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    segmenters: Plugins
+    estimators: Plugins
+    advantages: Plugins
+    prompts: int = Field(ge=2)
+    """Of the task's evaluation. Intervals draw prompts anew, hence two at least."""
+    completions: int = Field(ge=1)
+    continuations: float = Field(gt=0)
+    """A token and independent part of the truth, see ``truth.measure``; may be below 1."""
+    training_steps: int = Field(ge=0)
+    quantiles: tuple[Quantile, ...]
+    jump: float = Field(gt=0)
+    classes: dict[str, Annotated[str, AfterValidator(_pattern)]]
+    gradient_samples: int = Field(ge=0)
+    gradient_batches: int = Field(ge=2)
+    confidence: float = Field(gt=0, lt=1)
+    resamples: int = Field(ge=1)
+
+    @property
+    def resampling(self) -> Resampling:
+        """How intervals are made."""
+        return Resampling(self.confidence, self.resamples)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditConfig:
+    """A run whose policy is frozen, and what is asked of credit on its completions."""
+
+    run: RunConfig
+    audit: AuditSettings
+    labels: Mapping[str, Sequence[str]]
+    """By list ("segmenters", ...): how its plug-ins are called in tables."""
+
+    def identity(self) -> Table:
+        """What makes the audit, as nested plain data; names its directory."""
+        return {**self.run.identity(), "audit": self.audit.model_dump()}
+
+    def plugin_identities(self) -> dict[str, str]:
+        """The code behind every plug-in that the audit uses."""
+        used = {
+            path: code
+            for path, code in plugin_identities(self.run).items()
+            if path.split(".")[0] not in _AXES
+        }
+        return used | identities(self._listed())
+
+    def hash(self) -> str:
+        """Ten hexadecimal digits that name the audit and the code of its plug-ins."""
+        return digest({"config": self.identity(), "plugins": self.plugin_identities()})[:10]
+
+    def units(self) -> list[Unit]:
+        """Every segmenter with every estimator."""
+        pairs = product(range(len(self.audit.segmenters)), range(len(self.audit.estimators)))
+        return [self._unit(segmenter, estimator) for segmenter, estimator in pairs]
+
+    def _unit(self, segmenter: int, estimator: int) -> Unit:
+        tables = {
+            "segmenter": self.audit.segmenters[segmenter],
+            "estimator": self.audit.estimators[estimator],
+        }
+        return Unit(
+            self.labels["segmenters"][segmenter],
+            self.labels["estimators"][estimator],
+            self.run.model_copy(update=tables),
+        )
+
+    def _listed(self) -> Iterator[tuple[str, Registry[Any], Table]]:
+        for axis, plugins in _LISTS.items():
+            for number, table in enumerate(getattr(self.audit, axis)):
+                yield f"audit.{axis}.{number}", plugins, table
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One segmenter with one estimator: what is worked out, and stored, at a time."""
+
+    segmenter: str
+    estimator: str
+    config: RunConfig
+    """The audit's, with this segmenter and this estimator."""
+
+    def __str__(self) -> str:
+        return f"{self.segmenter} with {self.estimator}"
+
+
+_LISTS: dict[str, Registry[Any]] = {
+    "segmenters": registry.segmenters,
+    "estimators": registry.estimators,
+    "advantages": registry.advantages,
+}
+_AXES = ("segmenter", "estimator", "advantage")
+
+
+def load_audit_config(
+    source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()
+) -> AuditConfig:
+    """A checked, fully resolved audit.
+
+    Args:
+        source: a preset's name, a TOML file, or a mapping as such a file holds it: a run's keys,
+            and ``[audit]`` (``AuditSettings``; defaults in ``defaults.toml``).
+        overrides: ``"dotted.key=value"``, such as ``"audit.prompts=32"``.
+
+    Raises:
+        ConfigError: a key or value is wrong; names the dotted path.
+        RegistryError: a plug-in is unknown or refuses its options.
+    """
+    layer = dict(source) if isinstance(source, Mapping) else read_source(source)
+    layer = override(layer, overrides)
+    asked = layer.pop("audit", {})
+    if not isinstance(asked, Mapping):
+        raise ConfigError(f"audit: is {asked!r}; expected a table, headed [audit].")
+    run = load_config(layer)
+    given = _with_defaults(cast("Mapping[str, Any]", asked), run)
+    settings = validated(AuditSettings, given, "audit.")
+    lists = {axis: [_resolved(axis, t) for t in getattr(settings, axis)] for axis in _LISTS}
+    labels = {axis: [_label(_LISTS[axis], table) for table in lists[axis]] for axis in _LISTS}
+    _require_different(labels)
+    return AuditConfig(run, settings.model_copy(update=lists), labels)
+
+
+def digest(content: object) -> str:
+    """What names plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _with_defaults(asked: Mapping[str, Any], run: RunConfig) -> Table:
+    own = {f"{axis}s": [getattr(run, axis)] for axis in _AXES}
+    return {**tomllib.loads(_DEFAULTS.read_text(encoding="utf-8")), **own, **asked}
+
+
+def _resolved(axis: str, table: Table) -> Table:
+    options = dict(table)
+    name = str(options.pop("name"))
+    try:
+        return _LISTS[axis].resolve(name, options)
+    except RegistryError as error:
+        raise RegistryError(f"audit.{axis}: {error}") from error
+
+
+def _label(plugins: Registry[Any], table: Mapping[str, Any]) -> str:
+    """A plug-in with those options that are not its defaults, as ``random(fraction=0.2)``."""
+    name = str(table["name"])
+    usual = {field.name: field.default for field in dataclasses.fields(plugins.find(name))}
+    options = [
+        f"{key}={_label(plugins, cast('Table', value)) if isinstance(value, dict) else value}"
+        for key, value in table.items()
+        if key != "name" and value != usual.get(key)
+    ]
+    return f"{name}({', '.join(options)})" if options else name
+
+
+def _require_different(labels: Mapping[str, Sequence[str]]) -> None:
+    for axis, names in labels.items():
+        doubled = [name for name in names if names.count(name) > 1]
+        if doubled:
+            raise ConfigError(
+                f"audit.{axis}: {doubled[0]} stands there twice; expected each once, since its"
+                " figures could not be told apart. Give one of them other options, or drop it."
+            )

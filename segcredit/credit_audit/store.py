@@ -1,0 +1,131 @@
+"""An audit's files: the credits of each unit, and the table of all figures.
+
+    credits/     HASH.parquet of each segmenter with each estimator, a row a completion
+    audit.parquet    a row a figure; names the credits that it is of
+
+A file appears whole or not at all. The hash is of everything that decides it, the code of the
+plug-ins included: what a killed audit left is taken as it is, what was edited is done again.
+"""
+
+# pyarrow ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from segcredit.credit_audit.credits import Credits
+from segcredit.credit_audit.metrics.arrays import Floats, Ints
+from segcredit.credit_audit.sealed_parquet import read_sealed, write_sealed
+from segcredit.errors import StudyError
+from segcredit.records.tables.schemas import AUDIT, AUDIT_SCHEMA
+
+CREDITS = "credits"
+_SCHEMA = pa.schema(
+    {
+        "segment_ids": pa.list_(pa.int32()),
+        "state_values": pa.list_(pa.float64()),
+        "token_values": pa.list_(pa.float64()),
+        "advantages": pa.list_(pa.list_(pa.float64())),
+    }
+)
+_WHOLE = ("segmenter", "estimator", "causal", "anchor", "gradients", "tokens", "cpu_seconds")
+"""What does not belong to a completion; kept in the file's metadata."""
+
+
+def write_credits(path: Path, name: str, found: Credits) -> None:
+    """One unit's file.
+
+    Raises:
+        StorageError: the disk refuses it.
+    """
+    label = {key: getattr(found, key) for key in _WHOLE}
+    label |= {"name": name, "schemes": list(found.advantages)}
+    lengths_B = (found.segment_ids >= 0).sum(1).tolist()
+    rows = [_row(found, row, length) for row, length in enumerate(lengths_B)]
+    write_sealed(_file(path, name), rows, _SCHEMA, label)
+
+
+def read_credits(path: Path, name: str) -> Credits | None:
+    """One unit's credits; None where there are none, or only a damaged file."""
+    try:
+        label, rows = read_sealed(_file(path, name))
+    except StudyError:
+        return None
+    schemes = cast("list[str]", label.pop("schemes", []))
+    if label.pop("name", None) != name or set(label) != set(_WHOLE):
+        return None
+    return Credits(
+        **label,
+        segment_ids=_padded([row["segment_ids"] for row in rows], -1).astype(np.int64),
+        state_values=_padded([row["state_values"] for row in rows], 0.0),
+        token_values=_token_values(rows),
+        advantages={
+            scheme: _padded([row["advantages"][number] for row in rows], 0.0)
+            for number, scheme in enumerate(schemes)
+        },
+    )
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[str, Any]) -> None:
+    """The table of figures.
+
+    Args:
+        path: the audit's directory.
+        rows: by column of ``AUDIT_SCHEMA``.
+        label: what the table is of: ``credits``, the names of its units in their order;
+            ``failed``, the units that are not there, with the reason; ``truth``, where that is,
+            from ``path``; ``resampling``, how the intervals were made.
+    """
+    write_sealed(path / AUDIT, rows, AUDIT_SCHEMA, label)
+
+
+def table_label(path: Path) -> dict[str, Any]:
+    """What an audit's table is of, as ``write_table`` was told.
+
+    Raises:
+        StudyError: there is no table, or it cannot be read.
+    """
+    label, _ = read_sealed(path / AUDIT)
+    missing = {"credits", "failed", "truth", "resampling"} - label.keys()
+    if missing:
+        raise StudyError(
+            f"{path / AUDIT} says nothing of {', '.join(sorted(missing))}; expected the table of a"
+            " finished audit of this version. Run the audit again, which keeps what is there."
+        )
+    return label
+
+
+def _file(path: Path, name: str) -> Path:
+    return path / CREDITS / f"{name}.parquet"
+
+
+def _row(found: Credits, row: int, length: int) -> dict[str, Any]:
+    def cut(x_BT: Floats | Ints) -> list[Any]:
+        return x_BT[row, :length].tolist()
+
+    return {
+        "segment_ids": cut(found.segment_ids),
+        "state_values": cut(found.state_values),
+        "token_values": None if found.token_values is None else cut(found.token_values),
+        "advantages": [cut(x_BT) for x_BT in found.advantages.values()],
+    }
+
+
+def _token_values(rows: Sequence[Mapping[str, Any]]) -> Floats | None:
+    found = [row["token_values"] for row in rows]
+    return None if any(values is None for values in found) else _padded(found, 0.0)
+
+
+def _padded(rows: Sequence[Sequence[float]], fill: float) -> Floats:
+    """(B,T) lists of different lengths, right-padded."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), fill)
+    for row, values in enumerate(rows):
+        padded[row, : len(values)] = values
+    return padded

@@ -1,0 +1,155 @@
+"""An audit's table: every figure of every definition, estimator and scheme, a row a figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from segcredit.credit_audit import metric_list
+from segcredit.credit_audit.credits import Credits
+from segcredit.credit_audit.metrics import Figure, Resampling, Truth
+from segcredit.credit_audit.metrics.arrays import Floats, Ints
+from segcredit.credit_audit.policy_gradients import Parameters
+from segcredit.credit_audit.settings import AuditSettings
+from segcredit.credit_audit.truth import StoredTruth
+
+Row = dict[str, Any]
+
+SEEN, JUDGES = 0, (1, 2)
+"""The part of the truth that plug-ins may read, and those that they are judged on."""
+HALVES = 1 + len(JUDGES)
+
+
+def arrays(truth: StoredTruth, resampling: Resampling) -> Truth:
+    """All parts of a truth, as the figures take it."""
+    return Truth(
+        values=truth.values.numpy(),
+        mask=truth.rollouts.action_mask.numpy(),
+        prompts=truth.prompt_numbers.numpy(),
+        rewards=truth.rollouts.rewards.numpy(),
+        resampling=resampling,
+    )
+
+
+def rows(
+    truth: StoredTruth,
+    credits: Sequence[Credits],
+    settings: AuditSettings,
+    reference: Parameters | None,
+) -> Iterator[Row]:
+    """The whole table.
+
+    Args:
+        truth: with the parts that plug-ins have seen, and those that judge.
+        credits: of every unit.
+        settings: quantiles, classes, and how intervals are made.
+        reference: (2,D) halves of the reference gradient; None where there is none.
+    """
+    whole = arrays(truth, settings.resampling)
+    judge = whole.keep(JUDGES)
+    yield from _of_truth(truth, judge, settings, reference)
+    seen: set[str] = set()
+    for found in credits:
+        if found.segmenter not in seen:
+            seen.add(found.segmenter)
+            labels = _labels(found, "movement", segmenter_alone=True)
+            yield from _rows(labels, metric_list.movement(judge, whole, found.segment_ids))
+        yield from _of_unit(judge, found)
+
+
+def _of_unit(judge: Truth, found: Credits) -> Iterator[Row]:
+    first = found.of(next(iter(found.advantages)))
+    values = metric_list.values(judge, first, found.token_values)
+    yield from _rows(_labels(found, "values"), values)
+    costs = {"tokens": float(found.tokens), "cpu_seconds": found.cpu_seconds}
+    yield from _plain(_labels(found, "cost"), costs)
+    for scheme in found.advantages:
+        labels = _labels(found, "credit", scheme)
+        yield from _rows(labels, metric_list.credit(judge, found.of(scheme)))
+        moments = found.gradients.get(scheme, {})
+        labels = _labels(found, "gradient", scheme)
+        yield from _rows(labels, metric_list.gradients(moments, judge.resampling))
+
+
+def _of_truth(
+    truth: StoredTruth, judge: Truth, settings: AuditSettings, reference: Parameters | None
+) -> Iterator[Row]:
+    """What no definition of segments has a part in."""
+    rollouts = truth.rollouts
+    signals = {"entropy": rollouts.entropies.numpy(), "surprisal": -rollouts.logprobs.numpy()}
+    classes = token_classes(rollouts.texts, rollouts.token_spans.numpy(), settings.classes)
+    found = metric_list.signals(judge, signals, settings.quantiles, settings.jump, classes)
+    yield from _rows({"question": "signals"}, found)
+    first_N, second_N = np.moveaxis(judge.advantages, 1, 0)[:, judge.mask]
+    reliability = {"half_correlation": _correlation(first_N, second_N)}
+    yield from _plain({"question": "signals"}, reliability)
+    costs = {"truth_tokens": float(truth.tokens), "truth_cpu_seconds": truth.cpu_seconds}
+    yield from _plain({"question": "cost"}, costs)
+    if reference is not None:
+        yield from _plain({"question": "gradient"}, {"reference_cosine": _cosine(*reference)})
+
+
+def token_classes(
+    texts: Sequence[str], spans_BT2: Ints, patterns: Mapping[str, str]
+) -> tuple[Ints, list[str]]:
+    """The class of each token, by what stands at its first character.
+
+    Args:
+        texts: of the completions.
+        spans_BT2: (B,T,2) first character and the one after the last, of each token.
+        patterns: a regular expression by class; the first that matches there wins, lookbehinds
+            included.
+
+    Returns:
+        (B,T) numbers of the classes, and their names: those given, then "other", which has the
+        tokens without text (an end token).
+    """
+    tried = [re.compile(pattern) for pattern in patterns.values()]
+    classes_BT = np.full(spans_BT2.shape[:2], len(tried), dtype=np.int64)
+    for row, text in enumerate(texts):
+        first_T, after_T = spans_BT2[row].T
+        for token in np.flatnonzero(first_T < after_T):
+            fitting = (n for n, found in enumerate(tried) if found.match(text, int(first_T[token])))
+            classes_BT[row, token] = next(fitting, len(tried))
+    return classes_BT, [*patterns, "other"]
+
+
+def _labels(
+    found: Credits, question: str, scheme: str | None = None, *, segmenter_alone: bool = False
+) -> Row:
+    return {
+        "segmenter": found.segmenter,
+        "estimator": None if segmenter_alone else found.estimator,
+        "advantage": scheme,
+        "causal": found.causal,
+        "question": question,
+    }
+
+
+def _rows(labels: Row, found: metric_list.Found) -> Iterator[Row]:
+    for name, at, figure in found:
+        yield {**labels, "figure": name, "at": at, **_numbers(figure)}
+
+
+def _numbers(figure: Figure) -> Row:
+    names = ("value", "low", "high", "error", "prompts")
+    return {name: getattr(figure, name) for name in names}
+
+
+def _plain(labels: Row, numbers: Mapping[str, float]) -> Iterator[Row]:
+    """Numbers without an interval."""
+    for name, value in numbers.items():
+        yield {**labels, "figure": name, "at": "", "value": value}
+
+
+def _correlation(first: Floats, second: Floats) -> float:
+    return _cosine(first - first.mean(), second - second.mean())
+
+
+def _cosine(first: Floats | Parameters, second: Floats | Parameters) -> float:
+    one, two = first.astype(np.float64), second.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaN where one of them is 0 everywhere
+        return float(one @ two / np.sqrt((one @ one) * (two @ two)))

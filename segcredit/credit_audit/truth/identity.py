@@ -1,0 +1,85 @@
+"""What a stored truth is the truth of, and how it differs from what is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from segcredit.config import RunConfig
+from segcredit.errors import StudyError
+from segcredit.protocols import Prompt
+from segcredit.records.stored_config import differences
+from segcredit.training.build import plugin_identities
+
+_FORMAT = 1
+"""Counts the changes of what a stored truth holds or of how it is measured."""
+_WHOSE = ("task", "policy", "sampler")
+Identity = dict[str, Any]
+
+
+def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> Identity:
+    """Everything that decides a truth, as nested plain data.
+
+    What judges it later (segmenter, estimator, advantage, the loss) is left out: one truth serves
+    many questions.
+    """
+    found = {
+        "format": _FORMAT,
+        **whose(config),
+        "train": {"micro_tokens": config.train.micro_tokens},
+        "prompts": _digest([_content(prompt) for prompt in prompts]),
+        "truth": dict(settings),
+    }
+    return json.loads(json.dumps(found, default=str))
+
+
+def whose(config: RunConfig) -> Identity:
+    """The policy and the task that a truth is of, with the code behind them."""
+    used = {
+        path: found
+        for path, found in plugin_identities(config).items()
+        if path.split(".")[0] in _WHOSE
+    }
+    sizes = config.rollouts
+    found = {
+        **{name: getattr(config, name) for name in _WHOSE},
+        "seed": config.seed,
+        "rollouts": {"temperature": sizes.temperature, "max_new_tokens": sizes.max_new_tokens},
+        "plugins": used,
+    }
+    return json.loads(json.dumps(found, default=str))
+
+
+def hash_of(found: Identity) -> str:
+    """Ten hexadecimal digits that name a truth."""
+    return _digest(found)[:10]
+
+
+def require_same(path: object, there: Identity, now: Identity) -> None:
+    """Raises where two identities differ, naming the keys.
+
+    Raises:
+        StudyError: they differ.
+    """
+    differing = differences(there, now)
+    if not differing:
+        return
+    raise StudyError(
+        f"{path} holds the truth of another policy, task or setting: it differs in"
+        f" {differing}. Values hold for the policy and the task alone that they"
+        " were measured with. Give the config that it was measured with, or choose another"
+        " directory and measure there."
+    )
+
+
+def _content(prompt: Prompt) -> list[Any]:
+    images = [hashlib.sha256(image).hexdigest() for image in prompt.images]
+    # Truths that were measured before there were chats keep their identity.
+    chat = () if prompt.chat is None else (list(prompt.chat),)
+    return [prompt.key, prompt.text, prompt.answer, *images, *chat]
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

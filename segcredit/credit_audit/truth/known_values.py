@@ -1,0 +1,35 @@
+"""A truth: completions of a frozen policy and the value of each of their states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from segcredit.protocols import Prompt
+from segcredit.types import RolloutBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Truth:
+    """What every question of an audit is put to, however it came to be known.
+
+    Letters as in ``segcredit.credit_audit.truth.measure``.
+    """
+
+    rollouts: RolloutBatch
+    """The completions, whole: whatever a plug-in reads, without the policy."""
+    prompts: list[Prompt]
+    prompt_numbers: Int[Tensor, "B"]
+    """Of each completion, its place in ``prompts``."""
+    values: Float[Tensor, "B H E"]
+    """float64, in reward units, H independent halves; NaN beyond a completion's end."""
+    errors: Float[Tensor, "B H E"]
+    """Standard errors of one half's values; 0 where the truth is exact."""
+    jump_errors: Float[Tensor, "B H T"]
+    """Standard errors of one half's V(t+1) - V(t)."""
+    counts: Int[Tensor, "B H T"]
+    """Continuations that left at each token."""
+    tokens: int
+    """Tokens sampled for the values; 0 where nothing was."""

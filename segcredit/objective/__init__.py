@@ -1,0 +1,1 @@
+"""Pure torch maths of the objective: returns, policy loss, ratio clipping, aggregation."""

@@ -1,0 +1,101 @@
+"""Models out of GGUF files, llama.cpp's format, as plain checkpoints of transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from segcredit.errors import PolicyError
+from segcredit.policy.cache_folder import cache_folder, locked
+
+_FORMAT = 1
+"""Counts the changes of what a cached folder holds or of how it comes to be."""
+ENDING = ".gguf"
+
+
+def plain_checkpoint(model: str) -> Path:
+    """A folder with a GGUF file's model, float32 safetensors, and its tokenizer.
+
+    transformers takes the quantised weights apart, which takes 15 to 100 seconds for 135 M
+    parameters; the folder is kept under the file's checksum. What it holds is a model as any
+    other, which may be trained; the flags of quantisation stay behind.
+
+    Args:
+        model: the file's path, or ``package:file`` for one inside an installed package.
+
+    Raises:
+        PolicyError: the file, or the package ``gguf``, is missing, or transformers cannot read
+            what the file holds.
+    """
+    file = _found(model)
+    folder = cache_folder() / f"gguf-{_FORMAT}-{_checksum(file)}"
+    with locked(folder):
+        if not folder.exists():
+            print(
+                f"Taking {file.name} apart, which may take some minutes; it is kept in {folder}.",
+                file=sys.stderr,
+            )
+            _convert(file, folder)
+    return folder
+
+
+def _found(model: str) -> Path:
+    """The file, looked for as a path first."""
+    path = Path(model).expanduser()
+    package, colon, inside = model.partition(":")
+    if not path.is_file() and colon:
+        # Looked up, not imported: the package's own requirements need not be there.
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        for place in (spec and spec.submodule_search_locations) or ():
+            path = Path(place) / inside
+    if not path.is_file():
+        raise PolicyError(
+            f"there is no file {model!r}; expected the path of a GGUF file, or"
+            " 'package:file.gguf' for one inside an installed package. Usually the path is"
+            " misspelt or the package not installed: check policy.model."
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise PolicyError(
+            f"the model {model!r} is a GGUF file, and the package gguf, which reads them, is not"
+            " installed. Install it with pip install 'segcredit[gguf]'."
+        )
+    return path
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:24]
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Write the folder; it appears whole."""
+    where: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    try:
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(file.parent), **where)
+        model = cast(Any, AutoModelForCausalLM).from_pretrained(
+            str(file.parent), dtype=torch.float32, **where
+        )
+    # What transformers and gguf raise for files, architectures and tokenizers that they lack.
+    except (OSError, ValueError, LookupError, NotImplementedError, ImportError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
+        raise PolicyError(
+            f"the GGUF file {str(file)!r} cannot be read ({first}); expected a causal language"
+            " model of an architecture that transformers reads from GGUF. Usually the file is"
+            " damaged or its architecture too new: take the model's safetensors instead."
+        ) from error
+    # With these a model saves itself as quantised, and is refused by whatever trains.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as beside:
+        made = Path(beside) / "checkpoint"
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        shutil.move(made, folder)

@@ -1,0 +1,108 @@
+"""Low-rank adapters of peft: a small part of a model is trained in the place of its weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from pydantic import ConfigDict
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from segcredit.atomic_files import write_atomically
+from segcredit.errors import PolicyError
+from segcredit.policy.tiny.warm_start import initialised
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA:
+    """Options of the adapters: a layer's weight W becomes W + (alpha / rank) B A, with B = 0 first.
+
+    There is no dropout: scores would differ from the distribution sampled from.
+
+    Source:
+        Hu et al. 2021, arXiv 2106.09685.
+    """
+
+    rank: int = 16
+    """Rows of A, columns of B."""
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+    """Ends of the names of the layers, such as ``q_proj``; none: every linear layer but the
+    output layer."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(
+                f"lora has rank {self.rank} and alpha {self.alpha}; expected a rank of at least 1"
+                " and an alpha greater than 0, since the adapters would do nothing"
+            )
+
+
+def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
+    """Give a model adapters, and freeze everything else; it computes what it did before.
+
+    The model keeps its class, so that all else treats it as any other.
+
+    Args:
+        model: is changed in place.
+        lora: which adapters.
+        seed: decides the first A.
+
+    Raises:
+        PolicyError: peft is not installed, or no layer has such a name.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise PolicyError(
+            "policy.lora asks for adapters, and the package peft, which makes them, is not"
+            " installed. Install it with pip install 'segcredit[lora]', or leave policy.lora out."
+        )
+    from peft import LoraConfig, inject_adapter_in_model
+
+    adapters = LoraConfig(
+        r=lora.rank,
+        lora_alpha=cast(Any, lora.alpha),
+        target_modules=list(lora.targets) or "all-linear",
+        lora_dropout=0.0,
+    )
+    try:
+        initialised(lambda: inject_adapter_in_model(adapters, model), seed)
+    except ValueError as error:
+        raise PolicyError(
+            f"{type(model).__name__} takes no adapters in {list(lora.targets)} ({error}); expected"
+            " ends of the names of its linear layers. Leave policy.lora.targets out for all of"
+            " them."
+        ) from error
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether ``add_adapters`` gave it some; peft leaves their options on the model."""
+    return "peft_config" in vars(model)
+
+
+def save_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapters alone, as ``peft.PeftModel.from_pretrained`` reads them."""
+    from peft import get_peft_model_state_dict
+
+    adapters: Any = next(iter(cast(Any, model).peft_config.values()))
+    adapters.base_model_name_or_path = model.name_or_path
+    adapters.save_pretrained(folder)
+    state: dict[str, Tensor] = get_peft_model_state_dict(model)
+    named = {f"base_model.model.{name}": x.contiguous() for name, x in state.items()}
+    write_atomically(folder / "adapter_model.safetensors", save(named))
+
+
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Add the adapters to the weights under them, and take them out."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(n, layer) for n, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+    del model.peft_config

@@ -1,0 +1,1 @@
+"""Samplers: plug-ins that draw tokens from a model."""

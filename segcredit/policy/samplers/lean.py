@@ -1,0 +1,220 @@
+"""The sampler ``lean``: a loop around a model's own forward, with buffers made once.
+
+Letters: ``B`` rows asked for, ``N`` rows still sampled, ``U`` different prompts, ``C`` columns of
+prompt and completion, ``V`` vocabulary; the others as in ``segcredit.types``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache
+
+from segcredit.errors import PolicyError
+from segcredit.policy.samplers.generate import cache_name
+from segcredit.policy.samplers.kv_cache import filled, keep_rows, roomy_cache
+from segcredit.policy.samplers.llama_decoding import LlamaSteps, is_small_llama
+from segcredit.protocols import Sampler
+
+KEPT = 0.75
+"""Rows are taken out when this share or less goes on; taking them out copies the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lean(Sampler):
+    """Samples all rows at once, with keys and values in buffers made once.
+
+    Samples from the distribution that ``generate`` samples from, not the same tokens; greedy
+    tokens are the same up to ties within rounding. Prompts that are alike are read once; rows
+    that have ended leave the batch. A small float32 Llama or Qwen2 has steps of its own
+    (``segcredit.policy.samplers.llama_decoding``); any other model's forward is called with a cache.
+
+    Measured on ``tiny``: two to three times as fast as ``generate`` at 16 and 64 rows, about
+    twice at 1024 (``benchmarks/sampling.py``).
+
+    Refused in a sentence: models with sliding windows or recurrent states, or whose inputs follow
+    rules of their own while generating (PaliGemma, Phi-3), and images without their cache.
+    """
+
+    def sample(
+        self,
+        model: nn.Module,
+        prompt_ids: Int[Tensor, "B Tp"],
+        prompt_mask: Bool[Tensor, "B Tp"],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        greedy: bool,
+        end_ids: Sequence[int],
+        pad_id: int,
+        suppressed_ids: Sequence[int],
+        generator: torch.Generator,
+        cache: Any = None,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Int[Tensor, "B T"]:
+        """One completion a row, as long as the longest; padded once a row has left the batch.
+
+        Raises:
+            PolicyError: the model cannot be sampled from here; says why.
+        """
+        drawn_BT = prompt_ids.new_full((len(prompt_ids), max_new_tokens), pad_id)
+        if not drawn_BT.numel():
+            return drawn_BT
+        ends, suppressed = (prompt_ids.new_tensor(list(ids)) for ids in (end_ids, suppressed_ids))
+        draw = _Draw(temperature, greedy, suppressed, generator)
+        with torch.no_grad():
+            steps, logits_NV = _begin(
+                model, prompt_ids, prompt_mask, max_new_tokens, cache, inputs or {}
+            )
+            columns = _fill(drawn_BT, steps, logits_NV, draw, ends)
+        return drawn_BT[:, :columns]
+
+
+@runtime_checkable
+class _Steps(Protocol):
+    """A model that has read the prompts."""
+
+    def advance(self, ids_N: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        """Logits after one token more in each row."""
+        ...
+
+    def keep(self, rows_N: Int[Tensor, "N"]) -> None:
+        """Go on with these rows alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """Tokens from logits."""
+
+    temperature: float
+    greedy: bool
+    suppressed: Int[Tensor, "X"]
+    generator: torch.Generator
+
+    def __call__(self, logits_NV: Tensor) -> Int[Tensor, "N"]:
+        """One token a row, by the inverse of the cumulated shares."""
+        logits_NV = logits_NV.float().index_fill(1, self.suppressed, -torch.inf)
+        if self.greedy:
+            return logits_NV.argmax(1)
+        cumulated_NV = (logits_NV / self.temperature).softmax(1).double().cumsum(1)
+        chance_N1 = torch.rand(
+            (len(logits_NV), 1),
+            dtype=torch.float64,
+            generator=self.generator,
+            device=self.generator.device,
+        )
+        # The first one that is passed has a share; one that is reached may have none.
+        reached_N1 = chance_N1.to(cumulated_NV.device) * cumulated_NV[:, -1:]
+        return torch.searchsorted(cumulated_NV, reached_N1, right=True)[:, 0]
+
+
+def _fill(drawn_BT: Tensor, steps: _Steps, logits_NV: Tensor, draw: _Draw, ends: Tensor) -> int:
+    """Write completions; how many columns they have."""
+    rows, width = drawn_BT.shape
+    live_N = torch.arange(rows, device=drawn_BT.device)
+    ended_N = torch.zeros_like(live_N, dtype=torch.bool)
+    for column in range(width):
+        ids_N = draw(logits_NV)
+        drawn_BT[live_N, column] = ids_N
+        ended_N |= (ids_N[:, None] == ends).any(1)
+        left = len(live_N) - int(ended_N.sum())
+        if not left or column + 1 == width:
+            return column + 1
+        if left <= KEPT * len(live_N):
+            going = (~ended_N).nonzero()[:, 0]
+            steps.keep(going)
+            live_N, ids_N, ended_N = live_N[going], ids_N[going], ended_N[going]
+        logits_NV = steps.advance(ids_N)
+    return width
+
+
+def _begin(
+    model: nn.Module,
+    ids_BP: Tensor,
+    mask_BP: Tensor,
+    more: int,
+    given: Any,
+    inputs: Mapping[str, Tensor],
+) -> tuple[_Steps, Tensor]:
+    """The model after the prompts, and the logits of the first new token."""
+    _require_plain_inputs(model, inputs)
+    cache = roomy_cache(model, ids_BP.shape[1] + more, given)
+    mask_BC = pad(mask_BP, (0, more), value=True)
+    places = inputs.get("position_ids", (mask_BP.long().cumsum(1) - 1).clamp(min=0))
+    after, last = places[..., -1:] + 1, places[..., -1:]
+    if given is not None:
+        logits_BV = _ModelSteps(model, cache, mask_BC, last).advance(ids_BP[:, -1])
+    else:
+        logits_BV = _read(model, cache, ids_BP, mask_BP, places)
+    if is_small_llama(model):
+        return LlamaSteps(model, cache, mask_BC, after), logits_BV
+    return _ModelSteps(model, cache, mask_BC, after), logits_BV
+
+
+def _read(
+    model: nn.Module, cache: Cache, ids_BP: Tensor, mask_BP: Tensor, places_BP: Tensor
+) -> Tensor:
+    """(B,V) logits after the prompts, each different one read once."""
+    both_U2P, place_B = torch.stack([ids_BP, mask_BP.long()], 1).unique(dim=0, return_inverse=True)
+    first_U = torch.empty(len(both_U2P), dtype=torch.long, device=ids_BP.device)
+    first_U[place_B] = torch.arange(len(ids_BP), device=ids_BP.device)
+    mask_UP, ids_UP = mask_BP[first_U], ids_BP[first_U]
+    logits_UV = _forward(model, cache, ids_UP, mask_UP, places_BP[..., first_U, :])
+    keep_rows(cache, place_B)
+    return logits_UV[place_B]
+
+
+def _forward(
+    model: nn.Module, cache: Cache, ids: Tensor, mask: Tensor, places: Tensor
+) -> Float[Tensor, "N V"]:
+    """Logits after the last of some columns, whose keys and values the cache then has."""
+    output = cast(Any, model)(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=places,
+        use_cache=True,
+        logits_to_keep=1,
+        **{cache_name(model): cache},
+    )
+    return output.logits[:, -1]
+
+
+class _ModelSteps:
+    """Steps by the model's own forward."""
+
+    def __init__(self, model: nn.Module, cache: Cache, mask_NC: Tensor, places: Tensor) -> None:
+        self.model = model
+        self.cache = cache
+        self.mask_NC = mask_NC
+        self.places = places
+        """(N,1), or (4,N,1) where there are positions in height and width."""
+
+    def advance(self, ids_N: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        """Logits after one token more in each row."""
+        seen_NL = self.mask_NC[:, : filled(self.cache) + 1]
+        places, self.places = self.places, self.places + 1
+        return _forward(self.model, self.cache, ids_N[:, None], seen_NL, places)
+
+    def keep(self, rows_N: Int[Tensor, "N"]) -> None:
+        """Go on with these rows alone."""
+        keep_rows(self.cache, rows_N)
+        self.mask_NC = self.mask_NC[rows_N]
+        self.places = self.places[..., rows_N, :]
+
+
+def _require_plain_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    more = sorted(inputs.keys() - {"position_ids"})
+    if more:
+        raise PolicyError(
+            f"the prompts of {type(model).__name__} come with {', '.join(more)}; sampler 'lean'"
+            " expected them to be in a cache of keys and values already. Usually the model reads"
+            " images and its keys and values cannot be cut to a prefix, as with sliding windows:"
+            " take sampler.name='generate'."
+        )

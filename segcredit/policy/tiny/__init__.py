@@ -1,0 +1,1 @@
+"""Policies small enough for a laptop, warm-started on demonstrations."""

@@ -1,0 +1,238 @@
+"""A policy that reads small pictures, small enough for a laptop, warm-started on demonstrations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import nn
+
+from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.image_processors import without_videos
+from segcredit.policy.samplers.generate import Generate
+from segcredit.policy.tiny.sft_loss import imitation_losses
+from segcredit.policy.tiny.warm_start import (
+    BEGIN,
+    END,
+    PAD,
+    alphabet_of,
+    character_tokenizer,
+    fit,
+    initialised,
+    named_seed,
+    require_alphabet,
+    with_cached_weights,
+)
+from segcredit.policy.vlm import vision_policy
+from segcredit.protocols import PolicySource, Sampler, Task
+
+_FORMAT = 1
+"""Counts the changes of what a cached file holds or of how it comes to be."""
+_IMAGE, _VIDEO, _START, _STOP = "<image>", "<video>", "<vision>", "</vision>"
+
+
+@dataclass(frozen=True, slots=True)
+class TinyVLM(PolicySource):
+    """A Llama behind a SigLIP tower, or a Qwen2.5-VL, one token a character and a square of pixels.
+
+    It has some 180 thousand parameters with the defaults. Its weights after the warm start are kept
+    in ``$SEGCREDIT_CACHE`` (``~/.cache/segcredit`` by default), under a hash of everything that
+    decides them.
+
+    Assumption: the task has demonstrations, an alphabet, and square images of ``image_size``
+    pixels, dark grey on average; white ones, and weights of the usual 0.02, learn far later.
+    """
+
+    architecture: str = "llava"
+    """``llava`` or ``qwen2_5_vl``."""
+    image_size: int = 64
+    """Pixels of a side; other images are resized (``qwen2_5_vl``: to about as many pixels)."""
+    square: int = 16
+    """Pixels of a side that become one token; divides ``image_size``."""
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 4
+    intermediate_size: int = 128
+    vision_layers: int = 1
+    initializer_range: float = 0.1
+    """Standard deviation of the first weights."""
+    rope_theta: float = 100.0
+    """Slowest wavelength of the rotary positions, over 2 pi; see the tiny policy of text."""
+    steps: int = 400
+    """Batches of demonstrations, each seen once; 0 for no warm start."""
+    batch: int = 32
+    """Demonstrations a step."""
+    learning_rate: float = 4e-3
+    """Highest learning rate, of AdamW."""
+    final_lr_fraction: float = 0.05
+    """Of ``learning_rate``, at the end of the cosine."""
+    warmup: int = 20
+    """Steps over which the learning rate rises to ``learning_rate``."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.architecture not in _BUILDERS:
+            raise ValueError(
+                f"architecture is {self.architecture!r}; expected one of {', '.join(_BUILDERS)}."
+            )
+        for name in ("hidden_size", "layers", "heads", "vision_layers", "batch", "square"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.hidden_size % (4 * self.heads):
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; expected a multiple of four times the"
+                f" {self.heads} heads, since positions turn pairs of units in two directions."
+            )
+        if self.image_size % self.square or self.square % 2:
+            raise ValueError(
+                f"square is {self.square}; expected an even number that divides the image_size"
+                f" {self.image_size}."
+            )
+
+    def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
+        """The warm-started policy, from the cache where it is there already.
+
+        Raises:
+            PolicyError: the task's alphabet is empty or not that of its demonstrations, or the
+                cache cannot be written.
+            TaskError: the task has no demonstrations.
+        """
+        alphabet = alphabet_of(task)
+        model, processor = self._model(alphabet, seed)
+
+        def policy(sampler: Sampler, temperature: float) -> CausalPolicy:
+            return vision_policy(
+                model, processor, sampler, temperature=temperature, suppressed_ids=(PAD, BEGIN)
+            )
+
+        decisive = (_FORMAT, dataclasses.astuple(self), repr(task), seed, torch.__version__)
+        start = partial(self._warm_start, policy(Generate(), 1.0), alphabet, task, seed)
+        with_cached_weights(model, "tiny_vlm", decisive, start)
+        return policy(sampler, temperature)
+
+    def _model(self, alphabet: Sequence[str], seed: int) -> tuple[Any, Any]:
+        words: Any = character_tokenizer(
+            alphabet, image_token=_IMAGE, video_token=_VIDEO, start_token=_START, stop_token=_STOP
+        )
+        config, processor = _BUILDERS[self.architecture](self, words)
+        build: Any = hf.AutoModelForImageTextToText
+        return initialised(lambda: build.from_config(config), seed), processor
+
+    def _text(self, words: Any) -> dict[str, Any]:
+        """Settings of the language model."""
+        return {
+            "vocab_size": len(words),
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            "intermediate_size": self.intermediate_size,
+            "initializer_range": self.initializer_range,
+            "tie_word_embeddings": False,
+            "pad_token_id": PAD,
+            "eos_token_id": END,
+            "bos_token_id": BEGIN,
+        }
+
+    def _warm_start(
+        self, policy: CausalPolicy, alphabet: Sequence[str], task: Task, seed: int
+    ) -> None:
+        if not self.steps:
+            return
+        generator = torch.Generator().manual_seed(named_seed(seed, "demonstrations"))
+        pairs = task.demonstrations(self.steps * self.batch, generator)
+        require_alphabet([(prompt.text, text) for prompt, text in pairs], alphabet)
+        fit(
+            policy.model,
+            imitation_losses(policy, pairs, self.batch),
+            steps=self.steps,
+            warmup=self.warmup,
+            learning_rate=self.learning_rate,
+            final_lr_fraction=self.final_lr_fraction,
+            betas=(self.beta1, self.beta2),
+            weight_decay=self.weight_decay,
+            max_gradient_norm=self.max_gradient_norm,
+        )
+
+
+def _llava(source: TinyVLM, words: Any) -> tuple[Any, Any]:
+    """The config and the processor of a Llama behind a SigLIP tower."""
+    rope = {"rope_type": "default", "rope_theta": source.rope_theta}
+    config = hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**source._text(words), rope_parameters=rope),  # pyright: ignore[reportPrivateUsage]
+        vision_config=hf.SiglipVisionConfig(
+            hidden_size=source.hidden_size,
+            intermediate_size=source.intermediate_size,
+            num_hidden_layers=source.vision_layers,
+            num_attention_heads=source.heads,
+            image_size=source.image_size,
+            patch_size=source.square,
+            vision_use_head=False,
+        ),
+        image_token_index=words.convert_tokens_to_ids(_IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    size = {"height": source.image_size, "width": source.image_size}
+    return config, hf.LlavaProcessor(
+        image_processor=hf.SiglipImageProcessorPil(size=size),
+        tokenizer=words,
+        patch_size=source.square,
+        vision_feature_select_strategy="full",
+        image_token=_IMAGE,
+    )
+
+
+def _qwen2_5_vl(source: TinyVLM, words: Any) -> tuple[Any, Any]:
+    """The config and the processor of a Qwen2.5-VL, whose tower merges 2 x 2 patches."""
+    units = source.hidden_size // source.heads // 2
+    config = hf.Qwen2_5_VLConfig(
+        text_config={
+            **source._text(words),  # pyright: ignore[reportPrivateUsage]
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": source.rope_theta,
+                "mrope_section": [units // 2, units // 4, units - units // 2 - units // 4],
+            },
+        },
+        vision_config={
+            "depth": source.vision_layers,
+            "hidden_size": source.hidden_size,
+            "num_heads": source.heads,
+            "intermediate_size": source.intermediate_size,
+            "patch_size": source.square // 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": source.hidden_size,
+            "window_size": source.image_size,
+            "fullatt_block_indexes": list(range(source.vision_layers)),
+            "initializer_range": source.initializer_range,
+        },
+        image_token_id=words.convert_tokens_to_ids(_IMAGE),
+        video_token_id=words.convert_tokens_to_ids(_VIDEO),
+        vision_start_token_id=words.convert_tokens_to_ids(_START),
+        vision_end_token_id=words.convert_tokens_to_ids(_STOP),
+        tie_word_embeddings=False,
+    )
+    pixels = source.image_size**2
+    return config, without_videos(hf.Qwen2_5_VLProcessor)(
+        image_processor=hf.Qwen2VLImageProcessorPil(
+            patch_size=source.square // 2,
+            merge_size=2,
+            size={"shortest_edge": pixels, "longest_edge": pixels},
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer=words,
+    )
+
+
+_BUILDERS = {"llava": _llava, "qwen2_5_vl": _qwen2_5_vl}

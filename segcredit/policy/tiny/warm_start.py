@@ -1,0 +1,158 @@
+"""What the tiny policies share: a tokenizer of characters, imitation, and a cache of its result."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from safetensors.torch import load_file, save
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from segcredit.atomic_files import write_atomically
+from segcredit.errors import PolicyError
+from segcredit.policy.cache_folder import cache_folder, locked
+from segcredit.protocols import Task
+
+PAD, END, BEGIN = 0, 1, 2
+SPECIALS = ("<pad>", "<eos>", "<bos>")
+M = TypeVar("M")
+
+
+def alphabet_of(task: Task) -> list[str]:
+    """The characters of a task, each once.
+
+    Raises:
+        PolicyError: it does not say.
+    """
+    alphabet = list(dict.fromkeys(task.alphabet()))
+    if not alphabet:
+        raise PolicyError(
+            f"task {type(task).__name__!r} has no alphabet, and the tiny policy makes a token of"
+            " each of its characters; expected a string of all characters of prompts and"
+            " completions. Write the task's alphabet(), or choose policy.name='hf'."
+        )
+    return alphabet
+
+
+def require_alphabet(pairs: Iterable[tuple[str, str]], alphabet: Sequence[str]) -> None:
+    """That every character of prompts and completions is a token.
+
+    Raises:
+        PolicyError: one is not.
+    """
+    known = {*alphabet}
+    missing = {character for pair in pairs for text in pair for character in text} - known
+    if missing:
+        raise PolicyError(
+            f"the task's demonstrations have the characters {sorted(missing)}, which are not in"
+            f" its alphabet {''.join(alphabet)!r}; expected every character of prompts and"
+            " completions there, since each is a token. Add them to the task's alphabet()."
+        )
+
+
+def character_tokenizer(alphabet: Sequence[str], **named: str) -> PreTrainedTokenizerFast:
+    """One token a character, a begin token in front of every text.
+
+    Args:
+        alphabet: the characters.
+        named: further special tokens, after the alphabet, by the attributes they become.
+    """
+    vocabulary = {p: n for n, p in enumerate([*SPECIALS, *alphabet, *named.values()])}
+    tokenizer = cast(Any, Tokenizer)(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIALS[BEGIN]} $A", special_tokens=[(SPECIALS[BEGIN], BEGIN)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in named.values()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIALS[PAD],
+        eos_token=SPECIALS[END],
+        bos_token=SPECIALS[BEGIN],
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=named,
+    )
+
+
+def initialised(make: Callable[[], M], seed: int) -> M:
+    """A model with its first weights, the same for the same seed.
+
+    transformers initialises from the global generator, which must come out as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(named_seed(seed, "initial"))
+        return make()
+
+
+def fit(
+    model: nn.Module,
+    losses: Iterable[Callable[[], Tensor]],
+    *,
+    steps: int,
+    warmup: int,
+    learning_rate: float,
+    final_lr_fraction: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    max_gradient_norm: float,
+) -> None:
+    """Minimise one loss a step with AdamW, its learning rate rising and falling along a cosine."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay
+    )
+
+    def fraction(step: int) -> float:
+        """Rises linearly over ``warmup`` steps, then falls along a cosine."""
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return final_lr_fraction + (1 - final_lr_fraction) * cosine
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, fraction)
+    for loss in losses:
+        optimizer.zero_grad()
+        loss().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
+        optimizer.step()
+        schedule.step()
+
+
+def with_cached_weights(
+    model: nn.Module, name: str, decisive: object, start: Callable[[], None]
+) -> None:
+    """Give a model the weights of its warm start, from the cache where they are there already.
+
+    Args:
+        model: as it is initialised; it is changed in place.
+        name: begins the file's name.
+        decisive: everything that decides the weights; its ``repr`` is hashed.
+        start: the warm start, where there is no such file.
+
+    Raises:
+        PolicyError: the cache cannot be written.
+    """
+    digest = hashlib.sha256(repr(decisive).encode()).hexdigest()[:24]
+    path = cache_folder() / f"{name}-{digest}.safetensors"
+    with locked(path):
+        if not path.exists():
+            start()
+            _save(model, path)
+    model.load_state_dict(load_file(path))
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    """Appears whole: no reader ever meets half a file."""
+    write_atomically(path, save({name: x.contiguous() for name, x in model.state_dict().items()}))
+
+
+def named_seed(seed: int, name: str) -> int:
+    """A seed for one purpose, from the policy's seed and the purpose's name."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])

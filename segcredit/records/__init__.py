@@ -1,0 +1,1 @@
+"""A run directory: what a run writes, and reads back to go on."""

@@ -1,0 +1,100 @@
+"""What of a run directory can still be trusted after a crash, a full disk or a damaged file."""
+
+# pyarrow ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segcredit.atomic_files import remove
+from segcredit.errors import RecordError
+from segcredit.records import checkpoint
+from segcredit.records.run_directory import whole_rows
+from segcredit.records.step_tables import STEPS, TABLES, step_of, table_files
+
+
+def damage(path: Path, steps: int) -> str:
+    """What is wrong with a finished run's files; '' where all of them are whole.
+
+    Args:
+        path: the run directory.
+        steps: the last step that must have a row.
+    """
+    last = _last_consecutive(path)
+    if last < steps:
+        return f"metrics.jsonl ends at step {last} of {steps}"
+    files = [path / STEPS, *(file for name in TABLES for file in table_files(path, name))]
+    broken = next((file for file in files if not _has_end(file)), None)
+    return "" if broken is None else f"{broken.relative_to(path)} cannot be read"
+
+
+def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read and whose steps are all recorded; None for none.
+
+    Damaged tables are removed: their steps are run again, and recorded anew.
+    """
+    trusted = _trusted_step(path)
+    for file in reversed(checkpoint.found(checkpoints)):
+        try:
+            state = checkpoint.load(file)
+        except RecordError as error:
+            warnings.warn(f"{error} Going on from an earlier one.", RuntimeWarning, stacklevel=2)
+            continue
+        if int(state["row"]["step"]) <= trusted:
+            return state
+    return None
+
+
+def _trusted_step(path: Path) -> int:
+    """The last step up to which every record can be read; -1 for none."""
+    last = _last_consecutive(path)
+    every = [file for name in TABLES for file in table_files(path, name)]
+    for broken in [file for file in every if not _is_readable(file)]:
+        step = step_of(broken)
+        warnings.warn(
+            f"{broken} cannot be read; usually the disk failed or it was changed by another"
+            " program. It is removed, and its steps are run again.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        # A packed table holds every step.
+        last = -1 if step is None else min(last, step - 1)
+        remove([broken])
+    return last
+
+
+def _last_consecutive(path: Path) -> int:
+    """The last step of the rows 0, 1, 2, ... that stand at the head of the metrics; -1 for none."""
+    last = -1
+    for row in whole_rows(path):
+        if row["step"] != last + 1:
+            break
+        last += 1
+    return last
+
+
+def _has_end(file: Path) -> bool:
+    """Whether a Parquet file was written to its end, which is all that a crash can spoil."""
+    try:
+        pq.read_metadata(file)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def _is_readable(file: Path) -> bool:
+    """Whether every page of a Parquet file is as it was written."""
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as whole:
+            for _ in whole.iter_batches():
+                pass
+    except (OSError, pa.ArrowException):
+        return False
+    return True

@@ -1,0 +1,407 @@
+"""One run directory: what a run was, what it measured, how it ended.
+
+    config.toml         the resolved config; written once
+    environment.json    versions, plug-in distributions, git revision, seed, threads
+    status.json         "running", "interrupted", "failed" or "finished", and what stopped it
+    metrics.jsonl       a row a step, appended and synced; a torn last line is ignored
+    responses/  segments/  tokens/    Parquet, see segcredit.records.step_tables
+    images/             what prompts show, see segcredit.records.image_files
+    checkpoints/        see segcredit.records.checkpoint
+
+Every file but ``metrics.jsonl`` appears atomically (segcredit.atomic_files). One process writes a run
+(segcredit.records.run_lock).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import numbers
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, cast, final
+
+from segcredit.atomic_files import remove_temporaries, unwritten, write_atomically
+from segcredit.errors import RecordError
+from segcredit.records import checkpoint
+from segcredit.records.image_files import remove_unfinished_images, write_image
+from segcredit.records.step_tables import (
+    TableName,
+    cut_tables,
+    pack_metrics,
+    pack_tables,
+    write_step,
+)
+from segcredit.records.stored_config import read_config, store_config
+
+Number = float | int | None
+
+ENVIRONMENT = "environment.json"
+STATUS = "status.json"
+METRICS = "metrics.jsonl"
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """How the run in a directory stands, as in ``status.json``.
+
+    Raises:
+        RecordError: the directory has no readable ``status.json``.
+    """
+    file = path / STATUS
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{file} cannot be read ({error}); expected the state of a run. Usually the directory"
+            " is not a run's, or the run was stopped while it was being made: run it again."
+        ) from error
+    if not isinstance(found, dict) or "status" not in found:
+        raise RecordError(
+            f"{file} holds no table with a 'status'; expected what segcredit wrote there. Usually"
+            " the file belongs to another program: choose another directory."
+        )
+    return cast("dict[str, Any]", found)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run directory's ``metrics.jsonl``, in the order written.
+
+    JSON has no NaN and no infinity: both are stored as ``null`` and read as NaN. A torn last line
+    is ignored; no file means no rows.
+
+    Raises:
+        RecordError: a line before the last cannot be read; names the line.
+    """
+    return _read_rows(path / METRICS)[0]
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``read_metrics`` up to the first that cannot be read."""
+    rows = map(_row, _lines(path / METRICS))
+    return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row]
+
+
+class Records(Protocol):
+    """What a run tells its directory; see ``RunRecords``."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ended well, so that there is nothing left to do."""
+        return False
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the run's checkpoints; it need not exist yet."""
+        return self.path / "checkpoints"
+
+    def metrics(self, row: Mapping[str, Number]) -> None:
+        """One more row."""
+
+    def table(self, name: TableName, step: int, columns: Mapping[str, Any]) -> None:
+        """One step's rows of a table."""
+
+    def image(self, content: bytes) -> None:
+        """An image that a prompt shows."""
+
+    def checkpoint(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
+        """Everything that a resumed run needs."""
+
+    def cut_after(self, step: int) -> None:
+        """Drop what was recorded after a step."""
+
+    def finish(self) -> None:
+        """The run ended well."""
+
+    def fail(self, error_type: str, message: str, traceback_text: str) -> None:
+        """The run failed."""
+
+    def interrupt(self, message: str) -> None:
+        """The run was stopped, and can go on."""
+
+
+@final
+class SilentRecords(Records):
+    """Writes nothing: those of every process but the one that writes.
+
+    Args:
+        path: the run directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+@final
+class RunRecords(Records):
+    """Writes one run directory; made by ``create`` or ``open``.
+
+    Args:
+        path: the run directory; it holds a config and a status.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tail_is_whole = False
+
+    @classmethod
+    def create(
+        cls, path: Path | str, config: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> RunRecords:
+        """Makes a run directory, or takes up the one that holds the same config.
+
+        A finished run is left as it is (see ``finished``); any other is "running" again, with its
+        rows kept until ``cut_after`` drops them. A config or a status that cannot be read is
+        written again; the config that was there is kept beside it.
+
+        Args:
+            path: the run directory.
+            config: the resolved config, nested; None means absent.
+            environment: whatever JSON can hold, the rest as text.
+
+        Raises:
+            RecordError: the directory holds another config, or cannot be written.
+        """
+        path = Path(path)
+        store_config(path, config)
+        records = cls(path)
+        if not records.finished:
+            text = json.dumps(environment, indent=2, default=str)
+            write_atomically(path / ENVIRONMENT, text.encode())
+            records.begin()
+        return records
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunRecords:
+        """Opens an existing run directory.
+
+        Raises:
+            RecordError: it holds no config or no status.
+        """
+        records = cls(Path(path))
+        read_config(records.path)
+        records.status()
+        return records
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ended well, so that there is nothing left to do."""
+        try:
+            return self.status()["status"] == "finished"
+        except RecordError:
+            return False  # never written, or torn
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The stored config, as nested plain values."""
+        return read_config(self.path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the run's checkpoints; it need not exist yet."""
+        return self.path / "checkpoints"
+
+    def status(self) -> dict[str, Any]:
+        """The content of ``status.json``."""
+        return read_status(self.path)
+
+    def metrics(self, row: Mapping[str, Number]) -> None:
+        """Appends one row to ``metrics.jsonl`` and waits until the disk has it.
+
+        Args:
+            row: numbers by column, ``step`` among them; NaN, infinity and None are stored alike
+                and read as NaN.
+
+        Raises:
+            RecordError: the row has no step, or cannot be written; no part of it then stays.
+        """
+        if not isinstance(row.get("step"), numbers.Integral):
+            raise RecordError(
+                f"A row of metrics has the step {row.get('step')!r}; expected an integer, since"
+                " resuming cuts rows by it. Add 'step' to the row."
+            )
+        file = self.path / METRICS
+        self._mend_tail()
+        size = file.stat().st_size if file.exists() else 0
+        try:
+            with file.open("ab") as stream:
+                stream.write(_row_bytes(row))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            self._tail_is_whole = False
+            # Where even this fails, readers ignore the torn line and the next row mends it.
+            with contextlib.suppress(OSError):
+                os.truncate(file, size)
+            raise unwritten(file, error) from error
+
+    def table(self, name: TableName, step: int, columns: Mapping[str, Any]) -> None:
+        """Writes one step's rows of a table as a Parquet file, replacing an earlier one.
+
+        Args:
+            name: which table.
+            step: the step; written as the column ``step``.
+            columns: a list or array by column, all of one length. Columns of the table that
+                are missing are null; others are added to it.
+
+        Raises:
+            RecordError: a column does not fit, or the file cannot be written.
+        """
+        write_step(self.path, name, step, columns)
+
+    def image(self, content: bytes) -> None:
+        """Keeps an image that a prompt shows, once however often it is shown.
+
+        Args:
+            content: of its file, such as a PNG.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        write_image(self.path, content)
+
+    def checkpoint(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
+        """Saves everything that a resumed run needs, see ``segcredit.records.checkpoint.save``."""
+        checkpoint.save(self.checkpoints, step, state, keep)
+
+    def cut_after(self, step: int) -> None:
+        """Drops every row recorded after ``step``, so that a resumed run records them anew.
+
+        So are the rows that stand behind one that cannot be read.
+
+        Args:
+            step: the last step to keep; -1 keeps none.
+
+        Raises:
+            RecordError: a file cannot be read or written.
+        """
+        file = self.path / METRICS
+        if file.exists():
+            kept = [_row_bytes(row) for row in whole_rows(self.path) if row["step"] <= step]
+            write_atomically(file, b"".join(kept))
+        remove_temporaries(self.path)
+        cut_tables(self.path, step)
+        remove_unfinished_images(self.path)
+
+    def begin(self) -> None:
+        """Calls the run running.
+
+        Raises:
+            StorageError: the status cannot be written.
+        """
+        self._write_status("running", started=_now())
+
+    def finish(self) -> None:
+        """Packs each table into one file, the metrics too, then calls the run finished.
+
+        Raises:
+            RecordError: a file cannot be read or written; the run is then still "running".
+        """
+        pack_tables(self.path)
+        pack_metrics(self.path, read_metrics(self.path))
+        self._write_status("finished", ended=_now())
+
+    def fail(self, error_type: str, message: str, traceback_text: str) -> None:
+        """Calls the run failed, and stores why; its rows stay as they are.
+
+        Raises:
+            RecordError: the status cannot be written.
+        """
+        self._write_status(
+            "failed",
+            ended=_now(),
+            error_type=error_type,
+            message=message,
+            traceback=traceback_text,
+        )
+
+    def interrupt(self, message: str) -> None:
+        """Says what stopped the run, which is no fault of its own: it can go on.
+
+        Raises:
+            StorageError: the status cannot be written.
+        """
+        self._write_status("interrupted", ended=_now(), message=message)
+
+    def _write_status(self, status: str, **more: str) -> None:
+        started = {} if "started" in more else {"started": self.status().get("started")}
+        content = {"status": status, **started, **more}
+        write_atomically(self.path / STATUS, json.dumps(content, indent=2).encode())
+
+    def _mend_tail(self) -> None:
+        """Cuts a torn last line off, once, lest the next row continue it."""
+        file = self.path / METRICS
+        if not self._tail_is_whole and file.exists():
+            _, size = _read_rows(file)
+            try:
+                os.truncate(file, size)
+            except OSError as error:
+                raise unwritten(file, error) from error
+        self._tail_is_whole = True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _row_bytes(row: Mapping[str, Any]) -> bytes:
+    plain = {key: _json_number(value) for key, value in row.items()}
+    return json.dumps(plain, allow_nan=False).encode() + b"\n"
+
+
+def _json_number(value: Any) -> Number:
+    if value is None:
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    except OSError as error:
+        raise RecordError(
+            f"{file} cannot be read ({error}); expected the metrics of a run. Check the"
+            " permissions of the directory."
+        ) from error
+
+
+def _read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole rows of a metrics file, and the bytes that they take."""
+    lines = _lines(file)
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is None and number == len(lines):
+            break  # torn: the process or the machine stopped while it wrote
+        if row is None:
+            raise RecordError(
+                f"Line {number} of {file} is not a row of metrics, and it is not the last line,"
+                " which alone may be torn. Usually the disk failed or the file was edited: run it"
+                " again with --resume (or its grid), which goes on from the last row before it."
+            )
+        rows.append(row)
+        size += len(line)
+    return rows, size
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row in a line, or None where the line is not a whole one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or "step" not in found:
+        return None
+    row = cast("dict[str, Any]", found)
+    return {key: math.nan if value is None else value for key, value in row.items()}

@@ -1,0 +1,133 @@
+"""The config that a run directory holds: written once, whole or told to be torn, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import tomli
+import tomli_w
+
+from segcredit.atomic_files import unwritten, write_atomically
+from segcredit.errors import RecordError
+
+CONFIG = "config.toml"
+
+_FIRST = "# The resolved config of a run; where the last line is missing, so is some of the rest.\n"
+_LAST = "# end of the config\n"
+"""The beginning of a TOML file is often TOML as well: a file that begins so must end so."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config that a run directory holds, as nested plain values.
+
+    Raises:
+        RecordError: there is none, it is not TOML, or only its beginning is there.
+    """
+    file = path / CONFIG
+    try:
+        text = file.read_text(encoding="utf-8")
+        if _is_torn(text):
+            raise ValueError("it ends before its last line")
+        return tomli.loads(text)
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{file} cannot be read ({error}); expected the config that a run stored there."
+            " Usually the directory is not a run's, or the disk failed or the file was edited: run"
+            " it again (or its grid), which writes it anew, or choose another directory."
+        ) from error
+
+
+def store_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Writes the config of the run in ``path``, or makes sure that it is what is there.
+
+    One that cannot be read is kept beside the new one: whatever it was, it may not be ours.
+
+    Args:
+        path: the run directory.
+        config: nested; None means absent.
+
+    Raises:
+        RecordError: the directory holds another config, or a value is none that TOML can hold.
+        StorageError: it cannot be written.
+    """
+    file, text = path / CONFIG, _toml(config)
+    found = _found(path)
+    if found is not None:
+        _require_same(path, differences(found, tomli.loads(text)))
+        return
+    if file.exists():
+        _set_aside(file)
+    write_atomically(file, text.encode())
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In which keys two nested tables differ, as part of a sentence; '' where they do not."""
+    old, new = dict(_leaves(there)), dict(_leaves(now))
+    # Compared as text: NaN equals itself then, and 1 is not 1.0.
+    differing = [key for key in sorted(old | new) if repr(old.get(key)) != repr(new.get(key))]
+    shown = [f"{key} (there {_shown(old, key)}, now {_shown(new, key)})" for key in differing[:8]]
+    more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+    return ", ".join(shown) + more
+
+
+def _is_torn(text: str) -> bool:
+    return _FIRST.startswith(text) or (text.startswith(_FIRST) and not text.endswith(_LAST))
+
+
+def _set_aside(file: Path) -> None:
+    try:
+        file.rename(file.with_name(f"{file.name}.damaged"))
+    except OSError as error:
+        raise unwritten(file, error) from error
+
+
+def _found(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_config(path)
+    except RecordError:
+        return None
+
+
+def _require_same(path: Path, differing: str) -> None:
+    if differing:
+        raise RecordError(
+            f"{path} already holds a run with another config: it differs in {differing}. A run"
+            " directory holds one run, since its rows could not be told apart otherwise. Choose"
+            " another --output, or delete the directory."
+        )
+
+
+def _toml(config: Mapping[str, Any]) -> str:
+    try:
+        return f"{_FIRST}{tomli_w.dumps(_plain(config))}{_LAST}"
+    except (TypeError, ValueError) as error:
+        raise RecordError(
+            f"The config cannot be written as TOML ({error}); expected tables, lists, text,"
+            " numbers, booleans and dates. Usually a default is a Python object, or a list"
+            " holds None: give the option a plain value."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """The same value for TOML, which cannot say None, tuples or paths; None keys are left out."""
+    if isinstance(value, Mapping):
+        table = cast("Mapping[str, Any]", value)
+        return {key: _plain(item) for key, item in table.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "absent"
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested table."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

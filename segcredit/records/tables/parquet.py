@@ -1,0 +1,128 @@
+"""One run's rows of a table that is stored as Parquet."""
+
+# pyarrow ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
+
+from segcredit.errors import RecordError
+from segcredit.records.step_tables import TABLES, table_files
+from segcredit.records.tables.consistent_read import settled
+from segcredit.records.tables.schemas import AUDIT, CATEGORIES, SCHEMAS, Table
+
+Columns = Sequence[str] | None
+"""The columns to read; None = all."""
+
+Filter = Any
+"""A ``pyarrow.dataset.Expression`` over the columns that a table always has; None = every row."""
+
+
+class Part(NamedTuple):
+    """What one run adds to a table."""
+
+    rows: pa.Table
+    """Its rows, with those of the wanted columns that it has."""
+    names: list[str]
+    """All columns that it has."""
+
+
+_CHECKED = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+_FORMATS = {
+    name: ds.ParquetFileFormat(
+        dictionary_columns=set(found), default_fragment_scan_options=_CHECKED
+    )
+    for name, found in CATEGORIES.items()
+}
+_DISK = LocalFileSystem()
+
+
+def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) -> Part:
+    """The rows of one run.
+
+    Args:
+        directory: of the run.
+        table: which of its tables.
+        columns: those to read; the ones that the run lacks are left out.
+        where: which rows.
+
+    Raises:
+        RecordError: a file is damaged; names it.
+    """
+    return settled(
+        directory,
+        lambda: _files(directory, table),
+        lambda files: _read(files, table, columns, where),
+    )
+
+
+def _files(directory: Path, table: Table) -> list[Path]:
+    if table in TABLES:
+        return table_files(directory, table)
+    audit = directory / AUDIT
+    return [audit] if audit.exists() else []
+
+
+def read_packed(file: Path) -> pa.Table:
+    """All rows of one small file.
+
+    Raises:
+        RecordError: the file is damaged.
+        FileNotFoundError: it is no longer there.
+    """
+    try:
+        # Half the time that a dataset takes to begin.
+        return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(file, error) from error
+
+
+def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) -> Part:
+    """The rows of files that together are one table of a run, in their order."""
+    try:
+        dataset = _dataset(files, table)
+        names = cast("list[str]", dataset.schema.names)
+        wanted = names if columns is None else [name for name in columns if name in names]
+        return Part(dataset.to_table(columns=wanted, filter=where, use_threads=False), names)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(*_guilty(files, table, error)) from error
+
+
+def _dataset(files: Iterable[Path], table: Table) -> ds.FileSystemDataset:
+    form = _FORMATS[table]
+    fragments = [form.make_fragment(str(file), _DISK) for file in files]
+    schemas = [fragment.physical_schema.remove_metadata() for fragment in fragments]
+    schema = pa.unify_schemas([SCHEMAS[table], *schemas], promote_options="permissive")
+    return ds.FileSystemDataset(fragments, schema, form, _DISK)
+
+
+def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path, Exception]:
+    """The first of several files that cannot be read by itself, with its own reason."""
+    for file in files:
+        try:
+            _dataset([file], table).to_table()
+        except (OSError, pa.ArrowException) as its_own:
+            return file, its_own
+    return files[0].parent, error  # each is whole, but they do not fit together
+
+
+def _damaged(file: Path, error: Exception) -> RecordError:
+    return RecordError(
+        f"{file} cannot be read ({error}); expected the Parquet that the run wrote. Usually the"
+        " disk failed, or the file was copied in part or changed by another program: run it again"
+        " with --resume (or its grid), which records anew what is damaged."
+    )

@@ -1,0 +1,106 @@
+"""One run's metrics: from ``steps.parquet`` once it has finished, from ``metrics.jsonl`` before."""
+
+# pyarrow ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.json as pj
+
+from segcredit.errors import RecordError
+from segcredit.records.run_directory import METRICS, STATUS, read_metrics, read_status
+from segcredit.records.step_tables import STEPS, metrics_table
+from segcredit.records.tables.consistent_read import settled
+from segcredit.records.tables.parquet import Columns, Filter, Part, read_packed
+from segcredit.records.tables.schemas import SCHEMAS
+
+_NOTHING = SCHEMAS["steps"].empty_table().select(["step"])
+
+
+def read_steps(directory: Path, columns: Columns, where: Filter) -> Part:
+    """The rows of one run; see ``parquet.read_rows``."""
+
+    def read(files: Sequence[Path]) -> Part:
+        if not files:
+            return _part(_NOTHING, columns, where)
+        packed = files[0].name == STEPS
+        return _part(read_packed(files[0]) if packed else _read_lines(directory), columns, where)
+
+    return settled(directory, lambda: _files(directory), read)
+
+
+def _files(directory: Path) -> list[Path]:
+    """The file that holds the metrics; none where nothing was recorded."""
+    # A run that goes on after all may have left the packed file of its first end.
+    names = [STEPS, METRICS] if _finished(directory) else [METRICS]
+    return [directory / name for name in names if (directory / name).exists()][:1]
+
+
+def _finished(directory: Path) -> bool:
+    """Whether the rows are complete, as far as anybody can say."""
+    try:
+        return read_status(directory)["status"] == "finished"
+    except RecordError:
+        return False  # that it cannot be read is said in .runs
+
+
+def _read_lines(directory: Path) -> pa.Table:
+    """All whole rows of ``metrics.jsonl``.
+
+    Raises:
+        RecordError: a row is damaged, or the last one is torn though the run has finished.
+    """
+    data = (directory / METRICS).read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data) and _finished(directory):
+        raise _torn(directory)
+    rows = _parsed(whole)
+    return _parsed_slowly(directory) if rows is None else rows
+
+
+def _parsed(lines: bytes) -> pa.Table | None:
+    """The rows, ``step`` in int64 and the rest in float64; None where they are not of that kind."""
+    if not lines:
+        return _NOTHING
+    options = pj.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    try:
+        rows = pj.read_json(pa.BufferReader(lines), read_options=options)
+        if rows.num_rows != lines.count(b"\n") or rows["step"].null_count:
+            return None
+        kinds = {name: pa.float64() for name in rows.column_names} | {"step": pa.int64()}
+        return rows.cast(pa.schema(kinds))
+    except (pa.ArrowException, KeyError):
+        return None
+
+
+def _parsed_slowly(directory: Path) -> pa.Table:
+    """Line by line, so that it can be said which of them is damaged."""
+    rows = read_metrics(directory)
+    lines = (directory / METRICS).read_bytes().count(b"\n")
+    if len(rows) < lines and _finished(directory):
+        raise _torn(directory)
+    return metrics_table(rows)
+
+
+def _torn(directory: Path) -> RecordError:
+    return RecordError(
+        f"{directory / METRICS} ends in the middle of a row, though the {STATUS} beside it says"
+        " that the run has finished; expected whole rows. Usually the file was copied in part or"
+        " the disk failed: run it again with --resume (or its grid), which records anew what is"
+        " missing."
+    )
+
+
+def _part(rows: pa.Table, columns: Columns, where: Filter) -> Part:
+    names = rows.column_names
+    wanted = names if columns is None else [name for name in columns if name in names]
+    if where is not None:
+        nothing = SCHEMAS["steps"].empty_table()
+        rows = pa.concat_tables([nothing, rows], promote_options="permissive").filter(where)
+    return Part(rows.select(wanted), names)

@@ -1,0 +1,228 @@
+"""The evaluation of a policy, trained or not: pass@k and votes, with intervals over prompts.
+
+segcredit evaluate runs/mine --completions 16 --k 1,4,16
+"""
+
+# pandas ships no types.
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segcredit.atomic_files import write_atomically
+from segcredit.config import RunConfig, load_config
+from segcredit.errors import RecordError, StudyError
+from segcredit.records import checkpoint
+from segcredit.records.run_directory import RunRecords
+from segcredit.records.stored_config import CONFIG, read_config
+from segcredit.rng import stream
+from segcredit.study.export_tables import write_table
+from segcredit.study.statistics import bootstrap_interval
+from segcredit.training.build import Run, build, environment
+from segcredit.training.evaluate import Judged, by_prompt, judge, mean
+from segcredit.training.loop import run_directory
+
+TABLE, SUMMARY = "evaluation.parquet", "evaluation.json"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Which policy is evaluated, on what."""
+
+    config: RunConfig
+    """With the evaluation's numbers of prompts and completions."""
+    checkpoint: Path | None
+    """None for the policy before any training."""
+    step: int
+    output: Path
+    """Where the evaluation is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure with its interval over prompts; the interval is NaN where prompts do not differ."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    prompts: int
+    """Those for which it is known."""
+
+
+def subject(
+    source: str,
+    overrides: Iterable[str] = (),
+    *,
+    prompts: int | None = None,
+    completions: int | None = None,
+    saved: Path | None = None,
+    output: Path | None = None,
+) -> Subject:
+    """A run's policy at its last checkpoint, or a config's before training.
+
+    Args:
+        source: a run directory, a preset's name or a TOML file.
+        overrides: ``"dotted.key=value"``.
+        prompts: how many are held out; None = as in the config.
+        completions: sampled ones of each; None = as in the config.
+        saved: another checkpoint than the run's last.
+        output: None = ``evaluation/step_N`` in the run's directory.
+
+    Raises:
+        RecordError: the run has no checkpoint.
+        SegcreditError: the config cannot be read.
+    """
+    given = {"evaluate.prompts": prompts, "evaluate.completions": completions}
+    more = [f"{key}={value}" for key, value in given.items() if value is not None]
+    is_run = (Path(source) / CONFIG).is_file()
+    stored: str | Mapping[str, Any] = read_config(Path(source)) if is_run else source
+    config = load_config(stored, [*overrides, *more])
+    found = saved or (_last_checkpoint(Path(source)) if is_run else None)
+    step = 0 if found is None else int(checkpoint.load(found)["row"]["step"])
+    directory = Path(source) if is_run else run_directory(config)
+    return Subject(config, found, step, output or directory / "evaluation" / f"step_{step:06d}")
+
+
+def evaluate_subject(
+    chosen: Subject,
+    *,
+    ks: Sequence[int] | None = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+) -> list[Figure]:
+    """Sample, judge and write: a row a completion, and the figures.
+
+    Args:
+        chosen: which policy on what.
+        ks: of pass@k; None = the powers of two from 2 up to the number of completions.
+        batch: prompts that are sampled at a time; None = all, with which a run's own evaluation
+            at that step is repeated to the letter.
+        overwrite: whether what the output directory holds may be replaced.
+
+    Raises:
+        RecordError: the output directory holds an evaluation, or the checkpoint cannot be read.
+        StudyError: a k is larger than the number of completions.
+    """
+    _require_possible(chosen, ks)
+    _require_free(chosen.output, overwrite)
+    run = build(chosen.config)
+    if chosen.checkpoint is not None:
+        run.policy.load_state_dict(checkpoint.load(chosen.checkpoint)["policy"])
+    judged = _judged(run, chosen.step, batch or len(run.held_out))
+    found = summary(judged, ks)
+    write_table(_table(judged, chosen.step), chosen.output / TABLE)
+    write_atomically(chosen.output / SUMMARY, _summary(chosen, found).encode())
+    return found
+
+
+def summary(judged: Sequence[Judged], ks: Sequence[int] | None = None) -> list[Figure]:
+    """Each figure with a bootstrap interval whose unit is a prompt.
+
+    The completions of a prompt share its difficulty, so that they are no units of their own.
+
+    Args:
+        judged: of all prompts.
+        ks: as in ``by_prompt``.
+    """
+    return [_figure(name, values) for name, values in by_prompt(judged, ks).items()]
+
+
+def _figure(name: str, values: list[float]) -> Figure:
+    known = [value for value in values if not math.isnan(value)]
+    # Equal values say nothing of how much others would differ.
+    differ = len(set(known)) > 1
+    low, high = bootstrap_interval(known, confidence=CONFIDENCE) if differ else (math.nan, math.nan)
+    return Figure(name, mean(known), low, high, len(known))
+
+
+def _judged(run: Run, step: int, batch: int) -> list[Judged]:
+    generator = stream(run.config.seed, "evaluation", step)
+    return [
+        one
+        for first in range(0, len(run.held_out), batch)
+        for one in judge(
+            run.actor,
+            run.task,
+            run.held_out[first : first + batch],
+            max_new_tokens=run.config.rollouts.max_new_tokens,
+            generator=generator,
+            completions=run.config.evaluate.completions,
+        )
+    ]
+
+
+def _last_checkpoint(path: Path) -> Path:
+    found = checkpoint.found(RunRecords(path).checkpoints)
+    if not found:
+        raise RecordError(
+            f"the run {path} has no checkpoint; expected one, since its policy is in it. Usually it"
+            " stopped before checkpoint.every steps: evaluate its config.toml for the policy before"
+            " training, or name a file with --checkpoint."
+        )
+    return found[-1]
+
+
+def _require_possible(chosen: Subject, ks: Sequence[int] | None) -> None:
+    most = chosen.config.evaluate.completions
+    wrong = [k for k in ks or () if not 1 <= k <= most]
+    if wrong:
+        raise StudyError(
+            f"pass@{wrong[0]} was asked for with {most} completions of each prompt; expected a k"
+            f" from 1 to {most}. Raise --completions, or lower --k."
+        )
+
+
+def _require_free(output: Path, overwrite: bool) -> None:
+    there = [name for name in (TABLE, SUMMARY) if (output / name).exists()]
+    if there and not overwrite:
+        raise RecordError(
+            f"{output} already holds {' and '.join(there)}; expected a directory without an"
+            " evaluation. Choose another --output, or replace it with --overwrite."
+        )
+
+
+def _table(judged: Sequence[Judged], step: int) -> pd.DataFrame:
+    frame = pd.DataFrame(judged, columns=list(Judged._fields))
+    frame["faithful"] = frame["faithful"].astype("boolean")
+    frame["answer"] = frame["answer"].astype("string")
+    frame.insert(0, "step", step)
+    return frame
+
+
+def _summary(chosen: Subject, found: Sequence[Figure]) -> str:
+    config = chosen.config
+    content = {
+        "checkpoint": None if chosen.checkpoint is None else str(chosen.checkpoint),
+        "step": chosen.step,
+        "prompts": config.evaluate.prompts,
+        "completions": config.evaluate.completions,
+        "confidence": CONFIDENCE,
+        "interval": "percentile bootstrap over prompts",
+        "figures": {
+            one.name: {
+                "value": _known(one.value),
+                "low": _known(one.low),
+                "high": _known(one.high),
+                "prompts": one.prompts,
+            }
+            for one in found
+        },
+        "config": config.identity(),
+        "environment": environment(config),
+    }
+    return json.dumps(content, indent=1, default=str, allow_nan=False) + "\n"
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value

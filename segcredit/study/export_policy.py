@@ -1,0 +1,65 @@
+"""The policy that a run has trained, as a checkpoint that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segcredit import registry
+from segcredit.config import RunConfig, load_config
+from segcredit.errors import StudyError
+from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.checkpoints.saving import save_checkpoint
+from segcredit.records import checkpoint
+from segcredit.records.stored_config import read_config
+from segcredit.training.master_weights import Masters
+
+
+def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) -> Path:
+    """Write the policy of a run's last checkpoint as a folder of transformers or peft.
+
+    Args:
+        run: the run directory.
+        folder: new, or empty.
+        merged: whether adapters are merged into the weights; otherwise they are written alone.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StudyError: the run has no checkpoint, its policy is no model of transformers, or the
+            folder holds something.
+        RecordError: config or checkpoint cannot be read.
+    """
+    run, folder = Path(run), Path(folder)
+    saved = checkpoint.found(run / "checkpoints")
+    if not saved:
+        raise StudyError(
+            f"the run {run} has no checkpoint; expected one, since the policy is in it. Usually"
+            " the run has hardly begun, or the directory holds several runs: name one of them."
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise StudyError(
+            f"{folder} is not empty; expected a new folder for the policy, lest files of another"
+            " model stay in it. Choose another one."
+        )
+    policy = _loaded(load_config(read_config(run)))
+    Masters(policy).load_state_dict(policy, checkpoint.load(saved[-1])["policy"]["module"])
+    save_checkpoint(policy, folder, merged=merged)
+    return folder
+
+
+def _loaded(config: RunConfig) -> CausalPolicy:
+    """The policy as the run began with it."""
+    policy = registry.policies.from_table(config.policy).load(
+        registry.tasks.from_table(config.task),
+        registry.samplers.from_table(config.sampler),
+        temperature=config.rollouts.temperature,
+        seed=config.seed,
+    )
+    if not isinstance(policy, CausalPolicy):
+        raise StudyError(
+            f"the policy {config.policy['name']!r} is a {type(policy).__name__}, no model of"
+            " transformers; expected one, since the folder is of its format. Save the run's"
+            " checkpoint as it is."
+        )
+    return policy

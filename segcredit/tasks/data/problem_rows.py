@@ -1,0 +1,186 @@
+"""From rows to problems: which columns are read, and what becomes of a row that lacks something."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from segcredit.errors import TaskError
+from segcredit.protocols import Prompt
+from segcredit.tasks.data.prompt_templates import Layout, Shot, columns_of, filled
+from segcredit.tasks.data.rows import Numbered, Row
+from segcredit.tasks.verifiers.answer_extraction import last_match
+
+_SHOWN = 3
+"""Rows that a message about skipped ones tells of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row that can be used."""
+
+    number: int
+    key: str
+    question: str
+
+
+class _Malformed(Exception):
+    """A row that cannot be used; says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """What of a row makes a problem; the fields are options of the task ``dataset``.
+
+    Raises:
+        TaskError: a template is none, or the pattern.
+    """
+
+    prompt: str
+    solution: str
+    answer: str
+    answer_pattern: str
+    key: str
+    images: str
+    skip: bool
+    """Whether rows that cannot be used are left out."""
+
+    def __post_init__(self) -> None:
+        columns_of("prompt", self.prompt)
+        columns_of("solution", self.solution)
+        try:
+            re.compile(self.answer_pattern)
+        except re.error as error:
+            raise TaskError(
+                f"task.answer_pattern is {self.answer_pattern!r}, which is no regular expression"
+                f" ({error}); expected one such as '####\\\\s*(.+)'."
+            ) from error
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that every row must have; images may be missing."""
+        named = filter(None, [self.answer, self.key])
+        return list(dict.fromkeys([*columns_of("prompt", self.prompt), *named]))
+
+    def problems(self, source: str, rows: Iterable[Numbered]) -> list[Problem]:
+        """The rows that can be used; those that cannot are told.
+
+        Raises:
+            TaskError: a row cannot be used and none is to be skipped, or no row can.
+        """
+        found: dict[str, Problem] = {}
+        bad: list[str] = []
+        for one in rows:
+            try:
+                problem = self._problem(one)
+                _require_new(problem, found)
+                found[problem.key] = problem
+            except _Malformed as error:
+                bad.append(f"{one.place} of {source!r} {error}")
+                if not self.skip:
+                    raise TaskError(f"{bad[0]} {_ADVICE}") from error
+        if bad and not found:
+            raise TaskError(f"no row can be used: {bad[0]} {_ADVICE}")
+        if bad:
+            warnings.warn(
+                _skipped(source, bad, len(bad) + len(found)), RuntimeWarning, stacklevel=2
+            )
+        return list(found.values())
+
+    def shot(self, place: str, row: Row) -> Shot:
+        """A row as a worked example.
+
+        Raises:
+            TaskError: the row lacks a column of the solution.
+        """
+        try:
+            return filled(self.prompt, row), filled(self.solution, row)
+        except _UNFILLED as error:
+            raise TaskError(
+                f"{place} cannot be a worked example: task.solution is {self.solution!r}, and"
+                f" {error} is not among {_listed(row)}. Name columns that the row has, or write the"
+                " examples into task.shots."
+            ) from error
+
+    def made(self, layout: Layout, source: str, problem: Problem, row: Row) -> Prompt:
+        """A problem as a prompt."""
+        images = self._images(source, problem.key, row) if self.images else ()
+        return layout.prompt(problem.key, problem.question, self._answer(row), images)
+
+    def _problem(self, one: Numbered) -> Problem:
+        if one.fault:
+            raise _Malformed(f"{one.fault}.")
+        missing = [name for name in self.columns if one.row.get(name) is None]
+        if missing:
+            raise _Malformed(f"has no {missing[0]!r}; it has {_listed(one.row)}.")
+        if self._answer(one.row) is None:
+            text = str(one.row[self.answer])
+            raise _Malformed(
+                f"has an answer in which {self.answer_pattern!r} finds nothing: it ends"
+                f" {text[-40:]!r}."
+            )
+        try:
+            question = filled(self.prompt, one.row)
+        except _UNFILLED as error:
+            raise _Malformed(f"does not fill the template {self.prompt!r} ({error!r}).") from error
+        return Problem(
+            one.number, str(one.row[self.key]) if self.key else str(one.number), question
+        )
+
+    def _answer(self, row: Row) -> Any:
+        """What the verifier compares with; None where the pattern finds nothing."""
+        if not self.answer:
+            return {name: value for name, value in row.items() if name != self.images}
+        text = str(row[self.answer])
+        found = last_match(re.compile(self.answer_pattern), text) if self.answer_pattern else text
+        return found and found.strip()
+
+    def _images(self, source: str, key: str, row: Row) -> tuple[bytes, ...]:
+        found = row.get(self.images)
+        several = cast("list[Any]", found if isinstance(found, list) else [found])
+        return tuple(_content(source, key, one) for one in several if one is not None)
+
+
+_UNFILLED = (KeyError, IndexError, AttributeError, TypeError, ValueError)
+"""What a template raises for a row that does not fit it."""
+_ADVICE = (
+    "Usually a column has another name: set task.prompt, task.answer or task.key; or the file was"
+    " cut: task.malformed = 'skip' leaves such rows out."
+)
+
+
+def _require_new(problem: Problem, found: Mapping[str, Problem]) -> None:
+    if problem.key in found:
+        raise _Malformed(f"has the key {problem.key!r} of row {found[problem.key].number}.")
+
+
+def _skipped(source: str, bad: list[str], total: int) -> str:
+    more = f" And {len(bad) - _SHOWN} more." if len(bad) > _SHOWN else ""
+    shown = " ".join(bad[:_SHOWN])
+    return f"{len(bad)} of {total} rows of {source!r} cannot be used and are skipped: {shown}{more}"
+
+
+def _listed(row: Row) -> str:
+    return ", ".join(sorted(row)) or "no columns"
+
+
+def _content(source: str, key: str, image: Any) -> bytes:
+    """The content of an image file: as the data set holds it, or by its path."""
+    if isinstance(image, Mapping):
+        held = cast("Mapping[str, Any]", image)
+        if held.get("bytes"):
+            return held["bytes"]
+        image = held.get("path")
+    file = Path(source).parent / str(image)
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise TaskError(
+            f"the image {str(file)!r} of problem {key!r} in {source!r} cannot be read"
+            f" ({error.strerror}); expected a file. Paths count from the folder of the data set's"
+            " file: put the images there."
+        ) from error

@@ -1,0 +1,1 @@
+"""Verifiers: whether a completion's final answer is the true one."""

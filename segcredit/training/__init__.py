@@ -1,0 +1,1 @@
+"""The policy-gradient loop and the steps that it is made of."""

@@ -1,0 +1,1 @@
+"""Several processes as one run: who holds which rows and weights."""

@@ -1,0 +1,190 @@
+"""Accuracy on held-out prompts, sampled at the training temperature and greedy.
+
+In two steps, so that several processes can each judge a share of the prompts: ``judge`` gives
+verdicts, ``figures`` what the verdicts of all of them show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+
+from segcredit.protocols import Policy, Prompt, Task
+from segcredit.training.distributed.processes import ALONE, Processes
+from segcredit.training.pass_at_k import majority, pass_at_k, powers_of_two
+from segcredit.training.rollouts.completions import complete
+
+
+class Judged(NamedTuple):
+    """One completion of a held-out prompt, and what the task says of it; plain values."""
+
+    prompt: str
+    """Its key."""
+    completion: int
+    """Its number among the sampled ones of the prompt; -1 for the greedy one."""
+    correct: bool
+    faithful: bool | None
+    answer: str | None
+    reward: float
+    truncated: bool
+    tokens: int
+    text: str
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the likeliest one."""
+        return self.completion == GREEDY
+
+
+GREEDY = -1
+
+
+def evaluate(
+    policy: Policy,
+    task: Task,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    completions: int = 1,
+    processes: Processes = ALONE,
+) -> dict[str, float]:
+    """Sampled completions of every prompt and a greedy one, and what they show.
+
+    Args:
+        policy: samples.
+        task: verifies.
+        prompts: held out.
+        max_new_tokens: limit of a completion.
+        generator: this process's own.
+        completions: sampled of each prompt.
+        processes: those that share the prompts out; each returns the figures of all.
+
+    Returns:
+        See ``figures``.
+    """
+    judged: list[Judged] = []
+    with processes.together():
+        if own := processes.share(prompts):
+            judged = judge(
+                policy,
+                task,
+                own,
+                max_new_tokens=max_new_tokens,
+                generator=generator,
+                completions=completions,
+            )
+    return figures(chain.from_iterable(processes.gather(judged)))
+
+
+def judge(
+    policy: Policy,
+    task: Task,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    completions: int = 1,
+) -> list[Judged]:
+    """The verdicts on ``completions`` sampled completions of every prompt, and on a greedy one.
+
+    As many rows are sampled at a time as there are prompts.
+    """
+    judged: list[Judged] = []
+    for number in (*range(completions), GREEDY):
+        found = complete(
+            policy,
+            task,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            greedy=number == GREEDY,
+            generator=generator,
+        )
+        told = zip(found.verdicts, found.texts, _plain(found.truncated), strict=True)
+        judged += [
+            Judged(
+                prompt=prompt.key,
+                completion=number,
+                correct=verdict.correct,
+                faithful=verdict.faithful,
+                answer=verdict.answer,
+                reward=verdict.reward,
+                truncated=bool(truncated),
+                tokens=tokens,
+                text=text,
+            )
+            for prompt, tokens, (verdict, text, truncated) in zip(
+                prompts, _plain(found.mask.sum(1)), told, strict=True
+            )
+        ]
+    return judged
+
+
+def figures(judged: Iterable[Judged]) -> dict[str, float]:
+    """What verdicts show: the mean over prompts of each figure of ``by_prompt``; NaN for none."""
+    return {name: mean(values) for name, values in by_prompt(judged).items()}
+
+
+def by_prompt(judged: Iterable[Judged], ks: Sequence[int] | None = None) -> dict[str, list[float]]:
+    """The figures of each prompt, in the order in which the prompts come.
+
+    Args:
+        judged: with as many sampled completions of each prompt.
+        ks: of pass@k; None = the powers of two from 2 up to the number of completions.
+
+    Returns:
+        ``accuracy`` (share of right completions), ``accuracy_greedy``, ``faithful`` (share of
+        completions whose every step is true; NaN where the task cannot tell); where there are
+        several completions of a prompt also ``pass_at_K`` for each k, and ``majority`` (whether the
+        commonest answer is right; NaN where the task does not tell answers). All in [0,1].
+
+    Raises:
+        ShapeError: a k is larger than the number of completions.
+    """
+    sampled: dict[str, list[Judged]] = {}
+    greedy: dict[str, bool] = {}
+    for one in judged:
+        rows = sampled.setdefault(one.prompt, [])
+        if one.greedy:
+            greedy[one.prompt] = one.correct
+        else:
+            rows.append(one)
+    groups = list(sampled.values())
+    found = {
+        "accuracy": [mean([one.correct for one in group]) for group in groups],
+        "accuracy_greedy": [float(greedy.get(prompt, math.nan)) for prompt in sampled],
+        "faithful": [
+            mean([math.nan if x.faithful is None else x.faithful for x in g]) for g in groups
+        ],
+    }
+    most = min(map(len, groups), default=0)
+    for k in powers_of_two(most)[1:] if ks is None else ks:
+        found[f"pass_at_{k}"] = [_passed(group, k) for group in groups]
+    if most > 1:
+        found["majority"] = [_voted(group) for group in groups]
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is known; NaN where nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _passed(group: Sequence[Judged], k: int) -> float:
+    return pass_at_k(len(group), sum(one.correct for one in group), k)
+
+
+def _voted(group: Sequence[Judged]) -> float:
+    answers = [one.answer for one in group if one.answer is not None]
+    if len(answers) < len(group):
+        return math.nan
+    return majority(answers, [one.correct for one in group])
+
+
+def _plain(x: torch.Tensor) -> list[int]:
+    return x.cpu().numpy().tolist()

@@ -1,0 +1,317 @@
+"""The policy-gradient loop: the one loop under every method.
+
+1. sample prompts x completions, verify, score            (``credit_assignment.collect``)
+2. segment, value, credit                                 (``credit_assignment.collect``)
+3. epochs x minibatches of policy and value losses        (``update.improve``)
+4. record, evaluate, checkpoint                           (here)
+
+It never learns the name of a method or of a plug-in.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segcredit.config import RunConfig
+from segcredit.errors import LostProcessError, RecordError, StorageError, TrainingError
+from segcredit.objective.returns import explained_variance, lambda_returns
+from segcredit.records import checkpoint
+from segcredit.records.recovery import damage, last_good_state
+from segcredit.records.run_directory import Records, RunRecords, SilentRecords
+from segcredit.records.run_lock import exclusive
+from segcredit.records.step_tables import TableName
+from segcredit.records.trackers import tracking
+from segcredit.rng import stream
+from segcredit.training.build import Run, build, environment, run_hash, started_processes
+from segcredit.training.credit_assignment import Experience, collect
+from segcredit.training.distributed.processes import Processes, stoppable
+from segcredit.training.evaluate import evaluate
+from segcredit.training.out_of_memory import memory_advice
+from segcredit.training.step_rows import images, tables
+from segcredit.training.update import improve
+
+Row = dict[str, float]
+
+
+def train(config: RunConfig, output: str | Path | None = None, *, resume: bool = False) -> Path:
+    """Run a config to its end and return the run directory.
+
+    Args:
+        config: complete, as ``load_config`` gives it.
+        output: the run directory; None = ``runs/HASH``, named by config and plug-in code.
+        resume: continue from the last checkpoint found there. Without it, a directory that holds
+            a finished run of the same config is left as it is.
+
+    Raises:
+        SegcreditError: whatever stops the run; recorded in ``status.json`` before it is raised.
+    """
+    directory = run_directory(config, output)
+    for _ in iterate(config, directory, resume=resume):
+        pass
+    return directory
+
+
+def run_directory(config: RunConfig, output: str | Path | None = None) -> Path:
+    """Where a run of this config is recorded."""
+    return Path(output) if output is not None else Path("runs") / run_hash(config)
+
+
+def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iterator[Row]:
+    """Run a config and yield each step's row of metrics once it is recorded, step 0 first.
+
+    Where several processes were started, each of them calls this; process 0 alone writes.
+    """
+    processes = started_processes(config)
+    with ExitStack() as held:
+        with processes.together():
+            records = _records(config, directory, processes, held)
+        if not processes.from_first(records.finished):
+            held.enter_context(stoppable(processes))
+            yield from _iterate(config, records, processes, resume=resume)
+
+
+def _records(config: RunConfig, directory: Path, processes: Processes, held: ExitStack) -> Records:
+    """The run directory, locked for as long as ``held`` is; silence but for process 0."""
+    if not processes.first:
+        return SilentRecords(directory)
+    held.enter_context(exclusive(directory))
+    found = environment(config) | {"processes": processes.count}
+    records = RunRecords.create(directory, config.identity(), found)
+    if records.finished and damage(directory, config.train.steps):
+        records.begin()
+    return records
+
+
+def _iterate(
+    config: RunConfig, records: Records, processes: Processes, *, resume: bool
+) -> Iterator[Row]:
+    trackers = config.record.trackers if processes.first else ()
+    shown = tracking(trackers, records.path, config.identity())
+    with _recorded_failure(records), shown as show:
+        run = build(config, processes)
+        row = _restore(run, records, resume=resume)
+        if row is None:
+            row = _begin(run)
+            state = _state(run, row)
+            with processes.together():
+                _record(records, row, state, run.config.checkpoint.keep)
+                show(row)
+            yield row
+        unvaried = 0
+        for step in range(int(row["step"]) + 1, config.train.steps + 1):
+            started = time.process_time()
+            experience = collect(run, step)
+            figures = improve(run, experience, step)
+            row = _row(run, experience, figures, row, step, started)
+            due = step % config.record.every == 0 or step == config.train.steps
+            found = _tables(run, experience, step) if due else {}
+            state = _state(run, row)
+            with processes.together():
+                for image in images(run, experience) if due else ():
+                    records.image(image)  # first: no table names a missing file
+                for name, columns in found.items():
+                    records.table(name, step, columns)
+                _record(records, row, state, config.checkpoint.keep)
+                show(row)
+            unvaried = _require_signal(run, experience, step, unvaried)
+            yield row
+        with processes.together():
+            records.finish()
+
+
+def _begin(run: Run) -> Row:
+    """Step 0: the starting policy's evaluation, then the value estimator's warm-up.
+
+    Warm-up iterations have streams of their own, so that every method meets the same prompts at
+    the same step; what they cost is counted.
+    """
+    costs = {"tokens_sampled": 0, "tokens_simulated": 0, "cpu_seconds": 0.0}
+    row: Row = {"step": 0, **costs, **_evaluation(run, 0)}
+    if run.state.optimizer is None:
+        return row
+    started, tokens, simulated = time.process_time(), 0, 0
+    for iteration in range(1, run.config.train.value.warmup_iterations + 1):
+        experience = collect(run, -iteration)
+        improve(run, experience, -iteration, policy=False)
+        tokens += experience.sampled.tokens
+        simulated += experience.simulator.tokens
+    return row | _costs(run, tokens, simulated, time.process_time() - started)
+
+
+def _costs(run: Run, tokens: int, simulated: int, seconds: float) -> Row:
+    """What this process spent, and the others: those for estimators are sampled as well."""
+    shares = run.processes.gather((tokens + simulated, simulated, seconds))
+    names = ("tokens_sampled", "tokens_simulated", "cpu_seconds")
+    return {name: sum(of) for name, of in zip(names, zip(*shares, strict=True), strict=True)}
+
+
+def _row(
+    run: Run, experience: Experience, figures: Row, before: Row, step: int, started: float
+) -> Row:
+    """The step's metrics; costs are counted from the start of the run, evaluations left out."""
+    sampled = _sampled_figures(run, experience)
+    spent = _costs(
+        run,
+        experience.sampled.tokens,
+        experience.simulator.tokens,
+        time.process_time() - started,
+    )
+    costs = {name: before[name] + more for name, more in spent.items()}
+    row: Row = {"step": step, "sampling_rounds": experience.sampled.rounds}
+    row |= costs | {name: float(value) for name, value in sampled.items()} | figures
+    last = step == run.config.train.steps
+    return row | (_evaluation(run, step) if last or step % run.config.evaluate.every == 0 else {})
+
+
+def _sampled_figures(run: Run, experience: Experience) -> dict[str, Tensor]:
+    """What the rollouts of all processes were like."""
+    rollouts, processes = experience.rollouts, run.processes
+    rewards_B = processes.joined(rollouts.rewards)
+    sums = (
+        rollouts.action_mask.sum().float(),
+        rollouts.entropies.sum(),
+        rollouts.truncated.sum().float(),
+        experience.segmentation.counts.sum().float(),
+        (experience.token_weights > 0).sum().float(),
+    )
+    tokens, entropy, truncated, segments, loss_tokens = processes.sum(torch.stack(sums))
+    return {
+        "loss_tokens": loss_tokens / tokens,
+        "reward": rewards_B.mean(),
+        "reward_std": rewards_B.std(correction=0),
+        "entropy": entropy / tokens,
+        "response_length": tokens / len(rewards_B),
+        "truncated": truncated / len(rewards_B),
+        "segments_per_response": segments / len(rewards_B),
+        "explained_variance": explained_variance(
+            experience.whole, lambda_returns(experience.whole)
+        ),
+    }
+
+
+def _evaluation(run: Run, step: int) -> Row:
+    with run.whole():
+        return evaluate(
+            run.actor,
+            run.task,
+            run.held_out,
+            max_new_tokens=run.config.rollouts.max_new_tokens,
+            generator=stream(run.config.seed, run.processes.named("evaluation"), step),
+            completions=run.config.evaluate.completions,
+            processes=run.processes,
+        )
+
+
+def _tables(run: Run, experience: Experience, step: int) -> dict[TableName, Any]:
+    with run.whole():
+        return tables(run, experience, step)
+
+
+def _state(run: Run, row: Row) -> dict[str, Any] | None:
+    """Everything that a resumed run needs, where the step is one to keep."""
+    step = int(row["step"])
+    if step % run.config.checkpoint.every and step != run.config.train.steps:
+        return None
+    return {
+        "row": row,
+        "policy": run.policy.state_dict(),
+        "estimator": run.state.state_dict(),
+        "prompts": run.prompts.state_dict(),
+        "further_prompts": run.further_prompts.state_dict(),
+    }
+
+
+def _record(records: Records, row: Row, state: dict[str, Any] | None, keep: int) -> None:
+    """Metrics first: a checkpoint never knows of a step that the records do not."""
+    records.metrics(row)  # pyright: ignore[reportArgumentType]
+    if state is not None:
+        records.checkpoint(int(row["step"]), state, keep=keep)
+
+
+def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
+    """Everything as after the last good checkpoint, whose row is returned; None without one."""
+    state = None
+    with run.processes.together():
+        if run.processes.first:
+            state = _last_state(records, resume=resume)
+    state = run.processes.from_first(state)
+    if state is None:
+        return None
+    run.policy.load_state_dict(state["policy"])
+    run.state.load_state_dict(state["estimator"])
+    run.prompts.load_state_dict(state["prompts"])
+    run.further_prompts.load_state_dict(state["further_prompts"])
+    return state["row"]
+
+
+def _last_state(records: Records, *, resume: bool) -> dict[str, Any] | None:
+    """The last good checkpoint, the records cut to it."""
+    found = checkpoint.found(records.checkpoints)
+    if found and not resume:
+        raise RecordError(
+            f"{records.path} holds an unfinished run of this config, with the checkpoint"
+            f" {found[-1].name}. Continue it with --resume, or choose another --output."
+        )
+    state = last_good_state(records.path, records.checkpoints)
+    records.cut_after(-1 if state is None else int(state["row"]["step"]))
+    return state
+
+
+def _require_signal(run: Run, experience: Experience, step: int, unvaried: int) -> int:
+    """Count the first steps whose rewards were all equal; stop when they are too many.
+
+    Only from the start of a run: a policy that has become perfect is no fault.
+    """
+    rewards_B = run.processes.joined(experience.rollouts.token_rewards.sum(1))
+    if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
+        return unvaried
+    limit = min(run.config.train.patience, run.config.train.steps)
+    if step >= limit:
+        raise TrainingError(
+            f"all rewards of the first {step} steps were equal (reward {float(rewards_B[0]):g}):"
+            " there is nothing to learn from. The usual cause is a task that this policy never or"
+            " always solves, or a verifier that rejects every format. Look at the recorded"
+            " responses, or raise train.patience."
+        )
+    return step
+
+
+@contextmanager
+def _recorded_failure(records: Records) -> Generator[None]:
+    """What stops the run is written to its status, with the last good checkpoint, and raised."""
+    try:
+        yield
+    except (StorageError, KeyboardInterrupt) as error:
+        # A disk that refused the record may refuse the status as well; "running" is true enough.
+        message = str(error) or "interrupted from the keyboard."
+        if isinstance(error, KeyboardInterrupt) and error.args:  # told to stop by a signal
+            message = f"{message} {_last_checkpoint(records)} Continue with --resume."
+        with suppress(RecordError):
+            records.interrupt(message)
+        raise
+    except LostProcessError as error:
+        message = f"{error} {_last_checkpoint(records)} Continue with --resume."
+        records.interrupt(message)
+        raise LostProcessError(message) from error
+    except Exception as error:
+        advice = memory_advice(error)
+        message, ours = advice or str(error), advice is not None or isinstance(error, TrainingError)
+        if ours:
+            message = f"{message} {_last_checkpoint(records)}"
+        records.fail(type(error).__name__, message, traceback.format_exc())
+        if ours:
+            raise TrainingError(message) from error
+        raise
+
+
+def _last_checkpoint(records: Records) -> str:
+    found = checkpoint.found(records.checkpoints)
+    return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint."

@@ -1,0 +1,1 @@
+"""From prompts to verified, scored completions: sampled, branched, continued or given."""

@@ -1,0 +1,312 @@
+"""From prompts to verified completions, and from those to scored rollouts.
+
+Letters as in ``segcredit.types``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from segcredit.errors import TaskError
+from segcredit.objective.returns import token_rewards
+from segcredit.protocols import Policy, Prompt, Task, Verdict
+from segcredit.types import RolloutBatch, RowTable, TokenScores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Completions(RowTable):
+    """Completions as sampled: token ids, texts, verdicts; not yet scored."""
+
+    prompts: tuple[Prompt, ...]
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    ids: Tensor
+    mask: Tensor
+    truncated: Tensor
+    texts: tuple[str, ...]
+    token_spans: Tensor
+    verdicts: tuple[Verdict, ...]
+    node_ids: Tensor
+    """Equal where rows share a sampled token."""
+    extras: tuple[Mapping[str, Tensor], ...] = ()
+    """What the policy reads of each prompt besides its ids; empty where it reads text alone."""
+
+    @property
+    def rewards(self) -> Tensor:
+        """(B,) float32."""
+        rewards_B = torch.tensor([verdict.reward for verdict in self.verdicts])
+        return rewards_B.to(self.ids.device, torch.float32)
+
+    @property
+    def group(self) -> Tensor:
+        """(B,) the first row with the same prompt."""
+        keys = [prompt.key for prompt in self.prompts]
+        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        return torch.tensor([first[key] for key in keys], device=self.ids.device)
+
+    def renumbered(self, first: int) -> Completions:
+        """The same with node ids that begin at ``first``."""
+        return replace(self, node_ids=self.node_ids + first)
+
+
+def complete(
+    policy: Policy,
+    task: Task,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    greedy: bool,
+    generator: torch.Generator,
+) -> Completions:
+    """Sample one completion for each entry of ``prompts`` and verify it.
+
+    Raises:
+        TaskError: the verifier raised; says on which prompt and completion.
+    """
+    prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts, room=max_new_tokens)
+    ids, mask, truncated = policy.generate(
+        prompt_ids,
+        prompt_mask,
+        extras,
+        max_new_tokens=max_new_tokens,
+        greedy=greedy,
+        generator=generator,
+    )
+    texts, token_spans = policy.decode(ids, mask)
+    return Completions(
+        prompts=tuple(prompts),
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        ids=ids,
+        mask=mask,
+        truncated=truncated,
+        texts=texts,
+        token_spans=token_spans,
+        verdicts=verify(task, prompts, texts, truncated),
+        node_ids=torch.arange(ids.numel(), device=ids.device).view(ids.shape),
+        extras=extras,
+    )
+
+
+def join(pieces: Sequence[Completions]) -> Completions:
+    """Completions one under the other, padded to the widest; node ids are taken as they are."""
+    prompt_width = max(piece.prompt_ids.shape[1] for piece in pieces)
+    width = max(piece.ids.shape[1] for piece in pieces)
+
+    def right(name: str) -> Tensor:
+        found = [getattr(piece, name) for piece in pieces]
+        after = [(0, 0) * (x.ndim - 2) + (0, width - x.shape[1]) for x in found]
+        return torch.cat([pad(x, gap) for x, gap in zip(found, after, strict=True)])
+
+    def left(name: str) -> Tensor:
+        found = [getattr(piece, name) for piece in pieces]
+        return torch.cat([pad(x, (prompt_width - x.shape[1], 0)) for x in found])
+
+    def rows(name: str) -> tuple[Any, ...]:
+        return tuple(chain.from_iterable(getattr(piece, name) for piece in pieces))
+
+    return Completions(
+        prompts=rows("prompts"),
+        prompt_ids=left("prompt_ids"),
+        prompt_mask=left("prompt_mask"),
+        ids=right("ids"),
+        mask=right("mask"),
+        truncated=torch.cat([piece.truncated for piece in pieces]),
+        texts=rows("texts"),
+        token_spans=right("token_spans"),
+        verdicts=rows("verdicts"),
+        node_ids=right("node_ids"),
+        extras=rows("extras"),
+    )
+
+
+def resume(
+    policy: Policy,
+    task: Task,
+    prompts: Sequence[Prompt],
+    rollouts: RolloutBatch,
+    rows_N: Tensor,
+    positions_N: Tensor,
+    *,
+    max_new_tokens: int,
+    micro_tokens: int,
+    greedy: bool,
+    generator: torch.Generator,
+    instead_N: Tensor | None = None,
+) -> tuple[Completions, int]:
+    """Continue completions from the prompt and every token before a position, and verify them.
+
+    Args:
+        policy: continues.
+        task: verifies.
+        prompts: of each state.
+        rollouts: whose completions are continued.
+        rows_N: (N,) the row of each state.
+        positions_N: (N,) the token of it that is drawn anew first.
+        max_new_tokens: limit of a completion, the tokens before the position included.
+        micro_tokens: most tokens in one pass.
+        greedy: take the likeliest token.
+        generator: where the draws come from.
+        instead_N: (N,) what stands in the place of the token just before each position; None =
+            what is there.
+
+    Returns:
+        The whole completions, which share the node ids of the tokens before their position with
+        those that they continue, and the number of tokens sampled.
+    """
+    ids_NF, fresh_NF, truncated_N = policy.resume(
+        rollouts,
+        rows_N,
+        positions_N,
+        max_new_tokens=max_new_tokens,
+        micro_tokens=micro_tokens,
+        greedy=greedy,
+        generator=generator,
+        instead_N=instead_N,
+    )
+    width = rollouts.completion_ids.shape[1]
+    before_NT = torch.arange(width, device=rows_N.device) < positions_N[:, None]
+    exists_NL = torch.cat([before_NT, fresh_NF], 1)
+    # A stable sort of the mask closes the gap between what was there and what is new. Columns
+    # that it leaves empty go: a tree would otherwise grow wider at every level.
+    longest = int(exists_NL.sum(1).amax()) if len(rows_N) else 0
+    order_NL = torch.argsort(~exists_NL, dim=1, stable=True)[:, : max(longest, 1)]
+
+    def joined(old_NT: Tensor, new_NF: Tensor) -> Tensor:
+        return torch.cat([old_NT, new_NF], 1).gather(1, order_NL)
+
+    unused = int(rollouts.node_ids.max()) + 1 if rollouts.node_ids.numel() else 0
+    new_NF = torch.arange(ids_NF.numel(), device=ids_NF.device).view(ids_NF.shape) + unused
+    old_NT, nodes_NT = rollouts.completion_ids[rows_N], rollouts.node_ids[rows_N]
+    if instead_N is not None:
+        place_N1 = positions_N[:, None] - 1
+        numbers_N1 = torch.arange(len(place_N1), device=place_N1.device)[:, None]
+        old_NT = old_NT.scatter(1, place_N1, instead_N[:, None])
+        nodes_NT = nodes_NT.scatter(1, place_N1, unused + new_NF.numel() + numbers_N1)
+    ids_NL = joined(old_NT, ids_NF)
+    texts, token_spans = policy.decode(ids_NL, joined(before_NT, fresh_NF))
+    made = Completions(
+        prompts=tuple(prompts),
+        prompt_ids=rollouts.prompt_ids[rows_N],
+        prompt_mask=rollouts.prompt_mask[rows_N],
+        ids=ids_NL,
+        mask=joined(before_NT & rollouts.action_mask[rows_N], fresh_NF),
+        truncated=truncated_N,
+        texts=texts,
+        token_spans=token_spans,
+        verdicts=verify(task, prompts, texts, truncated_N),
+        node_ids=joined(nodes_NT, new_NF),
+        extras=rollouts.extras and tuple(rollouts.extras[row] for row in map(int, rows_N)),
+    )
+    return made, int(fresh_NF.sum())
+
+
+def verify(
+    task: Task, prompts: Sequence[Prompt], texts: Sequence[str], truncated: Tensor
+) -> tuple[Verdict, ...]:
+    """The task's verdict on each completion."""
+    rows = zip(prompts, texts, _integers(truncated), strict=True)
+    return tuple(_judge(task, prompt, text, bool(cut)) for prompt, text, cut in rows)
+
+
+def _judge(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
+    try:
+        return task.verify(prompt, text, truncated=truncated)
+    except Exception as error:
+        raise TaskError(
+            f"the verifier of task {type(task).__name__!r} raised {type(error).__name__}: {error}"
+            f" on prompt {prompt.key!r} with the completion {text[:200]!r}. A verifier must judge"
+            " any text; give what it cannot read a reward of 0."
+        ) from error
+
+
+def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) -> RolloutBatch:
+    """Score completions under the policy that sampled them; rewards on the last action token."""
+    unscored = unscored_rollouts(completions)
+    return with_scores(unscored, score(policy, unscored, micro_tokens=micro_tokens))
+
+
+def unscored_rollouts(completions: Completions) -> RolloutBatch:
+    """Rewards on the last action token; log-probs and entropies are still 0."""
+    rewards_B = completions.rewards
+    blank_BT = torch.zeros_like(completions.ids, dtype=torch.float32)
+    return RolloutBatch(
+        prompt_ids=completions.prompt_ids,
+        prompt_mask=completions.prompt_mask,
+        prompt_keys=tuple(prompt.key for prompt in completions.prompts),
+        completion_ids=completions.ids,
+        action_mask=completions.mask,
+        logprobs=blank_BT,
+        entropies=blank_BT,
+        group=completions.group,
+        texts=completions.texts,
+        token_spans=completions.token_spans,
+        rewards=rewards_B,
+        token_rewards=token_rewards(rewards_B, completions.mask),
+        truncated=completions.truncated,
+        node_ids=completions.node_ids,
+        extras=completions.extras,
+    )
+
+
+def with_scores(rollouts: RolloutBatch, scores: TokenScores) -> RolloutBatch:
+    """The same with log-probs and entropies, without their gradients."""
+    return rollouts.replace(logprobs=scores.logprobs.detach(), entropies=scores.entropies.detach())
+
+
+def with_extras(rollouts: RolloutBatch, policy: Policy, prompts: Sequence[Prompt]) -> RolloutBatch:
+    """Stored rollouts with what the policy reads of their prompts besides ids, such as images.
+
+    Args:
+        rollouts: as they were stored, without.
+        policy: reads the prompts again.
+        prompts: at least those of the rollouts.
+    """
+    named = {prompt.key: prompt for prompt in prompts}
+    _, _, extras = policy.encode_prompts([named[key] for key in rollouts.prompt_keys])
+    return rollouts.replace(extras=extras)
+
+
+@torch.no_grad()
+def score(policy: Policy, rollouts: RolloutBatch, *, micro_tokens: int) -> TokenScores:
+    """Log-probs, entropies and hidden states without gradients, in pieces of similar length."""
+    pieces = list(micro_batches(rollouts.action_mask, micro_tokens))
+    scored = [policy(rollouts.select(rows)) for rows in pieces]
+    back = torch.cat(pieces).argsort()
+    return TokenScores(
+        logprobs=torch.cat([piece.logprobs for piece in scored])[back],
+        entropies=torch.cat([piece.entropies for piece in scored])[back],
+        hidden=torch.cat([piece.hidden for piece in scored])[back],
+    )
+
+
+def micro_batches(action_mask: Tensor, micro_tokens: int) -> Iterator[Tensor]:
+    """Rows in pieces whose padded size stays within a token budget, longest first.
+
+    Args:
+        action_mask: (B,T) bool.
+        micro_tokens: most tokens in a piece, padding included; a longer row is a piece of its own.
+
+    Yields:
+        (n,) long row numbers; together every row once.
+    """
+    places_T = torch.arange(1, action_mask.shape[1] + 1, device=action_mask.device)
+    reach_B = (action_mask * places_T).amax(1)
+    order_B = reach_B.argsort(descending=True, stable=True)
+    reaches = _integers(reach_B[order_B])
+    start = 0
+    while start < len(reaches):
+        rows = max(micro_tokens // max(reaches[start], 1), 1)
+        yield order_B[start : start + rows]
+        start += rows
+
+
+def _integers(x: Tensor) -> list[int]:
+    return x.cpu().numpy().tolist()

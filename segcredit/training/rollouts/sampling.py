@@ -1,0 +1,220 @@
+"""Step 1 of the loop: choose prompts, sample and verify completions, keep, price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from segcredit.errors import PluginError, TrainingError, blame
+from segcredit.objective import returns
+from segcredit.objective.group_statistics import group_std
+from segcredit.objective.policy_loss import kl_divergence
+from segcredit.protocols import Prompt, PromptStream
+from segcredit.rng import stream
+from segcredit.training.build import Run
+from segcredit.training.rollouts.completions import (
+    Completions,
+    complete,
+    join,
+    micro_batches,
+    score,
+    unscored_rollouts,
+    with_scores,
+)
+from segcredit.training.rollouts.tree_sampling import grow
+from segcredit.types import RolloutBatch, TokenScores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """The rollouts of a step, and what they cost."""
+
+    rollouts: RolloutBatch
+    prompts: tuple[Prompt, ...]
+    """Of each rollout."""
+    tokens: int
+    """Tokens sampled here, those of completions that were not kept included."""
+    rounds: int
+    scores: TokenScores | None = None
+    """Of the rollouts, with gradients, where the one pass that trains on them is this one."""
+
+
+def sample(run: Run, step: int) -> Sampled:
+    """Prompts x completions, verified and scored, with the token rewards of the config.
+
+    Every process draws the same prompts and samples its share of them.
+
+    Raises:
+        TrainingError: every completion is empty.
+    """
+    with run.whole():
+        return _sampled(run, step)
+
+
+def _sampled(run: Run, step: int) -> Sampled:
+    (found, tokens), rounds = _draw(run, step, 0), 1
+    if run.config.rollouts.keep == "varied_groups":
+        found, tokens, rounds = _varied_groups(run, step, found, tokens)
+    if not run.processes.any(bool(found.mask.any())):
+        raise TrainingError(
+            f"all {len(found.ids)} completions of step {step} are empty: there is no token to give"
+            " credit to. The usual cause is a prompt template that already ends the answer, or a"
+            " policy that masks its own tokens. Look at rollouts.max_new_tokens and the task's"
+            " prompts."
+        )
+    with run.processes.together():
+        unscored = unscored_rollouts(found)
+        scores = _scores(run, unscored, trained=step > 0)
+        priced = _priced(run, with_scores(unscored, scores))
+    kept = scores if scores.logprobs.requires_grad else None
+    return Sampled(priced, found.prompts, tokens, rounds, kept)
+
+
+def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
+    """Under the current policy; with gradients where a single pass is all that trains on them.
+
+    The policy does not change before that pass, which need then not be made again.
+    """
+    train = run.config.train
+    once = trained and train.epochs == train.minibatches == 1 and not run.sharded
+    if once and len(list(micro_batches(rollouts.action_mask, train.micro_tokens))) == 1:
+        return run.policy.module(rollouts)
+    return score(run.actor, rollouts, micro_tokens=train.micro_tokens)
+
+
+def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
+    """Completions of one round and tokens sampled; every method's first round has equal prompts."""
+    name = f"/{round_}" if round_ else ""
+    with run.processes.together():
+        source = run.prompts if step > 0 and not round_ else run.further_prompts
+        drawn = _prompts(run, source, stream(run.config.seed, f"prompts{name}", step))
+        own = run.processes.named(f"sampling{name}")
+        return _completed(run, _share(run, drawn), stream(run.config.seed, own, step))
+
+
+def _share(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """This process's prompts; all entries of a key that was drawn twice go to one process."""
+    keys = set(run.processes.share(list(dict.fromkeys(prompt.key for prompt in prompts))))
+    if not keys:
+        raise TrainingError(
+            f"the {len(prompts)} prompts drawn for a step are fewer different ones than the"
+            f" {run.processes.count} processes that share them; expected at least one for each."
+            " Raise rollouts.prompts, or start fewer processes."
+        )
+    return [prompt for prompt in prompts if prompt.key in keys]
+
+
+def _completed(
+    run: Run, prompts: Sequence[Prompt], generator: torch.Generator
+) -> tuple[Completions, int]:
+    """Completions of these prompts and tokens sampled."""
+    config, sizes = run.config, run.config.rollouts
+    if sizes.layout == "tree":
+        return grow(
+            run.actor,
+            run.task,
+            prompts,
+            run.segmenter,
+            sizes.branches,
+            max_new_tokens=sizes.max_new_tokens,
+            micro_tokens=config.train.micro_tokens,
+            generator=generator,
+        )
+    completions = complete(
+        run.actor,
+        run.task,
+        [prompt for prompt in prompts for _ in range(sizes.completions)],
+        max_new_tokens=sizes.max_new_tokens,
+        greedy=False,
+        generator=generator,
+    )
+    return completions, int(completions.mask.sum())
+
+
+def _prompts(run: Run, source: PromptStream, generator: torch.Generator) -> Sequence[Prompt]:
+    """The stream's next, or from the run's pool by the estimator's weights, without repetition.
+
+    Raises:
+        PluginError: the estimator raised, or leaves too few prompts to draw from.
+    """
+    sizes = run.config.rollouts
+    if sizes.prompt_choice == "uniform":
+        return source.take(sizes.prompts, generator)
+    keys = [prompt.key for prompt in run.pool]
+    with blame("estimator", run.config.estimator["name"]):
+        weights_K = run.estimator.prompt_weights(run.state.module, keys).double().cpu()
+    possible = int((weights_K > 0).sum())
+    if not weights_K.isfinite().all() or (weights_K < 0).any() or possible < sizes.prompts:
+        raise PluginError(
+            f"estimator {run.config.estimator['name']!r} gave {possible} of the pool's"
+            f" {len(keys)} prompts a weight above 0; expected at least {sizes.prompts}, since a"
+            " step draws as many without repetition, and only finite weights of at least 0. Add a"
+            " small number to every weight, or raise rollouts.prompt_pool."
+        )
+    drawn = torch.multinomial(weights_K, sizes.prompts, replacement=False, generator=generator)
+    return [run.pool[place] for place in map(int, drawn)]
+
+
+def _varied_groups(
+    run: Run, step: int, first: Completions, tokens: int
+) -> tuple[Completions, int, int]:
+    """Groups whose rewards differ, from as many rounds as it takes to have the usual number.
+
+    Each process fills its own share of that number.
+
+    Should there be too few after the last round, those there are; should there be none, the
+    first round's as they are, from which a group baseline learns nothing.
+    """
+    sizes = run.config.rollouts
+    usual = len(run.processes.share(range(sizes.prompts)))
+    kept, rounds = [_varied(first)], 1
+    # All go on while one is short: the others would wait, and prompts are drawn by all alike.
+    while rounds < sizes.keep_rounds and run.processes.any(len(_keys(kept)) < usual):
+        more, spent = _draw(run, step, rounds)
+        kept.append(_varied(more))
+        tokens, rounds = tokens + spent, rounds + 1
+    wanted = set(_keys(kept)[:usual])
+    if not wanted:
+        return first, tokens, rounds
+    joined = join(_apart([piece for piece in kept if len(piece.ids)]))
+    rows = [row for row, prompt in enumerate(joined.prompts) if prompt.key in wanted]
+    return joined.select(rows), tokens, rounds
+
+
+def _varied(completions: Completions) -> Completions:
+    """The rows of groups in which not every reward is the same."""
+    spread_B = group_std(completions.rewards, completions.group, ddof=0)
+    return completions.select((spread_B > 0).nonzero()[:, 0])
+
+
+def _keys(pieces: Sequence[Completions]) -> list[str]:
+    """The prompts of all pieces, each once, in order."""
+    return list(dict.fromkeys(prompt.key for piece in pieces for prompt in piece.prompts))
+
+
+def _apart(pieces: Sequence[Completions]) -> list[Completions]:
+    """With node ids of their own for each piece."""
+    widest = max(int(piece.node_ids.max()) for piece in pieces) + 1
+    return [piece.renumbered(place * widest) for place, piece in enumerate(pieces)]
+
+
+def _priced(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
+    """Token rewards: the verifier's, a penalty on length, and the KL penalty of each token."""
+    sizes, loss = run.config.rollouts, run.config.loss
+    rewards_B = rollouts.rewards
+    if sizes.overlong_buffer:
+        lengths_B = rollouts.action_mask.sum(1)
+        rewards_B = rewards_B - sizes.overlong_penalty * returns.overlong(
+            lengths_B, sizes.max_new_tokens, sizes.overlong_buffer
+        )
+    reference_BT, penalty_BT = None, None
+    if run.reference is not None:
+        micro_tokens = run.config.train.micro_tokens
+        reference_BT = score(run.reference, rollouts, micro_tokens=micro_tokens).logprobs
+        penalty_BT = loss.kl_penalty * kl_divergence(rollouts.logprobs, reference_BT, "k1")
+    return rollouts.replace(
+        reference_logprobs=reference_BT,
+        token_rewards=returns.token_rewards(rewards_B, rollouts.action_mask, penalty_BT),
+    )

@@ -1,0 +1,165 @@
+"""What estimators may ask for: further completions, continuations, and scores.
+
+Letters as in ``segcredit.types``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segcredit.errors import TaskError
+from segcredit.protocols import Policy, Prompt, Simulator, Task
+from segcredit.training.distributed.all_gather import joined
+from segcredit.training.distributed.processes import CPU, Processes
+from segcredit.training.rollouts.completions import as_rollouts, complete, resume, score
+from segcredit.types import Continuations, RolloutBatch, TokenScores
+
+
+@dataclass(slots=True, eq=False)
+class PolicySimulator(Simulator):
+    """Continues and samples with the current policy, and verifies what comes out.
+
+    Args:
+        policy: the current policy.
+        task: whose verifier judges.
+        prompts: the prompts that may be asked for, by key.
+        max_new_tokens: limit of a completion, prefix included.
+        micro_tokens: most tokens in one scoring pass.
+        generator: where the draws come from.
+    """
+
+    policy: Policy
+    task: Task
+    prompts: Mapping[str, Prompt]
+    max_new_tokens: int
+    micro_tokens: int
+    generator: torch.Generator
+    tokens: int = 0
+    """Tokens sampled so far for whoever asked."""
+
+    def sample(
+        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+    ) -> RolloutBatch:
+        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        prompts = [self._prompt(key) for key in prompt_keys for _ in range(count)]
+        completions = complete(
+            self.policy,
+            self.task,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            greedy=greedy,
+            generator=self.generator,
+        )
+        self.tokens += int(completions.mask.sum())
+        return as_rollouts(completions, self.policy, micro_tokens=self.micro_tokens)
+
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Tensor,
+        positions_N: Tensor,
+        count: int,
+        *,
+        greedy: bool = False,
+    ) -> Continuations:
+        """Continue from the prompt and every token before each position, holes included."""
+        rows_M, positions_M = rows_N.repeat_interleave(count), positions_N.repeat_interleave(count)
+        resumed, tokens = resume(
+            self.policy,
+            self.task,
+            [self._prompt(rollouts.prompt_keys[row]) for row in map(int, rows_M)],
+            rollouts,
+            rows_M,
+            positions_M,
+            max_new_tokens=self.max_new_tokens,
+            micro_tokens=self.micro_tokens,
+            greedy=greedy,
+            generator=self.generator,
+        )
+        self.tokens += tokens
+        return Continuations(
+            rewards=resumed.rewards.view(-1, count),
+            truncated=resumed.truncated.view(-1, count),
+            tokens=tokens,
+        )
+
+    def score(self, rollouts: RolloutBatch) -> TokenScores:
+        """Log-probs, entropies and hidden states under the current policy."""
+        return score(self.policy, rollouts, micro_tokens=self.micro_tokens)
+
+    def _prompt(self, key: str) -> Prompt:
+        if key not in self.prompts:
+            raise TaskError(
+                f"prompt {key!r} is not among the {len(self.prompts)} prompts of this step. An"
+                " estimator may ask only for prompts whose keys it was given."
+            )
+        return self.prompts[key]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedSimulator(Simulator):
+    """What all processes ask alike, each of them answers in part: the answer is the same for all.
+
+    Args:
+        own: this process's, which answers its part.
+        processes: those that ask.
+    """
+
+    own: PolicySimulator
+    processes: Processes
+
+    def sample(
+        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+    ) -> RolloutBatch:
+        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        found: list[RolloutBatch] = []
+        with self.processes.together():
+            if share := self.processes.share(prompt_keys):
+                found = [self.own.sample(share, count, greedy=greedy)]
+        if self.processes.count == 1:
+            return found[0]
+        shares = self.processes.gather([one.to(CPU) for one in found])
+        every = joined([one for share in shares for one in share])
+        return every.to(self.processes.device)
+
+    def resume(
+        self,
+        rollouts: RolloutBatch,
+        rows_N: Tensor,
+        positions_N: Tensor,
+        count: int,
+        *,
+        greedy: bool = False,
+    ) -> Continuations:
+        """Continue from the prompt and every token before each position, holes included."""
+        here = self._share_of(rows_N)
+        with self.processes.together():
+            found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, greedy=greedy)
+        tokens = self.processes.gather(found.tokens)
+        return Continuations(
+            rewards=self.processes.joined(found.rewards),
+            truncated=self.processes.joined(found.truncated),
+            tokens=sum(tokens),
+        )
+
+    def score(self, rollouts: RolloutBatch) -> TokenScores:
+        """Log-probs, entropies and hidden states under the current policy."""
+        here = self._share_of(rollouts.group)
+        with self.processes.together():
+            # A row, at least: the network cannot read nothing.
+            rows = here if len(here) else torch.zeros_like(rollouts.group[:1])
+            found = self.own.score(rollouts.select(rows))
+        return TokenScores(
+            logprobs=self.processes.joined(found.logprobs[: len(here)]),
+            entropies=self.processes.joined(found.entropies[: len(here)]),
+            hidden=self.processes.joined(found.hidden[: len(here)]),
+        )
+
+    def _share_of(self, rows_N: Tensor) -> Tensor:
+        """Places of this process's part."""
+        share = self.processes.share(range(len(rows_N)))
+        return torch.tensor(list(share), dtype=torch.long, device=rows_N.device)

@@ -1,0 +1,60 @@
+"""Prompts that are chats: rendered by the tokenizer's template, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from segcredit.errors import PolicyError
+from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.samplers.generate import Generate
+from segcredit.policy.tiny.warm_start import character_tokenizer
+from segcredit.protocols import Prompt
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}/{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+CHAT = Prompt("p", "2?", "4", chat=(("system", "su"), ("user", "1?"), ("assistant", "1")))
+
+
+def policy(template: str | None) -> CausalPolicy:
+    tokenizer: Any = character_tokenizer("0123456789?/:asu ")
+    tokenizer.chat_template = template
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size, **heads))
+    return CausalPolicy(model, tokenizer, Generate())
+
+
+def spoken(found: CausalPolicy, prompts: list[Prompt]) -> list[str]:
+    ids, mask, extras = found.encode_prompts(prompts)
+    assert extras == ()
+    return list(found.decode(ids, mask)[0])
+
+
+def test_a_chat_is_written_by_the_template_and_plain_text_beside_it_is_not() -> None:
+    plain = Prompt("q", "3?", "9")
+    found = policy(TEMPLATE)
+    written = "s:su/u:1?/a:1/u:2?/a:"
+    assert spoken(found, [CHAT, plain, CHAT]) == [written, "3?", written]
+    assert spoken(found, [Prompt("r", "2?", "4", chat=())]) == ["u:2?/a:"]
+    assert spoken(found, [plain]) == spoken(policy(None), [plain]) == ["3?"]
+    assert torch.equal(found.encode_prompts([plain])[0], found.encode(["3?"])[0])
+
+
+def test_a_tokenizer_without_a_template_is_refused() -> None:
+    with pytest.raises(
+        PolicyError, match=r"prompt 'p' is a chat.* has no chat template.*task.chat"
+    ):
+        policy(None).encode_prompts([CHAT])
+
+
+def test_a_template_that_refuses_is_told() -> None:
+    picky = "{{ raise_exception('no system message') }}"
+    with pytest.raises(PolicyError, match=r"refused prompt 'p'.*no system message.*roles before"):
+        policy(picky).encode_prompts([CHAT])

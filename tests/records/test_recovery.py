@@ -1,0 +1,210 @@
+"""Damaged run directories: nothing half is taken for whole, and the run comes out the same."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segcredit import load_config, read_runs, train
+from segcredit.errors import BusyError, RecordError, StorageError
+from segcredit.records.recovery import damage
+from segcredit.records.run_directory import read_status
+from segcredit.records.run_lock import exclusive
+from segcredit.training.loop import iterate
+from small import SMALL
+from tables import assert_same
+
+CONFIG = load_config("ppo", SMALL)
+STEPS = CONFIG.train.steps
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(CONFIG, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A run that was stopped after step 3; its last checkpoint is that of step 2."""
+    rows = iterate(CONFIG, tmp_path / "run")
+    for row in rows:
+        if row["step"] == 3:
+            break
+    rows.close()  # pyright: ignore[reportAttributeAccessIssue]
+    return tmp_path / "run"
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def garble(file: Path) -> None:
+    file.write_bytes(b"\x00" * file.stat().st_size)
+
+
+@pytest.mark.parametrize("harm", [halve, empty, garble])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        "status.json",
+        "environment.json",
+        "config.toml",
+        "steps.parquet",
+        "responses/all.parquet",
+        "tokens/all.parquet",
+        "checkpoints/step_000004.pt",
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_finished_run_with_a_damaged_file_comes_out_the_same(
+    finished: Path, whole: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    harm(finished / name)
+    train(CONFIG, finished, resume=True)
+    assert read_status(finished)["status"] == "finished"
+    assert not damage(finished, STEPS)
+    assert_same(finished, whole)
+
+
+@pytest.mark.parametrize("harm", [halve, empty, garble])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        "status.json",
+        "config.toml",
+        "responses/step_000001.parquet",
+        "segments/step_000002.parquet",
+        "tokens/step_000003.parquet",
+        "checkpoints/step_000000.pt",
+        "checkpoints/step_000002.pt",
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_stopped_run_with_a_damaged_file_comes_out_the_same(
+    stopped: Path, whole: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    harm(stopped / name)
+    train(CONFIG, stopped, resume=True)
+    assert_same(stopped, whole)
+
+
+def test_what_a_kill_leaves_beside_the_files_is_removed(stopped: Path, whole: Path) -> None:
+    for name in ("checkpoints/.step_000004.pt.7.tmp", "tokens/.step_000003.parquet.7.tmp"):
+        (stopped / name).write_bytes(b"half")
+    with (stopped / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "rewa')
+    train(CONFIG, stopped, resume=True)
+    assert not list(stopped.rglob(".*.tmp"))
+    assert_same(stopped, whole)
+
+
+def test_an_unreadable_config_is_kept_beside_the_new_one(finished: Path) -> None:
+    (finished / "config.toml").write_text("mine = = precious")
+    (finished / "status.json").unlink()
+    train(CONFIG, finished, resume=True)
+    assert (finished / "config.toml.damaged").read_text() == "mine = = precious"
+
+
+def test_the_resumed_run_says_what_it_removed(stopped: Path) -> None:
+    halve(stopped / "tokens/step_000001.parquet")
+    with pytest.warns(RuntimeWarning, match=r"tokens/step_000001.parquet cannot be read"):
+        train(CONFIG, stopped, resume=True)
+
+
+def test_a_full_disk_stops_the_run_and_the_next_call_goes_on(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    for row in iterate(CONFIG, path):
+        if row["step"] == 3:
+            monkeypatch.setattr(os, "fsync", _full)
+            break
+    with pytest.raises(StorageError, match=r"The disk or the quota is full: free some space"):
+        train(CONFIG, path, resume=True)
+    monkeypatch.undo()
+    train(CONFIG, path, resume=True)
+    assert_same(path, whole)
+
+
+def test_a_disk_that_was_full_for_a_moment_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(*_: Any) -> None:
+        monkeypatch.undo()
+        _full()
+
+    path = tmp_path / "run"
+    rows = iterate(CONFIG, path)
+    next(rows)
+    monkeypatch.setattr(os, "fsync", once)
+    with pytest.raises(StorageError):
+        next(rows)
+    status = read_status(path)
+    assert status["status"] == "interrupted"
+    assert "is full" in status["message"]
+
+
+def test_a_keyboard_interrupt_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segcredit.training.loop.collect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, tmp_path / "run")
+    assert read_status(tmp_path / "run")["status"] == "interrupted"
+
+
+def _full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_one_process_writes_a_run(finished: Path) -> None:
+    holder = _hold(finished)
+    try:
+        with pytest.raises(BusyError, match="is being written by another process"):
+            train(CONFIG, finished, resume=True)
+        assert len(read_runs(finished).steps) == STEPS + 1  # reading asks for no lock
+    finally:
+        holder.kill()
+        holder.wait()
+    with exclusive(finished):  # free although the holder was killed
+        pass
+
+
+def _hold(path: Path) -> subprocess.Popen[str]:
+    program = (
+        "import sys, time, pathlib; from segcredit.records.run_lock import exclusive\n"
+        "with exclusive(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_place_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RecordError, match="choose another --output"):
+        train(CONFIG, tmp_path / "file" / "run")

@@ -1,0 +1,105 @@
+"""The presets: each names its source, resolves completely, and is in the README's table."""
+
+from __future__ import annotations
+
+import ast
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from segcredit import load_config
+from segcredit.cli import app
+from segcredit.config import preset_text, presets
+from segcredit.errors import StudyError
+from segcredit.study.method_table import BEGIN, END, method_table, source, write_table
+
+ROOT = Path(__file__).parents[2]
+NAMED = [
+    *("reinforce", "reinforce_pp", "reinforce_pp_baseline", "rloo", "remax", "opo", "grpo"),
+    *("dr_grpo", "dapo", "gspo", "gspo_token", "gmpo", "cispo", "soft_gate", "ppo", "vc_ppo"),
+    *("vapo", "vineppo", "spo_chain", "spo_tree", "single_stream", "pure", "sapo"),
+    *("sapo_released", "high_entropy_mask"),
+]
+PUBLISHED = {
+    "gspo": {"loss.clip_low": 3e-4, "loss.clip_high": 4e-4, "loss.ratio": "sequence"},
+    "gmpo": {"loss.bound": "log_clip", "loss.clip_low": 0.4, "loss.clip_high": 0.4},
+    "cispo": {"loss.bound": "capped_weight", "loss.clip_high": 5.0, "loss.clip_bounds": "absolute"},
+    "soft_gate": {"loss.gate_positive": 1.0, "loss.gate_negative": 1.05},
+    "dapo": {"loss.clip_high": 0.28, "rollouts.keep": "varied_groups", "loss.kl_loss": 0.0},
+    "vapo": {"advantage.inner.length_scale": 0.05, "estimator.lam": 1.0, "loss.imitation": 0.1},
+    "vc_ppo": {"advantage.inner.lam": 0.95, "estimator.lam": 1.0},
+    "vineppo": {"estimator.continuations": 9, "loss.kl_loss": 1e-4, "advantage.inner.name": "td"},
+    "spo_chain": {"segmenter.below": 0.9, "segmenter.every": 5, "loss.tokens": "low_probability"},
+    "single_stream": {"rollouts.completions": 1, "rollouts.prompt_choice": "weighted"},
+    "pure": {"process_reward.inner.temperature": 0.1},
+    "sapo": {"estimator.anchor": "start", "estimator.value_clip": None, "loss.ratio": "segment"},
+    "sapo_released": {"estimator.anchor": "last_token", "loss.dual_clip": 3.0},
+    "high_entropy_mask": {"loss.entropy_share": 0.2, "loss.tokens": "high_entropy"},
+}
+
+
+def test_every_named_method_is_a_preset() -> None:
+    assert sorted(NAMED) == presets()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_names_its_source_and_sets_only_what_makes_the_method(name: str) -> None:
+    text = preset_text(name)
+    comment = " ".join(line[1:] for line in text.splitlines() if line.startswith("#"))
+    assert "arXiv" in source(name) + comment or "1992" in source(name)
+    assert "in force" in comment
+    assert "Ours:" in comment or "Difference:" in comment
+    keys = tomllib.loads(text)
+    assert keys["method"] == name
+    belong_to_the_base = {"steps", "learning_rate", "betas", "micro_tokens", "device"}
+    assert not belong_to_the_base & set(keys.get("train", {}))
+    assert "max_new_tokens" not in keys.get("rollouts", {})
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_command_line_prints_the_complete_config(name: str) -> None:
+    shown = CliRunner().invoke(app, ["config", name])
+    assert shown.exit_code == 0
+    printed = tomllib.loads(shown.output)
+    wanted = json.loads(json.dumps(load_config(name).model_dump()))
+
+    def without_none(table: object) -> object:
+        if not isinstance(table, dict):
+            return table
+        return {key: without_none(value) for key, value in table.items() if value is not None}
+
+    assert printed == without_none(wanted)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_values_are_in_force(name: str) -> None:
+    config = load_config(name).model_dump()
+    for path, value in PUBLISHED[name].items():
+        found = config
+        for part in path.split("."):
+            found = found[part]
+        assert found == value, path
+
+
+def test_the_readme_has_the_table_of_the_presets() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition(BEGIN)[2].partition(END)[0].strip()
+    assert table == method_table(), "run: python -m segcredit.study.method_table README.md"
+
+
+def test_a_file_without_markers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.md").write_text("nothing here")
+    with pytest.raises(StudyError, match="no lines"):
+        write_table(tmp_path / "empty.md")
+
+
+def test_no_line_of_the_core_knows_a_method() -> None:
+    """Methods are rows of settings: their names stand in presets alone."""
+    names = set(presets()) - {"soft_gate"}  # also the name of a bound
+    for file in (ROOT / "segcredit").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert not names & strings, f"{file} names {names & strings}"

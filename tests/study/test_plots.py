@@ -1,0 +1,652 @@
+"""Figures: what is drawn equals slow means and intervals; readable; the same bytes every time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from segcredit.errors import RecordError, StudyError
+from segcredit.records.run_directory import RunRecords, read_metrics
+from segcredit.records.tables import Runs, read_runs
+from segcredit.study.plots import (
+    COLUMN,
+    PAGE,
+    as_svg,
+    heat_map,
+    learning_curves,
+    save,
+    segment_shapes,
+    stability,
+    value_consistency,
+)
+from segcredit.study.plots.curves import curves_of
+from segcredit.study.plots.drawing import draw_curve
+from segcredit.study.plots.groups import groups_of
+from segcredit.study.plots.style import LOOKS, look, wrapped
+from segcredit.study.statistics import bootstrap_interval, student_interval, summarise
+
+DRAW: dict[str, Callable[..., Figure]] = {
+    "learning curves": learning_curves,
+    "heat map": heat_map,
+    "stability": stability,
+    "value consistency": value_consistency,
+    "segment shapes": segment_shapes,
+}
+
+
+def some(*quick: str) -> list[Any]:
+    """The kinds of figures, all but the quick ones for the slow suite: they share their code."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in DRAW]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Those of ``make_runs``, read once."""
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def figures(runs: Runs) -> dict[str, Figure]:
+    """One of each kind."""
+    return {name: draw(runs) for name, draw in DRAW.items()}
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Twelve groups, most with long names."""
+    methods = [f"method_{n}_with_a_long_name" if n % 3 else f"m{n}" for n in range(12)]
+    return make_runs(tmp_path_factory.mktemp("twelve"), methods=methods, seeds=2)
+
+
+def make_run(path: Path, rows: Sequence[Mapping[str, Any]], **config: Any) -> RunRecords:
+    run = RunRecords.create(path, {"seed": 0, **config}, {})
+    for row in rows:
+        run.metrics(row)
+    return run
+
+
+def make_runs(path: Path, methods: Sequence[str] = ("sapo", "grpo"), seeds: int = 3) -> Runs:
+    """Ragged runs: the second of each method stops early and failed, the third has a gap."""
+    rng = np.random.default_rng(0)
+    for number, method in enumerate(methods):
+        for seed in range(seeds):
+            rows = [row(step, method, number, rng) for step in range(4 if seed == 1 else 6)]
+            if seed == 2:
+                rows[2]["accuracy"] = None
+            plug_in = {"name": "entropy" if number % 2 else "newline", "top_fraction": 0.1}
+            config = {"method": method, "segmenter": plug_in, "estimator": {"name": "critic"}}
+            run = make_run(path / f"{method}{seed}", rows, **config | {"seed": seed})
+            ends = np.cumsum(rng.integers(1, 5 + number, size=20))
+            run.table("segments", 5, {"start": [0, *ends[:-1]], "end": ends})
+            if seed == 1:
+                run.fail("TrainingError", "the loss is not finite", "...")
+    return read_runs(path)
+
+
+def row(step: int, method: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "step": step,
+        "tokens_sampled": 100 * number + step * int(rng.integers(90, 110)),
+        "accuracy": 0.1 * step + float(rng.uniform(0, 0.2)),
+        "entropy": float(rng.uniform(0.5, 0.6)),
+        "kl": 10.0 ** -float(rng.uniform(1, 5)),
+        "segments_per_response": 3.0 + number,
+    }
+    if method != "grpo":
+        found |= {"value_loss": 0.3 / 4**step, "explained_variance": float(rng.uniform(-1, 1))}
+    return found
+
+
+def slow(
+    runs: Runs, by: str, metric: str, interval: Any = student_interval
+) -> dict[str, dict[int, tuple[float, float, float]]]:
+    """Mean and interval by group and step, from the files, one value at a time."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for run, setting in zip(runs.runs["run"], runs.runs[by], strict=True):
+        for recorded in read_metrics(runs.directories[run]):
+            value = recorded.get(metric)
+            if value is not None and not math.isnan(value):
+                values.setdefault(setting, {}).setdefault(recorded["step"], []).append(value)
+    return {
+        group: {
+            step: (sum(found) / len(found), *interval(found))
+            for step, found in sorted(by_step.items())
+        }
+        for group, by_step in values.items()
+    }
+
+
+def artists(axes: Axes, what: str) -> list[Any]:
+    return [one for one in axes.get_children() if one.get_label() == f"_{what}"]
+
+
+def names(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def note(figure: Figure) -> str:
+    (text,) = (text for text in figure.texts if text.get_label() == "_note")
+    return " ".join(text.get_text().split())
+
+
+def ends_of(band: Any) -> dict[float, tuple[float, float]]:
+    """The lowest and highest corner of a band at each place."""
+    paths = [path.vertices for path in band.get_paths()]
+    # The last corner, which closes a path, has no place of its own.
+    corners = np.concatenate([np.empty((0, 2)), *paths])
+    return {
+        float(x): (corners[corners[:, 0] == x, 1].min(), corners[corners[:, 0] == x, 1].max())
+        for x in np.unique(corners[:, 0])
+    }
+
+
+def assert_drawn(axes: Axes, wanted: Sequence[dict[int, tuple[float, float, float]]]) -> None:
+    """Lines and bands of the groups, in order, are the slow ones."""
+    lines, bands = artists(axes, "mean"), artists(axes, "interval")
+    assert len(lines) == len(bands) == len(wanted)
+    for line, band, group in zip(lines, bands, wanted, strict=True):
+        assert list(line.get_xdata()) == list(group)
+        np.testing.assert_allclose(line.get_ydata(), [mean for mean, _, _ in group.values()])
+        known = {step: ends for step, (_, *ends) in group.items() if not math.isnan(ends[0])}
+        bars = artists(axes, "lone interval") if len(wanted) == 1 else []
+        drawn = ends_of(band)
+        drawn |= {x: (low, high) for bar in bars for (x, low), (_, high) in bar.get_segments()}
+        assert set(drawn) == set(known)
+        for step, ends in known.items():
+            np.testing.assert_allclose(drawn[step], ends, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("interval", "slow_interval"),
+    [("student", student_interval), ("bootstrap", bootstrap_interval)],
+)
+def test_learning_curves_are_means_and_intervals_of_the_files(
+    runs: Runs, interval: Any, slow_interval: Any
+) -> None:
+    figure = learning_curves(runs, by="method", interval=interval)
+    (axes,) = figure.axes
+    wanted = slow(runs, "method", "accuracy", slow_interval)
+    assert_drawn(axes, [wanted["grpo"], wanted["sapo"]])
+    assert [name.split(" ")[0] for name in names(figure)] == ["grpo", "sapo"]
+
+
+def test_every_run_is_a_thin_line_and_a_failed_one_ends_in_a_cross(runs: Runs) -> None:
+    figure = learning_curves(runs, by="method")
+    (axes,) = figure.axes
+    drawn = [list(line.get_ydata()) for line in artists(axes, "seed")]
+    for run, path in runs.directories.items():
+        rows = read_metrics(path)
+        assert [x for r in rows if not math.isnan(x := r["accuracy"])] in drawn, run
+    crosses = [(*line.get_xdata(), *line.get_ydata()) for line in artists(axes, "failed")]
+    ends = [read_metrics(runs.directories[run])[-1]["accuracy"] for run in ("grpo1", "sapo1")]
+    assert crosses == [(3, ends[0]), (3, ends[1])]
+    assert "×: where a run failed" in note(figure)
+
+
+tables = st.lists(
+    st.lists(st.one_of(st.none(), st.floats(-100, 100)), min_size=1, max_size=5),
+    min_size=1,
+    max_size=4,
+).filter(lambda rows: any(x is not None for row in rows for x in row))
+
+
+@settings(max_examples=12, deadline=None)
+@given(values=tables)
+def test_any_ragged_table_with_holes_is_drawn_as_it_is(values: list[list[float | None]]) -> None:
+    with TemporaryDirectory() as folder:
+        for seed, run in enumerate(values):
+            make_run(Path(folder, str(seed)), [], method="m", seed=seed)
+            rows = [json.dumps({"step": n, "accuracy": x}) + "\n" for n, x in enumerate(run)]
+            Path(folder, str(seed), "metrics.jsonl").write_text("".join(rows))  # unsynced: fast
+        runs = read_runs(folder)
+        axes = Figure().add_subplot()
+        for curve in curves_of(runs, groups_of(runs, "method"), "accuracy"):
+            draw_curve(axes, curve)
+        assert_drawn(axes, [slow(runs, "method", "accuracy")["m"]])
+
+
+def test_over_a_cost_a_point_is_the_mean_of_the_same_runs(tmp_path: Path) -> None:
+    make_run(
+        tmp_path / "a",
+        [
+            {"step": 0, "tokens_sampled": 30, "accuracy": 0.1},
+            {"step": 1, "tokens_sampled": 100, "accuracy": None},
+            {"step": 2, "accuracy": 0.5},  # has cost at least what step 1 had
+        ],
+        method="m",
+    )
+    rows = [{"step": s, "tokens_sampled": 50 + 100 * s, "accuracy": 0.3 + s / 10} for s in (0, 1)]
+    make_run(tmp_path / "b", rows, method="m", seed=1)
+    (axes,) = learning_curves(read_runs(tmp_path), by="method", per="tokens_sampled").axes
+    (line,) = artists(axes, "mean")
+    assert list(line.get_xdata()) == [40, 150, 100]
+    np.testing.assert_allclose(line.get_ydata(), [0.2, 0.4, 0.5])
+    assert axes.get_xlabel() == "tokens sampled"
+
+
+def test_no_interval_is_claimed_of_one_run(tmp_path: Path) -> None:
+    make_run(tmp_path, [{"step": 3, "accuracy": 0.5}], method="m")
+    figure = learning_curves(read_runs(tmp_path), by="method")
+    (axes,) = figure.axes
+    (line,) = artists(axes, "mean")
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([3], [0.5])
+    assert line.get_marker() not in ("", "None")  # else one point would be invisible
+    assert not ends_of(artists(axes, "interval")[0])
+    assert "one seed each, so no intervals" in note(figure)
+
+
+def test_the_interval_of_a_single_step_is_a_line(tmp_path: Path) -> None:
+    for seed, value in enumerate((0.4, 0.5, 0.9)):
+        make_run(tmp_path / str(seed), [{"step": 3, "accuracy": value}], method="m", seed=seed)
+    (axes,) = learning_curves(read_runs(tmp_path), by="method").axes
+    (bar,) = artists(axes, "lone interval")
+    ((_, low), (_, high)) = bar.get_segments()[0]
+    assert (low, high) == pytest.approx(student_interval([0.4, 0.5, 0.9]))
+
+
+def test_a_wide_band_does_not_flatten_the_lines(tmp_path: Path) -> None:
+    for seed in range(2):  # Student's interval of two is 12.7 standard errors to each side
+        rows = [{"step": step, "accuracy": 0.1 * step + 0.2 * seed} for step in range(4)]
+        make_run(tmp_path / str(seed), rows, method="m", seed=seed)
+    (axes,) = learning_curves(read_runs(tmp_path), by="method").axes
+    low, high = axes.get_ylim()
+    assert -0.3 < low < 0
+    assert 0.5 < high < 0.8
+
+
+def test_the_note_names_unit_and_number(runs: Runs) -> None:
+    figure = learning_curves(runs, by="method")
+    assert "95% Student interval over seeds (n = 3)" in note(figure)
+    assert names(figure) == ["grpo (n = 2–3)", "sapo (n = 2–3)"]
+    # Runs of two methods in one group: the same seed twice.
+    mixed = learning_curves(runs, by="estimator", interval="bootstrap")
+    assert "95% bootstrap interval over runs" in note(mixed)
+    assert "thin: runs" in note(mixed)
+
+
+def test_a_group_like_most_is_not_counted_in_the_legend(tmp_path: Path) -> None:
+    for method, seeds in (("a", 2), ("b", 2), ("c", 4)):
+        for seed in range(seeds):
+            row = {"step": 1, "accuracy": 0.5}
+            make_run(tmp_path / f"{method}{seed}", [row], method=method, seed=seed)
+    make_run(tmp_path / "none", [], method="a", seed=9)
+    figure = learning_curves(read_runs(tmp_path), by="method")
+    assert names(figure) == ["a", "b", "c (n = 4)"]
+    assert "(n = 2)" in note(figure)
+    assert "1 of 9 runs recorded none" in note(figure)
+
+
+def test_groups_keep_their_look_from_figure_to_figure(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, methods=("a", "grpo", "sapo"))
+    curves = artists(learning_curves(runs, by="method").axes[0], "mean")
+    losses = artists(value_consistency(runs).axes[0], "mean")
+    assert [line.get_color() for line in losses] == [curves[0].get_color(), curves[2].get_color()]
+    assert losses[1].get_marker() == curves[2].get_marker()
+
+
+def test_looks_differ_without_colour() -> None:
+    looks = [look(number) for number in range(LOOKS)]
+    assert len({(one["marker"], one["linestyle"]) for one in looks}) == LOOKS
+    assert len({(one["color"], one["linestyle"]) for one in looks}) == LOOKS
+    # Up to a dozen groups, the marker alone is enough.
+    white = [(one["marker"], one["markerfacecolor"] == "white") for one in looks]
+    assert len(set(white[:12])) == 12
+
+
+@pytest.mark.parametrize("width", [COLUMN, PAGE])
+def test_heat_map_prints_what_the_table_says(tmp_path: Path, width: float) -> None:
+    runs = make_runs(tmp_path, methods=("a", "b"))
+    config = {"method": "c", "segmenter": {"name": "newline"}, "estimator": {"name": "zero"}}
+    make_run(tmp_path / "silent", [{"step": 0}], **config)
+    runs = read_runs(tmp_path)
+    figure = heat_map(runs, width=width)
+    (axes,) = figure.axes
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    columns = [text.get_text() for text in axes.get_xticklabels()]
+    assert (rows, columns) == (["entropy", "newline"], ["critic", "zero"])
+    printed = {(t.get_position()[1], t.get_position()[0]): t.get_text() for t in axes.texts}
+    assert set(printed) == {(0, 0), (1, 0), (1, 1)}  # nothing where nothing was run
+    assert printed[1, 1] == "not recorded\n(n = 0 of 1)"
+    table = summarise(runs, ["segmenter", "estimator"], "accuracy")
+    for place, (_, found) in zip([(0, 0), (1, 0)], table.iterrows(), strict=False):
+        mean, low, high = (f"{found[name]:.3f}" for name in ("mean", "low", "high"))
+        assert printed[place] == f"{mean}\n[{low}, {high}]\nn = {found['seeds']}"
+    assert "Hatched: no run." in note(figure)
+    assert any(patch.get_hatch() for patch in axes.patches)
+    assert figure.get_figwidth() <= max(width, 3)
+
+
+def test_heat_map_shades_follow_the_means_and_say_what_is_mixed(tmp_path: Path) -> None:
+    for number, (segmenter, estimator) in enumerate(itertools.product("ab", "xy")):
+        config = {"segmenter": {"name": segmenter}, "estimator": {"name": estimator}}
+        for seed in range(2):
+            rows = [{"step": 1, "accuracy": 0.1 * number}]
+            make_run(tmp_path / f"{number}{seed}", rows, **config, seed=0, method=str(seed))
+    figure = heat_map(read_runs(tmp_path))
+    fields = [patch for patch in figure.axes[0].patches if not patch.get_hatch()]
+    luminance = [sum(patch.get_facecolor()[:3]) for patch in fields]
+    assert luminance == sorted(luminance, reverse=True)
+    assert len(set(luminance)) == 4
+    assert "over runs, which may differ in more than the seed" in note(figure)
+    assert "Hatched" not in note(figure)
+
+
+def test_heat_map_is_wider_where_its_fields_need_it(tmp_path: Path) -> None:
+    for number in range(9):
+        config = {"segmenter": {"name": "s"}, "estimator": {"name": f"e{number}"}}
+        make_run(tmp_path / str(number), [{"step": 1, "accuracy": 0.5}], **config)
+    figure = heat_map(read_runs(tmp_path), width=COLUMN)
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda b: b.x0)
+    assert len(boxes) == 9
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_stability_has_six_panels_and_says_which_were_not_recorded(runs: Runs) -> None:
+    figure = stability(runs, by="method")
+    labels = ["entropy (nats)", "KL", "clip fraction"]
+    labels += ["response length (tokens)", "gradient norm", "explained variance"]
+    assert [" ".join(axes.get_ylabel().split()) for axes in figure.axes] == labels
+    entropy, kl, clipped, length, norm, explained = figure.axes
+    for metric, axes in (("entropy", entropy), ("kl", kl)):
+        wanted = slow(runs, "method", metric)
+        assert_drawn(axes, [wanted["grpo"], wanted["sapo"]])
+    assert_drawn(explained, [slow(runs, "method", "explained_variance")["sapo"]])
+    for axes in (clipped, length, norm):
+        assert [text.get_text() for text in axes.texts] == ["not recorded"]
+    assert (entropy.get_yscale(), kl.get_yscale()) == ("linear", "log")
+    assert [name.split(" ")[0] for name in names(figure)] == ["grpo", "sapo"]
+
+
+def test_a_window_averages_each_run_before_the_seeds(tmp_path: Path) -> None:
+    values = ([9, 1, 2, 3, 4, 5], [9, 5, None, 7, 8])
+    for seed, run in enumerate(values):
+        rows = [{"step": step, "entropy": value} for step, value in enumerate(run)]
+        make_run(tmp_path / str(seed), rows, method="m", seed=seed)
+    figure = stability(read_runs(tmp_path), by="method", window=2)
+    (line,) = artists(figure.axes[0], "mean")
+    np.testing.assert_allclose(line.get_ydata(), [9, (1.5 + 5) / 2, (3.5 + 7.5) / 2, 5])
+    np.testing.assert_allclose(line.get_xdata(), [0, (1.5 + 1) / 2, 3.5, 5])
+    assert "a point: 2 steps" in note(figure)
+    with pytest.raises(StudyError, match="window is 0"):
+        stability(read_runs(tmp_path), by="method", window=0)
+
+
+def test_an_explained_variance_without_bound_flattens_no_other(tmp_path: Path) -> None:
+    for method, value in (("good", 0.9), ("bad", -1e6)):
+        rows = [{"step": s, "value_loss": 0.1, "explained_variance": value} for s in range(3)]
+        make_run(tmp_path / method, rows, method=method)
+    axes = value_consistency(read_runs(tmp_path)).axes[1]
+    assert axes.get_yscale() == "symlog"
+    low, high = axes.get_ylim()
+    assert low < -1e6
+    assert high > 0.9
+
+
+def test_value_consistency_shows_those_that_learn_values(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, methods=("sapo", "grpo", "vc_ppo"))
+    figure = value_consistency(runs)
+    loss, explained = figure.axes
+    for axes, metric in ((loss, "value_loss"), (explained, "explained_variance")):
+        wanted = slow(runs, "method", metric)
+        assert_drawn(axes, [wanted["sapo"], wanted["vc_ppo"]])
+    assert [name.split(" ")[0] for name in names(figure)] == ["sapo", "vc_ppo"]
+    assert (loss.get_yscale(), explained.get_yscale()) == ("log", "linear")
+    assert "3 of 9 runs recorded none" in note(figure)
+
+
+def test_segment_lengths_are_the_share_at_most_as_long(runs: Runs) -> None:
+    figure = segment_shapes(runs, by="method")
+    counts, lengths = figure.axes
+    wanted = slow(runs, "method", "segments_per_response")
+    assert_drawn(counts, [wanted["grpo"], wanted["sapo"]])
+    table = runs.segments
+    for method, line, band in zip(
+        ("grpo", "sapo"), artists(lengths, "mean"), artists(lengths, "interval"), strict=True
+    ):
+        drawn = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        assert next(iter(drawn.values())) == 0
+        assert list(drawn.values())[-1] == 1
+        ends = ends_of(band)
+        for length, share in drawn.items():
+            shares = []
+            for seed in range(3):
+                own = table[table["run"] == f"{method}{seed}"]
+                shares.append(sum(own["end"] - own["start"] <= length) / len(own))
+            assert share == pytest.approx(sum(shares) / 3)
+            # Steps: at a jump the band has the corners of both sides.
+            low, high = student_interval(shares)
+            assert ends[length][0] <= low + 1e-9
+            assert ends[length][1] >= high - 1e-9
+
+
+def test_a_run_counts_once_whatever_the_number_of_its_segments(tmp_path: Path) -> None:
+    for seed, (length, count) in enumerate(((2, 1), (1, 99))):
+        run = make_run(tmp_path / str(seed), [], segmenter="s", seed=seed)
+        starts = np.arange(count) * length
+        run.table("segments", 1, {"start": starts, "end": starts + length})
+    counts, lengths = segment_shapes(read_runs(tmp_path)).axes
+    assert [text.get_text() for text in counts.texts] == ["not recorded"]
+    (line,) = artists(lengths, "mean")
+    assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == {0: 0, 1: 0.5, 2: 1}
+
+
+def test_many_lengths_are_thinned_but_not_changed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [], segmenter="s")
+    run.table("segments", 1, {"start": [0] * 1000, "end": list(range(1, 1001))})
+    lengths = segment_shapes(read_runs(tmp_path)).axes[1]
+    (line,) = artists(lengths, "mean")
+    assert len(line.get_xdata()) == 200
+    np.testing.assert_allclose(line.get_ydata(), np.asarray(line.get_xdata()) / 1000)
+    assert lengths.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("width", [COLUMN, PAGE])
+@pytest.mark.parametrize("name", some("learning curves", "heat map"))
+def test_nothing_covers_anything_with_twelve_groups(twelve: Runs, name: str, width: float) -> None:
+    by = {"rows": "method"} if name == "heat map" else {"by": ("method", "segmenter")}
+    figure = DRAW[name](twelve, width=width, **by)
+    assert_readable(figure)
+    if name != "heat map":
+        assert figure.get_figwidth() == width
+        assert len(names(figure)) == 12
+
+
+def assert_readable(figure: Figure) -> None:
+    """Legend, note and panels lie apart and inside, and no text is smaller than 6.5 points."""
+    parts = [*figure.axes, *figure.legends, *figure.texts]
+    boxes = [part.get_tightbbox() for part in parts]
+    assert all(box is not None for box in boxes)
+    page = figure.bbox.padded(1)
+    for part, box in zip(parts, boxes, strict=True):
+        assert page.x0 <= box.x0, part
+        assert box.x1 <= page.x1, part
+        assert page.y0 <= box.y0, part
+        assert box.y1 <= page.y1, part
+    for (one, a), (other, b) in itertools.combinations(zip(parts, boxes, strict=True), 2):
+        overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(overlap) < 1, (one, other)
+    shown = [text for text in figure.findobj(Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in shown) >= 6.5
+
+
+def test_names_cannot_hide_or_become_formulae(tmp_path: Path) -> None:
+    for number, method in enumerate(("_hidden", "a $x$ b")):
+        make_run(tmp_path / str(number), [{"step": 0, "accuracy": 0.5}], method=method)
+    figure = learning_curves(read_runs(tmp_path), by="method")
+    assert [name.strip() for name in names(figure)] == ["_hidden", r"a \$x\$ b"]
+    assert "<path" in as_svg(figure)
+
+
+def test_long_names_break_where_a_word_ends() -> None:
+    assert wrapped("sapo, min_length_of_entropy", 17) == "sapo, min_length_\nof_entropy"
+    assert wrapped("short", 16) == "short"
+    assert wrapped("x" * 40, 16) == "x" * 40
+
+
+def test_categorical_columns_are_drawn_alike(runs: Runs, figures: dict[str, Figure]) -> None:
+    categorical = read_runs(runs.path)
+    columns = ("run", "method", "segmenter", "estimator", "status")
+    kinds = dict.fromkeys(columns, "category")
+    vars(categorical)["runs"] = categorical.runs.astype(kinds)
+    steps = categorical.steps
+    # Categories in another order than that of the names, and one without rows.
+    order = ["no such run", *sorted(steps["run"].unique(), reverse=True)]
+    vars(categorical)["steps"] = steps.assign(run=pd.Categorical(steps["run"], order))
+    for name in ("learning curves", "heat map", "segment shapes"):
+        assert as_svg(figures[name]) == as_svg(DRAW[name](categorical)), name
+
+
+@pytest.mark.parametrize("name", some("heat map", "segment shapes"))
+def test_the_same_runs_give_the_same_bytes(
+    tmp_path: Path, runs: Runs, figures: dict[str, Figure], name: str
+) -> None:
+    again = DRAW[name](read_runs(runs.path))
+    for extension in ("pdf", "svg", "png") if name == "heat map" else ("pdf", "svg"):
+        one, other = (tmp_path / "new" / f"{number}.{extension}" for number in range(2))
+        assert save(figures[name], one) == one
+        assert save(again, str(other)) == other
+        assert len(one.read_bytes()) > 3000
+        assert one.read_bytes() == other.read_bytes()
+    pdf = (tmp_path / "new" / "0.pdf").read_bytes()
+    assert b"/CIDFontType2" in pdf  # TrueType
+    assert b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+
+
+def test_save_refuses_other_formats_and_leaves_nothing_half(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
+    figure = figures["heat map"]
+    with pytest.raises(StudyError, match="no figure format 'txt'"):
+        save(figure, tmp_path / "curves.txt")
+    with pytest.raises(StudyError, match="There are: pdf, svg, png"):
+        save(figure, tmp_path / "curves")
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(RecordError, match="could not be written"):
+        save(figure, tmp_path / "taken" / "curves.pdf")
+    assert not list(tmp_path.glob("curves*"))
+
+
+def test_drawing_needs_no_global_state(
+    tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it now raises
+    known = [name for name in matplotlib.rcParams if name != "backend"]  # asks for pyplot
+    before = {name: matplotlib.rcParams[name] for name in known}
+    figure = segment_shapes(runs)
+    as_svg(figure)
+    save(figure, tmp_path / "figure.pdf")
+    assert {name: matplotlib.rcParams[name] for name in known} == before
+
+
+def test_svgs_share_a_page_without_clashes(figures: dict[str, Figure]) -> None:
+    svgs = [as_svg(figure) for figure in figures.values()]
+    assert svgs[0] == as_svg(figures["learning curves"])
+    svgs.append(as_svg(figures["learning curves"], prefix="again"))
+    seen: set[str] = set()
+    for svg in svgs:
+        own = re.findall(r'\sid="([^"]*)"', svg)
+        assert len(own) == len(set(own))
+        assert not seen & set(own)
+        seen |= set(own)
+        used = re.findall(r'href="#([^"]*)"', svg) + re.findall(r"url\(#([^)]*)\)", svg)
+        assert used
+        assert set(used) <= set(own)
+
+
+def test_an_svg_names_itself_and_stays_within_itself(figures: dict[str, Figure]) -> None:
+    svg = as_svg(figures["learning curves"])
+    assert svg.startswith("<svg")
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    title = root.find("{http://www.w3.org/2000/svg}title")
+    assert title is not None
+    assert (
+        title.text
+        == root.get("aria-label")
+        == ("Learning curves: accuracy over step by method, segmenter")
+    )
+    # A style sheet would hold for the whole page; addresses are names of vocabularies alone.
+    assert "<style" not in svg
+    assert "<!--" not in svg
+    assert "<metadata" not in svg
+    assert set(re.findall(r'"(https?:[^"]*)"', svg)) == {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    plain = as_svg(Figure())
+    assert ">Figure</title>" in plain
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_a_figure_without_values_says_which_and_why(tmp_path: Path, name: str) -> None:
+    config = {"method": "m", "segmenter": "s", "estimator": "e"}
+    make_run(tmp_path / "a", [], **config).fail("TrainingError", "at once", "...")
+    make_run(tmp_path / "b", [{"step": 0}], **config)
+    sentence = rf"figure '{name}' cannot be drawn: none of the 2 runs .* \(1 of them failed\)"
+    with pytest.raises(StudyError, match=sentence):
+        DRAW[name](read_runs(tmp_path))
+
+
+def test_a_cost_that_was_not_recorded_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path, [{"step": 0, "accuracy": 0.5}], method="m", segmenter="s")
+    with pytest.raises(StudyError, match="'accuracy' together with 'cpu_seconds'"):
+        learning_curves(read_runs(tmp_path), per="cpu_seconds")
+
+
+@pytest.mark.parametrize(
+    ("draw", "options", "sentence"),
+    [
+        (learning_curves, {"by": "methd"}, "did you mean 'method'"),
+        (learning_curves, {"by": ()}, "No column to group by"),
+        (learning_curves, {"metric": "acuracy"}, "did you mean 'accuracy'"),
+        (learning_curves, {"per": "tokens"}, "did you mean 'tokens_sampled'"),
+        (learning_curves, {"interval": "studnt"}, "did you mean 'student'"),
+        (learning_curves, {"width": 0}, "width of a figure is 0"),
+        (learning_curves, {"width": math.nan}, "width of a figure is nan"),
+        (heat_map, {"rows": "segmentr"}, "did you mean 'segmenter'"),
+        (heat_map, {"rows": "estimator"}, "expected two different"),
+        (heat_map, {"metric": "acuracy"}, "did you mean 'accuracy'"),
+        (stability, {"by": "methd"}, "did you mean 'method'"),
+        (value_consistency, {"by": "methd"}, "did you mean 'method'"),
+        (segment_shapes, {"by": "methd"}, "did you mean 'method'"),
+    ],
+)
+def test_unknown_names_are_sentences(
+    runs: Runs, draw: Callable[..., Figure], options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        draw(runs, **options)
+
+
+def test_more_groups_than_can_be_told_apart_are_refused(tmp_path: Path) -> None:
+    for seed in range(LOOKS + 1):
+        make_run(tmp_path / str(seed), [{"step": 0, "accuracy": 0.5}], seed=seed)
+    with pytest.raises(StudyError, match="'seed', is among them"):
+        learning_curves(read_runs(tmp_path), by="seed")
+
+
+def test_groups_are_in_the_order_of_their_settings(tmp_path: Path) -> None:
+    for number, option in enumerate((10, 9, None, 2)):
+        config = {} if option is None else {"segmenter": {"name": "s", "tokens": option}}
+        make_run(tmp_path / str(number), [{"step": 0, "accuracy": 0.5}], **config)
+    figure = learning_curves(read_runs(tmp_path), by="segmenter.tokens")
+    assert names(figure) == ["2", "9", "10", "none"]

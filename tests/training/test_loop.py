@@ -1,0 +1,289 @@
+"""The loop end to end: what is recorded, bit-identical reruns, resuming, and what stops a run."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from segcredit import ProcessReward, load_config, read_runs, registry, train
+from segcredit.errors import PluginError, RecordError, TaskError, TrainingError
+from segcredit.objective.policy_loss import surrogate_loss
+from segcredit.training.build import build, run_hash
+from segcredit.training.credit_assignment import collect
+from segcredit.training.rollouts.completions import micro_batches
+from segcredit.training.update import improve
+from small import SMALL
+
+TIMES = ["cpu_seconds"]
+
+
+def metrics(path):
+    return read_runs(path).steps.drop(columns=["run", *TIMES])
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo", "sapo"])
+def test_a_run_is_recorded_whole_and_finite(method, tmp_path):
+    path = train(load_config(method, SMALL), tmp_path / "run")
+    runs = read_runs(path)
+    assert runs.runs.status.tolist() == ["finished"]
+    assert runs.runs.method.tolist() == [method]
+    assert runs.steps.step.tolist() == [0, 1, 2, 3, 4]
+    assert np.isfinite(runs.steps.loss[1:]).all()
+    assert runs.steps.accuracy.notna().tolist() == [True, False, True, False, True]
+    assert len(runs.responses) == 4 * 16
+    assert runs.responses.segments.sum() == len(runs.segments)
+    assert runs.responses.tokens.sum() == len(runs.tokens)
+    joined = runs.segments.groupby(["step", "prompt", "response"]).text.agg("".join)
+    texts = runs.responses.set_index(["step", "prompt", "response"]).text
+    assert (joined.sort_index() == texts.sort_index()).all()
+
+
+def test_the_same_config_and_seed_give_the_same_run_bit_for_bit(tmp_path, monkeypatch):
+    # The first run trains the starting policy, the second finds it in the cache.
+    monkeypatch.setenv("SEGCREDIT_CACHE", str(tmp_path / "cache"))
+    config = load_config("sapo", SMALL)
+    first, second = train(config, tmp_path / "a"), train(config, tmp_path / "b")
+    assert metrics(first).equals(metrics(second))
+    other = train(load_config("sapo", [*SMALL, "seed=1"]), tmp_path / "c")
+    assert not metrics(first).equals(metrics(other))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def test_a_killed_run_resumes_to_the_same_metrics(tmp_path, monkeypatch):
+    config = load_config("ppo", SMALL)
+    whole = train(config, tmp_path / "whole")
+
+    def killed_at_three(run, step):
+        if step == 3:
+            raise Killed
+        return collect(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segcredit.training.loop.collect", killed_at_three)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "cut")
+    with pytest.raises(RecordError, match="--resume"):
+        train(config, tmp_path / "cut")
+    resumed = train(config, tmp_path / "cut", resume=True)
+    assert metrics(whole).equals(metrics(resumed))
+    tables = read_runs(whole).segments, read_runs(resumed).segments
+    assert tables[0].drop(columns="run").equals(tables[1].drop(columns="run"))
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    config = load_config("grpo", SMALL)
+    path = train(config, tmp_path / "run")
+    before = (path / "metrics.jsonl").stat().st_mtime_ns
+    train(config, path)
+    assert (path / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_methods_with_one_seed_meet_the_same_prompts_and_start(tmp_path):
+    paths = [train(load_config(m, SMALL), tmp_path / m) for m in ("grpo", "sapo")]
+    first, second = (read_runs(path) for path in paths)
+    assert first.steps.accuracy[0] == second.steps.accuracy[0]
+    assert first.responses.prompt.tolist() == second.responses.prompt.tolist()
+
+
+def test_the_ratio_is_one_on_the_first_minibatch():
+    run = build(load_config("sapo", SMALL))
+    experience = collect(run, 1)
+    rollouts = experience.rollouts
+    _, figures = surrogate_loss(
+        run.policy.module(rollouts).logprobs,
+        rollouts.logprobs,
+        experience.advantages.per_token,
+        rollouts.action_mask,
+        experience.segmentation,
+        ratio="token",
+        clip_low=0.2,
+        clip_high=0.2,
+        aggregate="token_mean",
+    )
+    assert abs(float(figures["ratio_max"]) - 1) < 1e-4
+    assert abs(float(figures["kl"])) < 1e-5
+
+
+ONCE = ["train.epochs=1", "train.minibatches=1", "train.value.epochs=2", "policy.steps=150"]
+
+
+@pytest.mark.parametrize("method", ["grpo", "sapo", "ppo"])
+def test_a_single_pass_is_not_made_twice(method):
+    """The scores of sampling train the policy; made anew, they train it as well."""
+    head = ["estimator.network=head"] if method == "ppo" else []  # reads the policy's states
+    ends = []
+    for anew in (False, True):
+        run, passes = build(load_config(method, [*SMALL, *ONCE, *head])), []
+        run.policy.module.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        for step in (1, 2):
+            experience = collect(run, step)
+            assert experience.sampled.scores is not None
+            if anew:
+                sampled = replace(experience.sampled, scores=None)
+                experience = replace(experience, sampled=sampled)
+            before = len(passes)
+            figures = improve(run, experience, step)
+            # The value's second epoch passes without the policy's gradients.
+            assert len(passes) - before == anew + (method != "grpo")
+        ends.append([figures["loss"], *(x.detach() for x in run.policy.module.parameters())])
+        assert abs(figures["kl"]) < 1e-5
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (1, ["train.epochs=2"]),
+        (1, ["train.minibatches=2"]),
+        (1, ["train.micro_tokens=40"]),
+        (-1, []),
+    ],
+)
+def test_scores_are_kept_for_a_single_pass_alone(step, changes):
+    run = build(load_config("grpo", [*SMALL, *ONCE, *changes]))
+    assert collect(run, step).sampled.scores is None
+
+
+def test_micro_batches_change_nothing(tmp_path):
+    one = train(load_config("ppo", SMALL), tmp_path / "one")
+    many = train(load_config("ppo", [*SMALL, "train.micro_tokens=40"]), tmp_path / "many")
+    losses = [metrics(path).loss[1:3].to_numpy() for path in (one, many)]
+    np.testing.assert_allclose(*losses, atol=2e-5)
+    mask = torch.rand(9, 13) < 0.5
+    rows = torch.cat(list(micro_batches(mask, 20)))
+    assert sorted(rows.tolist()) == list(range(9))
+
+
+def test_kl_terms_reach_rewards_and_loss(tmp_path):
+    config = load_config("ppo", [*SMALL, "loss.kl_penalty=0.1", "loss.kl_loss=0.1"])
+    steps = read_runs(train(config, tmp_path / "run")).steps
+    assert steps.reference_kl[1:].notna().all()
+    assert np.isfinite(steps.loss[1:]).all()
+
+
+def test_the_hash_names_config_and_code(monkeypatch):
+    sapo = load_config("sapo", SMALL)
+    assert run_hash(sapo) == run_hash(load_config("sapo", SMALL))
+    assert run_hash(sapo) != run_hash(load_config("sapo", [*SMALL, "seed=1"]))
+    monkeypatch.setattr("segcredit.registry.Registry.identity", lambda self, name: "edited")
+    edited = run_hash(sapo)
+    monkeypatch.undo()
+    assert run_hash(sapo) != edited
+
+
+def status(path):
+    return json.loads((path / "status.json").read_text())
+
+
+def test_a_verifier_that_raises_is_named_and_recorded(tmp_path, monkeypatch):
+    def broken(self, prompt, text, *, truncated):
+        raise ZeroDivisionError("no answer")
+
+    monkeypatch.setattr("segcredit.tasks.arithmetic.Arithmetic.verify", broken)
+    with pytest.raises(TaskError, match=r"verifier of task 'Arithmetic' raised ZeroDivisionError"):
+        train(load_config("grpo", SMALL), tmp_path / "run")
+    assert status(tmp_path / "run")["status"] == "failed"
+
+
+def test_equal_rewards_from_the_start_stop_the_run_after_patience(tmp_path):
+    hopeless = [*SMALL, "rollouts.max_new_tokens=1", "train.patience=2"]
+    with pytest.raises(TrainingError, match="all rewards of the first 2 steps were equal"):
+        train(load_config("grpo", hopeless), tmp_path / "run")
+    assert read_runs(tmp_path / "run").steps.step.tolist() == [0, 1, 2]
+
+
+def test_empty_completions_stop_the_run(tmp_path, monkeypatch):
+    def nothing(self, *args, **options):
+        ids, mask, cut = generate(self, *args, **options)
+        return ids, torch.zeros_like(mask), cut
+
+    from segcredit.policy.causal_lm import CausalPolicy
+
+    generate = CausalPolicy.generate
+    monkeypatch.setattr(CausalPolicy, "generate", nothing)
+    with pytest.raises(TrainingError, match="all 16 completions of step 1 are empty"):
+        train(load_config("grpo", SMALL), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    def spoilt(run, step):
+        experience = collect(run, step)
+        if step == 3:
+            experience.advantages.per_token.fill_(math.nan)
+        return experience
+
+    monkeypatch.setattr("segcredit.training.loop.collect", spoilt)
+    with pytest.raises(TrainingError, match=r"loss of step 3 is not finite.*step_000002\.pt"):
+        train(load_config("grpo", SMALL), tmp_path / "run")
+    assert read_runs(tmp_path / "run").steps.step.tolist() == [0, 1, 2]
+    monkeypatch.undo()
+    finished = train(load_config("grpo", SMALL), tmp_path / "run", resume=True)
+    assert status(finished)["status"] == "finished"
+
+
+def test_a_plugin_that_raises_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("segmenters.entropy.top_fraction", lambda *a: 1 / 0)
+    with pytest.raises(PluginError, match="segmenter 'entropy' raised ZeroDivisionError"):
+        train(load_config("sapo", SMALL), tmp_path / "run")
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    import errno
+    import os
+
+    config = load_config("grpo", SMALL)
+    written, fsync = 0, os.fsync
+
+    def full(descriptor):
+        nonlocal written
+        written += 1
+        if written > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RecordError, match=r"[Nn]o space|full"):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "whole")
+    resumed = train(config, tmp_path / "run", resume=True)
+    assert metrics(resumed).equals(metrics(tmp_path / "whole"))
+
+
+def test_a_pretrained_model_runs_through_the_same_loop(tmp_path):
+    policy = build(load_config("grpo", SMALL)).actor
+    policy.model.save_pretrained(tmp_path / "model")
+    policy.tokenizer.save_pretrained(tmp_path / "model")
+    model = f"policy={{name='hf', model='{tmp_path / 'model'}'}}"
+    small = [key for key in SMALL if not key.startswith("policy.")]
+    pretrained = train(load_config("sapo", [model, *small]), tmp_path / "hf")
+    embedded = train(load_config("sapo", SMALL), tmp_path / "tiny")
+    assert read_runs(pretrained).steps.accuracy[0] == read_runs(embedded).steps.accuracy[0]
+
+
+def test_process_rewards_are_added_to_the_segments(tmp_path, monkeypatch):
+    @dataclass(frozen=True, slots=True)
+    class Tenth(ProcessReward):
+        def reward(self, rollouts, segmentation):
+            return torch.full(segmentation.mask.shape, 0.1)
+
+    monkeypatch.setattr(registry.process_rewards, "_local", {"tenth": Tenth})
+    config = load_config("sapo", [*SMALL, "process_reward=tenth"])
+    segments = read_runs(train(config, tmp_path / "run")).segments
+    last = segments.groupby(["step", "prompt", "response"]).segment.transform("max")
+    np.testing.assert_allclose(segments.reward[segments.segment < last], 0.1, atol=1e-6)
+
+
+def test_the_ratio_may_have_a_segmentation_of_its_own(tmp_path):
+    own = [*SMALL, "loss.ratio=segment", "loss.ratio_segmenter=newline"]
+    by_line = read_runs(train(load_config("ppo", own), tmp_path / "line")).steps
+    by_token = read_runs(train(load_config("ppo", SMALL), tmp_path / "token")).steps
+    assert by_line.ratio_max[4] != by_token.ratio_max[4]
+    assert by_line.segments_per_response[1] == by_token.segments_per_response[1]

@@ -1,4 +1,4 @@
-"""What the values of every prefix cost: the naive way against ``segcredit.credit_audit.truth.measure``.
+"""What the values of every prefix cost: the naive way against ``truth.measure``.
 
     python benchmarks/audit.py --rounds 4 --naive 16 --continuations 0.5 1 2 4
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segcredit import errors as errors
+    from segcredit import objective as objective
     from segcredit import register as register
     from segcredit import registry as registry
     from segcredit.config import RunConfig as RunConfig
     from segcredit.config import load_config as load_config
     from segcredit.credit_audit import audit as audit
-    from segcredit.objective import policy_loss as objective
     from segcredit.objective.group_statistics import group_mean as group_mean
     from segcredit.objective.group_statistics import group_size as group_size
     from segcredit.objective.group_statistics import group_std as group_std

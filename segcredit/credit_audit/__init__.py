@@ -2,9 +2,9 @@
 
     segcredit audit audit.toml --output runs/audit
 
-What ``[audit]`` may say is in ``settings``; what is measured, in ``credits`` and ``gradients``;
-which figures there are, in ``figures``; the files, in ``store``; the order of the work, in
-``runner``. The figures themselves are functions of arrays: ``segcredit.credit_audit.metrics``.
+What ``[audit]`` may say is in ``settings``; what is measured, in ``credits`` and
+``policy_gradients``; which metrics there are, in ``metric_list``; the files, in ``store``; the
+order of the work, in ``runner``. The metrics themselves are functions of arrays: ``metrics``.
 """
 
 from segcredit.credit_audit.comparison import compare_credits as compare_credits

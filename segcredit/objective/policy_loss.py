@@ -1,9 +1,8 @@
 """The policy-gradient objective: ratio level, bound, token weights, aggregation, KL. All pure.
 
 The loss of a token is built in steps, each a choice of its own: over which tokens the importance
-ratio is averaged, to whom its gradient flows, how it is bounded (``segcredit.objective.ratio_clipping``), which
-tokens count (``segcredit.objective.loss_masks``), and how token losses become one number
-(``segcredit.objective.aggregation``).
+ratio is averaged, to whom its gradient flows, how it is bounded (``ratio_clipping``), which tokens
+count (``loss_masks``), and how token losses become one number (``aggregation``).
 
 Shapes: ``B`` completions, ``T`` completion tokens.
 """

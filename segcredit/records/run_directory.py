@@ -8,8 +8,8 @@
     images/             what prompts show, see segcredit.records.image_files
     checkpoints/        see segcredit.records.checkpoint
 
-Every file but ``metrics.jsonl`` appears atomically (segcredit.atomic_files). One process writes a run
-(segcredit.records.run_lock).
+Every file but ``metrics.jsonl`` appears atomically (segcredit.atomic_files). One process writes a
+run (segcredit.records.run_lock).
 """
 
 from __future__ import annotations

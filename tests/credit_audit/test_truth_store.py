@@ -238,7 +238,7 @@ def test_a_byte_that_the_disk_changed_is_never_read_as_if_it_were_whole(whole, t
 
 SCRIPT = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_truth_store import *
 registry.tasks._local["words"] = Words
 def watch(progress):
@@ -252,7 +252,9 @@ measured(Path({path!r}), watch=watch)
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_killed_measurement_goes_on_bit_for_bit(whole, tmp_path, after):
     path = tmp_path / "killed"
-    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), after=after, path=str(path))
+    script = SCRIPT.format(
+        tests=[str(p) for p in Path(__file__).parents[:2]], after=after, path=str(path)
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert json.loads((path / "truth.json").read_text())["finished"] is False

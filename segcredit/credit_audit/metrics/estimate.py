@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from segcredit.errors import StudyError
-from segcredit.study.statistics.intervals import require_interval
+from segcredit.records.tables import require_interval
 
 Floats = NDArray[np.float64]
 Combine = Callable[[Floats], Floats]

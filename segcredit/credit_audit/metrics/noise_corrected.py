@@ -1,7 +1,7 @@
 """Estimates beside the truth: correlation, slope, error, freed of the noise in the truth.
 
-Letters as in ``segcredit.credit_audit.metrics.arrays``; ``N`` places of a completion: its tokens, its
-segments, or the one completion itself.
+Letters as in ``segcredit.credit_audit.metrics.arrays``; ``N`` places of a completion: its tokens,
+its segments, or the one completion itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Where the value moves: on the boundaries of a definition, inside its segments, by kind of token.
 
-All squares are products of different halves. Letters as in ``segcredit.credit_audit.metrics.arrays``.
+All squares are products of different halves. Letters as in
+``segcredit.credit_audit.metrics.arrays``.
 """
 
 from __future__ import annotations

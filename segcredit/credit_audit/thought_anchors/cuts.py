@@ -26,7 +26,7 @@ def marked_sentences(traces: Sequence[AnchorTrace], cuts: Sequence[ArrayLike]) -
     before the cut ends in it, and the one after it starts in it.
 
     Args:
-        traces: see ``anchor_truth``.
+        traces: see ``trace_truth``.
         cuts: for each trace the character offsets (C,) at which segments begin, in any order.
 
     Returns:
@@ -70,7 +70,7 @@ def sentence_signals(
     the end of a sentence and white space for that sentence, white space alone for the next.
 
     Args:
-        traces: see ``anchor_truth``.
+        traces: see ``trace_truth``.
         token_spans: for each trace (L,2) the first character of each token and one after its last.
         signals: for each trace (L,), such as entropies.
 

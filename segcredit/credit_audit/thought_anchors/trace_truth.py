@@ -3,8 +3,8 @@
 The accuracy is known before each sentence. So a trace of ``N`` sentences has N states and N - 1
 changes, of which the last sentence has none: nobody measured the state after it.
 
-Letters: ``N`` sentences of a trace; as in ``segcredit.credit_audit.metrics.arrays``, with ``T`` = N - 1
-sentences in the place of tokens.
+Letters: ``N`` sentences of a trace; as in ``segcredit.credit_audit.metrics.arrays``, with ``T`` =
+N - 1 sentences in the place of tokens.
 """
 
 from __future__ import annotations

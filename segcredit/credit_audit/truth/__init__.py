@@ -1,7 +1,8 @@
 """The value of every state of a frozen policy's completions: what an audit holds credit against.
 
 How values are measured is in ``measure``; how they are stored, and go on after an interruption, in
-``store``; the toy policy's exact ones are in ``exact``, those that others published in ``anchors``.
+``store``; the toy policy's exact ones are in ``exact``, published ones in
+``segcredit.credit_audit.thought_anchors``.
 """
 
 from segcredit.credit_audit.thought_anchors.traces import AnchorTrace as AnchorTrace

@@ -33,7 +33,7 @@ class Lean(Sampler):
     Samples from the distribution that ``generate`` samples from, not the same tokens; greedy
     tokens are the same up to ties within rounding. Prompts that are alike are read once; rows
     that have ended leave the batch. A small float32 Llama or Qwen2 has steps of its own
-    (``segcredit.policy.samplers.llama_decoding``); any other model's forward is called with a cache.
+    (``llama_decoding``); any other model's forward is called with a cache.
 
     Measured on ``tiny``: two to three times as fast as ``generate`` at 16 and 64 rows, about
     twice at 1024 (``benchmarks/sampling.py``).

@@ -7,9 +7,9 @@
 Nothing is read before it is asked for. Every column is described in ``docs/tables.md``.
 """
 
-from segcredit.records.tables.argument_checks import require_known
+from segcredit.records.tables.argument_checks import require_interval, require_known
 from segcredit.records.tables.run_settings import flatten
 from segcredit.records.tables.runs import Runs, read_runs
 from segcredit.records.tables.schemas import STEP_COLUMNS
 
-__all__ = ["STEP_COLUMNS", "Runs", "flatten", "read_runs", "require_known"]
+__all__ = ["STEP_COLUMNS", "Runs", "flatten", "read_runs", "require_interval", "require_known"]

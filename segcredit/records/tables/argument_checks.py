@@ -1,4 +1,4 @@
-"""Names that a user gave, against those that exist."""
+"""Checks of what a user asks of tables: names that exist, an interval that there can be."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def require_known(what: str, names: Iterable[str], known: Iterable[str]) -> None
                 f"there is no {what} {name!r}{did_you_mean(name, existing)} There are:"
                 f" {', '.join(existing)}."
             )
+
+
+def require_interval(confidence: float, resamples: int = 1) -> None:
+    """Raises a StudyError for a confidence or a number of resamples that none can have."""
+    if not 0 < confidence < 1 or resamples < 1:
+        raise StudyError(
+            f"The confidence is {confidence} and the resamples are {resamples}; expected a"
+            " confidence between 0 and 1 (such as 0.95) and at least one resample."
+        )

@@ -23,7 +23,7 @@ def settled(
 ) -> T:
     """What ``read`` makes of some files, all of which were there from beginning to end.
 
-    Files appear whole (``segcredit.atomic_files``), so that only their disappearing has to be noticed:
+    Files appear whole (``atomic_files``), so that only their disappearing has to be noticed:
     a run that ends packs its step files into one and removes them, one that restarts cuts them.
 
     Args:

@@ -3,7 +3,8 @@
     segcredit grid grid.toml --workers 2
 
 What a grid file may say is in ``axes``; which cells it has, in ``cells``; the order of the work, in
-``runner``; who does it, in ``processes`` and ``ray_cluster``. From Python: ``segcredit.run_grid``.
+``runner``; who does it, in ``process_workers`` and ``ray_workers``. From Python:
+``segcredit.run_grid``.
 """
 
 from segcredit.study.grid.cells import Cell as Cell

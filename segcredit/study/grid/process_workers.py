@@ -1,9 +1,9 @@
 """Workers that are processes of this machine, one torch thread each.
 
-A worker is a Python of its own (``python -m segcredit.study.grid.worker_process``) that takes cells from
-its standard input and answers on its standard output. When this process ends, however it ends, the
-workers' inputs end and they stop at once; when a worker is killed, its output ends and the cell
-counts as lost. What a run itself prints goes to ``output.log`` in its directory.
+A worker is a Python of its own (``python -m segcredit.study.grid.worker_process``) that takes
+cells from its standard input and answers on its standard output. When this process ends, however
+it ends, the workers' inputs end and they stop at once; when a worker is killed, its output ends
+and the cell counts as lost. What a run itself prints goes to ``output.log`` in its directory.
 """
 
 from __future__ import annotations

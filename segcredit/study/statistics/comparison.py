@@ -15,10 +15,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs, require_known
+from segcredit.records.tables import Runs, require_interval, require_known
 from segcredit.study.statistics.groups import Group, differing, groups_of, note_of
 from segcredit.study.statistics.improvement import improvement
-from segcredit.study.statistics.intervals import require_interval
 from segcredit.study.statistics.paired import (
     holm,
     seeds_needed,

@@ -11,12 +11,11 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import require_known
+from segcredit.records.tables import require_interval, require_known
 from segcredit.study.statistics.intervals import (
     Floats,
     percentiles,
     present_values,
-    require_interval,
 )
 
 Pair = tuple[Floats, Floats]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from segcredit.errors import StudyError
+from segcredit.records.tables import require_interval
 
 Floats = NDArray[np.float64]
 
@@ -139,15 +139,6 @@ def present_values(values: ArrayLike) -> Floats:
     """One array of what was measured: without NaN."""
     array = np.asarray(values, dtype=np.float64).ravel()
     return array[~np.isnan(array)]
-
-
-def require_interval(confidence: float, resamples: int = 1) -> None:
-    """Raises a StudyError for a confidence or a number of resamples that none can have."""
-    if not 0 < confidence < 1 or resamples < 1:
-        raise StudyError(
-            f"The confidence is {confidence} and the resamples are {resamples}; expected a"
-            " confidence between 0 and 1 (such as 0.95) and at least one resample."
-        )
 
 
 def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.bool_]]]:

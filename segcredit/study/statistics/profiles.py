@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs, require_known
+from segcredit.records.tables import Runs, require_interval, require_known
 from segcredit.study.statistics.groups import Group, groups_of, note_of
-from segcredit.study.statistics.intervals import Floats, require_interval
+from segcredit.study.statistics.intervals import Floats
 from segcredit.study.statistics.run_values import Measure, run_values
 from segcredit.study.statistics.stratified import stratified_bootstrap
 

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from segcredit.records.tables import require_known
+from segcredit.records.tables import require_interval, require_known
 from segcredit.study.statistics.intervals import (
     Floats,
     percentiles,
     present_values,
-    require_interval,
 )
 
 Statistic = Literal["mean", "iqm", "median"]

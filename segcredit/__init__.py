@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from segcredit import objective as objective
     from segcredit import register as register
     from segcredit import registry as registry
+    from segcredit import rng as rng
     from segcredit.config import RunConfig as RunConfig
     from segcredit.config import load_config as load_config
     from segcredit.credit_audit import audit as audit
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from segcredit.segmentation import top_fraction as top_fraction
     from segcredit.study.grid import run_grid as run_grid
     from segcredit.training.loop import train as train
+    from segcredit.training.rollouts.simulator import PolicySimulator as PolicySimulator
     from segcredit.types import Advantages as Advantages
     from segcredit.types import Continuations as Continuations
     from segcredit.types import RolloutBatch as RolloutBatch
@@ -71,6 +73,7 @@ _HOMES = {
     ),
     "segcredit.objective.group_statistics": ("group_mean", "group_size", "group_std"),
     "segcredit.training.loop": ("train",),
+    "segcredit.training.rollouts.simulator": ("PolicySimulator",),
     "segcredit.protocols": (
         "AdvantageScheme",
         "Policy",
@@ -98,7 +101,7 @@ _HOMES = {
         "TokenScores",
     ),
 }
-_MODULES = ("errors", "objective", "register", "registry", "testing")
+_MODULES = ("errors", "objective", "register", "registry", "rng", "testing")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted([*_HOME_OF, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,7 +9,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import config, install_import_hook
 
 # The modules through which tensors flow; beartype knows not every hint of the other libraries.
-TENSORS = ["types", "segmentation", "credit", "objective", "protocols", "simulator", "policy"]
+TENSORS = [
+    "types",
+    "segmentation",
+    "objective",
+    "protocols",
+    "training.rollouts.simulator",
+    "policy",
+]
 install_import_hook(
     [*(f"segcredit.{name}" for name in TENSORS), "segmenters", "estimators"], "beartype.beartype"
 )

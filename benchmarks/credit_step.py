@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from segcredit import registry
-from segcredit.objective.policy_loss import surrogate_loss
+from segcredit.objective import Aggregation, Clip, Importance, SegmentRatio, surrogate_loss
 from segcredit.objective.returns import advantages, segment_values, token_rewards
 from segcredit.segmentation import Segmentation, top_fraction
 from segcredit.types import Advantages, RolloutBatch
@@ -84,11 +84,8 @@ def surrogate(
         advantages,
         rollouts.action_mask,
         segmentation,
-        ratio="segment",
-        clip_low=0.2,
-        clip_high=0.28,
-        dual_clip=3.0,
-        aggregate="token_mean",
+        surrogate=Importance(SegmentRatio(), Clip(0.2, 0.28, dual=3.0)),
+        aggregation=Aggregation("token_mean"),
     )
     loss.backward()
 

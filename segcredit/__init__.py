@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from segcredit.records.tables import read_runs as read_runs
     from segcredit.segmentation import Anchor as Anchor
     from segcredit.segmentation import Segmentation as Segmentation
+    from segcredit.segmentation import top_batch_fraction as top_batch_fraction
     from segcredit.segmentation import top_fraction as top_fraction
     from segcredit.study.grid import run_grid as run_grid
     from segcredit.training.loop import train as train
@@ -89,7 +90,7 @@ _HOMES = {
         "ValueEstimator",
         "Verdict",
     ),
-    "segcredit.segmentation": ("Anchor", "Segmentation", "top_fraction"),
+    "segcredit.segmentation": ("Anchor", "Segmentation", "top_batch_fraction", "top_fraction"),
     "segcredit.credit_audit": ("audit",),
     "segcredit.study.grid": ("run_grid",),
     "segcredit.records.tables": ("read_runs",),

@@ -28,15 +28,19 @@ from pydantic import (
 
 from segcredit import registry
 from segcredit.errors import ConfigError, ShapeError, did_you_mean
-from segcredit.objective.aggregation import Aggregate
-from segcredit.objective.policy_loss import (
-    KL,
-    Bound,
-    ClipBounds,
+from segcredit.objective.aggregation import Aggregate, Aggregation
+from segcredit.objective.importance_ratio import (
+    Importance,
     Ratio,
     RatioGradient,
-    require_bounds,
+    Reinforce,
+    SegmentRatio,
+    SequenceRatio,
+    Surrogate,
+    TokenRatio,
 )
+from segcredit.objective.policy_loss import KL
+from segcredit.objective.ratio_clipping import Bound, Clip, LogClip, SoftGate, TruncatedIS
 
 
 def _as_table(value: object) -> object:
@@ -104,12 +108,12 @@ class RolloutsConfig(_Section):
 class LossConfig(_Section):
     """The policy's objective, see ``segcredit.objective.policy_loss.surrogate_loss``."""
 
-    ratio: Ratio
+    ratio: Literal["none", "token", "segment", "sequence"]
     ratio_gradient: RatioGradient
-    bound: Bound
+    bound: Literal["clip", "log_clip", "capped_weight", "soft_gate"]
     clip_low: float = Field(ge=0)
     clip_high: float = Field(ge=0)
-    clip_bounds: ClipBounds
+    clip_bounds: Literal["around_one", "absolute"]
     dual_clip: float | None = Field(default=None, gt=1)
     gate_positive: float = Field(gt=0)
     gate_negative: float = Field(gt=0)
@@ -139,29 +143,54 @@ class LossConfig(_Section):
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> LossConfig:
-        try:
-            require_bounds(
-                self.bound, self.clip_low, self.clip_high, self.clip_bounds, self.dual_clip
+        if self.clip_bounds == "absolute" and self.bound == "log_clip":
+            raise ValueError(
+                "clip_bounds is 'absolute' with bound 'log_clip'; log_clip takes distances from 0"
+                " nats: leave clip_bounds at 'around_one'"
             )
+        if self.dual_clip is not None and self.bound != "clip":
+            raise ValueError(
+                f"dual_clip is {self.dual_clip} with bound {self.bound!r}; expected it with bound"
+                " 'clip', or None"
+            )
+        try:
+            self.surrogate()
         except ShapeError as error:
             raise ValueError(str(error)) from error
         return self
 
-    def surrogate(self) -> dict[str, Any]:
-        """The options of ``segcredit.objective.policy_loss.surrogate_loss``."""
-        names = (
-            "ratio",
-            "ratio_gradient",
-            "bound",
-            "clip_low",
-            "clip_high",
-            "clip_bounds",
-            "dual_clip",
-            "gate_positive",
-            "gate_negative",
-            "aggregate",
-        )
-        return {name: getattr(self, name) for name in names}
+    def surrogate(self) -> Surrogate:
+        """Returns the ratio and the bound as ``segcredit.objective.surrogate_loss`` takes them."""
+        if self.ratio == "none":
+            return Reinforce()
+        return Importance(self._ratio(), self._bound())
+
+    def aggregation(self, longest: int) -> Aggregation:
+        """Returns the aggregation; ``longest`` is the length, in tokens, where none is given."""
+        plain = Aggregation(self.aggregate)
+        return plain.for_length(self.norm_length or longest)
+
+    def _ratio(self) -> Ratio:
+        if self.ratio == "segment":
+            return SegmentRatio(self.ratio_gradient)
+        return SequenceRatio(self.ratio_gradient) if self.ratio == "sequence" else TokenRatio()
+
+    def _bound(self) -> Bound:
+        low, high, absolute = self.clip_low, self.clip_high, self.clip_bounds == "absolute"
+        if self.bound == "log_clip":
+            return LogClip(low, high)
+        if self.bound == "capped_weight":
+            # A ratio is never negative: a distance above 1 is no lower bound at all.
+            return TruncatedIS(*((low, high) if absolute else (max(1 - low, 0.0), 1 + high)))
+        if self.bound == "soft_gate":
+            return SoftGate(self.gate_positive, self.gate_negative)
+        if absolute and not low <= 1 <= high:
+            raise ShapeError(
+                f"clip_bounds is 'absolute' with bound 'clip' and the interval [{low}, {high}];"
+                " expected one around 1, such as [0.8, 1.2]."
+            )
+        low, high = (1 - low, high - 1) if absolute else (low, high)
+        return Clip(low, high, self.dual_clip)
 
 
 class ValueConfig(_Section):

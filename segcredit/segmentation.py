@@ -283,6 +283,49 @@ def top_fraction(
     return above_BT | (equal_BT & (equal_BT.cumsum(1) <= room_B1))
 
 
+def top_batch_fraction(
+    x: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    fraction: float,
+    *,
+    among: Float[Tensor, "N"] | None = None,
+) -> Bool[Tensor, "B T"]:
+    """Marks the values that reach the (1 − fraction)-quantile of the whole batch's tokens.
+
+    Args:
+        x: (B,T) what to rank; masked tokens are not read.
+        mask: (B,T) tokens that take part.
+        fraction: in (0,1].
+        among: (N,) values of the whole batch's tokens, inf in other places, where these rows are
+            a part of it; None = these rows are the batch.
+
+    Returns:
+        (B,T) True where x is at least the quantile, linear between neighbours; ties with it are
+        all in. At least one token is marked where any takes part.
+
+    Raises:
+        ShapeError: the fraction is not in (0,1].
+
+    Source:
+        Wang et al. 2025, arXiv 2506.01939. The quantile is NumPy's and TRL's
+        (``torch.quantile``), with its rank as the exact product gives it.
+    """
+    if not 0 < fraction <= 1:
+        raise ShapeError(
+            f"fraction is {fraction}; expected a share above 0 and at most 1, such as 0.2."
+        )
+    if not x.numel():
+        return mask
+    every_N = x.masked_fill(~mask, torch.inf).flatten() if among is None else among
+    sorted_N = every_N.double().sort().values
+    # Rounding to nine digits: 10 (1 − 0.7) is 3.0000000000000004 in binary, above the fourth.
+    last = (sorted_N.isfinite().sum() - 1).clamp(min=0).double()
+    place = last.mul(1 - fraction).mul(1e9).round() / 1e9
+    below = sorted_N.gather(0, place.floor().long()[None])
+    above = sorted_N.gather(0, place.ceil().long()[None])
+    return mask & (x >= torch.lerp(below, above, place - place.floor()))
+
+
 def _largest(x_BT: Tensor, ranks_B: Tensor, most: int) -> Tensor:
     """(B,1) the value of each row's given rank, 1 for the largest; no rank is above ``most``."""
     if x_BT.device.type == "cpu":

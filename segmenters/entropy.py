@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segcredit import RolloutBatch, Segmentation, Segmenter, top_fraction
+from segcredit import RolloutBatch, Segmentation, Segmenter, top_batch_fraction, top_fraction
 
 _RULES = ("top_fraction", "batch_fraction", "threshold", "peaks")
 _FORKS = ("ends", "starts", "isolate")
@@ -104,23 +104,11 @@ class Entropy(Segmenter):
         if self.rule == "top_fraction":
             return top_fraction(entropies_BT, mask_BT, self.top_fraction)
         if self.rule == "batch_fraction":
-            return _batch_fraction(entropies_BT, mask_BT, self.top_fraction)
+            return top_batch_fraction(entropies_BT, mask_BT, self.top_fraction)
         high_BT = mask_BT & (entropies_BT > self.threshold)
         if self.rule == "threshold":
             return high_BT
         return high_BT & _peaks(entropies_BT, mask_BT, self.window, self.prominence)
-
-
-def _batch_fraction(entropies_BT: Tensor, mask_BT: Tensor, fraction: float) -> Tensor:
-    """(B,T) whether x is at least the (1 − fraction)-quantile of all unmasked x."""
-    if not entropies_BT.numel():
-        return mask_BT
-    sorted_N = entropies_BT.double().masked_fill(~mask_BT, torch.inf).flatten().sort().values
-    # Rounding to nine digits: 10 (1 − 0.7) is 3.0000000000000004 in binary, above the fourth.
-    place = (mask_BT.sum() - 1).clamp(min=0).double().mul(1 - fraction).mul(1e9).round() / 1e9
-    below = sorted_N.gather(0, place.floor().long()[None])
-    above = sorted_N.gather(0, place.ceil().long()[None])
-    return mask_BT & (entropies_BT >= torch.lerp(below, above, place - place.floor()))
 
 
 def _peaks(x_BT: Tensor, mask_BT: Tensor, window: int, prominence: float) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flat_loss import surrogate_loss
 from segcredit import (
     AdvantageScheme,
     RolloutBatch,
@@ -29,7 +30,6 @@ from segcredit import (
     ValueEstimator,
 )
 from segcredit.objective.loss_masks import shared_token_weights
-from segcredit.objective.policy_loss import surrogate_loss
 from segcredit.objective.returns import advantages, segment_values
 from segcredit.testing import ToyPolicy, ToySimulator
 

@@ -34,8 +34,8 @@ from exact import (
 )
 from exact_claims import CUTS, EXACT, FIXED, NEWLINE, WHOLE, Cut, estimator, scheme
 from exact_tables import full_return, half_lambda, one_step, ratio_error, tables
+from flat_loss import surrogate_loss
 from segcredit import AdvantageScheme, ValueEstimator
-from segcredit.objective.policy_loss import surrogate_loss
 from segcredit.objective.returns import advantages, segment_values
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "exactness.py"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flat_loss import surrogate_loss
 from golden_cases import (
     EXACT,
     FLOAT32_FACTOR,
@@ -28,7 +29,6 @@ from golden_cases import (
 from segcredit import Segmentation, SegmentValues, group_std
 from segcredit.errors import RegistryError
 from segcredit.objective.loss_masks import low_probability
-from segcredit.objective.policy_loss import surrogate_loss
 
 TD = {"name": "td"}
 VINE_PPO = {"name": "monte_carlo", "continuations": 1, "share": False}

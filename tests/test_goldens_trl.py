@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flat_loss import surrogate_loss
 from golden_cases import (
     EXACT,
     FLOAT32_FACTOR,
@@ -22,7 +23,7 @@ from golden_cases import (
 from segcredit import Segmentation, group_std
 from segcredit.objective.aggregation import aggregate_loss
 from segcredit.objective.loss_masks import high_entropy
-from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
+from segcredit.objective.policy_loss import kl_divergence
 
 SCALE_EPS = 1e-4
 GATES = {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}

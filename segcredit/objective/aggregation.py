@@ -6,7 +6,8 @@ Shapes: ``B`` completions, ``N`` tokens or segments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,45 @@ Aggregate = Literal[
 ]
 
 
+_NORM_MODES = ("sequence_mean_token_norm", "sequence_sum_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """A mode of ``aggregate_loss``, with the constant length of the two that divide by one.
+
+    Args:
+        mode: of ``aggregate_loss``.
+        norm_length: tokens, above 0; for the ``norm`` modes alone. None = the padded length there.
+
+    Raises:
+        ShapeError: the mode does not exist, or ``norm_length`` is not one that it can use.
+    """
+
+    mode: Aggregate
+    norm_length: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Aggregate):
+            raise ShapeError(
+                f"aggregation {self.mode!r} does not exist; expected one of"
+                f" {', '.join(get_args(Aggregate))}."
+            )
+        if self.norm_length is None:
+            return
+        if self.mode not in _NORM_MODES or not self.norm_length > 0:
+            raise ShapeError(
+                f"norm_length is {self.norm_length} with aggregation {self.mode!r}; expected a"
+                f" length above 0, with {' or '.join(_NORM_MODES)} alone, or None."
+            )
+
+    def for_length(self, longest: float) -> Aggregation:
+        """Returns the same with ``longest`` tokens as its length, where it lacks one it uses."""
+        if self.mode in _NORM_MODES and self.norm_length is None:
+            return replace(self, norm_length=longest)
+        return self
+
+
 def aggregate_loss(
     loss: Float[Tensor, "B N"],
     weights: Float[Tensor, "B N"],
@@ -32,7 +72,7 @@ def aggregate_loss(
     norm_length: float | None = None,
     denominator: float | Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """One number from the losses of tokens, or of segments.
+    """Computes one number from the losses of tokens, or of segments.
 
     ==========================  ==============================================  ===============
     ``aggregate``               numerator                                       own denominator
@@ -98,7 +138,7 @@ def loss_count(
     *,
     sum_up: Callable[[Tensor], Tensor] = _as_it_is,
 ) -> Float[Tensor, ""]:
-    """What ``aggregate_loss`` takes as ``denominator`` for a whole minibatch.
+    """Computes what ``aggregate_loss`` takes as ``denominator`` for a whole minibatch.
 
     Args:
         weights: (B,N) of the minibatch: its ``count_weights`` where those are given.

@@ -1,10 +1,13 @@
-"""How an importance ratio is kept from moving the policy too far: one pure function a bound.
+"""Bounds of the policy loss: how an importance ratio is kept from moving the policy too far. Pure.
 
-Each takes ratios or log-ratios and advantages, one a token, and returns losses, one a token,
-with where it took a token's gradient away. Shapes: ``B`` completions, ``T`` completion tokens.
+A bound is a frozen object, called with (B,T) tensors of ratios, token log-ratios, advantages and
+log-probs; a new one is a subclass of ``Bound``. Shapes: ``B`` completions, ``T`` tokens.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,79 +16,166 @@ from torch import Tensor
 from segcredit.errors import ShapeError
 
 
-def clip(
-    ratio: Float[Tensor, "B T"],
-    advantages: Float[Tensor, "B T"],
-    low: float,
-    high: float,
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """PPO's pessimistic loss: the larger of −A ρ and −A times ρ held within [low, high].
+@dataclass(frozen=True, slots=True, eq=False)
+class Bounded:
+    """A token's loss under a bound, and where the bound took effect."""
+
+    loss: Float[Tensor, "B T"]
+    clipped: Bool[Tensor, "B T"] | None = None
+    """Tokens whose gradient was removed, or whose weight was capped; None = none can be."""
+    dual_clipped: Bool[Tensor, "B T"] | None = None
+    """Tokens whose loss was cut off at a ceiling; None = none can be."""
+
+
+class Bound(ABC):
+    """A way to bound the surrogate −A ρ."""
+
+    def before_mean(
+        self, log_ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
+        """Returns the token log-ratios, in nats, that the ratio is the mean of; unchanged here."""
+        del advantages
+        return log_ratio
+
+    @abstractmethod
+    def __call__(
+        self,
+        ratio: Float[Tensor, "B T"],
+        log_ratio: Float[Tensor, "B T"],
+        advantages: Float[Tensor, "B T"],
+        logprobs: Float[Tensor, "B T"],
+    ) -> Bounded:
+        """Computes the loss of each token.
+
+        Args:
+            ratio: (B,T) ρ, at its level, of the log-ratios that ``before_mean`` returned.
+            log_ratio: (B,T) nats, each token's own, as it was before ``before_mean``.
+            advantages: (B,T).
+            logprobs: (B,T) nats, of the policy being trained.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Clip(Bound):
+    """PPO's pessimistic loss: the larger of −A ρ and −A times ρ held within [1 − low, 1 + high].
+
+    Args:
+        low: distance of the lower bound below 1, at least 0.
+        high: distance of the upper bound above 1, at least 0.
+        dual: ceiling > 1 on the loss of negative advantages, min(loss, −A dual), for actions
+            likely by now but bad; None = none.
+
+    Raises:
+        ShapeError: a distance is negative, or ``dual`` is not above 1.
 
     Source:
-        PPO, Schulman et al. 2017, arXiv 1707.06347, eq. 7.
+        PPO, Schulman et al. 2017, arXiv 1707.06347, eq. 7. Dual clip: Ye et al. 2019,
+        arXiv 1912.09729, eq. 5.
     """
-    free_BT = -advantages * ratio
-    held_BT = -advantages * ratio.clamp(low, high)
-    return torch.maximum(free_BT, held_BT), held_BT > free_BT
+
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_distances("clip", self.low, self.high, "1")
+        if self.dual is not None and not self.dual > 1:
+            raise ShapeError(f"dual is {self.dual}; expected more than 1, such as 3.0, or None.")
+
+    def __call__(
+        self, ratio: Tensor, log_ratio: Tensor, advantages: Tensor, logprobs: Tensor
+    ) -> Bounded:
+        """Computes max(−A ρ, −A clip(ρ)), and at most −A dual where A < 0."""
+        free_BT = -advantages * ratio
+        held_BT = -advantages * ratio.clamp(1 - self.low, 1 + self.high)
+        loss_BT = torch.maximum(free_BT, held_BT)
+        if self.dual is None:
+            return Bounded(loss_BT, held_BT > free_BT)
+        most_BT = -advantages * self.dual
+        dual_BT = (advantages < 0) & (most_BT < loss_BT)
+        return Bounded(torch.where(dual_BT, most_BT, loss_BT), held_BT > free_BT, dual_BT)
 
 
-def dual_clip(
-    loss: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], ceiling: float
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """A second bound where A < 0, min(loss, −A ceiling), for actions likely by now but bad.
+@dataclass(frozen=True, slots=True)
+class LogClip(Bound):
+    """Token log-ratios clipped before any mean: sgn(A) min(sgn(A) x, sgn(A) clip(x, −low, high)).
+
+    Args:
+        low: nats below 0, at least 0.
+        high: nats above 0, at least 0.
+
+    Raises:
+        ShapeError: a distance is negative.
 
     Source:
-        Ye et al. 2019, arXiv 1912.09729, eq. 5.
+        GMPO, Zhao et al. 2025, arXiv 2507.20673; 0.4 there.
     """
-    most_BT = -advantages * ceiling
-    held_BT = (advantages < 0) & (most_BT < loss)
-    return torch.where(held_BT, most_BT, loss), held_BT
+
+    low: float = 0.4
+    high: float = 0.4
+
+    def __post_init__(self) -> None:
+        _require_distances("log_clip", self.low, self.high, "0 nats")
+
+    def before_mean(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
+        """Returns the clipped log-ratios."""
+        sign_BT = advantages.sign()
+        held_BT = log_ratio.clamp(-self.low, self.high)
+        return sign_BT * torch.minimum(sign_BT * log_ratio, sign_BT * held_BT)
+
+    def __call__(
+        self, ratio: Tensor, log_ratio: Tensor, advantages: Tensor, logprobs: Tensor
+    ) -> Bounded:
+        """Computes −A ρ."""
+        sign_BT = advantages.sign()
+        held_BT = log_ratio.clamp(-self.low, self.high)
+        return Bounded(-advantages * ratio, sign_BT * held_BT < sign_BT * log_ratio)
 
 
-def log_clip(
-    log_ratio: Float[Tensor, "B T"],
-    advantages: Float[Tensor, "B T"],
-    low: float,
-    high: float,
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Token log-ratios before any mean: sgn(A) min(sgn(A) x, sgn(A) clip(x, −low, high)).
+@dataclass(frozen=True, slots=True)
+class TruncatedIS(Bound):
+    """Truncated importance sampling, −sg[clip(ρ, low, high)] A log π: every token has a gradient.
+
+    Args:
+        low: smallest weight, at least 0.
+        high: largest weight, above ``low``.
+
+    Raises:
+        ShapeError: the two are no interval of weights.
 
     Source:
-        GMPO, Zhao et al. 2025, arXiv 2507.20673.
+        CISPO, MiniMax 2025, arXiv 2506.13585. Bounds of the ratio itself, as in TRL and ScaleRL;
+        verl and NeMo give distances from 1.
     """
-    sign_BT = advantages.sign()
-    held_BT = log_ratio.clamp(-low, high)
-    bounded_BT = sign_BT * torch.minimum(sign_BT * log_ratio, sign_BT * held_BT)
-    return bounded_BT, sign_BT * held_BT < sign_BT * log_ratio
+
+    low: float = 0.0
+    high: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high:
+            raise ShapeError(
+                f"weights are truncated to the interval [{self.low}, {self.high}]; expected low at"
+                " least 0 and below high, such as [0, 5]. They are bounds of the ratio itself, not"
+                " distances from 1."
+            )
+
+    def __call__(
+        self, ratio: Tensor, log_ratio: Tensor, advantages: Tensor, logprobs: Tensor
+    ) -> Bounded:
+        """Computes the weighted log-likelihood loss."""
+        weight_BT = ratio.detach().clamp(self.low, self.high)
+        return Bounded(-weight_BT * advantages * logprobs, weight_BT != ratio.detach())
 
 
-def capped_weight(
-    ratio: Float[Tensor, "B T"],
-    advantages: Float[Tensor, "B T"],
-    logprobs: Float[Tensor, "B T"],
-    low: float,
-    high: float,
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """The ratio as a weight, −sg[clip(ρ, low, high)] A log π: every token keeps its gradient.
-
-    The second result is where the weight was capped.
-
-    Source:
-        CISPO, MiniMax 2025, arXiv 2506.13585.
-    """
-    weight_BT = ratio.detach().clamp(low, high)
-    return -weight_BT * advantages * logprobs, weight_BT != ratio.detach()
-
-
-def soft_gate(
-    ratio: Float[Tensor, "B T"],
-    advantages: Float[Tensor, "B T"],
-    positive: float,
-    negative: float,
-) -> Float[Tensor, "B T"]:
+@dataclass(frozen=True, slots=True)
+class SoftGate(Bound):
     """A gradient that fades with the distance of ρ from 1, −A σ(τ (ρ − 1)) 4/τ, and never stops.
 
-    τ is ``positive`` where A > 0 and ``negative`` elsewhere; at ρ = 1 the gradient is −A.
+    At ρ = 1 the gradient is −A.
+
+    Args:
+        positive: τ > 0 where A > 0.
+        negative: τ > 0 elsewhere.
 
     Raises:
         ShapeError: a τ is not above 0.
@@ -93,13 +183,31 @@ def soft_gate(
     Source:
         Soft Adaptive Policy Optimization, Gao et al. 2025, arXiv 2511.20347.
     """
-    if not min(positive, negative) > 0:
-        raise ShapeError(
-            f"gate_positive is {positive} and gate_negative is {negative}; expected both above 0,"
-            " such as 1.0 and 1.05: the loss is divided by them."
+
+    positive: float = 1.0
+    negative: float = 1.05
+
+    def __post_init__(self) -> None:
+        if not (self.positive > 0 and self.negative > 0):
+            raise ShapeError(
+                f"the gate's temperatures are {self.positive} and {self.negative}; expected both"
+                " above 0, such as 1.0 and 1.05: the loss is divided by them."
+            )
+
+    def __call__(
+        self, ratio: Tensor, log_ratio: Tensor, advantages: Tensor, logprobs: Tensor
+    ) -> Bounded:
+        """Computes the gated loss."""
+        # Of the ratio's own type from the start: 1.05 in float32 is another number in float64.
+        steepness_BT = torch.where(
+            advantages > 0, ratio.new_tensor(self.positive), ratio.new_tensor(self.negative)
         )
-    # Of the ratio's own type from the start: 1.05 in float32 is another number in float64.
-    steepness_BT = torch.where(
-        advantages > 0, ratio.new_tensor(positive), ratio.new_tensor(negative)
-    )
-    return -advantages * torch.sigmoid(steepness_BT * (ratio - 1)) * 4 / steepness_BT
+        return Bounded(-advantages * torch.sigmoid(steepness_BT * (ratio - 1)) * 4 / steepness_BT)
+
+
+def _require_distances(bound: str, low: float, high: float, centre: str) -> None:
+    if not (low >= 0 and high >= 0):
+        raise ShapeError(
+            f"{bound}: low is {low} and high is {high}; expected distances from {centre}, both at"
+            " least 0, such as 0.2."
+        )

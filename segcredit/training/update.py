@@ -218,7 +218,7 @@ def _policy_loss(
 ) -> Tensor:
     """Surrogate, KL and imitation loss of a micro-batch, over the minibatch's denominators."""
     config, rollouts = run.config.loss, experience.rollouts.select(rows)
-    norm_length = float(config.norm_length or run.config.rollouts.max_new_tokens)
+    aggregation = config.aggregation(run.config.rollouts.max_new_tokens)
     weights_BT = experience.token_weights[rows]
     total, figures = surrogate_loss(
         scores.logprobs,
@@ -226,11 +226,11 @@ def _policy_loss(
         experience.advantages.per_token[rows],
         rollouts.action_mask,
         experience.ratio_segmentation.select(rows),
+        surrogate=config.surrogate(),
+        aggregation=aggregation,
         token_weights=weights_BT,
         count_weights=experience.count_weights[rows],
-        norm_length=norm_length,
         denominator=counts.tokens,
-        **config.surrogate(),
     )
     tokens = weights_BT.sum()
     if config.kl_loss > 0 and rollouts.reference_logprobs is not None:
@@ -243,9 +243,9 @@ def _policy_loss(
         kl = aggregate_loss(
             kl_BT,
             weights_BT,
-            config.aggregate,
+            aggregation.mode,
             count_weights=experience.count_weights[rows],
-            norm_length=norm_length,
+            norm_length=aggregation.norm_length,
             denominator=counts.tokens,
         )
         meter.add("reference_kl", (kl_BT * weights_BT).sum() / tokens.clamp(min=1), tokens)

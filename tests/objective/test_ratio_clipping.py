@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -12,10 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flat_loss import surrogate_loss
+from segcredit import objective
 from segcredit.errors import ShapeError
-from segcredit.objective import ratio_clipping
+from segcredit.objective import (
+    Aggregation,
+    Bound,
+    Bounded,
+    Clip,
+    LogClip,
+    SegmentRatio,
+    SequenceRatio,
+    SoftGate,
+    TruncatedIS,
+)
 from segcredit.objective.aggregation import aggregate_loss, loss_count
-from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
+from segcredit.objective.policy_loss import kl_divergence
 from segcredit.segmentation import Segmentation
 from strategies import cuts, normal
 
@@ -75,23 +88,23 @@ def agree(found: Tensor, at: Tensor, want: Sequence[Slope]) -> None:
 
 def test_clip_and_its_second_bound() -> None:
     rho, credit = column(GRID, 0).requires_grad_(), column(GRID, 1)
-    found, held = ratio_clipping.clip(rho, credit, 0.8, 1.3)
+    once = Clip(0.2, 0.3)(rho, rho.log(), credit, credit)
     want = [clip(rate, a, 0.8, 1.3) for rate, a in GRID]
-    agree(found, rho, want)
-    assert held[0].tolist() == [
+    agree(once.loss, rho, want)
+    assert once.clipped[0].tolist() == [
         (a > 0 and rate > 1.3) or (a < 0 and rate < 0.8) for rate, a in GRID
     ]
-    found, dual = ratio_clipping.dual_clip(
-        ratio_clipping.clip(rho, credit, 0.8, 1.3)[0], credit, 3.0
-    )
-    agree(found, rho, [dual_clip(w, a, 3.0) for w, (_, a) in zip(want, GRID, strict=True)])
-    assert dual[0].tolist() == [a < 0 and rate > 3 for rate, a in GRID]
+    twice = Clip(0.2, 0.3, dual=3.0)(rho, rho.log(), credit, credit)
+    agree(twice.loss, rho, [dual_clip(w, a, 3.0) for w, (_, a) in zip(want, GRID, strict=True)])
+    assert twice.dual_clipped[0].tolist() == [a < 0 and rate > 3 for rate, a in GRID]
 
 
 def test_log_clip() -> None:
     pairs = [(math.log(rate), a) for rate, a in GRID]
     x, credit = column(pairs, 0).requires_grad_(), column(pairs, 1)
-    found, held = ratio_clipping.log_clip(x, credit, 0.4, 0.6)
+    bound = LogClip(0.4, 0.6)
+    found = bound.before_mean(x, credit)
+    held = bound(found.exp(), x, credit, x).clipped
     agree(found, x, [log_clip(*pair, 0.4, 0.6) for pair in pairs])
     assert held[0].tolist() == [(a > 0 and x > 0.6) or (a < 0 and x < -0.4) for x, a in pairs]
 
@@ -99,7 +112,8 @@ def test_log_clip() -> None:
 def test_capped_weight() -> None:
     rho, credit = column(GRID, 0).requires_grad_(), column(GRID, 1)
     new = normal((1, len(GRID)), 3).requires_grad_()
-    found, capped = ratio_clipping.capped_weight(rho, credit, new, 0.5, 3.0)
+    bounded = TruncatedIS(0.5, 3.0)(rho, rho.log(), credit, new)
+    found, capped = bounded.loss, bounded.clipped
     weights = [min(max(rate, 0.5), 3.0) for rate, _ in GRID]
     slopes = [-weight * a for weight, (_, a) in zip(weights, GRID, strict=True)]
     values = [s * float(x) for s, x in zip(slopes, new[0].detach(), strict=True)]
@@ -111,7 +125,7 @@ def test_capped_weight() -> None:
 def test_soft_gate() -> None:
     rho, credit = column(GRID, 0).requires_grad_(), column(GRID, 1)
     agree(
-        ratio_clipping.soft_gate(rho, credit, 1.0, 1.05),
+        SoftGate(1.0, 1.05)(rho, rho.log(), credit, credit).loss,
         rho,
         [soft_gate(*p, 1.0, 1.05) for p in GRID],
     )
@@ -545,26 +559,53 @@ def test_an_unclamped_k3_has_no_limit() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("wrong", "sentence"),
     [
-        ({"bound": "hinge"}, "bound 'hinge' does not exist; expected clip, log_clip"),
-        ({"ratio": "word"}, "ratio 'word' does not exist; expected none, token"),
-        ({"ratio_gradient": "half"}, "ratio_gradient 'half' does not exist; expected full"),
-        ({"aggregate": "median"}, "aggregate 'median' does not exist; expected token_mean"),
-        ({"clip_bounds": "log"}, "clip_bounds 'log' does not exist; expected around_one"),
-        ({"clip_high": -0.1}, "clip_high is -0.1; expected distances"),
-        ({"clip_bounds": "absolute", "clip_low": 5.0}, r"the interval \[5.0, 0.2\]; expected"),
-        ({"clip_bounds": "absolute", "bound": "log_clip"}, "'absolute' with bound 'log_clip'"),
-        ({"dual_clip": 1.0}, "dual_clip is 1.0 with bound 'clip'; expected more than 1"),
-        ({"dual_clip": 3.0, "bound": "soft_gate"}, "dual_clip is 3.0 with bound 'soft_gate'"),
+        (lambda: Clip(0.2, -0.1), "high is -0.1; expected distances from 1"),
+        (lambda: Clip(math.nan, 0.2), "low is nan"),
+        (lambda: LogClip(-0.4, 0.4), "low is -0.4 and high is 0.4; expected distances from 0"),
+        (lambda: Clip(dual=1.0), "dual is 1.0; expected more than 1"),
+        (lambda: TruncatedIS(5.0, 0.2), r"the interval \[5.0, 0.2\]; expected"),
+        (lambda: TruncatedIS(-1.0, 5.0), r"the interval \[-1.0, 5.0\]; expected"),
+        (lambda: SegmentRatio("half"), "gradient 'half' does not exist; expected full"),
+        (lambda: SequenceRatio("half"), "gradient 'half' does not exist; expected full"),
+        (lambda: Aggregation("median"), "aggregation 'median' does not exist; expected one of"),
+        (
+            lambda: Aggregation("token_mean", 5.0),
+            "norm_length is 5.0 with aggregation 'token_mean'",
+        ),
+        (lambda: Aggregation("sequence_sum_norm", 0.0), "norm_length is 0.0"),
     ],
 )
-def test_wrong_options_are_sentences(change: dict[str, object], sentence: str) -> None:
-    x = torch.zeros(1, 2, dtype=torch.float64)
-    mask = torch.ones(1, 2, dtype=torch.bool)
-    options = {"ratio": "segment", "clip_low": 0.2, "clip_high": 0.2, "aggregate": "token_mean"}
+def test_wrong_options_are_sentences(wrong: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ShapeError, match=sentence):
-        surrogate_loss(x, x, x, mask, Segmentation.from_starts(mask, mask), **options | change)
+        wrong()
+
+
+def test_a_bound_of_ones_own_is_called_with_the_ratio_at_its_level() -> None:
+    class Square(Bound):
+        def __call__(
+            self, ratio: Tensor, log_ratio: Tensor, advantages: Tensor, logprobs: Tensor
+        ) -> Bounded:
+            return Bounded(-advantages * ratio.square())
+
+    x = torch.tensor([[0.1, 0.5, -0.3]], dtype=torch.float64)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    loss, figures = objective.surrogate_loss(
+        x,
+        torch.zeros_like(x),
+        torch.ones_like(x),
+        mask,
+        Segmentation.from_starts(mask, mask),
+        surrogate=objective.Importance(SequenceRatio(), Square()),
+        aggregation=Aggregation("token_mean"),
+    )
+    assert float(loss) == pytest.approx(-math.exp(2 * 0.1))
+    assert float(figures["clip_fraction"]) == 0
+
+
+def test_the_widest_call_has_ten_arguments() -> None:
+    assert len(inspect.signature(objective.surrogate_loss).parameters) == 10
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -581,6 +622,5 @@ def test_tensors_that_do_not_fit_are_named() -> None:
 
 @pytest.mark.parametrize("gates", [(0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)])
 def test_a_gate_that_divides_by_nothing_is_a_sentence(gates: tuple[float, float]) -> None:
-    ones = torch.ones(1, 1, dtype=torch.float64)
     with pytest.raises(ShapeError, match="expected both above 0"):
-        ratio_clipping.soft_gate(ones, ones, *gates)
+        SoftGate(*gates)

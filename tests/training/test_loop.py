@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from flat_loss import surrogate_loss
 from segcredit import ProcessReward, load_config, read_runs, registry, train
 from segcredit.errors import PluginError, RecordError, TaskError, TrainingError
-from segcredit.objective.policy_loss import surrogate_loss
 from segcredit.training.build import build, run_hash
 from segcredit.training.credit_assignment import collect
 from segcredit.training.rollouts.completions import micro_batches

@@ -1,0 +1,160 @@
+"""Importance ratios: over which tokens one is averaged, and whose log-probs move it. Pure.
+
+With token log-ratios x_t and N(t) the tokens that share token t's ratio::
+
+    ρ_t = exp( 1/|N(t)| Σ_{u ∈ N(t)} x_u )
+
+Shapes: ``B`` completions, ``T`` completion tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from segcredit.errors import ShapeError
+from segcredit.objective.ratio_clipping import Bound, Bounded
+from segcredit.segmentation import Segmentation
+
+RatioGradient = Literal["full", "own_token"]
+
+
+class Ratio(ABC):
+    """A level of the importance ratio."""
+
+    @abstractmethod
+    def average(
+        self,
+        log_ratio: Float[Tensor, "B T"],
+        action_mask: Bool[Tensor, "B T"],
+        segmentation: Segmentation,
+    ) -> Float[Tensor, "B T"]:
+        """Computes the mean log-ratio, in nats, of the tokens that share each token's ratio.
+
+        Args:
+            log_ratio: (B,T) nats, 0 on masked tokens.
+            action_mask: (B,T).
+            segmentation: of the same tokens.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRatio(Ratio):
+    """A ratio for each token, as in PPO."""
+
+    def average(self, log_ratio: Tensor, action_mask: Tensor, segmentation: Segmentation) -> Tensor:
+        """Returns the log-ratios as they are."""
+        return log_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRatio(Ratio):
+    """A ratio for each segment, the geometric mean of its tokens'.
+
+    Args:
+        gradient: ``full``: every token of the segment moves it; ``own_token``: its value is kept
+            and its gradient flows through token t's own log-prob alone.
+
+    Source:
+        SAPO, arXiv 2605.01327, eqs. 8-9 and 13.
+    """
+
+    gradient: RatioGradient = "full"
+
+    def __post_init__(self) -> None:
+        _require_gradient(self.gradient)
+
+    def average(self, log_ratio: Tensor, action_mask: Tensor, segmentation: Segmentation) -> Tensor:
+        """Computes the mean over each token's segment."""
+        mean_BT = segmentation.spread(segmentation.reduce(log_ratio, "mean"))
+        return _moved_by(self.gradient, mean_BT, log_ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRatio(Ratio):
+    """A ratio for each completion, the geometric mean of its action tokens'.
+
+    Args:
+        gradient: as in ``SegmentRatio``; ``own_token`` is GSPO-token.
+
+    Source:
+        GSPO, arXiv 2507.18071.
+    """
+
+    gradient: RatioGradient = "full"
+
+    def __post_init__(self) -> None:
+        _require_gradient(self.gradient)
+
+    def average(self, log_ratio: Tensor, action_mask: Tensor, segmentation: Segmentation) -> Tensor:
+        """Computes the mean over each row's action tokens."""
+        tokens_B1 = action_mask.sum(1, keepdim=True).clamp(min=1)
+        mean_BT = (log_ratio.sum(1, keepdim=True) / tokens_B1).expand_as(log_ratio)
+        return _moved_by(self.gradient, mean_BT, log_ratio)
+
+
+class Surrogate(ABC):
+    """A token's policy loss: ``Reinforce``, or ``Importance`` with its ratio and bound."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        log_ratio: Float[Tensor, "B T"],
+        advantages: Float[Tensor, "B T"],
+        logprobs: Float[Tensor, "B T"],
+        action_mask: Bool[Tensor, "B T"],
+        segmentation: Segmentation,
+    ) -> tuple[Float[Tensor, "B T"], Bounded]:
+        """Computes the (B,T) ratios that metrics are taken of, and each token's loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reinforce(Surrogate):
+    """The loss −A log π, with neither ratio nor bound."""
+
+    def __call__(
+        self,
+        log_ratio: Tensor,
+        advantages: Tensor,
+        logprobs: Tensor,
+        action_mask: Tensor,
+        segmentation: Segmentation,
+    ) -> tuple[Tensor, Bounded]:
+        """Computes the loss; the ratios are the tokens' own."""
+        return log_ratio.exp(), Bounded(-advantages * logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Importance(Surrogate):
+    """The loss of an importance ratio under a bound."""
+
+    ratio: Ratio
+    bound: Bound
+
+    def __call__(
+        self,
+        log_ratio: Tensor,
+        advantages: Tensor,
+        logprobs: Tensor,
+        action_mask: Tensor,
+        segmentation: Segmentation,
+    ) -> tuple[Tensor, Bounded]:
+        """Computes the ratios at their level, and the bounded loss."""
+        held_BT = self.bound.before_mean(log_ratio, advantages)
+        ratio_BT = self.ratio.average(held_BT, action_mask, segmentation).exp()
+        return ratio_BT, self.bound(ratio_BT, log_ratio, advantages, logprobs)
+
+
+def _moved_by(gradient: RatioGradient, mean_BT: Tensor, log_ratio_BT: Tensor) -> Tensor:
+    if gradient == "full":
+        return mean_BT
+    return mean_BT.detach() + (log_ratio_BT - log_ratio_BT.detach())
+
+
+def _require_gradient(gradient: str) -> None:
+    if gradient not in ("full", "own_token"):
+        raise ShapeError(f"gradient {gradient!r} does not exist; expected full or own_token.")

@@ -107,6 +107,12 @@ def build(config: RunConfig, processes: Processes | None = None) -> Run:
     _require_prompts(config, processes)
     task = registry.tasks.from_table(config.task)
     policy = _policy(config, task, processes)
+    if not isinstance(policy, Policy):
+        raise PolicyError(
+            f"policy {config.policy['name']!r} loaded a {type(policy).__name__} that lacks members"
+            " of segcredit.protocols.Policy; expected all of them. Usually a method was misspelt"
+            " or left out: derive the class from Policy, and see its methods."
+        )
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     reference = frozen_copy(policy) if needs_reference else None
     method = _method(config)
@@ -140,7 +146,7 @@ def _trained(
     own: TrainConfig | ValueConfig,
     uses: Sequence[str] = (),
 ) -> Trained[Module]:
-    """Builds a module's train state on its device, sharded over the processes where the config says so."""
+    """Builds a module's train state on its device, sharded where the config says so."""
     module = module.to(processes.device)
     _shard(config, processes, module, uses)
     return trained(
@@ -182,7 +188,7 @@ def _require_prompts(config: RunConfig, processes: Processes) -> None:
 
 
 def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
-    """Loads the policy, process 0 first: what it downloads or trains, the others find in the cache."""
+    """Loads the policy, process 0 first: the others then find it in the cache."""
     source = registry.policies.from_table(config.policy)
     sampler = registry.samplers.from_table(config.sampler)
     loaded: list[nn.Module] = []
@@ -294,7 +300,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
 
 
 def _git_revision() -> str:
-    """Returns the revision of the code that runs; empty where it is not a checkout, or git is not there."""
+    """Returns the revision of the code; empty where it is no checkout, or git is not there."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(

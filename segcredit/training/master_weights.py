@@ -1,7 +1,7 @@
 """Float32 master weights of parameters that are kept in fewer bits.
 
 An update of 1e-6 is less than half the distance of two neighbouring numbers of bfloat16 near a
-weight of .05, and is lost in it. Master weights add such updates up, and the parameters follow them.
+weight of .05, and is lost in it. Master weights add such updates up, and the parameters follow.
 """
 
 # The type of torch's hooks is partly unknown.
@@ -57,7 +57,7 @@ class MasterWeights:
                 parameter.copy_(master)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the module's own, with master weights for trained parameters, without frozen ones.
+        """Returns the module's own, master weights for trained parameters, without frozen ones.
 
         Frozen parameters are as the module's maker gives them; buffers and extra state stay.
         """

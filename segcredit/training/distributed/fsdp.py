@@ -90,7 +90,7 @@ def gathered(state: Any) -> Any:
 
 
 def shard_like(value: Any, like: Any) -> Any:
-    """Returns this process's shard of a whole tensor, where ``like`` is sharded and of its shape."""
+    """Returns this process's shard of a tensor, where ``like`` is sharded and of its shape."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     on_device = value.to(like.device)
@@ -101,7 +101,7 @@ def shard_like(value: Any, like: Any) -> Any:
 def shard_optimizer_state(
     state: dict[str, Any], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Returns an optimizer's state with the moments of each parameter sharded as the parameter is."""
+    """Returns an optimizer's state, the moments of each parameter sharded as the parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     found = {
         place: {name: shard_like(value, parameters[place]) for name, value in of.items()}

@@ -163,7 +163,7 @@ def refused(processes: Processes) -> dict[str, Any]:
     """What each process hears when one of them fails."""
     heard = ""
     try:
-        with processes.together():
+        with processes.error_barrier():
             if processes.rank == 1:
                 raise ValueError("no such thing")
     except Exception as error:

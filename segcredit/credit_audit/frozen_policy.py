@@ -24,7 +24,7 @@ from segcredit.objective import returns
 from segcredit.protocols import AdvantageScheme, Policy
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run, with_credit
-from segcredit.training.credit_assignment import Experience, assign
+from segcredit.training.credit_assignment import TrainingBatch, assign
 from segcredit.training.rollouts.completions import with_extras
 from segcredit.training.rollouts.sampling import Sampled, sample
 from segcredit.training.update import improve
@@ -106,8 +106,8 @@ def credits_of(subject: Subject, unit: Unit) -> Credits:
     return Credits(
         segmenter=unit.segmenter,
         estimator=unit.estimator,
-        causal=run.segmenter.causal,
-        anchor=run.estimator.anchor,
+        causal=run.method.segmenter.causal,
+        anchor=run.method.estimator.anchor,
         segment_ids=found.segmentation.segment_ids.cpu().numpy(),
         state_values=_numbers(found.segmentation.spread(found.values.values)),
         token_values=_numbers(_token_values(run, found)) if learns else None,
@@ -128,20 +128,22 @@ def _learn(run: Run, practice: Practice) -> int:
     return tokens
 
 
-def _spread(found: Experience, scheme: AdvantageScheme, name: str) -> Tensor:
+def _spread(found: TrainingBatch, scheme: AdvantageScheme, name: str) -> Tensor:
     """(B,T) the advantages of one scheme."""
     with blame("advantage", name):
         per_segment = scheme(found.values)
         return returns.advantages(found.segmentation, found.values, per_segment).per_token
 
 
-def _token_values(run: Run, found: Experience) -> Tensor:
+def _token_values(run: Run, found: TrainingBatch) -> Tensor:
     """(B,T) the value of every state, by the same estimator over segments of one token."""
     mask_BT = found.rollouts.action_mask
     every = Segmentation.from_starts(mask_BT, mask_BT)
     name = run.config.estimator["name"]
     with torch.no_grad(), blame("estimator", name):
-        values_BS = run.estimator.estimate(run.state.module, found.rollouts, every, found.simulator)
+        values_BS = run.method.estimator.estimate(
+            run.state.module, found.rollouts, every, found.simulator
+        )
     return every.spread(values_BS)
 
 

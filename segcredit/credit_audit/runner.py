@@ -35,7 +35,7 @@ from segcredit.credit_audit.truth import Progress as TruthProgress
 from segcredit.credit_audit.truth import StoredTruth, measure_truth
 from segcredit.errors import PluginError, RecordError, StorageError, StudyError
 from segcredit.records.run_directory import RunRecords
-from segcredit.records.run_lock import exclusive
+from segcredit.records.run_lock import run_lock
 from segcredit.training.build import build, environment
 from segcredit.training.out_of_memory import memory_advice
 
@@ -84,7 +84,7 @@ def audit(
         config = load_audit_config(config)
     directory = audit_directory(config, output)
     tell = watch or _unwatched
-    with exclusive(directory):
+    with run_lock(directory):
         seen = environment(config.run) | {"plugins": config.plugin_identities()}
         records = RunRecords.create(directory, config.identity(), seen)
         records.begin()

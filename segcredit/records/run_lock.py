@@ -15,7 +15,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def exclusive(path: Path) -> Generator[None]:
+def run_lock(path: Path) -> Generator[None]:
     """Holds the run directory ``path``, which is made where it is missing.
 
     The lock is the operating system's (``flock``), on the file ``.lock``: it is free again as soon

@@ -11,7 +11,7 @@ from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.checkpoints.saving import save_checkpoint
 from segcredit.records import checkpoint
 from segcredit.records.stored_config import read_config
-from segcredit.training.master_weights import Masters
+from segcredit.training.master_weights import MasterWeights
 
 
 def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) -> Path:
@@ -43,7 +43,7 @@ def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) ->
             " model stay in it. Choose another one."
         )
     policy = _loaded(load_config(read_config(run)))
-    Masters(policy).load_state_dict(policy, checkpoint.load(saved[-1])["policy"]["module"])
+    MasterWeights(policy).load_state_dict(checkpoint.load(saved[-1])["policy"]["module"])
     save_checkpoint(policy, folder, merged=merged)
     return folder
 

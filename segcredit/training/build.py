@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -34,14 +34,27 @@ from segcredit.protocols import (
 from segcredit.rng import derived_seed, forked, stream
 from segcredit.training.distributed.fsdp import shard, whole
 from segcredit.training.distributed.processes import Processes
-from segcredit.training.optimizer import Learner, learner
+from segcredit.training.optimizer import Trained, trained
 
 T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Method:
+    """The plug-ins that decide credit: where it is cut, valued and turned into advantages."""
+
+    segmenter: Segmenter
+    ratio_segmenter: Segmenter | None
+    """Segments of the importance ratio, where they are not those of credit."""
+    estimator: ValueEstimator
+    advantage: AdvantageScheme
+    process_reward: ProcessReward | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Every live object of a run."""
+    """The live objects of a run: task and prompts, the policy, the method, its state."""
 
     config: RunConfig
     processes: Processes
@@ -50,24 +63,20 @@ class Run:
     pool: tuple[Prompt, ...]
     """Candidates of a weighted choice of prompts, each once; empty where it is uniform."""
     prompts: PromptStream
-    """Of the steps: the same for every method with this seed."""
+    """The prompts of the steps: the same for every method with this seed."""
     further_prompts: PromptStream
-    """Of warm-up iterations and further rounds of sampling, which not every method has."""
-    policy: Learner
+    """The prompts of warm-up iterations and further rounds of sampling, which few methods have."""
+    policy: Trained[Policy]
     reference: Policy | None
     """The frozen starting policy, where a KL term needs it."""
-    segmenter: Segmenter
-    ratio_segmenter: Segmenter | None
-    estimator: ValueEstimator
-    state: Learner
+    method: Method
+    state: Trained[nn.Module]
     """The value estimator's state."""
-    advantage: AdvantageScheme
-    process_reward: ProcessReward | None
 
     @property
     def actor(self) -> Policy:
         """The policy itself, for sampling and scoring."""
-        return cast(Policy, self.policy.module)
+        return self.policy.module
 
     @property
     def sharded(self) -> bool:
@@ -75,13 +84,15 @@ class Run:
         return self.config.train.parallel == "sharded" and self.processes.count > 1
 
     def whole(self) -> AbstractContextManager[None]:
-        """Inside, every process holds all parameters; needed for whatever is not training."""
-        modules = [self.policy.module, self.state.module]
-        return whole(*modules, *([] if self.reference is None else [cast(Any, self.reference)]))
+        """Gives every process all parameters inside; needed for whatever is not training."""
+        modules = [self.policy.network, self.state.network]
+        if isinstance(self.reference, nn.Module):
+            modules.append(self.reference)
+        return whole(*modules)
 
 
 def build(config: RunConfig, processes: Processes | None = None) -> Run:
-    """Load the model, start the estimator, prepare both for the device.
+    """Loads the model, starts the estimator, prepares both for the device.
 
     Args:
         config: complete.
@@ -94,15 +105,21 @@ def build(config: RunConfig, processes: Processes | None = None) -> Run:
     """
     processes = processes or _alone(config)
     _require_prompts(config, processes)
-    task = _named(registry.tasks, config.task)
+    task = registry.tasks.from_table(config.task)
     policy = _policy(config, task, processes)
-    train = config.train
+    if not isinstance(policy, Policy):
+        raise PolicyError(
+            f"policy {config.policy['name']!r} loaded a {type(policy).__name__} that lacks members"
+            " of segcredit.protocols.Policy; expected all of them. Usually a method was misspelt"
+            " or left out: derive the class from Policy, and see its methods."
+        )
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     reference = frozen_copy(policy) if needs_reference else None
-    credit = _credit(config, processes, cast(Policy, policy))
+    method = _method(config)
+    state = _state(config, processes, method.estimator, policy)
     if reference is not None:
         reference = reference.to(processes.device)
-        _spread(config, processes, reference, _USES)
+        _shard(config, processes, reference, _USES)
     return Run(
         config=config,
         processes=processes,
@@ -111,34 +128,33 @@ def build(config: RunConfig, processes: Processes | None = None) -> Run:
         pool=_pool(task, config),
         prompts=task.stream(derived_seed(config.seed, "prompts")),
         further_prompts=task.stream(derived_seed(config.seed, "further prompts")),
-        policy=_learner(config, processes, policy, train, _USES),
-        reference=cast("Policy | None", reference),
-        **credit,
+        policy=_trained(config, processes, policy, config.train, _USES),
+        reference=reference,
+        method=method,
+        state=state,
     )
 
 
 _USES = ("generate", "resume", "alternatives")
-"""What runs a policy's network, besides its call."""
+"""Names of the methods that run a policy's network, besides its call."""
 
 
-def _learner(
+def _trained(
     config: RunConfig,
     processes: Processes,
-    module: nn.Module,
+    module: Module,
     own: TrainConfig | ValueConfig,
     uses: Sequence[str] = (),
-) -> Learner:
-    """A module on its device, spread over the processes where the config says so."""
+) -> Trained[Module]:
+    """Builds a module's train state on its device, sharded where the config says so."""
     module = module.to(processes.device)
-    _spread(config, processes, module, uses)
-    return learner(
+    _shard(config, processes, module, uses)
+    return trained(
         processes.device, module, own.learning_rate, own.gradient_clip, own.epochs, config.train
     )
 
 
-def _spread(
-    config: RunConfig, processes: Processes, module: nn.Module, uses: Sequence[str]
-) -> None:
+def _shard(config: RunConfig, processes: Processes, module: nn.Module, uses: Sequence[str]) -> None:
     if config.train.parallel == "sharded":
         shard(module, processes, uses)
 
@@ -154,7 +170,7 @@ def _alone(config: RunConfig) -> Processes:
 
 
 def started_processes(config: RunConfig) -> Processes:
-    """The processes that were started for a run.
+    """Returns the processes that were started for a run.
 
     Raises:
         ConfigError: the config asks for another number.
@@ -172,14 +188,12 @@ def _require_prompts(config: RunConfig, processes: Processes) -> None:
 
 
 def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
-    """Process 0 loads first: what it downloads or trains, the others find in the cache."""
-    source, sampler = (
-        _named(registry.policies, config.policy),
-        _named(registry.samplers, config.sampler),
-    )
+    """Loads the policy, process 0 first: the others then find it in the cache."""
+    source = registry.policies.from_table(config.policy)
+    sampler = registry.samplers.from_table(config.sampler)
     loaded: list[nn.Module] = []
     for turn in (True, False) if processes.count > 1 else (True,):
-        with processes.together():
+        with processes.error_barrier():
             if processes.first == turn:
                 temperature = config.rollouts.temperature
                 loaded = [source.load(task, sampler, temperature=temperature, seed=config.seed)]
@@ -189,33 +203,39 @@ def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
 
 
 def with_credit(run: Run, config: RunConfig) -> Run:
-    """The same policy and task with a config's plug-ins of credit, the estimator's state anew.
+    """Returns the same policy and task with a config's method, the estimator's state anew.
 
     Args:
         run: whose policy, task and prompts are shared, not copied.
         config: differs from that of ``run`` in plug-ins of credit, and in ``train.value``, alone.
     """
-    return replace(run, config=config, **_credit(config, run.processes, run.actor))
+    method = _method(config)
+    state = _state(config, run.processes, method.estimator, run.policy.module)
+    return replace(run, config=config, method=method, state=state)
 
 
-def _credit(config: RunConfig, processes: Processes, policy: Policy) -> dict[str, Any]:
-    """The fields of a run that segment, value and credit."""
-    estimator = _named(registry.estimators, config.estimator)
+def _method(config: RunConfig) -> Method:
+    return Method(
+        segmenter=registry.segmenters.from_table(config.segmenter),
+        ratio_segmenter=_optional(registry.segmenters, config.loss.ratio_segmenter),
+        estimator=registry.estimators.from_table(config.estimator),
+        advantage=registry.advantages.from_table(config.advantage),
+        process_reward=_optional(registry.process_rewards, config.process_reward),
+    )
+
+
+def _state(
+    config: RunConfig, processes: Processes, estimator: ValueEstimator, policy: Policy
+) -> Trained[nn.Module]:
+    """Starts the estimator's state, the same on every process."""
     with forked(config.seed, "estimator"):
         state = estimator.start(policy)
     processes.align([*state.parameters(), *state.buffers()])
-    return {
-        "segmenter": _named(registry.segmenters, config.segmenter),
-        "ratio_segmenter": _optional(registry.segmenters, config.loss.ratio_segmenter),
-        "estimator": estimator,
-        "state": _learner(config, processes, state, config.train.value),
-        "advantage": _named(registry.advantages, config.advantage),
-        "process_reward": _optional(registry.process_rewards, config.process_reward),
-    }
+    return _trained(config, processes, state, config.train.value)
 
 
 def _pool(task: Task, config: RunConfig) -> tuple[Prompt, ...]:
-    """Prompts drawn once, the same for every method with this seed."""
+    """Draws prompts once, the same for every method with this seed."""
     sizes = config.rollouts
     if sizes.prompt_choice == "uniform":
         return ()
@@ -229,30 +249,26 @@ def _pool(task: Task, config: RunConfig) -> tuple[Prompt, ...]:
     return pool
 
 
-def _named(plugins: registry.Registry[T], table: dict[str, Any]) -> T:
-    return plugins.from_table(table)
-
-
 def _optional(plugins: registry.Registry[T], table: dict[str, Any] | None) -> T | None:
     return None if table is None else plugins.from_table(table)
 
 
 def run_hash(config: RunConfig) -> str:
-    """Ten hexadecimal digits that name the resolved config and the code of its plug-ins."""
+    """Returns ten hexadecimal digits that name the resolved config and the code of its plug-ins."""
     content = {"config": config.identity(), "plugins": plugin_identities(config)}
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def plugin_identities(config: RunConfig) -> dict[str, str]:
-    """Distribution and version of every plug-in used, or a hash of its source file."""
+    """Returns distribution and version of every plug-in used, or a hash of its source file."""
     return identities(config.plugins())
 
 
 def identities(
     plugins: Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]],
 ) -> dict[str, str]:
-    """The same of plug-ins given by dotted path, registry and table; those inside them too."""
+    """Returns the same of plug-ins by dotted path, registry and table; those inside them too."""
     return {
         inner_path: kind.identity(name)
         for path, kind, table in plugins
@@ -261,7 +277,7 @@ def identities(
 
 
 def _names(path: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """A plug-in and the plug-ins inside it, by dotted path."""
+    """Yields a plug-in and the plug-ins inside it, by dotted path."""
     yield path, str(table["name"])
     for key, value in table.items():
         if isinstance(value, dict) and "name" in value:
@@ -269,7 +285,7 @@ def _names(path: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def environment(config: RunConfig) -> dict[str, Any]:
-    """What else a run's figures depend on: versions, plug-ins, revision, threads."""
+    """Returns what else a run's metrics depend on: versions, plug-ins, revision, threads."""
     packages = ("segcredit", "torch", "transformers", "accelerate", "numpy", "pandas")
     return {
         "python": platform.python_version(),
@@ -284,7 +300,7 @@ def environment(config: RunConfig) -> dict[str, Any]:
 
 
 def _git_revision() -> str:
-    """Of the code that runs; empty where it is not a checkout, or git is not there."""
+    """Returns the revision of the code; empty where it is no checkout, or git is not there."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(

@@ -21,7 +21,7 @@ from segcredit.types import Advantages, RolloutBatch, SegmentValues
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Experience:
+class TrainingBatch:
     """One step's rollouts and the credit drawn from them: this process's rows."""
 
     rollouts: RolloutBatch
@@ -42,7 +42,7 @@ class Experience:
     """The values of all processes, process 0's first."""
 
 
-def collect(run: Run, step: int) -> Experience:
+def collect(run: Run, step: int) -> TrainingBatch:
     """Sample a batch under the current policy and assign credit to its segments.
 
     Raises:
@@ -52,7 +52,7 @@ def collect(run: Run, step: int) -> Experience:
     return assign(run, sample(run, step), step)
 
 
-def assign(run: Run, sampled: Sampled, step: int) -> Experience:
+def assign(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
     """Segment, value and credit rollouts that are there already.
 
     Args:
@@ -67,26 +67,26 @@ def assign(run: Run, sampled: Sampled, step: int) -> Experience:
         return _assigned(run, sampled, step)
 
 
-def _assigned(run: Run, sampled: Sampled, step: int) -> Experience:
+def _assigned(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
     rollouts, config, processes = sampled.rollouts, run.config, run.processes
     simulator = _simulator(run, sampled, step)
     weights_BT, counts_BT = _loss_tokens(run, rollouts)
     with torch.no_grad(), blame("estimator", config.estimator["name"]):
         keys = list(simulator.prompts)
-        run.estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
-    with processes.together():
+        run.method.estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
+    with processes.error_barrier():
         segmentation, ratio_segmentation = _segmentations(run, rollouts)
         values = _values(run, rollouts, segmentation, simulator, weights_BT)
     whole, size = everyones(processes, values), values.mask.shape
-    with processes.together():
+    with processes.error_barrier():
         with torch.no_grad(), blame("estimator", config.estimator["name"]):
-            every_target_BS = run.estimator.targets(whole)
+            every_target_BS = run.method.estimator.targets(whole)
         with blame("advantage", config.advantage["name"]):
-            every_BS = returns.fitting(whole, run.advantage(whole))
+            every_BS = returns.fitting(whole, run.method.advantage(whole))
     own_BS = own_rows(processes, every_BS, len(rollouts))[:, : size[1]]
     targets_BS = own_rows(processes, every_target_BS, len(rollouts))[:, : size[1]]
     advantages = returns.advantages(segmentation, values, own_BS)
-    return Experience(
+    return TrainingBatch(
         rollouts=rollouts,
         simulator=simulator,
         segmentation=segmentation,
@@ -119,11 +119,11 @@ def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
 def _segmentations(run: Run, rollouts: RolloutBatch) -> tuple[Segmentation, Segmentation]:
     """Of credit, and of the ratio."""
     config = run.config
-    segmentation = _segment(run.segmenter, config.segmenter["name"], rollouts)
-    if run.ratio_segmenter is None or config.loss.ratio_segmenter is None:
+    segmentation = _segment(run.method.segmenter, config.segmenter["name"], rollouts)
+    if run.method.ratio_segmenter is None or config.loss.ratio_segmenter is None:
         return segmentation, segmentation
     name = config.loss.ratio_segmenter["name"]
-    return segmentation, _segment(run.ratio_segmenter, name, rollouts)
+    return segmentation, _segment(run.method.ratio_segmenter, name, rollouts)
 
 
 def _values(
@@ -135,7 +135,9 @@ def _values(
 ) -> SegmentValues:
     """Values and rewards of the segments."""
     with torch.no_grad(), blame("estimator", run.config.estimator["name"]):
-        values_BS = run.estimator.estimate(run.state.module, rollouts, segmentation, simulator)
+        values_BS = run.method.estimator.estimate(
+            run.state.module, rollouts, segmentation, simulator
+        )
         return returns.segment_values(
             rollouts,
             segmentation,
@@ -183,7 +185,7 @@ def _segment(segmenter: Segmenter, name: str, rollouts: RolloutBatch) -> Segment
 
 
 def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor | None:
-    if run.process_reward is None or run.config.process_reward is None:
+    if run.method.process_reward is None or run.config.process_reward is None:
         return None
     with blame("process reward", run.config.process_reward["name"]):
-        return run.process_reward.reward(rollouts, segmentation)
+        return run.method.process_reward.reward(rollouts, segmentation)

@@ -68,7 +68,7 @@ def evaluate(
         See ``figures``.
     """
     judged: list[Judged] = []
-    with processes.together():
+    with processes.error_barrier():
         if own := processes.share(prompts):
             judged = judge(
                 policy,

@@ -26,12 +26,12 @@ from segcredit.objective.returns import explained_variance, lambda_returns
 from segcredit.records import checkpoint
 from segcredit.records.recovery import damage, last_good_state
 from segcredit.records.run_directory import Records, RunRecords, SilentRecords
-from segcredit.records.run_lock import exclusive
+from segcredit.records.run_lock import run_lock
 from segcredit.records.step_tables import TableName
 from segcredit.records.trackers import tracking
 from segcredit.rng import stream
 from segcredit.training.build import Run, build, environment, run_hash, started_processes
-from segcredit.training.credit_assignment import Experience, collect
+from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.training.distributed.processes import Processes, stoppable
 from segcredit.training.evaluate import evaluate
 from segcredit.training.out_of_memory import memory_advice
@@ -71,7 +71,7 @@ def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iter
     """
     processes = started_processes(config)
     with ExitStack() as held:
-        with processes.together():
+        with processes.error_barrier():
             records = _records(config, directory, processes, held)
         if not processes.from_first(records.finished):
             held.enter_context(stoppable(processes))
@@ -82,7 +82,7 @@ def _records(config: RunConfig, directory: Path, processes: Processes, held: Exi
     """The run directory, locked for as long as ``held`` is; silence but for process 0."""
     if not processes.first:
         return SilentRecords(directory)
-    held.enter_context(exclusive(directory))
+    held.enter_context(run_lock(directory))
     found = environment(config) | {"processes": processes.count}
     records = RunRecords.create(directory, config.identity(), found)
     if records.finished and damage(directory, config.train.steps):
@@ -101,7 +101,7 @@ def _iterate(
         if row is None:
             row = _begin(run)
             state = _state(run, row)
-            with processes.together():
+            with processes.error_barrier():
                 _record(records, row, state, run.config.checkpoint.keep)
                 show(row)
             yield row
@@ -114,7 +114,7 @@ def _iterate(
             due = step % config.record.every == 0 or step == config.train.steps
             found = _tables(run, experience, step) if due else {}
             state = _state(run, row)
-            with processes.together():
+            with processes.error_barrier():
                 for image in images(run, experience) if due else ():
                     records.image(image)  # first: no table names a missing file
                 for name, columns in found.items():
@@ -123,7 +123,7 @@ def _iterate(
                 show(row)
             unvaried = _require_signal(run, experience, step, unvaried)
             yield row
-        with processes.together():
+        with processes.error_barrier():
             records.finish()
 
 
@@ -154,7 +154,7 @@ def _costs(run: Run, tokens: int, simulated: int, seconds: float) -> Row:
 
 
 def _row(
-    run: Run, experience: Experience, figures: Row, before: Row, step: int, started: float
+    run: Run, experience: TrainingBatch, figures: Row, before: Row, step: int, started: float
 ) -> Row:
     """The step's metrics; costs are counted from the start of the run, evaluations left out."""
     sampled = _sampled_figures(run, experience)
@@ -171,7 +171,7 @@ def _row(
     return row | (_evaluation(run, step) if last or step % run.config.evaluate.every == 0 else {})
 
 
-def _sampled_figures(run: Run, experience: Experience) -> dict[str, Tensor]:
+def _sampled_figures(run: Run, experience: TrainingBatch) -> dict[str, Tensor]:
     """What the rollouts of all processes were like."""
     rollouts, processes = experience.rollouts, run.processes
     rewards_B = processes.joined(rollouts.rewards)
@@ -210,7 +210,7 @@ def _evaluation(run: Run, step: int) -> Row:
         )
 
 
-def _tables(run: Run, experience: Experience, step: int) -> dict[TableName, Any]:
+def _tables(run: Run, experience: TrainingBatch, step: int) -> dict[TableName, Any]:
     with run.whole():
         return tables(run, experience, step)
 
@@ -239,7 +239,7 @@ def _record(records: Records, row: Row, state: dict[str, Any] | None, keep: int)
 def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
     """Everything as after the last good checkpoint, whose row is returned; None without one."""
     state = None
-    with run.processes.together():
+    with run.processes.error_barrier():
         if run.processes.first:
             state = _last_state(records, resume=resume)
     state = run.processes.from_first(state)
@@ -265,7 +265,7 @@ def _last_state(records: Records, *, resume: bool) -> dict[str, Any] | None:
     return state
 
 
-def _require_signal(run: Run, experience: Experience, step: int, unvaried: int) -> int:
+def _require_signal(run: Run, experience: TrainingBatch, step: int, unvaried: int) -> int:
     """Count the first steps whose rewards were all equal; stop when they are too many.
 
     Only from the start of a run: a policy that has become perfect is no fault.

@@ -1,7 +1,7 @@
-"""Float32 masters of weights that are kept in fewer bits.
+"""Float32 master weights of parameters that are kept in fewer bits.
 
 An update of 1e-6 is less than half the distance of two neighbouring numbers of bfloat16 near a
-weight of .05, and is lost in it. Masters add such updates up, and the weights follow them.
+weight of .05, and is lost in it. Master weights add such updates up, and the parameters follow.
 """
 
 # The type of torch's hooks is partly unknown.
@@ -21,8 +21,8 @@ from segcredit.errors import RecordError
 _EXACT = (torch.float32, torch.float64)
 
 
-class Masters:
-    """What is trained of a module: parameters in float32, each its own master or another's.
+class MasterWeights:
+    """The trained parameters of a module in float32, each its own master or another's.
 
     A parameter in float32 is its own master, and nothing differs from plain training. Any other
     one hands its gradient over to its master as soon as it has been summed in a backward pass;
@@ -33,64 +33,65 @@ class Masters:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._pairs = [(parameter, _master(parameter)) for parameter in trained]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is clipped, stepped, and summed over processes, each once."""
+        """The parameters that are clipped, stepped, and summed over processes, each once."""
         return [master for _, master in self._pairs]
 
-    def named(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        """Masters by the names of their parameters in the module; tied ones by each name."""
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields master weights by the names of their parameters; tied ones by each name."""
         masters = {id(parameter): master for parameter, master in self._pairs}
-        for name, parameter in module.named_parameters(remove_duplicate=False):
+        for name, parameter in self._module.named_parameters(remove_duplicate=False):
             if id(parameter) in masters:
                 yield name, masters[id(parameter)]
 
     @torch.no_grad()
     def write(self) -> None:
-        """Round the masters into the parameters; after every step of the optimizer."""
+        """Rounds the master weights into the parameters; after every step of the optimizer."""
         for parameter, master in self._pairs:
             if master is not parameter:
                 parameter.copy_(master)
 
-    def state_dict(self, module: nn.Module) -> dict[str, Any]:
-        """The module's own, with masters for what is trained, without what is not.
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the module's own, master weights for trained parameters, without frozen ones.
 
         Frozen parameters are as the module's maker gives them; buffers and extra state stay.
         """
-        frozen = self._frozen(module)
-        kept = {name: x for name, x in module.state_dict().items() if name not in frozen}
-        return kept | {name: master.detach() for name, master in self.named(module)}
+        frozen = self._frozen()
+        kept = {name: x for name, x in self._module.state_dict().items() if name not in frozen}
+        return kept | {name: master.detach() for name, master in self.named()}
 
     @torch.no_grad()
-    def load_state_dict(self, module: nn.Module, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave, exactly.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what ``state_dict`` gave, exactly.
 
         Raises:
             RecordError: it is of another module, or of one of which other parts were trained.
         """
-        odd = {*state} ^ ({*module.state_dict()} - self._frozen(module))
+        odd = {*state} ^ ({*self._module.state_dict()} - self._frozen())
         if odd:
             raise RecordError(
-                f"the checkpoint and the {type(module).__name__} that is to take it differ in"
+                f"the checkpoint and the {type(self._module).__name__} that is to take it differ in"
                 f" {min(odd)!r} and {len(odd) - 1} more names; expected all that is trained, and"
                 " nothing that is frozen. Usually the model's files or a plug-in's code changed"
                 " since it was saved: take those that it was saved with, or start a new run."
             )
-        module.load_state_dict(state, strict=False)
-        for name, master in self.named(module):
+        self._module.load_state_dict(state, strict=False)
+        for name, master in self.named():
             master.copy_(state[name])
 
-    def _frozen(self, module: nn.Module) -> set[str]:
-        """Names of parameters that are not trained."""
-        every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        return every - {name for name, _ in self.named(module)}
+    def _frozen(self) -> set[str]:
+        """Returns the names of parameters that are not trained."""
+        every = {name for name, _ in self._module.named_parameters(remove_duplicate=False)}
+        return every - {name for name, _ in self.named()}
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter itself, or a copy of it in float32 that collects its gradients."""
+    """Returns the parameter itself, or a copy of it in float32 that collects its gradients."""
     if parameter.dtype in _EXACT:
         return parameter
     master = nn.Parameter(parameter.detach().float())
@@ -99,7 +100,7 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _hand_over(master: nn.Parameter, parameter: Tensor) -> None:
-    """Add a parameter's gradient to its master's, and free it."""
+    """Adds a parameter's gradient to its master's, and free it."""
     gradient = parameter.grad
     if gradient is None:
         return

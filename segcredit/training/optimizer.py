@@ -7,85 +7,104 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from segcredit.config import TrainConfig
-from segcredit.training.distributed.fsdp import gathered, spread, spread_optimizer
-from segcredit.training.master_weights import Masters
+from segcredit.training.distributed.fsdp import gathered, shard_like, shard_optimizer_state
+from segcredit.training.master_weights import MasterWeights
+
+Kind = TypeVar("Kind", covariant=True)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Learner:
-    """A module with what trains it; ``optimizer`` is None where there are no parameters."""
+class Trained(Generic[Kind]):
+    """A module with its train state: master weights, optimizer, schedule, clipping, epochs."""
 
-    module: Any
-    masters: Masters
-    optimizer: Any
-    schedule: Any
+    module: Kind
+    """The module, by what is asked of it: a policy, an estimator's state."""
+    network: nn.Module
+    """The same object as torch sees it."""
+    master_weights: MasterWeights
+    optimizer: torch.optim.Optimizer | None
+    """None where there are no parameters to train."""
+    schedule: LRScheduler | None
     gradient_clip: float
     epochs: int
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is clipped and stepped: float32, with the gradients of all backward passes."""
-        return self.masters.parameters
+        """The float32 parameters that are clipped and stepped, with their summed gradients."""
+        return self.master_weights.parameters
 
     def step(self) -> None:
-        """Step along the gradients, and forget them."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.masters.write()
+        """Steps along the gradients, and forgets them."""
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.master_weights.write()
+
+    def forget_gradients(self) -> None:
+        """Drops the gradients without a step along them."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+
+    def next_rate(self) -> None:
+        """Moves the learning rate on along its schedule; once a training step."""
+        if self.schedule is not None:
+            self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is trained of the module, optimizer and schedule, for a checkpoint.
+        """Returns the trained parameters, optimizer and schedule, for a checkpoint.
 
-        Whole, however many processes hold parts.
+        Whole, however many processes hold shards.
         """
-        state = {"module": gathered(self.masters.state_dict(self.module))}
-        if self.optimizer is not None:
+        state = {"module": gathered(self.master_weights.state_dict())}
+        if self.optimizer is not None and self.schedule is not None:
             state["optimizer"] = gathered(self.optimizer.state_dict())
             state["schedule"] = self.schedule.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        own = self.module.state_dict()
-        found = {name: spread(value, own.get(name)) for name, value in state["module"].items()}
-        self.masters.load_state_dict(self.module, found)
-        if self.optimizer is not None:
-            moments = spread_optimizer(state["optimizer"], self.optimizer)
+        """Takes back what ``state_dict`` gave."""
+        own = self.network.state_dict()
+        found = {name: shard_like(value, own.get(name)) for name, value in state["module"].items()}
+        self.master_weights.load_state_dict(found)
+        if self.optimizer is not None and self.schedule is not None:
+            moments = shard_optimizer_state(state["optimizer"], self.optimizer)
             self.optimizer.load_state_dict(moments)
             self.schedule.load_state_dict(state["schedule"])
 
 
-def learner(
+def trained(
     device: torch.device,
-    module: nn.Module,
+    module: Module,
     learning_rate: float,
     gradient_clip: float,
     epochs: int,
     train: TrainConfig,
-) -> Learner:
-    """A module on a device with its optimizer and schedule.
+) -> Trained[Module]:
+    """Builds a module's optimizer and schedule, the module on a device.
 
     Args:
         device: where it is trained.
-        module: what is trained; without parameters there is no optimizer.
+        module: to be trained; without parameters there is no optimizer.
         learning_rate: its own.
-        gradient_clip: its own.
-        epochs: its own.
-        train: what all learners share: betas, weight decay, schedule, steps.
+        gradient_clip: largest norm of its gradient.
+        epochs: passes over each batch.
+        train: what all trained modules share: betas, weight decay, schedule, steps.
     """
     # What warmed it up may have left gradients, which the first backward pass would add to.
     module.zero_grad(set_to_none=True)
-    # Masters are made of weights on their device.
-    masters = Masters(module.to(device))
+    # Master weights are made of parameters on their device.
+    masters = MasterWeights(module.to(device))
     if not masters.parameters:
-        return Learner(module, masters, None, None, gradient_clip, 0)
+        return Trained(module, module, masters, None, None, gradient_clip, 0)
     optimizer = torch.optim.AdamW(
         masters.parameters, lr=learning_rate, betas=train.betas, weight_decay=train.weight_decay
     )
@@ -95,4 +114,4 @@ def learner(
         num_warmup_steps=train.warmup_steps,
         num_training_steps=train.steps,
     )
-    return Learner(module, masters, optimizer, schedule, gradient_clip, epochs)
+    return Trained(module, module, masters, optimizer, schedule, gradient_clip, epochs)

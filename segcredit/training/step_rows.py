@@ -15,12 +15,12 @@ from segcredit.objective.group_statistics import group_place
 from segcredit.records.image_files import image_name
 from segcredit.records.step_tables import TableName
 from segcredit.training.build import Run
-from segcredit.training.credit_assignment import Experience
+from segcredit.training.credit_assignment import TrainingBatch
 
 Columns = dict[str, Any]
 
 
-def tables(run: Run, experience: Experience, step: int) -> dict[TableName, Columns]:
+def tables(run: Run, experience: TrainingBatch, step: int) -> dict[TableName, Columns]:
     """The tables that the config asks for, by name; columns as in DESIGN section 6.
 
     The rows of all processes, process 0's first.
@@ -28,13 +28,13 @@ def tables(run: Run, experience: Experience, step: int) -> dict[TableName, Colum
     processes = run.processes
     keys = [Counter(keys) for keys in processes.gather(experience.rollouts.prompt_keys)]
     earlier = sum(keys[: processes.rank], Counter[str]())
-    with processes.together():
+    with processes.error_barrier():
         own = _own_tables(run, experience, step, earlier)
     shares = processes.gather(own)
     return {name: _joined([share[name] for share in shares]) for name in own}
 
 
-def images(run: Run, experience: Experience) -> list[bytes]:
+def images(run: Run, experience: TrainingBatch) -> list[bytes]:
     """The images of the prompts of recorded responses; files that ``tables`` names."""
     if not run.config.record.responses:
         return []
@@ -56,7 +56,7 @@ def _joined(shares: Sequence[Columns]) -> Columns:
 
 
 def _own_tables(
-    run: Run, experience: Experience, step: int, earlier: Counter[str]
+    run: Run, experience: TrainingBatch, step: int, earlier: Counter[str]
 ) -> dict[TableName, Columns]:
     """This process's rows; ``earlier``: completions of each prompt on processes before it."""
     wanted = run.config.record
@@ -70,7 +70,7 @@ def _own_tables(
     return made
 
 
-def _responses(experience: Experience, step: int, earlier: Counter[str]) -> Columns:
+def _responses(experience: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     rollouts = experience.rollouts
     prompts = experience.simulator.prompts
     shown = {
@@ -89,7 +89,7 @@ def _responses(experience: Experience, step: int, earlier: Counter[str]) -> Colu
     }
 
 
-def _segments(experience: Experience, step: int, earlier: Counter[str]) -> Columns:
+def _segments(experience: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     """A row a segment; ``start`` and ``end`` are token positions, the end excluded.
 
     ``ratio`` is the segment's importance ratio after the step's update: the geometric mean over
@@ -119,7 +119,7 @@ def _segments(experience: Experience, step: int, earlier: Counter[str]) -> Colum
     }
 
 
-def _tokens(experience: Experience, step: int, earlier: Counter[str]) -> Columns:
+def _tokens(experience: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     """A row an action token; ``value`` is its segment's."""
     rollouts, cut = experience.rollouts, experience.segmentation
     mask_BT = rollouts.action_mask
@@ -138,7 +138,7 @@ def _tokens(experience: Experience, step: int, earlier: Counter[str]) -> Columns
     }
 
 
-def _names(experience: Experience, rows: Tensor, step: int, earlier: Counter[str]) -> Columns:
+def _names(experience: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str]) -> Columns:
     """Step, prompt and number of the response among its prompt's, for each row named."""
     keys = experience.rollouts.prompt_keys
     place_B = group_place(experience.rollouts.group)

@@ -15,11 +15,11 @@ from segcredit.objective.aggregation import aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
 from segcredit.rng import stream
 from segcredit.training.build import Run
-from segcredit.training.credit_assignment import Experience
+from segcredit.training.credit_assignment import TrainingBatch
 from segcredit.training.distributed.all_gather import everyones
 from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
-from segcredit.training.optimizer import Learner
+from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import micro_batches
 from segcredit.training.rollouts.simulator import SharedSimulator
 from segcredit.types import TokenScores
@@ -63,7 +63,7 @@ def _is_maximum(name: str) -> bool:
 
 
 def improve(
-    run: Run, experience: Experience, step: int, *, policy: bool = True
+    run: Run, experience: TrainingBatch, step: int, *, policy: bool = True
 ) -> dict[str, float]:
     """Train on one experience; the policy is left alone in value warm-up.
 
@@ -92,25 +92,24 @@ def improve(
                 meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
     _update_estimator(run, experience)
     if policy:
-        for learner in (run.policy, run.state):
-            if learner.schedule is not None:
-                learner.schedule.step()
+        run.policy.next_rate()
+        run.state.next_rate()
     return meter.read(run.processes)
 
 
 def _accumulating(run: Run) -> AbstractContextManager[None]:
     """Where parameters are spread, passes wait for one another: who fails leaves, untold."""
-    return run.processes.exchanging() if run.sharded else run.processes.together()
+    return run.processes.exchanging() if run.sharded else run.processes.error_barrier()
 
 
-def _update_estimator(run: Run, experience: Experience) -> None:
+def _update_estimator(run: Run, experience: TrainingBatch) -> None:
     """With the rollouts of all processes, where the estimator has a state to keep them in."""
     rollouts = experience.rollouts
     if run.state.module.state_dict():
         rollouts = everyones(run.processes, rollouts)
     with run.whole(), torch.no_grad(), blame("estimator", run.config.estimator["name"]):
         simulator = SharedSimulator(experience.simulator, run.processes)
-        run.estimator.update(run.state.module, rollouts, simulator)
+        run.method.estimator.update(run.state.module, rollouts, simulator)
 
 
 def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]:
@@ -136,7 +135,7 @@ class _Counts:
     segments: Tensor
 
     @classmethod
-    def of(cls, run: Run, experience: Experience, rows: Tensor) -> _Counts:
+    def of(cls, run: Run, experience: TrainingBatch, rows: Tensor) -> _Counts:
         """Of the given rows of an experience, and of the other processes' rows."""
         sum_up = run.processes.sum
         imitated_BT = (
@@ -156,7 +155,7 @@ class _Counts:
 
 def _accumulate(
     run: Run,
-    experience: Experience,
+    experience: TrainingBatch,
     rows: Tensor,
     counts: _Counts,
     meter: Meter,
@@ -183,7 +182,7 @@ def _accumulate(
     return totals
 
 
-def _scores(run: Run, experience: Experience, rows: Tensor, gradients: bool) -> TokenScores:
+def _scores(run: Run, experience: TrainingBatch, rows: Tensor, gradients: bool) -> TokenScores:
     """Of a micro-batch, under the current policy."""
     kept = experience.sampled.scores
     if kept is not None and gradients:
@@ -192,7 +191,7 @@ def _scores(run: Run, experience: Experience, rows: Tensor, gradients: bool) -> 
         return run.policy.module(experience.rollouts.select(rows))
 
 
-def _pieces(run: Run, experience: Experience, rows: Tensor) -> list[tuple[Tensor, float]]:
+def _pieces(run: Run, experience: TrainingBatch, rows: Tensor) -> list[tuple[Tensor, float]]:
     """Rows of each micro-batch, and how far it counts: 1, or 0 for one that only keeps step.
 
     Where parameters are spread, every process must run as many passes as the others.
@@ -210,7 +209,7 @@ def _backward(loss: Tensor) -> None:
 
 def _policy_loss(
     run: Run,
-    experience: Experience,
+    experience: TrainingBatch,
     rows: Tensor,
     scores: TokenScores,
     counts: _Counts,
@@ -261,12 +260,12 @@ def _policy_loss(
 
 
 def _value_loss(
-    run: Run, experience: Experience, rows: Tensor, scores: TokenScores, count: Tensor
+    run: Run, experience: TrainingBatch, rows: Tensor, scores: TokenScores, count: Tensor
 ) -> Tensor:
     """The estimator's loss over a micro-batch's segments, over the minibatch's denominator."""
     values = experience.values.select(rows)
     with blame("estimator", run.config.estimator["name"]):
-        loss_BS = run.estimator.loss(
+        loss_BS = run.method.estimator.loss(
             run.state.module,
             experience.rollouts.select(rows),
             experience.segmentation.select(rows),
@@ -278,17 +277,17 @@ def _value_loss(
     return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregate, denominator=count)
 
 
-def _apply(run: Run, learner: Learner, what: str, step: int) -> Tensor:
+def _apply(run: Run, trained: Trained[object], what: str, step: int) -> Tensor:
     """Sum over processes, clip, step, clear; refuse to step on a gradient that is not finite."""
-    run.processes.sum_gradients(learner.parameters)
-    norm = full(nn.utils.clip_grad_norm_(learner.parameters, learner.gradient_clip))
+    run.processes.sum_gradients(trained.parameters)
+    norm = full(nn.utils.clip_grad_norm_(trained.parameters, trained.gradient_clip))
     # One read a minibatch: parameters once spoilt by NaN cannot be mended.
     if not bool(norm.isfinite()):
-        learner.optimizer.zero_grad()
+        trained.forget_gradients()
         raise TrainingError(
             f"the {what} of step {step} is not finite (gradient norm {norm}). The usual cause is a"
             " learning rate that is too high, a reward that is NaN, or log-probs of tokens that"
             " the policy cannot produce. Lower the learning rate, or look at the last responses."
         )
-    learner.step()
+    trained.step()
     return norm

@@ -20,7 +20,7 @@ from segcredit.credit_audit.truth import load_truth, measure_truth
 from segcredit.credit_audit.truth.parts import read_part
 from segcredit.errors import BusyError, StudyError
 from segcredit.protocols import Prompt, Task, Verdict
-from segcredit.records.run_lock import exclusive
+from segcredit.records.run_lock import run_lock
 from segcredit.rng import stream
 from segcredit.training.build import build
 from segcredit.training.rollouts.completions import as_rollouts, complete
@@ -264,7 +264,7 @@ def test_a_killed_measurement_goes_on_bit_for_bit(whole, tmp_path, after):
 
 
 def test_one_process_measures_at_a_time(tmp_path):
-    with exclusive(tmp_path), pytest.raises(BusyError, match="another process"):
+    with run_lock(tmp_path), pytest.raises(BusyError, match="another process"):
         measured(tmp_path)
 
 

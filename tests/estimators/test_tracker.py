@@ -330,13 +330,13 @@ def test_a_real_policy_is_tracked() -> None:
     experience = collect(run, 1)
     table, rollouts = run.state.module, experience.rollouts
     assert experience.simulator.tokens > 0
-    run.estimator.update(table, rollouts, experience.simulator)
+    run.method.estimator.update(table, rollouts, experience.simulator)
     with torch.no_grad():
         for part in run.policy.module.parameters():
             part.mul_(1.01)
     key = rollouts.prompt_keys[0]
     alpha, beta = table.counts[key]
-    run.estimator.update(table, rollouts, experience.simulator)
+    run.method.estimator.update(table, rollouts, experience.simulator)
     rows = [row for row, other in enumerate(rollouts.prompt_keys) if other == key]
     now = experience.simulator.score(rollouts).logprobs
     moved = (now - rollouts.logprobs)[rows][rollouts.action_mask[rows]].abs().mean()

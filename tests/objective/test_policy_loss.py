@@ -21,7 +21,7 @@ from segcredit.objective.policy_loss import kl_divergence
 from segcredit.segmentation import Segmentation
 from segcredit.training import update
 from segcredit.training.build import build
-from segcredit.training.credit_assignment import Experience, collect
+from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.types import Advantages
 from small import SMALL
 from strategies import cuts, masks, normal
@@ -254,13 +254,13 @@ def test_refusals_are_sentences() -> None:
 # One minibatch of a real run: which terms the loss has, and over which tokens they are taken.
 
 
-def start(*options: str) -> tuple[Any, Experience]:
+def start(*options: str) -> tuple[Any, TrainingBatch]:
     """A run and its first experience."""
     run = build(load_config("grpo", [*SMALL, *options]))
     return run, collect(run, 1)
 
 
-def without_credit(experience: Experience, rewards: Tensor) -> Experience:
+def without_credit(experience: TrainingBatch, rewards: Tensor) -> TrainingBatch:
     """No advantage anywhere, so that the surrogate has no gradient."""
     credit = experience.advantages
     return dataclasses.replace(
@@ -273,7 +273,7 @@ def without_credit(experience: Experience, rewards: Tensor) -> Experience:
     )
 
 
-def step(run: Any, experience: Experience, rows: Tensor | None = None) -> tuple[float, Tensor]:
+def step(run: Any, experience: TrainingBatch, rows: Tensor | None = None) -> tuple[float, Tensor]:
     """Loss and gradient of one minibatch: of all rows, if none are named."""
     run.policy.module.zero_grad(set_to_none=True)
     meter = update.Meter()
@@ -289,7 +289,9 @@ def gradient(run: Any) -> Tensor:
     return torch.cat([x.flatten() for x in found])
 
 
-def imitated(run: Any, experience: Experience, rows: Tensor, weight: float) -> tuple[float, Tensor]:
+def imitated(
+    run: Any, experience: TrainingBatch, rows: Tensor, weight: float
+) -> tuple[float, Tensor]:
     """Weight times the mean of -log pi over the tokens of some rows."""
     run.policy.module.zero_grad(set_to_none=True)
     logprobs = run.policy.module(experience.rollouts).logprobs[rows]

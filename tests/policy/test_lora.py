@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_merged_model_and_gradients_reach_adapters_alone
     batch, policy = drawn(run.actor), shaken(run.actor)
     scores = policy(batch)
     (scores.logprobs.sum() + scores.entropies.sum()).backward()
-    for parameter, master in run.policy.masters._pairs:
+    for parameter, master in run.policy.master_weights._pairs:
         assert parameter is master
         assert parameter.grad.abs().sum() > 0
     assert all(p.grad is None for p in policy.parameters() if not p.requires_grad)

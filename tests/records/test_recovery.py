@@ -17,7 +17,7 @@ from segcredit import load_config, read_runs, train
 from segcredit.errors import BusyError, RecordError, StorageError
 from segcredit.records.recovery import damage
 from segcredit.records.run_directory import read_status
-from segcredit.records.run_lock import exclusive
+from segcredit.records.run_lock import run_lock
 from segcredit.training.loop import iterate
 from small import SMALL
 from tables import assert_same
@@ -188,14 +188,14 @@ def test_one_process_writes_a_run(finished: Path) -> None:
     finally:
         holder.kill()
         holder.wait()
-    with exclusive(finished):  # free although the holder was killed
+    with run_lock(finished):  # free although the holder was killed
         pass
 
 
 def _hold(path: Path) -> subprocess.Popen[str]:
     program = (
-        "import sys, time, pathlib; from segcredit.records.run_lock import exclusive\n"
-        "with exclusive(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from segcredit.records.run_lock import run_lock\n"
+        "with run_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", program, str(path)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

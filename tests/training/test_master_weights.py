@@ -14,8 +14,8 @@ from checkpoints import tiny_checkpoint
 from segcredit import load_config, train
 from segcredit.errors import RecordError
 from segcredit.training.loop import iterate
-from segcredit.training.master_weights import Masters
-from segcredit.training.optimizer import Learner, learner
+from segcredit.training.master_weights import MasterWeights
+from segcredit.training.optimizer import Trained, trained
 from small import SMALL
 
 STEPS, RATE = 1000, 1e-6
@@ -37,9 +37,9 @@ class Tied(nn.Module):
         return self.output(torch.tanh(self.frozen(self.embedding(ids))))
 
 
-def made(module: nn.Module, rate: float = 1e-2, clip: float = 1.0) -> Learner:
+def made(module: nn.Module, rate: float = 1e-2, clip: float = 1.0) -> Trained[Any]:
     config = load_config("grpo", [*SMALL, "train.weight_decay=0.01"]).train
-    return learner(torch.device("cpu"), module, rate, clip, 1, config)
+    return trained(torch.device("cpu"), module, rate, clip, 1, config)
 
 
 def loss(module: nn.Module, seed: int) -> torch.Tensor:
@@ -47,7 +47,7 @@ def loss(module: nn.Module, seed: int) -> torch.Tensor:
     return nn.functional.cross_entropy(module(ids).float(), ids.roll(1))
 
 
-def stepped(found: Learner, seeds: range) -> Learner:
+def stepped(found: Trained[Any], seeds: range) -> Trained[Any]:
     for seed in seeds:
         for half in (seed, -seed - 1):  # two micro-batches
             loss(found.module, half).backward()
@@ -170,5 +170,5 @@ def test_a_run_in_bfloat16_resumes_to_the_bit(tmp_path: Path) -> None:
 
 def test_nothing_to_train_has_no_masters() -> None:
     frozen = Tied().requires_grad_(False)
-    assert Masters(frozen).parameters == []
+    assert MasterWeights(frozen).parameters == []
     assert set(made(frozen).state_dict()["module"]) == {"count"}

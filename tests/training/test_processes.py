@@ -271,7 +271,7 @@ def test_one_process_gets_back_what_it_gave() -> None:
     assert ALONE.joined(x) is x
     assert ALONE.sum(x) is x
     assert ALONE.from_first(x) is x
-    with pytest.raises(TrainingError, match="mine"), ALONE.together():
+    with pytest.raises(TrainingError, match="mine"), ALONE.error_barrier():
         raise TrainingError("mine")
 
 

@@ -267,7 +267,7 @@ def test_the_prompts_value_is_the_mean_over_trunks() -> None:
     rollouts = rollouts.replace(
         rewards=rewards, token_rewards=token_rewards(rewards, rollouts.action_mask)
     )
-    values: Tensor = run.estimator.estimate(
+    values: Tensor = run.method.estimator.estimate(
         run.state.module, rollouts, experience.segmentation, experience.simulator
     )
     uneven = False

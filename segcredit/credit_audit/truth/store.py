@@ -31,7 +31,7 @@ from segcredit.credit_audit.truth.parts import Part, by_half, read_part, rollout
 from segcredit.credit_audit.truth.plan import PROMPTS_A_PART, Plan, measure_part, plan_truth
 from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt
-from segcredit.records.run_lock import exclusive
+from segcredit.records.run_lock import run_lock
 from segcredit.training.build import build, environment
 from segcredit.training.rollouts.completions import score, with_extras
 from segcredit.types import RolloutBatch
@@ -121,7 +121,7 @@ def measure_truth(
     """
     path = Path(path)
     plan = plan_truth(config, prompts, completions, continuations, halves)
-    with exclusive(path):
+    with run_lock(path):
         _begin(path, plan)
         missing = [part for part in range(plan.parts) if _part(path, plan.identity, part) is None]
         if missing:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from segcredit.errors import BusyError, RecordError, StorageError
 from segcredit.records.run_directory import RunRecords
-from segcredit.records.run_lock import exclusive
+from segcredit.records.run_lock import run_lock
 from segcredit.study.grid.cells import Cell
 from segcredit.training.build import environment
 from segcredit.training.loop import train
@@ -64,7 +64,7 @@ def _record_failure(cell: Cell, error: Exception) -> None:
     """Failures from before the run began, which the loop could not record itself."""
     if cell.state() == "failed":
         return
-    with suppress(RecordError), exclusive(cell.directory):
+    with suppress(RecordError), run_lock(cell.directory):
         config = cell.config
         records = RunRecords.create(cell.directory, config.identity(), environment(config))
         records.fail(type(error).__name__, str(error), traceback.format_exc())

@@ -1,7 +1,7 @@
-"""Parameters spread over the processes while they are trained (FSDP2), whole while they are used.
+"""Parameters sharded over the processes while they are trained (FSDP2), whole while they are used.
 
 In training a block's parameters are gathered as its turn comes, and its gradients are summed and
-spread again. To sample and to score, all are gathered once, so that the processes need not run
+sharded again. To sample and to score, all are gathered once, so that the processes need not run
 the same number of passes.
 """
 
@@ -26,7 +26,7 @@ from segcredit.training.distributed.processes import Processes
 
 
 def shard(module: nn.Module, processes: Processes, methods: Sequence[str] = ()) -> None:
-    """Spread a module's parameters over the processes: each block's, and the rest together.
+    """Shards a module's parameters over the processes: each block's, and the rest together.
 
     Args:
         module: whole, on its device, the same on every process. Blocks are the members of its
@@ -61,11 +61,10 @@ def shard(module: nn.Module, processes: Processes, methods: Sequence[str] = ()) 
 
 @contextmanager
 def whole(*modules: nn.Module) -> Generator[None]:
-    """Inside, every process holds all parameters; modules that are not spread are left alone.
+    """Gives every process all parameters inside; modules that are not sharded are left alone.
 
     Entered and left by all processes alike.
     """
-    roots = [id(module) for module in modules]
     parts = [part for module in modules for part in _parts(module)]
     roots = {id(module) for module in modules}
     for part in parts:
@@ -80,7 +79,7 @@ def whole(*modules: nn.Module) -> Generator[None]:
 
 
 def gathered(state: Any) -> Any:
-    """A state dict with whole tensors in the place of spread ones, those on the CPU."""
+    """Returns a state dict with whole tensors, on the CPU, in the place of sharded ones."""
     if isinstance(state, DTensor):
         return state.detach().full_tensor().cpu()
     if isinstance(state, Mapping):
@@ -90,8 +89,8 @@ def gathered(state: Any) -> Any:
     return state
 
 
-def spread(value: Any, like: Any) -> Any:
-    """A whole tensor as this process's part of it, where ``like`` is spread and of its shape."""
+def shard_like(value: Any, like: Any) -> Any:
+    """Returns this process's shard of a tensor, where ``like`` is sharded and of its shape."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     on_device = value.to(like.device)
@@ -99,18 +98,20 @@ def spread(value: Any, like: Any) -> Any:
     return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def spread_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state with the moments of each parameter spread as the parameter is."""
+def shard_optimizer_state(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Returns an optimizer's state, the moments of each parameter sharded as the parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     found = {
-        place: {name: spread(value, parameters[place]) for name, value in of.items()}
+        place: {name: shard_like(value, parameters[place]) for name, value in of.items()}
         for place, of in state["state"].items()
     }
     return {**state, "state": found}
 
 
 def full(x: Tensor) -> Tensor:
-    """A tensor, whole."""
+    """Returns a tensor whole, however many processes hold shards of it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
@@ -119,6 +120,6 @@ def _parts(module: nn.Module) -> Iterator[FSDPModule]:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost lists of modules."""
+    """Yields the members of the outermost lists of modules."""
     for child in module.children():
         yield from child.children() if isinstance(child, nn.ModuleList) else _blocks(child)

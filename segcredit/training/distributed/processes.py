@@ -164,7 +164,7 @@ class Processes:
                 distributed.all_reduce(parameter.grad)
 
     @contextmanager
-    def together(self) -> Generator[None]:
+    def error_barrier(self) -> Generator[None]:
         """Work of one's own, after which each process learns how the others fared.
 
         Nothing inside may wait for another process.

@@ -64,7 +64,7 @@ def _sampled(run: Run, step: int) -> Sampled:
             " policy that masks its own tokens. Look at rollouts.max_new_tokens and the task's"
             " prompts."
         )
-    with run.processes.together():
+    with run.processes.error_barrier():
         unscored = unscored_rollouts(found)
         scores = _scores(run, unscored, trained=step > 0)
         priced = _priced(run, with_scores(unscored, scores))
@@ -87,7 +87,7 @@ def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
 def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
     """Completions of one round and tokens sampled; every method's first round has equal prompts."""
     name = f"/{round_}" if round_ else ""
-    with run.processes.together():
+    with run.processes.error_barrier():
         source = run.prompts if step > 0 and not round_ else run.further_prompts
         drawn = _prompts(run, source, stream(run.config.seed, f"prompts{name}", step))
         own = run.processes.named(f"sampling{name}")
@@ -116,7 +116,7 @@ def _completed(
             run.actor,
             run.task,
             prompts,
-            run.segmenter,
+            run.method.segmenter,
             sizes.branches,
             max_new_tokens=sizes.max_new_tokens,
             micro_tokens=config.train.micro_tokens,
@@ -144,7 +144,7 @@ def _prompts(run: Run, source: PromptStream, generator: torch.Generator) -> Sequ
         return source.take(sizes.prompts, generator)
     keys = [prompt.key for prompt in run.pool]
     with blame("estimator", run.config.estimator["name"]):
-        weights_K = run.estimator.prompt_weights(run.state.module, keys).double().cpu()
+        weights_K = run.method.estimator.prompt_weights(run.state.module, keys).double().cpu()
     possible = int((weights_K > 0).sum())
     if not weights_K.isfinite().all() or (weights_K < 0).any() or possible < sizes.prompts:
         raise PluginError(

@@ -117,7 +117,7 @@ class SharedSimulator(Simulator):
     ) -> RolloutBatch:
         """``count`` rewarded completions of each prompt, in the order of the keys."""
         found: list[RolloutBatch] = []
-        with self.processes.together():
+        with self.processes.error_barrier():
             if share := self.processes.share(prompt_keys):
                 found = [self.own.sample(share, count, greedy=greedy)]
         if self.processes.count == 1:
@@ -137,7 +137,7 @@ class SharedSimulator(Simulator):
     ) -> Continuations:
         """Continue from the prompt and every token before each position, holes included."""
         here = self._share_of(rows_N)
-        with self.processes.together():
+        with self.processes.error_barrier():
             found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, greedy=greedy)
         tokens = self.processes.gather(found.tokens)
         return Continuations(
@@ -149,7 +149,7 @@ class SharedSimulator(Simulator):
     def score(self, rollouts: RolloutBatch) -> TokenScores:
         """Log-probs, entropies and hidden states under the current policy."""
         here = self._share_of(rollouts.group)
-        with self.processes.together():
+        with self.processes.error_barrier():
             # A row, at least: the network cannot read nothing.
             rows = here if len(here) else torch.zeros_like(rollouts.group[:1])
             found = self.own.score(rollouts.select(rows))

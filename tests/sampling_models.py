@@ -15,6 +15,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from segcredit.types import SamplingParams
+
 SIZES: dict[str, Any] = {
     "vocab_size": 30,
     "hidden_size": 32,

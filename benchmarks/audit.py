@@ -43,7 +43,7 @@ from segcredit.credit_audit.truth.measure import measure
 from segcredit.protocols import Prompt
 from segcredit.training.build import Run, build
 from segcredit.training.rollouts.completions import as_rollouts, complete, verify
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, SamplingParams
 
 LIMIT = 41
 PROMPTS = 32
@@ -113,8 +113,7 @@ def _continued(
     ids_NF, mask_NF, cut_N = run.actor.generate(
         ids_NL,
         torch.cat([rollouts.prompt_mask[rows_N], there_NT], 1),
-        max_new_tokens=LIMIT - t,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=LIMIT - t),
         generator=source,
     )
     whole = torch.cat([before_NT, ids_NF], 1), torch.cat([there_NT, mask_NF], 1)
@@ -219,7 +218,7 @@ def main() -> None:
     prompts = list(run.task.evaluation(PROMPTS))
     source = torch.Generator().manual_seed(0)
     completions = complete(
-        run.actor, run.task, prompts, max_new_tokens=LIMIT, greedy=False, generator=source
+        run.actor, run.task, prompts, params=SamplingParams(max_new_tokens=LIMIT), generator=source
     )
     rollouts = as_rollouts(completions, run.actor, micro_tokens=16384)
     print(

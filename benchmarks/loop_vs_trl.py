@@ -31,7 +31,7 @@ import string
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from segcredit import load_config, register, registry
+from segcredit import SamplingParams, load_config, register, registry
 from segcredit.protocols import Prompt, Sampler, Task, Verdict
 from segcredit.training.loop import iterate
 
@@ -122,7 +122,9 @@ class Replaced(Sampler):
 
     def sample(self, model: Any, prompt_ids: Any, prompt_mask: Any, **options: Any) -> Any:
         """TRL's ids, row by row, where there are as many."""
-        options["suppressed_ids"] = [*options["suppressed_ids"], *options["end_ids"]]
+        params: SamplingParams = options["params"]
+        never = (*params.suppressed_ids, *params.stop_ids)
+        options["params"] = replace(params, suppressed_ids=never)
         SHARED.model = model
         ids = SAMPLERS[self.inner].sample(model, prompt_ids, prompt_mask, **options)
         return SHARED.ids if SHARED.ids.shape == ids.shape else ids

@@ -31,6 +31,7 @@ from scipy import stats
 from segcredit import load_config, registry
 from segcredit.protocols import Prompt
 from segcredit.training.build import build
+from segcredit.types import SamplingParams
 
 LIMIT = 64
 SETTINGS = ["task.min_steps=3", "task.max_steps=8", f"rollouts.max_new_tokens={LIMIT}"]
@@ -42,8 +43,7 @@ def sampled(policy: Any, prompts: Sequence[Prompt], sampler: Any, seed: int, gre
     policy.sampler = sampler
     return policy.generate(
         *policy.encode_prompts(prompts),
-        max_new_tokens=LIMIT,
-        greedy=greedy,
+        params=SamplingParams(max_new_tokens=LIMIT, greedy=greedy),
         generator=torch.Generator().manual_seed(seed),
     )
 

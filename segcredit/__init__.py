@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from segcredit.types import Advantages as Advantages
     from segcredit.types import Continuations as Continuations
     from segcredit.types import RolloutBatch as RolloutBatch
+    from segcredit.types import SamplingParams as SamplingParams
     from segcredit.types import SegmentValues as SegmentValues
     from segcredit.types import TokenScores as TokenScores
 
@@ -98,6 +99,7 @@ _HOMES = {
         "Advantages",
         "Continuations",
         "RolloutBatch",
+        "SamplingParams",
         "SegmentValues",
         "TokenScores",
     ),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from segcredit.errors import PluginError, TaskError
 from segcredit.segmentation import Anchor, Segmentation
-from segcredit.types import Continuations, RolloutBatch, SegmentValues, TokenScores
+from segcredit.types import Continuations, RolloutBatch, SamplingParams, SegmentValues, TokenScores
 
 
 @runtime_checkable
@@ -300,8 +300,7 @@ class Policy(Protocol):
         prompt_mask: Bool[Tensor, "B Tp"],
         extras: Sequence[Mapping[str, Tensor]] = (),
         *,
-        max_new_tokens: int,
-        greedy: bool,
+        params: SamplingParams,
         generator: torch.Generator,
     ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
         """Completion ids, their mask up to and including the first end token, and truncation."""
@@ -313,15 +312,14 @@ class Policy(Protocol):
         rows_N: Int[Tensor, "N"],
         positions_N: Int[Tensor, "N"],
         *,
-        max_new_tokens: int,
+        params: SamplingParams,
         micro_tokens: int,
-        greedy: bool,
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
         """New tokens after the prompt and all tokens before each position, holes included.
 
-        ``max_new_tokens`` limits whole completions, the tokens before the position included.
+        ``params.max_new_tokens`` limits whole completions, the tokens before the position included.
         ``instead_N`` stands in the place of the token just before each position; after an end
         token there is nothing new. Returns ids, mask up to and including the first end token,
         and truncation.
@@ -371,12 +369,8 @@ class Sampler(Protocol):
         prompt_ids: Int[Tensor, "B Tp"],
         prompt_mask: Bool[Tensor, "B Tp"],
         *,
-        max_new_tokens: int,
-        temperature: float,
-        greedy: bool,
-        end_ids: Sequence[int],
+        params: SamplingParams,
         pad_id: int,
-        suppressed_ids: Sequence[int],
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,

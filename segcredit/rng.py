@@ -1,4 +1,4 @@
-"""Named random streams: every draw derives from (seed, name, step), so nothing is checkpointed.
+"""Named random generators: every draw derives from (seed, name, step), so nothing is checkpointed.
 
 Two methods with one seed see the same prompts and start from the same policy.
 """
@@ -9,20 +9,23 @@ Two methods with one seed see the same prompts and start from the same policy.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
+M = TypeVar("M")
+
 
 def stream(seed: int, name: str, step: int = 0) -> torch.Generator:
-    """A generator of its own for one purpose in one step, such as ("sampling", 12)."""
+    """Returns a generator of its own for one purpose in one step, such as ("sampling", 12)."""
     return torch.Generator().manual_seed(derived_seed(seed, name, step))
 
 
 @contextmanager
 def forked(seed: int, name: str, step: int = 0) -> Generator[None]:
-    """Inside, torch's global generator is the named stream; afterwards it is as it was.
+    """Makes torch's global generator the named stream inside, and puts it back afterwards.
 
     For libraries that know only the global generator.
     """
@@ -32,6 +35,21 @@ def forked(seed: int, name: str, step: int = 0) -> Generator[None]:
 
 
 def derived_seed(seed: int, name: str, step: int = 0) -> int:
-    """A seed of its own for one purpose, for what keeps streams of its own."""
+    """Returns a seed of its own for one purpose, for what keeps streams of its own."""
     digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def named_seed(seed: int, name: str) -> int:
+    """Returns a seed of its own for one purpose of a policy's, such as its first weights."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])
+
+
+def initialised(make: Callable[[], M], seed: int) -> M:
+    """Builds a model with its first weights, the same for the same seed.
+
+    transformers initialises from the global generator, which must come out as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(named_seed(seed, "initial"))
+        return make()

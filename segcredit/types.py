@@ -161,6 +161,26 @@ class TokenScores(RowTable):
     hidden: Float[Tensor, "B T H"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """The settings of a request for completions.
+
+    Callers of a policy choose the length and whether to be greedy. The policy fills in the rest
+    before it asks its sampler, since it scores under the same temperature and ids.
+    """
+
+    max_new_tokens: int
+    """Limit of a completion; where one is resumed, its tokens before the position included."""
+    greedy: bool = False
+    """True takes the likeliest token each time, and draws nothing."""
+    temperature: float = 1.0
+    """Divides the logits; greater than 0."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a completion, and belong to it."""
+    suppressed_ids: tuple[int, ...] = ()
+    """Tokens of probability 0."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Continuations:
     """Outcomes of completions resumed at N states, K times each."""

@@ -12,7 +12,7 @@ from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.training.rollouts.completions import as_rollouts, complete
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, SamplingParams
 
 TASK = Arithmetic(min_steps=1, max_steps=3)
 
@@ -42,8 +42,7 @@ def drawn(policy: Any, *, count: int = 16, max_new_tokens: int = 24) -> RolloutB
         policy,
         TASK,
         prompts,
-        max_new_tokens=max_new_tokens,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=max_new_tokens),
         generator=torch.Generator().manual_seed(1),
     )
     return as_rollouts(found, policy, micro_tokens=100_000)

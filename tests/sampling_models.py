@@ -15,6 +15,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from segcredit.types import SamplingParams
+
 SIZES: dict[str, Any] = {
     "vocab_size": 30,
     "hidden_size": 32,
@@ -77,16 +79,10 @@ def some_prompts(rows: int = 24, width: int = 7) -> tuple[Tensor, Tensor]:
 
 def drawn_by(sampler: Any, model: nn.Module, **changed: Any) -> Tensor:
     ids, mask = some_prompts()
-    options: dict[str, Any] = {
-        "max_new_tokens": 24,
-        "temperature": 1.0,
-        "greedy": False,
-        "end_ids": ENDS,
-        "pad_id": 0,
-        "suppressed_ids": SUPPRESSED,
-        "generator": torch.Generator().manual_seed(0),
-    }
-    return sampler.sample(model, ids, mask, **(options | changed))
+    generator = changed.pop("generator", None) or torch.Generator().manual_seed(0)
+    chosen: dict[str, Any] = {"max_new_tokens": 24} | changed
+    params = SamplingParams(stop_ids=ENDS, suppressed_ids=SUPPRESSED, **chosen)
+    return sampler.sample(model, ids, mask, params=params, pad_id=0, generator=generator)
 
 
 def up_to_the_end(ids_BT: Tensor, ends: tuple[int, ...] = ENDS) -> list[list[int]]:

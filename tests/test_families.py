@@ -14,6 +14,7 @@ from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.samplers.generate import Generate, generation_config, own_defaults
 from segcredit.policy.samplers.lean import Lean
+from segcredit.types import SamplingParams
 
 IDS: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 HEADS: dict[str, Any] = {
@@ -113,12 +114,13 @@ def test_scores_are_those_of_sampling_and_gradients_reach_everything(
 def sampled_logprobs(policy: Any, batch: Any) -> torch.Tensor:
     """(B,T) of the tokens drawn, by the model's own generation: token by token, with its cache."""
     config = generation_config(
-        max_new_tokens=batch.completion_ids.shape[1],
-        temperature=policy.temperature,
-        greedy=False,
-        end_ids=policy.end_ids,
+        SamplingParams(
+            max_new_tokens=batch.completion_ids.shape[1],
+            temperature=policy.temperature,
+            stop_ids=policy.end_ids,
+            suppressed_ids=policy.suppressed_ids,
+        ),
         pad_id=policy.pad_id,
-        suppressed_ids=policy.suppressed_ids,
     )
     config.update(output_scores=True, return_dict_in_generate=True)
     forced = Forced(batch)
@@ -168,4 +170,6 @@ def greedy(policy: Any) -> torch.Tensor:
     prompts = TASK.prompts(8, torch.Generator().manual_seed(0))
     ids, mask, _ = policy.encode_prompts(prompts)
     generator = torch.Generator().manual_seed(0)
-    return policy.generate(ids, mask, max_new_tokens=12, greedy=True, generator=generator)[0]
+    return policy.generate(
+        ids, mask, params=SamplingParams(max_new_tokens=12, greedy=True), generator=generator
+    )[0]

@@ -19,6 +19,7 @@ from segcredit.errors import PluginError, PolicyError, StudyError, TrainingError
 from segcredit.protocols import Prompt
 from segcredit.training.out_of_memory import memory_advice
 from segcredit.training.rollouts.completions import complete
+from segcredit.types import SamplingParams
 from small import SMALL
 
 OPTIONS = [key for key in SMALL if not key.startswith("policy.")]
@@ -137,7 +138,13 @@ def test_the_context_may_be_filled_to_its_last_token(folder: Path) -> None:
     generator = torch.Generator()
     policy.encode_prompts(prompts, room=3)
     with pytest.raises(PolicyError, match=r"^prompt 'long' has 9 tokens and 4 are to follow it"):
-        complete(policy, TASK, prompts, max_new_tokens=4, greedy=True, generator=generator)
+        complete(
+            policy,
+            TASK,
+            prompts,
+            params=SamplingParams(max_new_tokens=4, greedy=True),
+            generator=generator,
+        )
     policy.encode_prompts(prompts[:1], room=4)
     del policy.model.config.max_position_embeddings
     policy.encode_prompts(prompts, room=1000)

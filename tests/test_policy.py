@@ -29,7 +29,7 @@ from segcredit.policy.tiny import tiny_lm as tiny_module
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.tasks.arithmetic import Arithmetic
-from segcredit.types import RolloutBatch, TokenScores
+from segcredit.types import RolloutBatch, SamplingParams, TokenScores
 
 TASK = Arithmetic(min_steps=1, max_steps=3)
 TEXTS = ["9-3+2=", "1+1=", "7-3-3-2+1=", "0+3="]
@@ -84,7 +84,7 @@ def _rollouts(
 def _sampled(policy: Any, texts: Sequence[str] = TEXTS, width: int = 16) -> RolloutBatch:
     prompts = policy.encode(texts)
     ids, mask, _ = policy.generate(
-        *prompts, max_new_tokens=width, greedy=False, generator=_generator(1)
+        *prompts, params=SamplingParams(max_new_tokens=width), generator=_generator(1)
     )
     return _rollouts(*prompts, ids, mask)
 
@@ -100,12 +100,13 @@ def test_scoring_agrees_with_the_scores_that_the_sampler_drew_from(temperature: 
     prompt_ids, prompt_mask = policy.encode(TEXTS * 4)
     assert not prompt_mask.all(), "the prompts ought to differ in length"
     config = generation_config(
-        max_new_tokens=20,
-        temperature=temperature,
-        greedy=False,
-        end_ids=policy.end_ids,
+        SamplingParams(
+            max_new_tokens=20,
+            temperature=temperature,
+            stop_ids=policy.end_ids,
+            suppressed_ids=policy.suppressed_ids,
+        ),
         pad_id=PAD,
-        suppressed_ids=policy.suppressed_ids,
     )
     config.update(output_scores=True, return_dict_in_generate=True)
     with seeded(_generator(7), prompt_ids.device):
@@ -115,7 +116,7 @@ def test_scoring_agrees_with_the_scores_that_the_sampler_drew_from(temperature: 
             generation_config=config,
         )
     ids_BT, mask_BT, _ = policy.generate(
-        prompt_ids, prompt_mask, max_new_tokens=20, greedy=False, generator=_generator(7)
+        prompt_ids, prompt_mask, params=SamplingParams(max_new_tokens=20), generator=_generator(7)
     )
     assert torch.equal(output.sequences[:, prompt_ids.shape[1] :][mask_BT], ids_BT[mask_BT])
     drawn_BTV = torch.stack(output.scores, 1).log_softmax(2)
@@ -158,7 +159,7 @@ def test_suppressed_ids_are_never_sampled_and_have_no_probability(policy: Any) -
         policy.model.lm_head.weight[3:] *= 0.01  # all but the end token equally likely
     prompts = policy.encode(TEXTS * 32)
     ids_BT, mask_BT, _ = policy.generate(
-        *prompts, max_new_tokens=12, greedy=False, generator=_generator()
+        *prompts, params=SamplingParams(max_new_tokens=12), generator=_generator()
     )
     assert not torch.isin(ids_BT[mask_BT], torch.tensor([PAD, BEGIN])).any()
     rows, vocabulary = 1, policy.model.config.vocab_size
@@ -264,7 +265,7 @@ def test_the_mask_ends_with_the_first_end_token() -> None:
     sampler = _Fixed(((5, END, END, 7), (5, 6, 7, 8), (END, 5, 5, 5), (5, PAD, 6, END)))
     policy: Any = Tiny(steps=2).load(TASK, sampler, temperature=1.0, seed=0)
     ids, mask, truncated = policy.generate(
-        *policy.encode(TEXTS), max_new_tokens=4, greedy=False, generator=_generator()
+        *policy.encode(TEXTS), params=SamplingParams(max_new_tokens=4), generator=_generator()
     )
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
     assert truncated.tolist() == [False, True, False, False]
@@ -275,7 +276,9 @@ def test_sampling_is_decided_by_the_generator_and_leaves_the_global_one(policy: 
     state = torch.get_rng_state()
     drawn = [
         policy.generate(
-            *policy.encode(TEXTS), max_new_tokens=10, greedy=greedy, generator=_generator(seed)
+            *policy.encode(TEXTS),
+            params=SamplingParams(max_new_tokens=10, greedy=greedy),
+            generator=_generator(seed),
         )[0]
         for seed, greedy in [(1, False), (1, False), (2, False), (1, True), (2, True)]
     ]

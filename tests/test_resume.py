@@ -17,7 +17,7 @@ from segcredit.testing import ToyPolicy
 from segcredit.training.build import build
 from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, resume
 from segcredit.training.rollouts.simulator import PolicySimulator
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, SamplingParams
 from small import SMALL
 
 LIMIT = 24
@@ -41,7 +41,11 @@ def generator(seed: int = 0) -> torch.Generator:
 def whole(run: Any, *, greedy: bool, count: int = 6) -> tuple[list[Prompt], RolloutBatch]:
     prompts = run.task.prompts(count, generator())
     found = complete(
-        run.actor, run.task, prompts, max_new_tokens=LIMIT, greedy=greedy, generator=generator(1)
+        run.actor,
+        run.task,
+        prompts,
+        params=SamplingParams(max_new_tokens=LIMIT, greedy=greedy),
+        generator=generator(1),
     )
     return prompts, as_rollouts(found, run.actor, micro_tokens=LARGE)
 
@@ -62,7 +66,8 @@ def go_on(
     positions: Tensor,
     **options: Any,
 ) -> tuple[Completions, int]:
-    chosen = {"max_new_tokens": LIMIT, "micro_tokens": LARGE, "greedy": True, **options}
+    chosen: dict[str, Any] = {"max_new_tokens": LIMIT, "greedy": True, **options}
+    micro_tokens = chosen.pop("micro_tokens", LARGE)
     return resume(
         run.actor,
         run.task,
@@ -70,8 +75,9 @@ def go_on(
         rollouts,
         rows,
         positions,
+        params=SamplingParams(**chosen),
+        micro_tokens=micro_tokens,
         generator=generator(3),
-        **chosen,
     )
 
 
@@ -213,9 +219,9 @@ class Script:
     says: tuple[int, ...]
 
     def sample(
-        self, model: Any, prompt_ids: Tensor, *_: Any, max_new_tokens: int, **__: Any
+        self, model: Any, prompt_ids: Tensor, *_: Any, params: SamplingParams, **__: Any
     ) -> Tensor:
-        return torch.tensor(self.says)[:max_new_tokens].repeat(len(prompt_ids), 1)
+        return torch.tensor(self.says)[: params.max_new_tokens].repeat(len(prompt_ids), 1)
 
 
 def test_an_end_on_the_last_token_allowed_is_no_truncation(
@@ -230,9 +236,8 @@ def test_an_end_on_the_last_token_allowed_is_no_truncation(
         rollouts,
         rows,
         positions,
-        max_new_tokens=4,
+        params=SamplingParams(max_new_tokens=4, greedy=True),
         micro_tokens=LARGE,
-        greedy=True,
         generator=generator(),
     )
     assert fresh.sum(1).tolist() == [3, 2, 3, 1]
@@ -333,9 +338,8 @@ def test_the_toys_continuations_follow_its_probabilities() -> None:
             everything,
             rows,
             torch.full_like(rows, position),
-            max_new_tokens=4,
+            params=SamplingParams(max_new_tokens=4),
             micro_tokens=LARGE,
-            greedy=False,
             generator=generator(position),
         )
         assert fresh.sum(1).eq(4 - position).all()
@@ -361,9 +365,8 @@ def test_the_toys_greedy_continuation_is_the_likeliest_symbol() -> None:
         everything,
         rows,
         torch.full_like(rows, 2),
-        max_new_tokens=3,
+        params=SamplingParams(max_new_tokens=3, greedy=True),
         micro_tokens=LARGE,
-        greedy=True,
         generator=generator(),
     )
     best = everything.logprobs[:, 2].view(9, 3).argmax(1).repeat_interleave(3) + 1
@@ -379,9 +382,8 @@ def test_sampled_continuations_follow_the_scores(run: Any, monkeypatch: pytest.M
         rollouts,
         torch.full((count,), row),
         torch.full((count,), position),
-        max_new_tokens=position + 1,
+        params=SamplingParams(max_new_tokens=position + 1),
         micro_tokens=LARGE,
-        greedy=False,
         generator=generator(5),
     )
     vocabulary = policy.model.config.vocab_size

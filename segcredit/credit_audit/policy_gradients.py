@@ -27,7 +27,7 @@ from segcredit.protocols import Prompt
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.rollouts.completions import as_rollouts, complete, micro_batches
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, SamplingParams
 
 Parameters = npt.NDArray[np.float32]
 HALVES = 2
@@ -109,8 +109,7 @@ def _rewarded(run: Run, prompts: Sequence[Prompt], generator: torch.Generator) -
         run.actor,
         run.task,
         prompts,
-        max_new_tokens=sizes.max_new_tokens,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=sizes.max_new_tokens),
         generator=generator,
     )
     return as_rollouts(completions, run.actor, micro_tokens=micro_tokens)

@@ -10,6 +10,7 @@ reads, ``N`` action tokens of the batch, ``V`` vocabulary; the others as in ``se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -28,7 +29,7 @@ from segcredit.policy.module_copies import copy_of_trained
 from segcredit.policy.prefix_cache import Prefixes
 from segcredit.policy.token_spans import PieceTable, place_spans
 from segcredit.protocols import Prompt, Sampler
-from segcredit.types import RolloutBatch, TokenScores
+from segcredit.types import RolloutBatch, SamplingParams, TokenScores
 
 M = TypeVar("M", bound="_Deterministic")
 
@@ -219,14 +220,14 @@ class CausalPolicy(_Deterministic):
         prompt_mask: Bool[Tensor, "B Tp"],
         extras: Sequence[Mapping[str, Tensor]] = (),
         *,
-        max_new_tokens: int,
-        greedy: bool,
+        params: SamplingParams,
         generator: torch.Generator,
     ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
         """Completion ids, their mask up to and including the first end token, and truncation.
 
         All rows are sampled in one batch. Ids after the first end token are the pad id; T is at
-        most ``max_new_tokens``. The images of a prompt are seen once, however many rows it has.
+        most ``params.max_new_tokens``. The images of a prompt are seen once, however many rows it
+        has.
         """
         first = first_prompt_column(prompt_mask)
         ids, mask, cache, more = prompt_ids[:, first:], prompt_mask[:, first:], None, None
@@ -242,8 +243,7 @@ class CausalPolicy(_Deterministic):
             mask,
             cache,
             more,
-            max_new_tokens=max_new_tokens,
-            greedy=greedy,
+            params=params,
             generator=generator,
         )
 
@@ -253,9 +253,8 @@ class CausalPolicy(_Deterministic):
         rows_N: Int[Tensor, "N"],
         positions_N: Int[Tensor, "N"],
         *,
-        max_new_tokens: int,
+        params: SamplingParams,
         micro_tokens: int,
-        greedy: bool,
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
@@ -266,12 +265,13 @@ class CausalPolicy(_Deterministic):
         in batches of as many, longest first, so that a batch's lengths are alike. A state at the
         limit is continued by nothing, and truncated.
         """
-        length = rollouts.prompt_ids.shape[1] + max_new_tokens
+        limit = params.max_new_tokens
+        length = rollouts.prompt_ids.shape[1] + limit
         most = max(micro_tokens // length, 1)
-        ids_NF = rows_N.new_full((len(rows_N), max_new_tokens), self.pad_id)
+        ids_NF = rows_N.new_full((len(rows_N), limit), self.pad_id)
         mask_NF = torch.zeros_like(ids_NF, dtype=torch.bool)
         truncated_N = torch.ones_like(rows_N, dtype=torch.bool)
-        open_N = positions_N < max_new_tokens
+        open_N = positions_N < limit
         if instead_N is not None:
             ended_N = torch.isin(instead_N, _index(list(self.end_ids), instead_N))
             open_N, truncated_N = open_N & ~ended_N, truncated_N & ~ended_N
@@ -280,7 +280,7 @@ class CausalPolicy(_Deterministic):
             prefixes = Prefixes.read(self.model.base_model, rollouts, rows_R, self.inputs)
             here_M = (open_N & torch.isin(rows_N, rows_R)).nonzero()[:, 0]
             for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
-                room_M1 = (max_new_tokens - positions_N[states_M])[:, None]
+                room_M1 = (limit - positions_N[states_M])[:, None]
                 here = rows_N[states_M], positions_N[states_M]
                 prefix, prefix_mask, cache = prefixes.before(*here)
                 more = prefixes.inputs_before(*here, cached=cache is not None)
@@ -291,8 +291,7 @@ class CausalPolicy(_Deterministic):
                     prefix_mask,
                     cache,
                     more,
-                    max_new_tokens=int(room_M1.max()),
-                    greedy=greedy,
+                    params=replace(params, max_new_tokens=int(room_M1.max())),
                     generator=generator,
                 )
                 late = mask & (torch.arange(ids.shape[1], device=ids.device) >= room_M1)
@@ -341,8 +340,7 @@ class CausalPolicy(_Deterministic):
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
         *,
-        max_new_tokens: int,
-        greedy: bool,
+        params: SamplingParams,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """New ids, their mask up to and including the first end token, and truncation."""
@@ -350,12 +348,13 @@ class CausalPolicy(_Deterministic):
             self.model,
             ids,
             mask,
-            max_new_tokens=max_new_tokens,
-            temperature=self.temperature,
-            greedy=greedy,
-            end_ids=self.end_ids,
+            params=replace(
+                params,
+                temperature=self.temperature,
+                stop_ids=self.end_ids,
+                suppressed_ids=self.suppressed_ids,
+            ),
             pad_id=self.pad_id,
-            suppressed_ids=self.suppressed_ids,
             generator=generator,
             cache=cache,
             inputs=inputs,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Prompt
-from segcredit.types import Continuations, RolloutBatch, TokenScores
+from segcredit.types import Continuations, RolloutBatch, SamplingParams, TokenScores
 
 SYMBOLS = " \na"
 """Token ids 1, 2 and 3; 0 is padding."""
@@ -116,19 +116,18 @@ class ToyPolicy(nn.Module):
         prompt_mask: Bool[Tensor, "B Tp"],
         extras: Sequence[Mapping[str, Tensor]] = (),
         *,
-        max_new_tokens: int,
-        greedy: bool,
+        params: SamplingParams,
         generator: torch.Generator,
     ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
         """Sampled completions; truncated if fewer tokens are allowed than they have."""
-        rows, width = len(prompt_ids), min(max_new_tokens, self.length)
+        rows, width = len(prompt_ids), min(params.max_new_tokens, self.length)
         numbers_B = prompt_ids.new_zeros(rows)
         columns: list[Tensor] = []
         for _ in range(width):
             shares_BV = self._next(prompt_ids[:, -1], numbers_B)
             drawn_B = (
                 shares_BV.argmax(-1)
-                if greedy
+                if params.greedy
                 else torch.multinomial(shares_BV, 1, generator=generator)[:, 0]
             )
             columns.append(drawn_B + 1)
@@ -143,14 +142,13 @@ class ToyPolicy(nn.Module):
         rows_N: Int[Tensor, "N"],
         positions_N: Int[Tensor, "N"],
         *,
-        max_new_tokens: int,
+        params: SamplingParams,
         micro_tokens: int,
-        greedy: bool,
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
         """New symbols from each position on; truncated if fewer are allowed than there are."""
-        width = min(max_new_tokens, self.length)
+        width = min(params.max_new_tokens, self.length)
         ids_NT = rollouts.completion_ids[rows_N][:, :width].clamp(1, _COUNT)
         ids_NT = nn.functional.pad(ids_NT, (0, width - ids_NT.shape[1]), value=1)
         prompts_N = rollouts.prompt_ids[rows_N, -1]
@@ -160,7 +158,7 @@ class ToyPolicy(nn.Module):
             shares_NV = self._next(prompts_N, prefix_numbers(ids_NT, self.length)[:, t])
             drawn_N = (
                 shares_NV.argmax(-1)
-                if greedy
+                if params.greedy
                 else torch.multinomial(shares_NV, 1, generator=generator)[:, 0]
             )
             ids_NT[:, t] = torch.where(positions_N <= t, drawn_N + 1, ids_NT[:, t])
@@ -302,8 +300,7 @@ class ToySimulator:
             ids_KT, _, _ = self.policy.generate(
                 prompt_ids,
                 prompt_mask,
-                max_new_tokens=self.policy.length,
-                greedy=greedy,
+                params=SamplingParams(max_new_tokens=self.policy.length, greedy=greedy),
                 generator=source,
             )
             drawn.append(ids_KT)

@@ -17,6 +17,7 @@ from segcredit.protocols import Policy, Prompt, Task
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.pass_at_k import majority, pass_at_k, powers_of_two
 from segcredit.training.rollouts.completions import complete
+from segcredit.types import SamplingParams
 
 
 class Judged(NamedTuple):
@@ -100,8 +101,7 @@ def judge(
             policy,
             task,
             prompts,
-            max_new_tokens=max_new_tokens,
-            greedy=number == GREEDY,
+            params=SamplingParams(max_new_tokens=max_new_tokens, greedy=number == GREEDY),
             generator=generator,
         )
         told = zip(found.verdicts, found.texts, _plain(found.truncated), strict=True)

@@ -22,6 +22,7 @@ from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.testing.toy import ToyPolicy, ToySimulator, toy_reward
 from segcredit.training.rollouts.completions import as_rollouts, complete, resume
+from segcredit.types import SamplingParams
 
 COPIES = 400
 ROWS = 5
@@ -256,8 +257,7 @@ def tiny():
         policy,
         Letters(),
         prompts,
-        max_new_tokens=5,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=5),
         generator=torch.Generator().manual_seed(3),
     )
     return policy, as_rollouts(completions, policy, micro_tokens=1000)
@@ -279,9 +279,8 @@ def naive(policy, rollouts, count):
             rollouts,
             rows,
             places,
-            max_new_tokens=5,
+            params=SamplingParams(max_new_tokens=5),
             micro_tokens=10**5,
-            greedy=False,
             generator=torch.Generator().manual_seed(row),
         )
         rewards = found.rewards.view(n, count)
@@ -399,9 +398,8 @@ def test_an_end_token_instead_ends_the_completion_there(tiny):
         rollouts,
         rows,
         torch.tensor([2, 2]),
-        max_new_tokens=5,
+        params=SamplingParams(max_new_tokens=5),
         micro_tokens=1000,
-        greedy=False,
         generator=torch.Generator(),
         instead_N=torch.tensor([policy.end_ids[0]] * 2),
     )
@@ -423,9 +421,8 @@ def test_another_last_token_at_the_limit_is_truncated(tiny):
             rollouts,
             torch.tensor([row]),
             torch.tensor([5]),
-            max_new_tokens=5,
+            params=SamplingParams(max_new_tokens=5),
             micro_tokens=1000,
-            greedy=False,
             generator=torch.Generator(),
             instead_N=torch.tensor([token]),
         )

@@ -24,6 +24,7 @@ from segcredit.records.run_lock import run_lock
 from segcredit.rng import stream
 from segcredit.training.build import build
 from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.types import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,7 @@ def test_the_rollouts_are_those_that_were_sampled(whole):
         run.actor,
         run.task,
         prompts,
-        max_new_tokens=5,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=5),
         generator=stream(config.seed, "truth/completions", 0),
     )
     sampled = as_rollouts(completions, run.actor, micro_tokens=config.train.micro_tokens)

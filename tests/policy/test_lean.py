@@ -31,6 +31,7 @@ from segcredit.policy.vlm import vision_policy
 from segcredit.protocols import Prompt
 from segcredit.training.build import build
 from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.types import SamplingParams
 from small import SMALL
 from vision_models import BEGIN, CLASSES, PAD, UNKNOWN, image
 
@@ -120,12 +121,10 @@ def test_first_tokens_come_as_often_as_the_model_says(temperature: float) -> Non
         model,
         ids[4:5].expand(rows, -1),
         mask[4:5].expand(rows, -1),
-        max_new_tokens=1,
-        temperature=temperature,
-        greedy=False,
-        end_ids=ENDS,
+        params=SamplingParams(
+            max_new_tokens=1, temperature=temperature, stop_ids=ENDS, suppressed_ids=SUPPRESSED
+        ),
         pad_id=0,
-        suppressed_ids=SUPPRESSED,
         generator=torch.Generator().manual_seed(2),
     )
     counts = found[:, 0].bincount(minlength=30).double()
@@ -231,7 +230,9 @@ def test_greedy_continuations_are_those_of_generate(
     prompts = [prompt for prompt in run.task.evaluation(12) for _ in range(2)]
     source = torch.Generator().manual_seed(0)
     rollouts = as_rollouts(
-        complete(run.actor, run.task, prompts, max_new_tokens=24, greedy=False, generator=source),
+        complete(
+            run.actor, run.task, prompts, params=SamplingParams(max_new_tokens=24), generator=source
+        ),
         run.actor,
         micro_tokens=4096,
     )
@@ -241,9 +242,8 @@ def test_greedy_continuations_are_those_of_generate(
             rollouts,
             rows,
             positions,
-            max_new_tokens=24,
+            params=SamplingParams(max_new_tokens=24, greedy=True),
             micro_tokens=2048,
-            greedy=True,
             generator=source,
         )
         for policy in _both(run.actor)
@@ -264,11 +264,12 @@ def test_images_are_seen_or_refused_in_a_sentence(name: str) -> None:
         Prompt("two", "is <image> less than <image>?", None, (image(1, 64), image(2, 32, 64))),
     ]
     given = policy.encode_prompts([prompt for prompt in prompts for _ in range(3)])
-    options: dict[str, Any] = {"max_new_tokens": 10, "generator": torch.Generator()}
+    greedy = SamplingParams(max_new_tokens=10, greedy=True)
+    options: dict[str, Any] = {"params": greedy, "generator": torch.Generator()}
     if name in ("paligemma", "gemma3"):
         with pytest.raises(PolicyError, match=r"sampler\.name='generate'"):
-            policy.generate(*given, greedy=True, **options)
+            policy.generate(*given, **options)
         return
-    found = [each.generate(*given, greedy=True, **options) for each in _both(policy)]
+    found = [each.generate(*given, **options) for each in _both(policy)]
     for mine, theirs in zip(*found, strict=True):
         assert torch.equal(mine, theirs)

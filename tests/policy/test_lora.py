@@ -22,6 +22,7 @@ from segcredit.policy.samplers.llama_decoding import is_small_llama
 from segcredit.study.export_policy import save_policy
 from segcredit.training.build import build
 from segcredit.training.loop import iterate
+from segcredit.types import SamplingParams
 from small import SMALL
 
 OPTIONS = [key for key in SMALL if not key.startswith("policy.")]
@@ -94,7 +95,9 @@ def test_samplers_and_scoring_read_the_adapters(folder: Path, targets: tuple[str
     prompts = policy.encode(["9-3+2=", "1+1="] * 4)
     drawn = [
         p.generate(
-            *prompts, max_new_tokens=20, greedy=True, generator=torch.Generator().manual_seed(0)
+            *prompts,
+            params=SamplingParams(max_new_tokens=20, greedy=True),
+            generator=torch.Generator().manual_seed(0),
         )[0]
         for p in (policy, lean, load(folder))
     ]

@@ -26,6 +26,7 @@ from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.tasks.picture import Picture
 from segcredit.training.build import build
 from segcredit.training.rollouts.completions import as_rollouts, complete, with_extras
+from segcredit.types import SamplingParams
 from small import SMALL
 
 ARCHITECTURES = ("llava", "qwen2_5_vl")
@@ -111,8 +112,7 @@ def test_a_task_without_images_can_be_imitated_too() -> None:
         policy,
         Arithmetic(),
         [Prompt("1+1", "1+1=", "2")] * 2,
-        max_new_tokens=4,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=4),
         generator=_generator(),
     )
     assert as_rollouts(found, policy, micro_tokens=100).logprobs.isfinite().all()

@@ -18,7 +18,7 @@ from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.vlm import vision_policy
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.training.rollouts.completions import as_rollouts, complete, resume
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, SamplingParams
 from vision_models import BEGIN, CLASSES, PAD, UNKNOWN, image
 
 PROMPTS = (
@@ -66,8 +66,7 @@ def _sampled(
         policy,
         Nothing(),
         repeated,
-        max_new_tokens=WIDTH,
-        greedy=greedy,
+        params=SamplingParams(max_new_tokens=WIDTH, greedy=greedy),
         generator=_generator(),
     )
     return as_rollouts(found, policy, micro_tokens=10_000)
@@ -200,9 +199,8 @@ def test_greedy_completions_go_on_as_they_were_from_every_position(policy: Any) 
         rollouts,
         rows,
         positions,
-        max_new_tokens=WIDTH,
+        params=SamplingParams(max_new_tokens=WIDTH, greedy=True),
         micro_tokens=200,
-        greedy=True,
         generator=_generator(),
     )
     assert list(found.texts) == [rollouts.texts[row] for row in rows]
@@ -221,9 +219,8 @@ def test_log_probs_of_what_is_resumed_are_those_that_were_sampled_from(
             rollouts,
             rows,
             positions,
-            max_new_tokens=WIDTH,
+            params=SamplingParams(max_new_tokens=WIDTH),
             micro_tokens=10_000,
-            greedy=False,
             generator=_generator(5),
         )
     again = as_rollouts(found, policy, micro_tokens=10_000)

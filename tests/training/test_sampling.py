@@ -20,6 +20,7 @@ from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.rng import stream
 from segcredit.training.build import Run, build
 from segcredit.training.rollouts.sampling import _prompts, sample
+from segcredit.types import SamplingParams
 from small import SMALL
 
 POOL = ["rollouts.prompt_choice=weighted", "rollouts.prompt_pool=40"]
@@ -81,8 +82,7 @@ def spent(run: Run, step: int, rounds: int) -> int:
         texts = [prompt.text for prompt in prompts for _ in range(sizes.completions)]
         _, mask, _ = run.actor.generate(
             *run.actor.encode(texts),
-            max_new_tokens=sizes.max_new_tokens,
-            greedy=False,
+            params=SamplingParams(max_new_tokens=sizes.max_new_tokens),
             generator=stream(0, f"sampling{name}", step),
         )
         total += int(mask.sum())

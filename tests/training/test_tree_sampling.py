@@ -21,6 +21,7 @@ from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
 from segcredit.training.rollouts.completions import Completions, complete
 from segcredit.training.rollouts.tree_sampling import grow
+from segcredit.types import SamplingParams
 from small import SMALL
 
 LARGE = 100_000
@@ -148,8 +149,7 @@ def test_one_level_is_independent_sampling() -> None:
         ToyPolicy(length=4, prompts=3, seed=7),
         Toy(),
         prompts,
-        max_new_tokens=4,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=4),
         generator=generator(5),
     )
     assert torch.equal(leaves.ids, plain.ids)

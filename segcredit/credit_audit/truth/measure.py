@@ -35,7 +35,7 @@ from torch import Tensor
 from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt, Task
 from segcredit.training.rollouts.completions import resume
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, SamplingParams
 
 CERTAIN = 1e-6
 """Probability of leaving up to which a token counts as certain: float32 knows no smaller one well.
@@ -187,9 +187,8 @@ def _leave(
         rollouts,
         rows_N,
         places_N + 1,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=max_new_tokens),
         instead_N=instead_N,
-        max_new_tokens=max_new_tokens,
         micro_tokens=micro_tokens,
         generator=generator,
     )

@@ -16,6 +16,7 @@ from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt, Task
 from segcredit.rng import stream
 from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.types import SamplingParams
 
 PROMPTS_A_PART = 8
 """Each part has streams of its own, so that another number makes another truth."""
@@ -101,8 +102,7 @@ def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
         policy,
         task,
         prompts,
-        max_new_tokens=config.rollouts.max_new_tokens,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=config.rollouts.max_new_tokens),
         generator=stream(config.seed, "truth/completions", number),
     )
     rollouts = as_rollouts(completions, policy, micro_tokens=config.train.micro_tokens)

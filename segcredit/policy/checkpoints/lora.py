@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from segcredit.atomic_files import write_atomically
 from segcredit.errors import PolicyError
-from segcredit.policy.tiny.warm_start import initialised
+from segcredit.rng import initialised
 
 
 @dataclass(frozen=True, slots=True)

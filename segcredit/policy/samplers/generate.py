@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from segcredit.protocols import Sampler
+from segcredit.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +33,14 @@ class Generate(Sampler):
         prompt_ids: Int[Tensor, "B Tp"],
         prompt_mask: Bool[Tensor, "B Tp"],
         *,
-        max_new_tokens: int,
-        temperature: float,
-        greedy: bool,
-        end_ids: Sequence[int],
+        params: SamplingParams,
         pad_id: int,
-        suppressed_ids: Sequence[int],
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> Int[Tensor, "B T"]:
         """One completion a row, as long as the longest; padded after the end token."""
-        config = generation_config(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            greedy=greedy,
-            end_ids=end_ids,
-            pad_id=pad_id,
-            suppressed_ids=suppressed_ids,
-        )
+        config = generation_config(params, pad_id=pad_id)
         with torch.no_grad(), seeded(generator, prompt_ids.device), own_defaults(model):
             ids_BL = cast(Any, model).generate(
                 input_ids=prompt_ids,
@@ -69,24 +59,16 @@ def cache_name(model: nn.Module) -> str:
     return "cache" if "cache" in parameters else "past_key_values"
 
 
-def generation_config(
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    greedy: bool,
-    end_ids: Sequence[int],
-    pad_id: int,
-    suppressed_ids: Sequence[int],
-) -> GenerationConfig:
-    """Plain sampling, or the most likely token where greedy, without the suppressed ids."""
+def generation_config(params: SamplingParams, *, pad_id: int) -> GenerationConfig:
+    """Builds the config of plain sampling, or of greedy decoding, as transformers reads it."""
     chosen: dict[str, Any] = {"do_sample": False}
-    if not greedy:
-        chosen = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    if not params.greedy:
+        chosen = {"do_sample": True, "temperature": params.temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(end_ids),
+        max_new_tokens=params.max_new_tokens,
+        eos_token_id=list(params.stop_ids),
         pad_token_id=pad_id,
-        suppress_tokens=list(suppressed_ids) or None,
+        suppress_tokens=list(params.suppressed_ids) or None,
         **chosen,
     )
 

@@ -6,7 +6,7 @@ prompt and completion, ``V`` vocabulary; the others as in ``segcredit.types``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -21,6 +21,7 @@ from segcredit.policy.samplers.generate import cache_name
 from segcredit.policy.samplers.kv_cache import filled, keep_rows, roomy_cache
 from segcredit.policy.samplers.llama_decoding import LlamaSteps, is_small_llama
 from segcredit.protocols import Sampler
+from segcredit.types import SamplingParams
 
 KEPT = 0.75
 """Rows are taken out when this share or less goes on; taking them out copies the others."""
@@ -48,12 +49,8 @@ class Lean(Sampler):
         prompt_ids: Int[Tensor, "B Tp"],
         prompt_mask: Bool[Tensor, "B Tp"],
         *,
-        max_new_tokens: int,
-        temperature: float,
-        greedy: bool,
-        end_ids: Sequence[int],
+        params: SamplingParams,
         pad_id: int,
-        suppressed_ids: Sequence[int],
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
@@ -63,14 +60,15 @@ class Lean(Sampler):
         Raises:
             PolicyError: the model cannot be sampled from here; says why.
         """
-        drawn_BT = prompt_ids.new_full((len(prompt_ids), max_new_tokens), pad_id)
+        drawn_BT = prompt_ids.new_full((len(prompt_ids), params.max_new_tokens), pad_id)
         if not drawn_BT.numel():
             return drawn_BT
-        ends, suppressed = (prompt_ids.new_tensor(list(ids)) for ids in (end_ids, suppressed_ids))
-        draw = _Draw(temperature, greedy, suppressed, generator)
+        ends = prompt_ids.new_tensor(list(params.stop_ids), dtype=torch.long)
+        suppressed = prompt_ids.new_tensor(list(params.suppressed_ids), dtype=torch.long)
+        draw = _Draw(params.temperature, params.greedy, suppressed, generator)
         with torch.no_grad():
             steps, logits_NV = _begin(
-                model, prompt_ids, prompt_mask, max_new_tokens, cache, inputs or {}
+                model, prompt_ids, prompt_mask, params.max_new_tokens, cache, inputs or {}
             )
             columns = _fill(drawn_BT, steps, logits_NV, draw, ends)
         return drawn_BT[:, :columns]

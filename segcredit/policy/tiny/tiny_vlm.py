@@ -23,13 +23,12 @@ from segcredit.policy.tiny.warm_start import (
     alphabet_of,
     character_tokenizer,
     fit,
-    initialised,
-    named_seed,
     require_alphabet,
     with_cached_weights,
 )
 from segcredit.policy.vlm import vision_policy
 from segcredit.protocols import PolicySource, Sampler, Task
+from segcredit.rng import initialised, named_seed
 
 _FORMAT = 1
 """Counts the changes of what a cached file holds or of how it comes to be."""

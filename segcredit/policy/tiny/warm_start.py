@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -21,7 +21,6 @@ from segcredit.protocols import Task
 
 PAD, END, BEGIN = 0, 1, 2
 SPECIALS = ("<pad>", "<eos>", "<bos>")
-M = TypeVar("M")
 
 
 def alphabet_of(task: Task) -> list[str]:
@@ -79,16 +78,6 @@ def character_tokenizer(alphabet: Sequence[str], **named: str) -> PreTrainedToke
         clean_up_tokenization_spaces=False,
         extra_special_tokens=named,
     )
-
-
-def initialised(make: Callable[[], M], seed: int) -> M:
-    """A model with its first weights, the same for the same seed.
-
-    transformers initialises from the global generator, which must come out as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(named_seed(seed, "initial"))
-        return make()
 
 
 def fit(
@@ -151,8 +140,3 @@ def with_cached_weights(
 def _save(model: nn.Module, path: Path) -> None:
     """Appears whole: no reader ever meets half a file."""
     write_atomically(path, save({name: x.contiguous() for name, x in model.state_dict().items()}))
-
-
-def named_seed(seed: int, name: str) -> int:
-    """A seed for one purpose, from the policy's seed and the purpose's name."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from segcredit.errors import TaskError
 from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Policy, Prompt, Task, Verdict
-from segcredit.types import RolloutBatch, RowTable, TokenScores
+from segcredit.types import RolloutBatch, RowTable, SamplingParams, TokenScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,8 +61,7 @@ def complete(
     task: Task,
     prompts: Sequence[Prompt],
     *,
-    max_new_tokens: int,
-    greedy: bool,
+    params: SamplingParams,
     generator: torch.Generator,
 ) -> Completions:
     """Sample one completion for each entry of ``prompts`` and verify it.
@@ -70,13 +69,12 @@ def complete(
     Raises:
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts, room=max_new_tokens)
+    prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts, room=params.max_new_tokens)
     ids, mask, truncated = policy.generate(
         prompt_ids,
         prompt_mask,
         extras,
-        max_new_tokens=max_new_tokens,
-        greedy=greedy,
+        params=params,
         generator=generator,
     )
     texts, token_spans = policy.decode(ids, mask)
@@ -135,9 +133,8 @@ def resume(
     rows_N: Tensor,
     positions_N: Tensor,
     *,
-    max_new_tokens: int,
+    params: SamplingParams,
     micro_tokens: int,
-    greedy: bool,
     generator: torch.Generator,
     instead_N: Tensor | None = None,
 ) -> tuple[Completions, int]:
@@ -150,9 +147,8 @@ def resume(
         rollouts: whose completions are continued.
         rows_N: (N,) the row of each state.
         positions_N: (N,) the token of it that is drawn anew first.
-        max_new_tokens: limit of a completion, the tokens before the position included.
+        params: limit of a completion, the tokens before the position included; greedy or drawn.
         micro_tokens: most tokens in one pass.
-        greedy: take the likeliest token.
         generator: where the draws come from.
         instead_N: (N,) what stands in the place of the token just before each position; None =
             what is there.
@@ -165,9 +161,8 @@ def resume(
         rollouts,
         rows_N,
         positions_N,
-        max_new_tokens=max_new_tokens,
+        params=params,
         micro_tokens=micro_tokens,
-        greedy=greedy,
         generator=generator,
         instead_N=instead_N,
     )

@@ -24,7 +24,7 @@ from segcredit.training.rollouts.completions import (
     with_scores,
 )
 from segcredit.training.rollouts.tree_sampling import grow
-from segcredit.types import RolloutBatch, TokenScores
+from segcredit.types import RolloutBatch, SamplingParams, TokenScores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,8 +126,7 @@ def _completed(
         run.actor,
         run.task,
         [prompt for prompt in prompts for _ in range(sizes.completions)],
-        max_new_tokens=sizes.max_new_tokens,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=sizes.max_new_tokens),
         generator=generator,
     )
     return completions, int(completions.mask.sum())

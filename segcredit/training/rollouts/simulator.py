@@ -16,7 +16,7 @@ from segcredit.protocols import Policy, Prompt, Simulator, Task
 from segcredit.training.distributed.all_gather import joined
 from segcredit.training.distributed.processes import CPU, Processes
 from segcredit.training.rollouts.completions import as_rollouts, complete, resume, score
-from segcredit.types import Continuations, RolloutBatch, TokenScores
+from segcredit.types import Continuations, RolloutBatch, SamplingParams, TokenScores
 
 
 @dataclass(slots=True, eq=False)
@@ -50,8 +50,7 @@ class PolicySimulator(Simulator):
             self.policy,
             self.task,
             prompts,
-            max_new_tokens=self.max_new_tokens,
-            greedy=greedy,
+            params=SamplingParams(max_new_tokens=self.max_new_tokens, greedy=greedy),
             generator=self.generator,
         )
         self.tokens += int(completions.mask.sum())
@@ -75,9 +74,8 @@ class PolicySimulator(Simulator):
             rollouts,
             rows_M,
             positions_M,
-            max_new_tokens=self.max_new_tokens,
+            params=SamplingParams(max_new_tokens=self.max_new_tokens, greedy=greedy),
             micro_tokens=self.micro_tokens,
-            greedy=greedy,
             generator=self.generator,
         )
         self.tokens += tokens

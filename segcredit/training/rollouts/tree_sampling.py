@@ -13,6 +13,7 @@ import torch
 from segcredit.errors import blame
 from segcredit.protocols import Policy, Prompt, Segmenter, Task
 from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, join, resume
+from segcredit.types import SamplingParams
 
 
 def grow(
@@ -48,8 +49,7 @@ def grow(
         policy,
         task,
         [prompt for prompt in prompts for _ in range(branches[0])],
-        max_new_tokens=max_new_tokens,
-        greedy=False,
+        params=SamplingParams(max_new_tokens=max_new_tokens),
         generator=generator,
     )
     tokens = int(leaves.mask.sum())
@@ -71,9 +71,8 @@ def grow(
             rollouts,
             rows_N,
             positions_N.repeat_interleave(children - 1),
-            max_new_tokens=max_new_tokens,
+            params=SamplingParams(max_new_tokens=max_new_tokens),
             micro_tokens=micro_tokens,
-            greedy=False,
             generator=generator,
         )
         leaves, tokens = join([leaves, grown]), tokens + spent

@@ -158,11 +158,11 @@ class Sentence(TextSegmenter):
 
     @property
     def causal(self) -> bool:
-        """Whether a full stop ends a sentence depends on what comes after it."""
+        """False: a full stop ends a sentence or not by what comes after it."""
         return False
 
     def split(self, text: str) -> Sequence[int]:
-        """The offsets at which sentences begin, or those of the single space before them."""
+        """Returns the offsets of sentences, or those of the single space before them."""
         formulas = list(_formulas(text))
         gaps = [*_proposed(text, self.pipeline), *_missed(text), *_after_formulas(text, formulas)]
         starts = {start for end, start in gaps if not _goes_on(text, end, start)}
@@ -189,14 +189,14 @@ def _require_installed(pipeline: str) -> None:
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, which is not imported for it."""
+    """Returns the folder of an installed package, which is not imported for it."""
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     return Path(spec.origin).parent if spec is not None and spec.origin else Path(name)
 
 
 @lru_cache(maxsize=4)
 def _load(pipeline: str) -> Any:
-    """The pipeline with what finds sentences, and without what only costs time."""
+    """Loads the pipeline with what finds sentences, and without what only costs time."""
     import spacy  # takes a second: for those who use it
 
     if pipeline.startswith(_BLANK):
@@ -211,7 +211,7 @@ def _load(pipeline: str) -> Any:
 
 
 def _proposed(text: str, pipeline: str) -> Iterator[Gap]:
-    """Boundaries of spaCy, moved from its first word to the first mark of the sentence."""
+    """Yields spaCy's boundaries, moved from its first word to the first mark of the sentence."""
     for place in _sentence_starts(text, pipeline):
         start = _next_word(text, place)
         tail = _TAIL.search(text, max(0, start - _TAIL_LENGTH), start)
@@ -223,7 +223,7 @@ def _proposed(text: str, pipeline: str) -> Iterator[Gap]:
 
 
 def _sentence_starts(text: str, pipeline: str) -> list[int]:
-    """The characters at which spaCy begins its sentences but the first."""
+    """Returns the characters at which spaCy begins its sentences but the first."""
     if not text or text.isspace():
         return []
     nlp = _load(pipeline)
@@ -240,7 +240,7 @@ def _missed(text: str) -> Iterator[Gap]:
 
 
 def _after_formulas(text: str, formulas: Iterable[Formula]) -> Iterator[Gap]:
-    """After each formula that ends with a full stop of its own."""
+    """Yields the place after each formula that ends with a full stop of its own."""
     for start, end in formulas:
         following = _next_word(text, end)
         if _FORMULA_STOP.search(text, start, end) and not text[following : following + 1].islower():
@@ -248,13 +248,13 @@ def _after_formulas(text: str, formulas: Iterable[Formula]) -> Iterator[Gap]:
 
 
 def _next_word(text: str, place: int) -> int:
-    """The first character from a place on that is not blank, or the text's length."""
+    """Returns the first character from a place on that is not blank, or the text's length."""
     word = _WORD.search(text, place)
     return word.start() if word else len(text)
 
 
 def _line_starts(text: str, newlines: Newlines) -> Iterator[int]:
-    """Where a line begins that does not go on with the sentence before it."""
+    """Returns the lines' starts that do not go on with the sentence before."""
     if newlines == "never":
         return
     for match in _NEWLINE.finditer(text):
@@ -265,7 +265,7 @@ def _line_starts(text: str, newlines: Newlines) -> Iterator[int]:
 
 
 def _goes_on(text: str, end: int, start: int) -> bool:
-    """Whether the mark that ends at ``end`` is not the last of its sentence."""
+    """Tells whether a sentence goes on after the mark that ends at ``end``."""
     if start == len(text) or _NO_START.match(text, start):
         return True
     mark, closed, follows = text[end - 1 : end], not text[end].isspace(), text[start]
@@ -278,7 +278,7 @@ def _goes_on(text: str, end: int, start: int) -> bool:
 
 
 def _is_no_stop(text: str, end: int, start: int) -> bool:
-    """Whether the full stop belongs to a list number, an initial or an abbreviation."""
+    """Tells whether the full stop belongs to a list number, an initial or an abbreviation."""
     low = max(0, end - _REACH)
     if _ITEM.search(text, low, end):
         return True
@@ -291,7 +291,7 @@ def _is_no_stop(text: str, end: int, start: int) -> bool:
 
 
 def _formulas(text: str) -> Iterator[Formula]:
-    """The outermost formulas and pieces of code, in order."""
+    """Yields the outermost formulas and pieces of code, in order."""
     start, closing = 0, ""
     for match in _EDGE.finditer(text):
         edge = match[0]
@@ -308,14 +308,14 @@ def _formulas(text: str) -> Iterator[Formula]:
 
 
 def _closing(edge: str) -> str:
-    """What ends a formula that begins like this; empty where nothing begins."""
+    """Returns the mark that ends a formula that begins like this; empty where nothing begins."""
     if edge.startswith("\\begin"):
         return edge.replace("begin", "end", 1)
     return _CLOSING.get(edge, "")
 
 
 def _outside(starts: Iterable[int], formulas: Sequence[Formula]) -> Iterator[int]:
-    """Those that are not inside a formula; its first character is not."""
+    """Yields those that are not inside a formula; its first character is not."""
     first = [start for start, _ in formulas]
     for start in starts:
         place = bisect_left(first, start) - 1

@@ -27,5 +27,5 @@ class FullReturn(AdvantageScheme):
     clock: Clock = "segment"
 
     def __call__(self, values: SegmentValues) -> Tensor:
-        """(B,S) advantages."""
+        """Returns (B,S) advantages."""
         return lambda_returns(values, gamma=self.gamma, lam=1.0, clock=self.clock) - values.values

@@ -156,7 +156,7 @@ class _Tracked:
         self._thread = Thread(target=self._work, name=f"tracker {session.name}", daemon=True)
 
     def show(self, row: Row) -> None:
-        """Hand over a row, and wait for it while there is patience left."""
+        """Hands over a row, and wait for it while there is patience left."""
         if self._thread.ident is None:
             self._answered = time.monotonic()
             self._thread.start()
@@ -173,7 +173,7 @@ class _Tracked:
         self._warn()
 
     def close(self, completed: bool) -> None:
-        """End the tracker, as soon as it was shown every row."""
+        """Ends the tracker, as soon as it was shown every row."""
         if not self._thread.is_alive():
             return
         self._completed = completed
@@ -282,7 +282,7 @@ def _mlflow(session: _Session) -> Generator[GeneralTracker]:
 
 @contextmanager
 def _local_store(folder: Path) -> Generator[str | None]:
-    """Where no store is set, one in ``folder`` while this lasts; gives the place of its files."""
+    """Sets a store in ``folder`` where none is set; gives the place of its files."""
     import mlflow
 
     if mlflow.is_tracking_uri_set():
@@ -324,7 +324,7 @@ _OPEN: dict[TrackerName, Callable[[_Session], AbstractContextManager[GeneralTrac
 
 
 def _scalar(value: Any) -> bool | int | float | str:
-    """What every tracker can hold; lists and what is not finite become text."""
+    """Converts to what every tracker can hold; lists and what is not finite become text."""
     plain = isinstance(value, (bool, int, str)) or (
         isinstance(value, float) and math.isfinite(value)
     )

@@ -71,16 +71,16 @@ class ReasoningGym(Task):
         _problems(self.generator, self._options())
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training problems, drawn independently of each other."""
+        """Draws training problems, independently of each other."""
         numbers = torch.randint(_TRAINING.start, _TRAINING.stop, (count,), generator=generator)
         return [self._prompt(number) for number in map(int, numbers)]
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` problems of numbers that training never draws."""
+        """Returns the first ``count`` problems of numbers that training never draws."""
         return [self._prompt(number) for number in _EVALUATION[:count]]
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """The generator's reward for the final answer; 0 where there is none."""
+        """Returns the generator's reward for the final answer; 0 where there is none."""
         final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
         if not final:
             return WRONG
@@ -119,7 +119,7 @@ class ReasoningGym(Task):
 
 @functools.lru_cache(maxsize=8)
 def _problems(generator: str, options: str) -> Any:
-    """The generator, of reasoning-gym.
+    """Loads the problem generator of reasoning-gym.
 
     Raises:
         TaskError: there is none of that name, or it refuses its options.

@@ -92,7 +92,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
 
 
 def to_frame(rows: pa.Table, run: pd.Categorical) -> pd.DataFrame:
-    """An Arrow table as pandas holds it, behind the column ``run``."""
+    """Converts an Arrow table to pandas, behind the column ``run``."""
     columns: dict[str, Any] = {"run": run}
     for name in rows.column_names:
         # Column by column, so that no more than one is held twice.

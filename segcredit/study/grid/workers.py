@@ -19,7 +19,7 @@ from segcredit.training.loop import train
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a worker's work on a cell ended; how the run itself ended is in its status."""
+    """The end of a worker's work on a cell; how the run itself ended is in its status."""
 
     kind: Literal["ended", "stopped", "busy", "lost"]
     """``stopped``: by the disk, so that the others would be as well. ``busy``: another process has
@@ -34,20 +34,20 @@ class Workers(AbstractContextManager["Workers"], Protocol):
     """Several cells at a time; leaving the context ends every worker."""
 
     def free(self) -> bool:
-        """Whether one more cell can be started now."""
+        """Tells whether one more cell can be started now."""
         ...
 
     def start(self, cell: Cell) -> None:
-        """Hand a cell to a free worker."""
+        """Hands a cell to a free worker."""
         ...
 
     def wait(self, timeout: float) -> Sequence[tuple[Cell, Outcome]]:
-        """Cells that came to an end; none when ``timeout`` seconds have passed without one."""
+        """Waits for cells to end; returns none when ``timeout`` seconds passed without one."""
         ...
 
 
 def work(cell: Cell) -> Outcome:
-    """Run one cell, from its checkpoint where it has one; what stops it is in its status."""
+    """Runs one cell, from its checkpoint where it has one; what stops it is in its status."""
     started = time.monotonic()
     try:
         train(cell.config, cell.directory, resume=True)
@@ -61,7 +61,7 @@ def work(cell: Cell) -> Outcome:
 
 
 def _record_failure(cell: Cell, error: Exception) -> None:
-    """Failures from before the run began, which the loop could not record itself."""
+    """Records failures from before the run began, which the loop could not record itself."""
     if cell.state() == "failed":
         return
     with suppress(RecordError), run_lock(cell.directory):

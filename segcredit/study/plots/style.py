@@ -52,12 +52,12 @@ _LABELS = {
 
 
 def label(metric: str) -> str:
-    """A metric's or cost's name on an axis, with its unit where that is not plain."""
+    """Returns a metric's or cost's name on an axis, with its unit where that is not plain."""
     return _LABELS.get(metric, metric.replace("_", " "))
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the group of a number: one of ``LOOKS``.
+    """Returns colour, marker and dashes of the group of a number: one of ``LOOKS``.
 
     Seven markers and colours, filled before they are open, and four kinds of dashes: without
     colour any two groups still differ.
@@ -77,7 +77,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text in lines of about ``width`` characters, safe to give to matplotlib as a label.
+    """Breaks text into lines of about ``width`` characters, safe as a label in matplotlib.
 
     A line ends at a space or, in a long name, after an underscore, a slash, the bracket that opens
     its options, or a dot that is in no number.

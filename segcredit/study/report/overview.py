@@ -78,7 +78,7 @@ def settings_section(runs: Runs, by: Sequence[str]) -> Section:
 
 
 def environment_section(runs: Runs) -> Section:
-    """Builds the section of versions, git revision and machine: values with the runs that had them."""
+    """Builds the section of versions, git revision and machine, with the runs that had each."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     silent: list[str] = []
     for run, path in runs.directories.items():

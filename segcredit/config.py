@@ -168,7 +168,7 @@ class LossConfig(_Section):
     def aggregation(self, longest: int) -> Aggregation:
         """Returns the aggregation; ``longest`` is the length, in tokens, where none is given."""
         plain = Aggregation(self.aggregate)
-        return plain.for_length(self.norm_length or longest)
+        return plain.for_length(float(self.norm_length or longest))
 
     def _ratio(self) -> Ratio:
         if self.ratio == "segment":

@@ -15,25 +15,32 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from segcredit import PolicySimulator, RolloutBatch, SegmentValues, registry, rng
-from segcredit.objective import surrogate_loss
+from segcredit import PolicySimulator, RolloutBatch, SamplingParams, SegmentValues, registry, rng
+from segcredit.objective import (
+    Aggregation,
+    Clip,
+    Importance,
+    SegmentRatio,
+    TokenRatio,
+    surrogate_loss,
+)
 
 PROMPTS, COMPLETIONS, MAX_NEW_TOKENS = 32, 8, 64  # of a step; completions are of each prompt
 EPOCHS, MINIBATCHES, WARM_UP = 2, 2, 3  # warm-up iterations train the critic alone
 
-# The four axes. Each is a plug-in: any other registered name, or a class of your own, goes here.
+# The four axes. Each may be any other: a registered name, or a class of your own.
 METHODS = {
     "grpo": {
         "segmenter": {"name": "whole"},
         "estimator": {"name": "group_mean"},
         "advantage": {"name": "group_scaled", "inner": "full_return"},
-        "ratio": "token",
+        "surrogate": Importance(TokenRatio(), Clip(0.2, 0.2)),
     },
     "sapo": {
         "segmenter": {"name": "entropy", "top_fraction": 0.3},
         "estimator": {"name": "critic", "lam": 0.99},
         "advantage": {"name": "whitened", "clamp": 5.0, "inner": {"name": "gae", "lam": 0.99}},
-        "ratio": "segment",
+        "surrogate": Importance(SegmentRatio(), Clip(0.2, 0.2)),
     },
 }
 
@@ -70,8 +77,7 @@ def train(method: str, steps: int, seed: int) -> tuple[nn.Module, nn.Module]:
             prompt_ids,
             prompt_mask,
             extras,
-            max_new_tokens=MAX_NEW_TOKENS,
-            greedy=False,
+            params=SamplingParams(max_new_tokens=MAX_NEW_TOKENS),
             generator=rng.stream(seed, "sampling", step),
         )
         texts, token_spans = policy.decode(ids, mask)
@@ -146,10 +152,8 @@ def train(method: str, steps: int, seed: int) -> tuple[nn.Module, nn.Module]:
                         advantages_BT[rows],
                         batch.action_mask,
                         cuts,
-                        ratio=axes["ratio"],
-                        clip_low=0.2,
-                        clip_high=0.2,
-                        aggregate="sequence_mean_token_mean",
+                        surrogate=axes["surrogate"],
+                        aggregation=Aggregation("sequence_mean_token_mean"),
                     )
                     descend(loss, policy, policy_optimizer)
                 if critic_optimizer:

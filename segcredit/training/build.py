@@ -19,7 +19,7 @@ from torch import nn
 
 from segcredit import registry
 from segcredit.config import RunConfig, TrainConfig, ValueConfig
-from segcredit.errors import ConfigError, TrainingError
+from segcredit.errors import ConfigError, PolicyError, TrainingError
 from segcredit.policy.module_copies import frozen_copy
 from segcredit.protocols import (
     AdvantageScheme,

@@ -2,7 +2,7 @@
 
 # Transformers carries no types: what they return is unknown here, and only here.
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
-# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

@@ -39,6 +39,10 @@ def changed(run: Run, *, task: Task | None = None, **sizes: Any) -> Run:
     return dataclasses.replace(run, config=config, task=task, **streams)
 
 
+def with_estimator(run, estimator):
+    return dataclasses.replace(run, method=dataclasses.replace(run.method, estimator=estimator))
+
+
 @dataclass(frozen=True, slots=True)
 class Rigged(Task):
     """Long sums whose reward is one number for some prompts, and depends on the text for others."""
@@ -206,9 +210,9 @@ def test_the_pool_holds_each_prompt_once_and_decides_what_is_drawn(weighted: Run
 
 def test_extreme_weights_are_followed(weighted: Run) -> None:
     pool = [prompt.key for prompt in weighted.pool]
-    run = dataclasses.replace(weighted, estimator=Favourites((0, 1, 0, 1, 1, 0, 1)))
+    run = with_estimator(weighted, Favourites((0, 1, 0, 1, 1, 0, 1)))
     assert sorted(keys(run, 1)) == sorted(pool[i] for i in (1, 3, 4, 6))
-    run = dataclasses.replace(weighted, estimator=Favourites((1e6,) * 3, otherwise=1.0))
+    run = with_estimator(weighted, Favourites((1e6,) * 3, otherwise=1.0))
     for step in range(1, 50):
         found = [prompt.key for prompt in _prompts(run, run.prompts, stream(0, "prompts", step))]
         assert set(pool[:3]) < set(found)
@@ -217,7 +221,7 @@ def test_extreme_weights_are_followed(weighted: Run) -> None:
 
 def test_weights_are_proportions(weighted: Run) -> None:
     run = changed(weighted, prompts=1)
-    run = dataclasses.replace(run, estimator=Favourites((1.0, 3.0)))
+    run = with_estimator(run, Favourites((1.0, 3.0)))
     drawn = [_prompts(run, run.prompts, stream(0, "prompts", step))[0].key for step in range(2000)]
     share = drawn.count(run.pool[1].key) / 2000
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 2000) ** 0.5
@@ -231,13 +235,13 @@ def test_weights_are_proportions(weighted: Run) -> None:
 def test_weights_that_cannot_be_drawn_from_are_a_sentence(
     weighted: Run, weights: tuple[float, ...], found: int
 ) -> None:
-    run = dataclasses.replace(weighted, estimator=Favourites(weights))
+    run = with_estimator(weighted, Favourites(weights))
     with pytest.raises(PluginError, match=rf"estimator 'group_mean' gave {found} of the pool's"):
         sample(run, 1)
 
 
 def test_an_estimator_that_fails_to_weigh_is_named(weighted: Run) -> None:
-    run = dataclasses.replace(weighted, estimator=Favourites(("heavy",)))
+    run = with_estimator(weighted, Favourites(("heavy",)))
     with pytest.raises(PluginError, match="estimator 'group_mean' raised"):
         sample(run, 1)
 

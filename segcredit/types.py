@@ -124,7 +124,7 @@ class SegmentValues(RowTable):
     mask: Bool[Tensor, "B S"]
     group: Int[Tensor, "B"]
     node_ids: Int[Tensor, "B S"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    """That of each segment's last token: equal where rows share the segment's end, as in a tree;
+    """Node of each segment's last token: equal where rows share the segment's end, as in a tree;
     all different by default. The state before a segment is the node of the one before it, or the
     prompt, which is shared within ``group``."""
 

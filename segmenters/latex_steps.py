@@ -22,7 +22,7 @@ _SHORT = 20
 _LONG = 100
 """A step of more characters is broken up."""
 _FORMULA_WEIGHT = 60
-"""What a formula counts for, whatever its length, where prose is measured."""
+"""Characters that a formula counts for, whatever its length, where prose is measured."""
 
 _FORMULAS = tuple(
     (re.compile(opening, re.DOTALL), closing)
@@ -44,7 +44,7 @@ _SENTENCE = re.compile(r"(?<=\.)(?<!\b[A-Za-z]\.)(?<!\s[A-Za-z]{2}\.)(?=\s+[A-Z]
 _FULL_STOPS = (".$", ".\\)", ".\\]", ".$$")
 """Formulas that end like this end a sentence."""
 _OPENING = re.compile(r"\$\$?|\\\(|\\\[|\\begin\{[^}]*\}|\[asy\]")
-"""What opens a formula, on a line of its own."""
+"""Marks that open a formula on a line of its own."""
 
 _PAUSES = tuple(re.compile(pause) for pause in ("(,)", r"(\sand)\s", "(:)", r"(\sto)\s"))
 _SHORTEST_CLAUSE = 40
@@ -278,7 +278,7 @@ def _term_end(piece: str) -> int | None:
 def _most_central(
     piece: str, rules: Iterable[re.Pattern[str]], weight: Callable[[int], int], shortest: int
 ) -> int | None:
-    """Returns the place that halves the weight best, of the first rule that leaves long halves."""
+    """Returns the place that halves the weight best, of the first rule that leaves long pieces."""
     whole = weight(len(piece))
     for rule in rules:
         ends = [match.end(1) for match in rule.finditer(piece)]

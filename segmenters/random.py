@@ -1,4 +1,4 @@
-"""As many boundaries as asked, at random: the control of every other segmenter."""
+"""Boundaries at random, as many as asked: the control of every other segmenter."""
 
 from __future__ import annotations
 

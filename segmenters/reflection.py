@@ -39,7 +39,7 @@ _MARKERS: dict[Kind, str] = {
     ),
 }
 _FILLER = r"(?:(?:but|oh|no|ah|so|and|well|ok|okay),?[^\S\n]++|(?:但是?|哦|啊|不)[,，]?)"
-"""What may stand before a marker: "But wait", "No, wait"."""
+"""Words that may stand before a marker: "But wait", "No, wait"."""
 
 
 @dataclass(frozen=True, slots=True)

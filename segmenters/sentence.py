@@ -17,7 +17,7 @@ Newlines = Literal["lines", "blank", "never"]
 Formula = tuple[int, int]
 """First character of a formula or piece of code, and the one after its last."""
 Gap = tuple[int, int]
-"""Where the last mark of a sentence ends, and where the next one would begin."""
+"""End of a sentence's last mark, and the place where the next one would begin."""
 
 _BLANK = "blank:"
 _WORD = re.compile(r"\S")
@@ -28,7 +28,7 @@ _MOST_WORDS = 500_000
 
 _CLOSERS = r"[\"'”’)\]}*_»」』）】]*+"
 _TAIL = re.compile(rf"([.!?…。！？]+){_CLOSERS}(\s*+)[^\w.!?…。！？]*\Z")
-"""What stands between a sentence and the word at which spaCy begins the next one."""
+"""Text between a sentence and the word at which spaCy begins the next one."""
 _OPENING = re.compile(r"(?<=\s)[^\w\s]++\Z")
 _TAIL_LENGTH = 60
 _HAN = "\u3400-\u9fff"
@@ -43,14 +43,14 @@ _EDGE = re.compile(
     r"\\[\\$]|\\[][()]|\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)*+(?<!\s)\$(?!\d)|```|`[^`\n]++`"
     r"|\\(?:begin|end)\{[A-Za-z]+\*?\}|\n[^\S\n]*\n"
 )
-"""Where a formula or code may begin or end, or the whole of it. Blank lines end what is no display.
+"""Marks that may begin or end a formula or code, or all of it; blank lines end what is no display.
 
 Of two dollar signs the first has something right behind it, the second something right before it
 and no digit behind it: amounts of money are no formulas.
 """
 _CLOSING = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "```": "```"}
 _AGAIN = {"\\]": ("\\[",), "\\)": ("\\(", "\\[", "$$")}
-"""What begins a new formula although the one before has no end yet."""
+"""Marks that begin a new formula although the one before has no end yet."""
 _FORMULA_STOP = re.compile(
     r"(?<!\\right)(?<!\\left)[.!?。]\s*(?:\\\]|\\\)|\$\$?|\\end\{[A-Za-z]+\*?\})\Z"
 )
@@ -66,7 +66,7 @@ _CONTINUATION = re.compile(
 _NO_START = re.compile(
     r"[.!?。！？,;:=+|/&%^~)\]}，、；：）」』】》”’≈≠≤≥×÷·→⇒∈]|<(?![/\w])|>(?=[\s=])"
 )
-"""What no sentence begins with."""
+"""Characters that no sentence begins with."""
 _NUMBERED = "".join(rf"(?<!\b{word})" for word in ("No", "no", "Eq", "Ex", "Fig", "Sec", "Vol"))
 _ITEM = re.compile(
     rf"(?:\A|\n|{_NUMBERED}[.!?…:;][\"'”’)\]*_]*\s|[。！？：；]”?|(?<!\\)\(|（)[\s>*#_-]*"
@@ -78,7 +78,7 @@ _ITEM = re.compile(
 What follows "No." is a number of another kind.
 """
 _FACTORIAL = re.compile(r"\d|[-*]\s")
-"""What follows an exclamation mark that is none."""
+"""Text after an exclamation mark that is none."""
 _ABBREVIATIONS = tuple(
     (re.compile(rf"(?<![\w.])(?:{words})\.\Z"), re.compile(follower))
     for words, follower in (
@@ -103,9 +103,9 @@ _NAME = re.compile(
     r"|Wait|Hmm|Also|Both|Each|All|From|With|Draw|Drop|What|Which|[A-Z][a-z]*(?:ing|ly))\b)"
     r"(?:[A-Z][a-z]+|[A-Z]\.)"
 )
-"""Of what follows a capital letter with a full stop, what makes an initial of it."""
+"""Text after a capital letter with a full stop that makes an initial of it."""
 _REACH = 40
-"""As far back as these look, in characters."""
+"""Reach of these to the left, in characters."""
 
 
 @dataclass(frozen=True, slots=True)

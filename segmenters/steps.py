@@ -50,7 +50,7 @@ _BULLET = r"[-*•‣◦▪●–—](?=[^\S\n]+[^\s*_-]|[^\S\n]+(?:\*\*|__|-?\d
 _EDGE = re.compile(
     r"\\[\\$]|\\[][]|\$\$|```|\\(?:begin|end)\{[a-z]+\*?\}|\n[^\S\n]*\n", re.IGNORECASE
 )
-"""Where a block may begin or end; a blank line ends what two dollars began."""
+"""Marks that may begin or end a block; a blank line ends what two dollars began."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is still earned, less what was expected."""
+"""Full-return advantage: the return still earned, less the value expected."""
 
 from __future__ import annotations
 

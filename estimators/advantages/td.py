@@ -1,4 +1,4 @@
-"""What a segment changed: the one-step temporal difference."""
+"""One-step temporal difference: the change of value over a segment."""
 
 from __future__ import annotations
 

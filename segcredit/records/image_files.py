@@ -21,7 +21,7 @@ _BEGINNINGS = {
     b"BM": "bmp",
     b"RIFF": "webp",
 }
-"""What a file of a kind begins with."""
+"""First bytes of a file of each kind."""
 
 
 def image_kind(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What of a run directory can still be trusted after a crash, a full disk or a damaged file."""
+"""Recovery of a run directory after a crash, a full disk or a damaged file."""
 
 # pyarrow ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

@@ -44,7 +44,7 @@ class Subject:
     """None for the policy before any training."""
     step: int
     output: Path
-    """Where the evaluation is written."""
+    """Directory that the evaluation is written to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Arithmetic(Task):
     tutor_bug: float = 0.55
     """Probability that the result of a step that wraps is off by one, further along its way."""
     filler: bool = False
-    """Whether each step's line begins with a random letter that decides nothing: uncertain tokens
+    """Random letter at the head of each step's line, which decides nothing: uncertain tokens
     that no credit is due to."""
 
     def __post_init__(self) -> None:

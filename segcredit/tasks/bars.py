@@ -56,7 +56,7 @@ class Bars(Task):
     """
 
     bars: int = 4
-    """How many; 2 to 8."""
+    """Number of bars, 2 to 8."""
     misread: float = 0.03
     slip: float = 0.04
     lost_ten: float = 0.55

@@ -39,11 +39,11 @@ class Dataset(Task):
     config: str = ""
     """Name of the configuration, of a data set that has several."""
     split: str = "train"
-    """Of a data set of the hub, or of a folder with splits."""
+    """Split of a data set of the hub, or of a folder with splits."""
     evaluation_source: str = ""
-    """Where the problems for evaluation are; '' for the same source."""
+    """Source of the problems for evaluation; '' for the same source."""
     evaluation_split: str = ""
-    """Of the problems for evaluation; '' for the same split."""
+    """Split of the problems for evaluation; '' for the same split."""
     prompt: str = "{question}"
     """Template of a question, in Python's format: names of columns in braces, other braces doubled.
     It may say ``<image>`` where an image belongs."""
@@ -58,7 +58,7 @@ class Dataset(Task):
     images: str = ""
     """Name of the column with an image, or a list of them; '' for problems without."""
     chat: bool = False
-    """Whether the policy's chat template writes the prompt."""
+    """True to have the policy's chat template write the prompt."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
     shots: int | tuple[Shot, ...] = 0
@@ -67,19 +67,19 @@ class Dataset(Task):
     solution: str = "\n{answer}"
     """Template of a worked example's solution, which follows its question directly."""
     until: str = ""
-    """What ends the text that is judged, such as a blank line; '' for the completion's own end."""
+    """Mark that ends the text that is judged, such as a blank line; '' for the completion's end."""
     final: str = "whole"
-    """What of the text is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
+    """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     verifier: str = "math"
     """``math``, ``exact``, ``choice``, or a function of your own as ``module:function``."""
     tolerance: float = 0.0
     """Relative distance at which a number is right too, of ``math``; 0.005 for rounded answers."""
     seconds: float = 3.0
-    """Of the longest judgement by ``math`` or a function; what takes longer is wrong."""
+    """Seconds of the longest judgement by ``math`` or a function; what takes longer is wrong."""
     malformed: Literal["fatal", "skip"] = "fatal"
-    """What becomes of a row that cannot be read or lacks something; told in either case."""
+    """Fate of a row that cannot be read or lacks something; told in either case."""
     streaming: bool = False
-    """Whether rows are read as they are needed, for data that fits no memory or disk."""
+    """True to read rows as they are needed, for data that fits no memory or disk."""
     buffer: int = 1000
     """Rows that are read and shuffled together, where they are streamed."""
 
@@ -259,7 +259,7 @@ class _TrainingFlow:
     task: Dataset
     rows: RowFlow
     held_out: bool = False
-    """Whether those for evaluation are given, instead of those for training."""
+    """True to give the problems for evaluation instead of those for training."""
 
     def block(self) -> list[Prompt] | None:
         """Returns the training problems among the next rows; None at the end of the data."""

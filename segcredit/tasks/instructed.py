@@ -35,7 +35,7 @@ class Instructed(Task):
     inner: Task
     """The task whose prompts are extended."""
     language: Literal["en", "zh"] = "en"
-    """Of the instruction to write steps."""
+    """Language of the instruction to write steps."""
     text: str | None = None
     """An instruction of your own, in place of it."""
 

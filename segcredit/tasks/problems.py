@@ -28,9 +28,9 @@ class Problems(Task):
 
     source: str = "hiyouga/geometry3k"
     split: str = "train"
-    """Of a source on the hub."""
+    """Split of a source on the hub."""
     evaluation_split: str = "test"
-    """Of a source on the hub; '' for a share of the other."""
+    """Split for evaluation, of a source on the hub; '' for a share of the other."""
     question: str = "problem"
     """Name of the column; its text may say ``<image>`` where an image belongs."""
     answer: str = "answer"
@@ -43,7 +43,7 @@ class Problems(Task):
     tolerance: float = 0.0
     """Relative distance at which a number is right too, such as 0.005 for rounded answers."""
     seconds: float = 3.0
-    """Of the longest comparison of two answers; what takes longer is wrong."""
+    """Seconds of the longest comparison of two answers; what takes longer is wrong."""
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
         """Draws training problems, without repetition while they last."""

@@ -45,11 +45,11 @@ class ReasoningGym(Task):
     generator: str
     """Such as ``chain_sum``; reasoning-gym's gallery shows them all."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Of the generator, such as ``{min_terms = 2, max_terms = 3}``."""
+    """Options of the generator, such as ``{min_terms = 2, max_terms = 3}``."""
     prompt: str = "{question}"
     """Template of a question, in Python's format: ``{question}`` is the generator's."""
     chat: bool = False
-    """Whether the policy's chat template writes the prompt."""
+    """True to have the policy's chat template write the prompt."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
     shots: int | tuple[Shot, ...] = 0
@@ -58,11 +58,11 @@ class ReasoningGym(Task):
     solution: str = "\n{answer}"
     """Template of an example's solution, which follows its question directly."""
     until: str = ""
-    """What ends the text that is judged, such as a blank line; '' for the completion's own end."""
+    """Mark that ends the text that is judged, such as a blank line; '' for the completion's end."""
     final: str = "whole"
-    """What of the text is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
+    """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     seconds: float = 3.0
-    """Of the longest judgement; what takes longer is wrong."""
+    """Seconds of the longest judgement; what takes longer is wrong."""
 
     def __post_init__(self) -> None:
         FinalAnswer(self.until, self.final)

@@ -1,4 +1,4 @@
-"""What the two stages look at: hashed windows of tokens, and dense numbers about a candidate.
+"""Features of the two stages: hashed windows of tokens, and dense numbers about a candidate.
 
 A candidate is a token after white space before which a segment may begin. Letters as in
 ``tokens``, and ``F`` features of a candidate, ``K`` kinds of characters.
@@ -60,9 +60,9 @@ class CandidateTable:
     nexts_C: Ints
     """Index of the first token of the sentence after the candidate's, or of the padding."""
     earlier_C: Ints
-    """That of the sentence before ``sentences_C``, or of the padding."""
+    """Index of the first token of the sentence before ``sentences_C``, or of the padding."""
     later_C: Ints
-    """That of the sentence after ``nexts_C``, or of the padding."""
+    """Index of the first token of the sentence after ``nexts_C``, or of the padding."""
 
     def __len__(self) -> int:
         return len(self.places_C)

@@ -31,7 +31,7 @@ class Step:
     """One calculation."""
 
     goal: str
-    """What is calculated: "the cost of the apples"."""
+    """Name of the quantity that is calculated: "the cost of the apples"."""
     left: str
     """Its left-hand side, with * and /."""
     result: str

@@ -20,7 +20,7 @@ from segmenters.learned.stages import BoundaryModel, FirstStage
 SHIPPED = Path(__file__).parent / "default.skops"
 _FORMAT = "segcredit boundaries 1"
 _TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
-"""What a model file holds beside the types that skops itself trusts."""
+"""Types that a model file holds beside those that skops itself trusts."""
 _KINDS: dict[str, type[Any] | tuple[type[Any], ...]] = {
     "buckets": np.ndarray,
     "weights": np.ndarray,

@@ -1,4 +1,4 @@
-"""What the policy knew at a candidate: entropy and log-prob of the token that begins there."""
+"""Signals of the policy at a candidate: entropy and log-prob of the token that begins there."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class BoundaryModel:
     """The probability above which there is a boundary."""
     candidates: Candidates
     signals: bool
-    """Whether the trees read the policy's entropies and log-probs."""
+    """True where the trees read the policy's entropies and log-probs."""
     familiar: float
     """A document of which a smaller share of features was met in training is unknown."""
 
@@ -79,7 +79,7 @@ class Judgement:
     candidates: CandidateTable
     probabilities_C: Floats
     known_D: Bools
-    """Whether the document looks like those of training."""
+    """True where the document looks like those of training."""
 
 
 def judge(

@@ -84,11 +84,11 @@ class TokenTable:
     documents_N: Ints
     """-1 on padding."""
     first_characters_D: Ints
-    """Where each document begins when all are laid end to end, and where the last one ends."""
+    """Start of each document when all are laid end to end, and the end of the last one."""
     styles_D: Ints
     """Which marks the document uses, as bits."""
     sentence_starts_N: Bools
-    """Where a capital, digit or formula follows white space after a full stop."""
+    """True where a capital, digit or formula follows white space after a full stop."""
 
 
 @lru_cache(maxsize=1)

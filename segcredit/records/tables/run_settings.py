@@ -22,7 +22,7 @@ from segcredit.records.tables.consistent_read import settled
 from segcredit.records.tables.find_runs import is_run
 
 STATES = ("running", "interrupted", "failed", "finished", "damaged")
-"""What ``status`` may be; "damaged" is a run whose config or status cannot be read."""
+"""Values of ``status``; "damaged" is a run whose config or status cannot be read."""
 
 _LARGEST = 2**63 - 1
 

@@ -1,4 +1,4 @@
-"""What the tables always have, and of which types: the same for every run, and for none."""
+"""Columns that the tables always have, and their types: the same for every run, and for none."""
 
 # pandas and pyarrow ship no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -47,7 +47,7 @@ STEP_COLUMNS = (
     "loss",
     "value_loss",
 )
-"""What ``Runs.steps`` always has beside ``run`` and ``step``; a run may record more."""
+"""Columns that ``Runs.steps`` always has beside ``run`` and ``step``; a run may record more."""
 
 AUDIT = "audit.parquet"
 """The figures of an audit, in its directory."""

@@ -1,4 +1,4 @@
-"""How many segments documents are cut into, and how long they are.
+"""Numbers and lengths of the segments that documents are cut into.
 
     segments = segment_table(texts, {"newline": registry.segmenters.build("newline")})
     lengths(segments)

@@ -1,4 +1,4 @@
-"""How far two segmentations of one document agree: functions of two sets of boundaries.
+"""Metrics of the agreement of two segmentations of one document, from their boundaries.
 
 A document of length N has N units: the characters of a text, or the tokens of a completion. A
 boundary is the position of the unit that begins a segment, 1..N−1; the beginning of the first

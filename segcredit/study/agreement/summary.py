@@ -20,8 +20,8 @@ METRICS = (
     "window_diff",
     "boundary_similarity",
 )
-"""What ``summary`` and ``matrix`` give. The first three are pooled: the boundaries of all documents
-are counted together (micro-average). The others are means over documents."""
+"""Metrics that ``summary`` and ``matrix`` give. The first three are pooled: the boundaries of all
+documents are counted at once (micro-average). The others are means over documents."""
 
 _COUNTS = ("matches", "reference_boundaries", "other_boundaries")
 _MEANS = {name: name for name in ("pk", "window_diff", "boundary_similarity")} | {

@@ -1,4 +1,4 @@
-"""How far segmentations agree, pair by pair and document by document."""
+"""Table of the agreement of segmentations, pair by pair and document by document."""
 
 from __future__ import annotations
 

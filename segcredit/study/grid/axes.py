@@ -1,4 +1,4 @@
-"""What the ``[grid]`` table means: axes, cases, zipped axes, seeds and exclusions.
+"""Meaning of the ``[grid]`` table: axes, cases, zipped axes, seeds and exclusions.
 
     [grid]
     seeds = 5                                          # seed = [0, 1, 2, 3, 4]

@@ -17,7 +17,7 @@ from segcredit.study.grid.ray_workers import RayWorkers
 from segcredit.study.grid.workers import Outcome, Workers
 
 _ATTEMPTS = 3
-"""How often a cell is begun in one call, when its workers are killed."""
+"""Times that a cell is begun in one call, when its workers are killed."""
 _LOOK = 0.5
 """Seconds between two looks at the cells."""
 _PATIENCE = 5.0
@@ -35,7 +35,7 @@ class Progress:
     elsewhere: list[Cell] = field(default_factory=list[Cell])
     """Cells that another process is running."""
     lost: dict[Path, str] = field(default_factory=dict[Path, str])
-    """Why a cell did not come to its end, though its run did not fail."""
+    """Reasons why cells did not come to their end, though their runs did not fail."""
     seconds_a_step: float = 0.0
     """Measured over the cells that ended in this call; 0 before the first."""
     workers: int = 1

@@ -1,4 +1,4 @@
-"""What does the cells of a grid: the interface that process workers and Ray workers share."""
+"""Interface of the workers that run a grid's cells, in processes or on Ray."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Outcome:
     """``stopped``: by the disk, so that the others would be as well. ``busy``: another process has
     the cell. ``lost``: the worker was killed."""
     seconds: float = 0.0
-    """Of the wall, for cells that ended."""
+    """Wall seconds, for cells that ended."""
     note: str = ""
-    """What there is to say, as a sentence."""
+    """Sentence on the end; '' where there is nothing to say."""
 
 
 class Workers(AbstractContextManager["Workers"], Protocol):

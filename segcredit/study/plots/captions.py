@@ -1,4 +1,4 @@
-"""What a figure says about itself: what is drawn, over what its intervals are, what is missing."""
+"""Captions of figures: what is drawn, over what its intervals are, what is missing."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

@@ -24,10 +24,10 @@ Floats = NDArray[np.float64]
 Interval = Literal["student", "bootstrap"]
 
 INTERVALS = {"student": "95% Student interval", "bootstrap": "95% bootstrap interval"}
-"""As in ``segcredit.study.statistics``, and what a figure calls them."""
+"""Intervals of ``segcredit.study.statistics`` and their names in figures."""
 
 COSTS = ("step", "tokens_sampled", "cpu_seconds")
-"""What a curve may be drawn over."""
+"""Horizontal axes that a curve may be drawn over."""
 
 _ROWS_AT_ONCE = 250
 """Bounds the memory of a bootstrap: 10,000 resampled means a row."""
@@ -43,7 +43,7 @@ class Curve:
     group: Group
     values: pd.DataFrame
     places: pd.DataFrame
-    """Where each value stands on the horizontal axis: its step, or the cost up to it."""
+    """Place of each value on the horizontal axis: its step, or the cost up to it."""
     place: Floats
     """Means of ``places`` over the runs that have a value at the step."""
     mean: Floats

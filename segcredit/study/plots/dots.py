@@ -23,7 +23,7 @@ MOST_KINDS = 14
 _SPREAD, _APART = 0.76, 0.3
 """The share of a row that its dots take, and the most that two of them lie apart."""
 _BEYOND, _USUAL = 0.5, 2.0
-"""How far intervals may stretch the axis to each side: as a share of the range of the dots, or in
+"""Stretch of the axis to each side by intervals, at most: a share of the range of the dots, or
 widths of the median interval, whichever is more."""
 _LETTERS = 20
 """In a line of a row's name."""

@@ -1,4 +1,4 @@
-"""How curves are drawn: line, band and seeds, and the axes that they need."""
+"""Drawing of curves: line, band and seeds, and the axes that they need."""
 
 # pandas and matplotlib type little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -28,7 +28,7 @@ from segcredit.study.plots.style import label, look, wrapped
 _DECADES = 30.0
 """Largest over smallest value from which an axis is logarithmic: a decade and a half."""
 _BEYOND = 0.3
-"""How far a band may stretch an axis, as a share of the range of the lines."""
+"""Stretch of an axis by a band, at most, as a share of the range of the lines."""
 _LABEL_WIDTH = 17
 """Letters in a line of a vertical label: the height of a small panel."""
 _MARKS = 7

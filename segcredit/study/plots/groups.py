@@ -28,7 +28,7 @@ class Group:
     number: int
     """Its place among all groups of the runs, drawn or not: what its look follows."""
     runs: tuple[str, ...]
-    """As in the column ``run``."""
+    """Names of the group's runs, as in the column ``run``."""
 
 
 def groups_of(runs: Runs, by: Sequence[str] | str, *, most: int | None = LOOKS) -> list[Group]:

@@ -51,7 +51,7 @@ class _Field:
     values: NDArray[np.float64]
     """The last recorded value of each run that has one."""
     ends: tuple[float, float]
-    """Of the interval of their mean; NaN for fewer than two."""
+    """Ends of the interval of their mean; NaN for fewer than two."""
 
 
 def heat_map(

@@ -29,12 +29,12 @@ from segcredit.study.plots.style import LOOKS, NOTE_SIZE, PAGE, STYLE, look, wra
 Floats = NDArray[np.float64]
 
 MOST_LABELS_LETTERS = 12
-"""Of a token along the axis; the rest is '…'."""
+"""Most characters of a token along the axis; the rest is '…'."""
 _SIGNS = {"\n": "↵", "\r": "↵", "\t": "⇥"}
 _PITCH = NOTE_SIZE
 """Points that a token's label takes along the axis: from the highest to the lowest ink."""
 _SHADES = ("0.55", "0.82")
-"""Of segments, by turns."""
+"""Greys of segments, by turns."""
 _NAME_LETTERS = 16
 """In a line of a strip's name."""
 _LETTER, _LINE = 0.062, 0.11

@@ -1,4 +1,4 @@
-"""How many segments a response has, and how long they are."""
+"""Figure of the number of segments in a completion, and of their lengths."""
 
 # pandas and matplotlib type little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

@@ -25,7 +25,7 @@ Style = Callable[[int], dict[str, Any]]
 _NAME_WIDTH = 26
 """Characters in a line of a legend's names."""
 _LETTERS_PER_INCH = 19
-"""Of the note, in the widest of the usual fonts."""
+"""Characters of the note per inch, in the widest of the usual fonts."""
 _MOST_COLUMNS = 5
 _BESIDE_FROM = 5.0
 """Width in inches from which the legend stands beside the axes, not below."""

@@ -1,4 +1,4 @@
-"""Whether training went well: what tells of collapse, drift and explosion, over the steps."""
+"""Figure of the stability of training: signs of collapse, drift and explosion over steps."""
 
 # matplotlib types little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

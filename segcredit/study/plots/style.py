@@ -1,4 +1,4 @@
-"""How the figures look: sizes, fonts, and what tells groups apart."""
+"""Style of the figures: sizes, fonts, and what tells groups apart."""
 
 # matplotlib types little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -19,10 +19,10 @@ which is faint on white."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":")
 LOOKS = len(_MARKERS) * len(_DASHES)
-"""How many groups can be told apart: no two share both marker and dashes."""
+"""Number of groups that can be told apart: no two share both marker and dashes."""
 
 NOTE_SIZE = 6.5
-"""Of the smallest text, in points; what is smaller is not read in print."""
+"""Size of the smallest text, in points; what is smaller is not read in print."""
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "segcredit",  # the same runs give the same ids, so the same bytes

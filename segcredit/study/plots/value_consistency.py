@@ -1,4 +1,4 @@
-"""How well the values that methods learn fit their returns, over training."""
+"""Figure of the fit of learned values to returns, over training."""
 
 # matplotlib types little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

@@ -29,7 +29,7 @@ _BOTH = {"wide": PAGE, "narrow": COLUMN}
 _PIXELS = 96
 """CSS pixels an inch."""
 _MOST_POINTS = 20_000
-"""Of single runs' lines in one figure; as vectors these are half a megabyte."""
+"""Most points of single runs' lines in one figure; as vectors, half a megabyte."""
 
 Draw = Callable[[float], Figure]
 """Makes a figure, given its width in inches."""

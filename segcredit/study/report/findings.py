@@ -20,9 +20,9 @@ from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Tab
 from segcredit.study.statistics import compare, learning_areas, summarise
 
 EVALUATIONS = ("accuracy", "accuracy_greedy", "faithful", "majority")
-"""What a run is judged by: shown beside the metric that was asked for."""
+"""Metrics that judge a run, shown beside the one that was asked for."""
 COSTS = ("tokens_sampled", "cpu_seconds", "gpu_seconds")
-"""What a run spends; counted up over its steps, so that the last value is that of the whole."""
+"""Costs of a run, counted up over its steps, so that the last value is that of the whole."""
 INTERVAL = "95%\u00a0interval"
 """A heading, kept on one line."""
 _UNIT = Note(

@@ -18,7 +18,7 @@ from segcredit.records.tables import Runs
 from segcredit.study.report.view import Cell
 
 AXES = ("method", "segmenter", "estimator", "advantage", "loss.ratio")
-"""What a method is made of: named before any option, in this order."""
+"""Parts of a method, named before any option, in this order."""
 
 NOT_CONFIG = ("run", "status", "error", "started", "ended")
 """The columns of ``.runs`` that say how a run went rather than what it was."""

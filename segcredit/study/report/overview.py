@@ -33,7 +33,7 @@ _MOST_FAILURES = 20
 _MOST_VALUES = 4
 _LONGEST_TRACEBACK = 8_000
 _URGENCY = {"interrupted": 1, "running": 2, "finished": 3}
-"""What a reader has to know of comes first; what failed, before all."""
+"""Order of states by urgency for the reader: what failed, before all."""
 
 _AUDIT_LINES = (
     "runs.runs       # a row a run: config, status, error",

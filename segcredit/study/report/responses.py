@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_PANELS, MOST_LINES = 6, 4
 """Segmenters whose credit is drawn, and estimators of each."""
 MOST_TOKENS = 60
-"""Of a response: as many as can be named along the axis of a page."""
+"""Most tokens of a completion that can be named along the axis of a page."""
 _DWARFS = 5.0
 """Times the largest true advantage: credit above that, such as one scaled by its group's spread, is
 drawn over its root mean square."""

@@ -32,9 +32,9 @@ from segcredit.study.report.view import (
 MOST_GROUPS = 6
 """Groups of which a run's responses are shown."""
 MOST_BYTES = 1_000_000
-"""Of an image that is put into the page."""
+"""Largest size of an image that is put into the page."""
 MOST_CHARACTERS = 20_000
-"""Of a prompt or a response."""
+"""Most characters of a prompt or a completion that are shown."""
 
 _COLUMNS = ["prompt", "response", "prompt_text", "text", "reward", "truncated", "tokens", "images"]
 

@@ -1,4 +1,4 @@
-"""What a report is made of, as data: sections of notes, tables, figures, failures and code.
+"""Parts of a report, as data: sections of notes, tables, figures, failures and code.
 
 The template only lays them out. Whatever is text here is escaped there.
 """
@@ -27,7 +27,7 @@ class Interval:
     middle: float
     high: float
     zero: float | None
-    """Where 0 is, if it is to be marked."""
+    """Place of 0, if it is to be marked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Pictures:
 
     kind: ClassVar[str] = "pictures"
     sources: Sequence[str]
-    """As ``data:`` addresses."""
+    """Images as ``data:`` addresses."""
     caption: str
 
 
@@ -126,7 +126,7 @@ class Piece:
 
     text: str
     is_segment: bool = False
-    """Whether they are one segment, to be told from the next."""
+    """True for the text of one segment, to be told from the next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What segmenters made of many texts: a summary of each, and a file with a row a segment."""
+"""Tables of segmenters over many texts: a summary of each, and a file with a row a segment."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Summary:
     counts: list[int] = field(default_factory=list)
     """Segments of each text."""
     characters: list[int] = field(default_factory=list)
-    """Of each segment."""
+    """Length of each segment in characters."""
     tokens: list[int] = field(default_factory=list)
-    """Of each segment, where a policy made some."""
+    """Length of each segment in tokens, where a policy made some."""
     failures: dict[str, list[str]] = field(default_factory=dict)
     """Texts by name on which it failed, by its sentence."""
 

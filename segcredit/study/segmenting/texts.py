@@ -27,7 +27,7 @@ class Document:
     number: int
     """Its place in the source, from 1."""
     text: str
-    """What is no character, such as a broken byte, is replaced by U+FFFD."""
+    """The text itself; what is no character, such as a broken byte, is replaced by U+FFFD."""
     prompt: str = ""
     id: str | None = None
     """Its record's ``id``, as text."""

@@ -1,4 +1,4 @@
-"""How probable it is that a run of one method ends above a run of another."""
+"""Probability that a run of one method ends above a run of another."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from segcredit.study.statistics.intervals import Floats
 Measure = Literal["last", "area", "at_cost"]
 
 COSTS = ("tokens_sampled", "cpu_seconds")
-"""What a run has spent so far, as every row of ``.steps`` counts it."""
+"""Costs that a run has spent so far, as every row of ``.steps`` counts them."""
 
 
 def metrics_of(runs: Runs) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a comparison found, in a sentence that may stand alone."""
+"""Findings of a comparison, in sentences that may stand alone."""
 
 from __future__ import annotations
 

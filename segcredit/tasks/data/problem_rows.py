@@ -47,7 +47,7 @@ class RowReader:
     key: str
     images: str
     skip: bool
-    """Whether rows that cannot be used are left out."""
+    """True to leave out rows that cannot be used."""
 
     def __post_init__(self) -> None:
         columns_of("prompt", self.prompt)
@@ -146,7 +146,7 @@ class RowReader:
 
 
 _UNFILLED = (KeyError, IndexError, AttributeError, TypeError, ValueError)
-"""What a template raises for a row that does not fit it."""
+"""Errors that a template raises for a row that does not fit it."""
 _ADVICE = (
     "Usually a column has another name: set task.prompt, task.answer or task.key; or the file was"
     " cut: task.malformed = 'skip' leaves such rows out."

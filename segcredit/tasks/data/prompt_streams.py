@@ -23,12 +23,12 @@ class Passes(PromptStream):
     """
 
     prompt: Callable[[int], Prompt]
-    """Of a problem's number."""
+    """Function that makes the prompt of a problem's number."""
     size: int
-    """How many problems there are, at least 1."""
+    """Number of problems, at least 1."""
     seed: int
     number: int = 0
-    """Of the pass."""
+    """Number of the pass."""
     taken: int = 0
     """Problems of the pass that were given or left out."""
 
@@ -92,7 +92,7 @@ class Blocks(PromptStream):
     flow: Flow
     seed: int
     number: int = 0
-    """Of the pass."""
+    """Number of the pass."""
     block: int = 0
     """Number of the block in its pass."""
     taken: int = 0

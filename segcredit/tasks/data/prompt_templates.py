@@ -1,4 +1,4 @@
-"""How questions become prompts: templates, worked examples before them, a chat or plain text."""
+"""Prompts made of questions: templates, worked examples before them, a chat or plain text."""
 
 from __future__ import annotations
 

@@ -64,9 +64,9 @@ class Source:
     name: str
     """A data set of the hub, a local file or a folder."""
     config: str = ""
-    """Of a data set with several; '' for the only one."""
+    """Configuration of a data set with several; '' for the only one."""
     split: str = "train"
-    """Of a data set of the hub, or of a folder that has splits."""
+    """Split of a data set of the hub, or of a folder that has splits."""
     images: str = ""
     """The column whose images stay as they were stored; '' for none."""
 
@@ -144,11 +144,11 @@ class RowFlow:
     """Rows read in order, from a place that can be named and gone back to."""
 
     name: str
-    """Of the source."""
+    """Name of the source, in messages."""
     dataset: Any
-    """Of ``datasets``, iterable."""
+    """Iterable data set of ``datasets``."""
     number: int = 0
-    """Of the next row."""
+    """Number of the next row."""
     _rows: Iterator[Row] | None = None
     _start: dict[str, Any] = field(default_factory=dict[str, Any])
 

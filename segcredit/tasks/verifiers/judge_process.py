@@ -23,7 +23,7 @@ _START = 60.0
 """Seconds until a new process, which has to import first, must be ready."""
 
 Reply = Mapping[str, Any]
-"""What the judge returned, plain values as JSON has them; ``{"raised": why}`` where it raised."""
+"""Reply of the judge, plain values as JSON has them; ``{"raised": why}`` where it raised."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +34,7 @@ class JudgeProcess:
     """``module:name`` of what makes the function there: it is called with the options."""
     options: tuple[Any, ...] = ()
     seconds: float = 3.0
-    """Of the longest answer."""
+    """Seconds of the longest answer."""
     memory: int = 0
     """Bytes of address space; 0 for no limit."""
     _worker: subprocess.Popen[bytes] | None = None

@@ -23,9 +23,9 @@ _LETTERS = (
     r"(?m)^\W*([A-Z])(?:[.):\s]|$)",
     r"\b([A-Z])\W*$",
 )
-"""Where a text names the letter of its choice, the surest first."""
+"""Patterns by which a text names the letter of its choice, the surest first."""
 WRONG = Verdict(reward=0.0, correct=False, answer="")
-"""Of a text without an answer."""
+"""Verdict on a text without an answer."""
 
 
 class Verifier(Protocol):

@@ -14,7 +14,7 @@ from segcredit.errors import RecordError, StorageError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Generator[BinaryIO]:
-    """A file to write to that takes its place at ``path``, whole, when the block ends.
+    """Opens a file that takes its place at ``path``, whole, when the block ends.
 
     Raises:
         StorageError: the disk is full or the place may not be written; ``path`` keeps what it
@@ -50,7 +50,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def unwritten(path: Path, error: BaseException) -> StorageError:
-    """The sentence for a file that could not be written."""
+    """Returns the sentence for a file that could not be written."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT):
         advice = "The disk or the quota is full: free some space, then go on with --resume."

@@ -77,14 +77,14 @@ class StudyError(SegcreditError, ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The rest of a sentence about an unknown name: the nearest known one, or a full stop."""
+    """Returns the rest of a sentence about an unknown name: the nearest known one, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
 @contextmanager
 def blame(kind: str, name: str) -> Generator[None]:
-    """Name the plug-in in whatever it raises."""
+    """Names the plug-in in whatever it raises."""
     try:
         yield
     except TrainingError:

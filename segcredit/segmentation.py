@@ -67,7 +67,7 @@ class Segmentation:
     def from_starts(
         cls, starts: Shaped[Tensor, "B T"], action_mask: Shaped[Tensor, "B T"]
     ) -> Segmentation:
-        """Cut before every token that ``starts`` marks.
+        """Cuts before every token that ``starts`` marks.
 
         Args:
             starts: (B,T) any dtype, non-zero where a segment begins. The first action token of a
@@ -82,7 +82,7 @@ class Segmentation:
     def from_ends(
         cls, ends: Shaped[Tensor, "B T"], action_mask: Shaped[Tensor, "B T"]
     ) -> Segmentation:
-        """Cut after every token that ``ends`` marks; the last action token ends one regardless.
+        """Cuts after every token that ``ends`` marks; the last action token ends one regardless.
 
         Args:
             ends: (B,T) any dtype, non-zero where a segment ends.
@@ -98,7 +98,7 @@ class Segmentation:
         token_spans: Int[Tensor, "B T 2"],
         action_mask: Shaped[Tensor, "B T"],
     ) -> Segmentation:
-        """Cut where characters say so: a token belongs to the segment of its first character.
+        """Cuts where characters say so: a token belongs to the segment of its first character.
 
         Args:
             offsets: for each row the ascending character offsets at which segments begin; 0 may
@@ -124,7 +124,7 @@ class Segmentation:
     def _from_ranks(
         cls, ranks_BT: Int[Tensor, "B T"], action_BT: Bool[Tensor, "B T"]
     ) -> Segmentation:
-        """Cut wherever the rank grows from one action token to the next."""
+        """Cuts wherever the rank grows from one action token to the next."""
         seen_BT = _running_max(ranks_BT.masked_fill(~action_BT, -1))
         begins_BT = action_BT & (ranks_BT > _shift_right(seen_BT, fill=-1))
         ids_BT = (begins_BT.cumsum(1) - 1).masked_fill_(~action_BT, -1)
@@ -136,7 +136,7 @@ class Segmentation:
     def _trusted(
         cls, ids_BT: Tensor, counts_B: Tensor, starts_BT: Tensor, width: int
     ) -> Segmentation:
-        """Without the checks: ids that were counted up cannot break the rule."""
+        """Builds without the checks: ids that were counted up cannot break the rule."""
         made = object.__new__(cls)
         made._fill(ids_BT, counts_B, starts_BT, width)
         return made
@@ -172,7 +172,7 @@ class Segmentation:
         return ends_BT > 0
 
     def anchors(self, how: Anchor = "start") -> Int[Tensor, "B S"]:
-        """(B,S) long: the token position before which each segment's value is taken.
+        """Returns (B,S) long: the token position before which each segment's value is taken.
 
         ``start``: the segment's first action token, so that the state is the prefix before the
         segment (SAPO, arXiv 2605.01327, section 4.1). ``last_token``: its last one, so that the
@@ -189,7 +189,7 @@ class Segmentation:
         raise ShapeError(f"anchor {how!r} does not exist; expected 'start' or 'last_token'.")
 
     def reduce(self, x: Shaped[Tensor, "B T"], how: Reduction = "sum") -> Shaped[Tensor, "B S"]:
-        """Reduce token values to one a segment; differentiable, and blind to masked tokens.
+        """Reduces token values to one a segment; differentiable, and blind to masked tokens.
 
         Args:
             x: (B,T) of any dtype; what stands on masked tokens, NaN included, is not read.
@@ -218,7 +218,7 @@ class Segmentation:
         )
 
     def spread(self, x: Shaped[Tensor, "B S"]) -> Shaped[Tensor, "B T"]:
-        """Give every action token its segment's value; 0 elsewhere. Differentiable.
+        """Gives every action token its segment's value; 0 elsewhere. Differentiable.
 
         Args:
             x: (B,S), one value a segment.
@@ -231,18 +231,18 @@ class Segmentation:
         return _pick(x, self.segment_ids.clamp(min=0)).masked_fill(self.segment_ids < 0, 0)
 
     def select(self, rows: Shaped[Tensor, "N"] | Sequence[int]) -> Segmentation:
-        """The given rows, in the order given; both axes keep their widths."""
+        """Returns the given rows, in the order given; both axes keep their widths."""
         index = _as_index(rows, self.segment_ids)
         return self._trusted(
             self.segment_ids[index], self.counts[index], self.starts[index], self.width
         )
 
     def _slots(self) -> Int[Tensor, "B T"]:
-        """Column of each token in a (B,S+1) table whose last column collects what is masked."""
+        """Returns each token's column in a (B,S+1) table whose last one collects the masked."""
         return torch.where(self.segment_ids < 0, self.width, self.segment_ids)
 
     def _sum(self, x_BT: Shaped[Tensor, "B T"]) -> Shaped[Tensor, "B S"]:
-        """Sum within segments; half precisions are accumulated in float32."""
+        """Sums within segments; half precisions are accumulated in float32."""
         half = x_BT.dtype in (torch.float16, torch.bfloat16)
         wide_BT = x_BT.float() if half else x_BT.long() if x_BT.dtype == torch.bool else x_BT
         table_BS = wide_BT.new_zeros(len(wide_BT), self.width + 1)
@@ -253,7 +253,7 @@ class Segmentation:
 def top_fraction(
     x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], fraction: float
 ) -> Bool[Tensor, "B T"]:
-    """Mark the largest values of each row: max(ceil(fraction n), 1) of its n unmasked tokens.
+    """Marks the largest values of each row: max(ceil(fraction n), 1) of its n unmasked tokens.
 
     Args:
         x: (B,T) what to rank; masked tokens are not read.
@@ -327,7 +327,7 @@ def top_batch_fraction(
 
 
 def _largest(x_BT: Tensor, ranks_B: Tensor, most: int) -> Tensor:
-    """(B,1) the value of each row's given rank, 1 for the largest; no rank is above ``most``."""
+    """Returns (B,1) the value of each row's given rank, 1 for the largest, at most ``most``."""
     if x_BT.device.type == "cpu":
         # NumPy's sort is several times as fast as torch's sort or topk on this side.
         sorted_BT = x_BT.detach().float() if x_BT.dtype == torch.bfloat16 else x_BT.detach().clone()
@@ -339,26 +339,26 @@ def _largest(x_BT: Tensor, ranks_B: Tensor, most: int) -> Tensor:
 
 
 def _pick(x_BN: Tensor, index_BM: Tensor) -> Tensor:
-    """Gather along the second axis; an empty axis gives zeros, since nothing can be picked."""
+    """Gathers along the second axis; an empty axis gives zeros, since nothing can be picked."""
     if x_BN.shape[1] == 0:
         return x_BN.new_zeros(index_BM.shape)
     return x_BN.gather(1, index_BM)
 
 
 def _running_max(x_BT: Tensor) -> Tensor:
-    """Largest value so far along each row."""
+    """Returns the largest value so far along each row."""
     return x_BT.cummax(1).values if x_BT.numel() else x_BT
 
 
 def _shift_right(x_BT: Tensor, *, fill: int | bool) -> Tensor:
-    """Each row one token later, ``fill`` in front."""
+    """Shifts each row right by one token, ``fill`` in front."""
     if x_BT.shape[1] == 0:
         return x_BT
     return torch.cat([x_BT.new_full((len(x_BT), 1), fill), x_BT[:, :-1]], dim=1)
 
 
 def _read(*scalars: Tensor) -> list[int]:
-    """Several scalars in one transfer from the device."""
+    """Reads several scalars in one transfer from the device."""
     read: list[int] = torch.stack([scalar.long() for scalar in scalars]).cpu().numpy().tolist()
     return read
 
@@ -376,7 +376,7 @@ def _require_same_shape(name: str, x: Tensor, like: Tensor) -> None:
 
 
 def _describe_fault(ids_BT: Tensor, wrong_BT: Tensor, carried_BT: Tensor) -> str:
-    """The sentence for the first token at which the ids break the rule."""
+    """Returns the sentence for the first token at which the ids break the rule."""
     row, token = _read(*wrong_BT.nonzero()[0])
     found = int(ids_BT[row, token])
     before = int(carried_BT[row, token - 1]) if token else -1

@@ -28,13 +28,13 @@ class RowTable:
     __slots__ = ()
 
     def select(self: Rows, rows: Shaped[Tensor, "N"] | Sequence[int]) -> Rows:
-        """The given rows, in the order given; the other axes keep their widths."""
+        """Returns the given rows, in the order given; the other axes keep their widths."""
         index = torch.as_tensor(rows, dtype=torch.long)
         taken = {f.name: _take(getattr(self, f.name), index) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
         return type(self)(**taken)
 
     def to(self: Rows, device: torch.device) -> Rows:
-        """The same with every tensor on a device; ``extras`` stay where the policy put them."""
+        """Moves every tensor to a device; ``extras`` stay where the policy put them."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
         moved = {
             name: value.to(device) if isinstance(value, Tensor) else value
@@ -102,13 +102,13 @@ class RolloutBatch(RowTable):
         return len(self.completion_ids)
 
     def replace(self, **changes: Any) -> RolloutBatch:
-        """A copy in which some fields are others."""
+        """Returns a copy in which some fields are others."""
         return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SegmentValues(RowTable):
-    """What an advantage scheme reads: values and rewards, one a segment.
+    """The input of an advantage scheme: values and rewards, one a segment.
 
     Entries where ``mask`` is False are 0; the value after the last segment is 0.
     """
@@ -124,7 +124,7 @@ class SegmentValues(RowTable):
     mask: Bool[Tensor, "B S"]
     group: Int[Tensor, "B"]
     node_ids: Int[Tensor, "B S"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    """That of each segment's last token: equal where rows share the segment's end, as in a tree;
+    """Node of each segment's last token: equal where rows share the segment's end, as in a tree;
     all different by default. The state before a segment is the node of the one before it, or the
     prompt, which is shared within ``group``."""
 
@@ -136,7 +136,7 @@ class SegmentValues(RowTable):
         _require_dtype(self, torch.bool, "mask")
 
     def replace(self, **changes: Any) -> SegmentValues:
-        """A copy in which some fields are others."""
+        """Returns a copy in which some fields are others."""
         return dataclasses.replace(self, **changes)
 
 
@@ -150,7 +150,7 @@ class Advantages(RowTable):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenScores(RowTable):
-    """What one forward pass says of given completions; entries on masked tokens are 0.
+    """The output of one forward pass over given completions; entries on masked tokens are 0.
 
     ``logprobs`` and ``entropies`` are in nats, of the sampling temperature and with the suppressed
     ids left out. ``hidden[:,t]`` is the state before token t, from which token t was drawn.
@@ -192,14 +192,14 @@ class Continuations:
 
 
 def _fill_node_ids(owner: RolloutBatch | SegmentValues, like: Tensor) -> None:
-    """All different where none were given."""
+    """Makes all node ids different where none were given."""
     if not owner.node_ids.numel():
         different = torch.arange(like.numel(), device=like.device).view(like.shape)
         object.__setattr__(owner, "node_ids", different)
 
 
 def _take(value: Any, index: Tensor) -> Any:
-    """Rows of a tensor or of a tuple; what has no rows stays."""
+    """Takes rows of a tensor or of a tuple; what has no rows stays."""
     if isinstance(value, Tensor):
         return value[index.to(value.device)]
     if isinstance(value, tuple) and value:

@@ -56,7 +56,7 @@ class Cutpoint(Segmenter):
         return self.fork == "ends"
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut at the first low-probability token of each row and at every n-th after it."""
+        """Cuts at the first low-probability token of each row and at every n-th after it."""
         mask_BT = rollouts.action_mask
         low_BT = mask_BT & (rollouts.logprobs.exp() < self.below)
         place_BT = low_BT.cumsum(1) - 1

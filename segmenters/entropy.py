@@ -82,13 +82,13 @@ class Entropy(Segmenter):
 
     @property
     def causal(self) -> bool:
-        """Whether a token is among the highest depends on the tokens after it; a threshold not."""
+        """True for a threshold; a share, and most peaks, depend on the tokens after them."""
         if self.rule == "peaks":
             return self.window == 1 and self.fork == "ends"
         return self.rule == "threshold"
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut at the forks."""
+        """Cuts at the forks."""
         mask_BT = rollouts.action_mask
         forks_BT = self._forks(rollouts.entropies, mask_BT)
         if self.fork == "ends":
@@ -100,7 +100,7 @@ class Entropy(Segmenter):
         return Segmentation.from_starts(before.starts | after.starts, mask_BT)
 
     def _forks(self, entropies_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B,T) the selected action tokens."""
+        """Returns (B,T) the selected action tokens."""
         if self.rule == "top_fraction":
             return top_fraction(entropies_BT, mask_BT, self.top_fraction)
         if self.rule == "batch_fraction":
@@ -112,7 +112,7 @@ class Entropy(Segmenter):
 
 
 def _peaks(x_BT: Tensor, mask_BT: Tensor, window: int, prominence: float) -> Tensor:
-    """(B,T) whether x is a local maximum among the row's unmasked x, as far as a window reaches."""
+    """Returns (B,T) whether x is a local maximum among the row's unmasked x within a window."""
     if not x_BT.numel():
         return mask_BT
     place_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
@@ -128,14 +128,14 @@ def _peaks(x_BT: Tensor, mask_BT: Tensor, window: int, prominence: float) -> Ten
 
 
 def _packed(x_BT: Tensor, mask_BT: Tensor, place_BT: Tensor) -> Tensor:
-    """(B,T) the unmasked numbers of each row side by side, −infinity behind them."""
+    """Returns (B,T) the unmasked numbers of each row side by side, −infinity behind them."""
     spare = x_BT.shape[1]
     blank_BT = x_BT.new_full((len(x_BT), spare + 1), -torch.inf)
     return blank_BT.scatter(1, place_BT.masked_fill(~mask_BT, spare), x_BT)[:, :-1]
 
 
 def _neighbours(x_BT: Tensor, window: int, fill: float = torch.inf) -> tuple[Tensor, Tensor]:
-    """(B,T,W) what stands before and after each token, ``fill`` beyond the row; views."""
+    """Returns (B,T,W) the entries before and after each token, ``fill`` beyond the row; views."""
     wide = functional.pad(x_BT, (window, window), value=fill)
     around_BTW = wide.unfold(1, 2 * window + 1, 1)
     return around_BTW[..., :window], around_BTW[..., window + 1 :]

@@ -61,11 +61,11 @@ class EntropyRunning(Segmenter):
 
     @property
     def causal(self) -> bool:
-        """No entropy after token t, and no token from t on, moves the boundary before t."""
+        """True: no entropy after token t, nor token from t on, moves the boundary before t."""
         return True
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut where the entropy exceeds the threshold."""
+        """Cuts where the entropy exceeds the threshold."""
         mask_BT = rollouts.action_mask
         # A masked token's entropy, which may be NaN, enters neither sums nor comparisons.
         entropies_BT = rollouts.entropies.double().masked_fill(~mask_BT, 0)
@@ -79,7 +79,7 @@ class EntropyRunning(Segmenter):
 
 
 def _exceeds_its_past(entropies_BT: Tensor, mask_BT: Tensor, deviations: float) -> Tensor:
-    """(B,T) whether x > mean + deviations · std of the row's unmasked x up to there."""
+    """Returns (B,T) whether x > mean + deviations · std of the row's unmasked x up to there."""
     counts_BT = mask_BT.cumsum(1)
     first_B1 = (entropies_BT * (mask_BT & (counts_BT == 1))).sum(1, keepdim=True)
     # Relative to the row's first: a row of equal entropies is then one of exact zeros, and the

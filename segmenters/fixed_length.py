@@ -29,7 +29,7 @@ class FixedLength(Segmenter):
         return True
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut before action tokens 0, n, 2n, ..."""
+        """Cuts before action tokens 0, n, 2n, ..."""
         mask_BT = rollouts.action_mask
         place_BT = mask_BT.cumsum(1) - 1
         return Segmentation.from_starts(mask_BT & (place_BT % self.tokens == 0), mask_BT)

@@ -28,10 +28,10 @@ class Intersection(Segmenter):
 
     @property
     def causal(self) -> bool:
-        """Where neither boundary depends on later tokens, what they share does not."""
+        """True where both are: what their boundaries share depends on no later token."""
         return self.first.causal and self.second.causal
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut where both cut."""
+        """Cuts where both cut."""
         first, second = self.first.segment(rollouts), self.second.segment(rollouts)
         return Segmentation.from_starts(first.starts & second.starts, rollouts.action_mask)

@@ -22,7 +22,7 @@ _SHORT = 20
 _LONG = 100
 """A step of more characters is broken up."""
 _FORMULA_WEIGHT = 60
-"""What a formula counts for, whatever its length, where prose is measured."""
+"""Characters that a formula counts for, whatever its length, where prose is measured."""
 
 _FORMULAS = tuple(
     (re.compile(opening, re.DOTALL), closing)
@@ -44,7 +44,7 @@ _SENTENCE = re.compile(r"(?<=\.)(?<!\b[A-Za-z]\.)(?<!\s[A-Za-z]{2}\.)(?=\s+[A-Z]
 _FULL_STOPS = (".$", ".\\)", ".\\]", ".$$")
 """Formulas that end like this end a sentence."""
 _OPENING = re.compile(r"\$\$?|\\\(|\\\[|\\begin\{[^}]*\}|\[asy\]")
-"""What opens a formula, on a line of its own."""
+"""Marks that open a formula on a line of its own."""
 
 _PAUSES = tuple(re.compile(pause) for pause in ("(,)", r"(\sand)\s", "(:)", r"(\sto)\s"))
 _SHORTEST_CLAUSE = 40
@@ -110,7 +110,7 @@ class LatexSteps(TextSegmenter):
         return False
 
     def split(self, text: str) -> Sequence[int]:
-        """The offsets at which steps begin."""
+        """Returns the offsets at which steps begin."""
         body = self._without_answer(text)
         if self.delimiter == "sentence":
             starts = _sentence_starts(body)
@@ -127,7 +127,7 @@ class LatexSteps(TextSegmenter):
 
 
 def _delimiter_starts(text: str, delimiter: re.Pattern[str]) -> list[int]:
-    """Every delimiter that comes after the first character that is not blank."""
+    """Returns every delimiter that comes after the first character that is not blank."""
     starts = [match.start() for match in delimiter.finditer(text)]
     blank = len(text) - len(text.lstrip())
     return [start for start in starts if start > blank] if blank < len(text) else starts
@@ -142,7 +142,7 @@ def _sentence_starts(text: str) -> list[int]:
 
 
 def _find_formulas(text: str) -> tuple[list[Formula], str]:
-    """The outermost formulas in order, and the text with formulas made unreadable."""
+    """Returns the outermost formulas in order, and the text with formulas made unreadable."""
     found: list[Formula] = []
     for opening, closing in _FORMULAS:
         for start, end in list(_enclosed(text, opening, closing)):
@@ -156,7 +156,7 @@ def _find_formulas(text: str) -> tuple[list[Formula], str]:
 
 
 def _enclosed(text: str, opening: re.Pattern[str], closing: str) -> Iterator[Formula]:
-    """From each opening to the first closing after it, which may name a group of the opening."""
+    """Yields spans from each opening to its closing, which may name a group of the opening."""
     unclosed: set[str] = set()
     begin = opening.search(text)
     while begin:
@@ -174,7 +174,7 @@ def _enclosed(text: str, opening: re.Pattern[str], closing: str) -> Iterator[For
 
 
 def _prose_starts(hidden: str, formulas: Sequence[Formula]) -> list[int]:
-    """Lines and sentences, formulas whole. A formula makes a piece long enough."""
+    """Returns starts of lines and sentences, formulas whole; a formula is long enough a piece."""
     begins = [start for start, _ in formulas]
 
     def is_short(start: int, end: int) -> bool:
@@ -187,7 +187,7 @@ def _prose_starts(hidden: str, formulas: Sequence[Formula]) -> list[int]:
 
 
 def _cut_after_formulas(text: str, formulas: Sequence[Formula], starts: Sequence[int]) -> list[int]:
-    """A further cut after every formula that ends with a period."""
+    """Returns a further cut after every formula that ends with a period."""
 
     def is_short(start: int, end: int) -> bool:
         return end - start < _SHORT and not text.endswith(_FULL_STOPS, start, end)
@@ -199,7 +199,7 @@ def _cut_after_formulas(text: str, formulas: Sequence[Formula], starts: Sequence
 def _cut_inside_formulas(
     text: str, formulas: Sequence[Formula], starts: Sequence[int]
 ) -> list[int]:
-    """A further cut before every newline in a formula; of a step's equal formulas, in the first."""
+    """Adds a cut before every newline in a formula; of a step's equal formulas, in the first."""
 
     def is_short(start: int, end: int) -> bool:
         return end - start < 3 or _OPENING.fullmatch(text[start:end].strip()) is not None
@@ -212,7 +212,7 @@ def _cut_inside_formulas(
 def _join_short(
     starts: Iterable[int], is_short: Callable[[int, int], bool], *, length: int | None = None
 ) -> list[int]:
-    """Without the starts at which a short piece ends.
+    """Returns the starts without those at which a short piece ends.
 
     The last piece has nothing to join; where the text's ``length`` is given, it joins the one
     before it if it is short.
@@ -227,7 +227,7 @@ def _join_short(
 
 
 def _break_long(text: str, starts: Sequence[int]) -> list[int]:
-    """Further cuts inside the steps that are too long."""
+    """Returns further cuts inside the steps that are too long."""
     edges = [0, *starts, len(text)]
     broken: list[int] = []
     for start, end in itertools.pairwise(edges):
@@ -261,7 +261,7 @@ def _breaks(step: str) -> list[int]:
 
 
 def _clause_end(piece: str) -> int | None:
-    """Where prose pauses nearest to the middle, a formula counting for so many characters."""
+    """Returns the pause of prose nearest to the middle, a formula counting for some characters."""
     formulas, hidden = _find_formulas(piece)
 
     def weight(end: int) -> int:
@@ -271,14 +271,14 @@ def _clause_end(piece: str) -> int | None:
 
 
 def _term_end(piece: str) -> int | None:
-    """The operator nearest to the middle."""
+    """Returns the operator nearest to the middle."""
     return _most_central(piece, _OPERATORS, lambda end: end, _SHORTEST_TERM)
 
 
 def _most_central(
     piece: str, rules: Iterable[re.Pattern[str]], weight: Callable[[int], int], shortest: int
 ) -> int | None:
-    """The place that halves the weight best, of the first rule whose best leaves long halves."""
+    """Returns the place that halves the weight best, of the first rule that leaves long pieces."""
     whole = weight(len(piece))
     for rule in rules:
         ends = [match.end(1) for match in rule.finditer(piece)]

@@ -48,11 +48,11 @@ class MaxSegments(Segmenter):
 
     @property
     def causal(self) -> bool:
-        """Whether the rest is joined needs no look ahead; how many there will be does."""
+        """True where the rest is joined and the inner segmenter is causal; a count looks ahead."""
         return self.inner.causal and self.join == "first"
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Number the segments anew."""
+        """Numbers the segments anew."""
         segmentation = self.inner.segment(rollouts)
         ids_BT, counts_B1 = segmentation.segment_ids, segmentation.counts[:, None]
         if self.join == "first":

@@ -53,7 +53,7 @@ class MinLength(Segmenter):
         return self.inner.causal and self.last == "keep"
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Drop the boundaries that come too soon."""
+        """Drops the boundaries that come too soon."""
         segmentation = self.inner.segment(rollouts)
         lengths_BS = segmentation.lengths
         firsts_BS = lengths_BS.cumsum(1) - lengths_BS
@@ -66,7 +66,7 @@ class MinLength(Segmenter):
 
 
 def _successors(firsts_BS: Tensor, counts_B: Tensor, tokens: int) -> Tensor:
-    """(B,S+1) the first segment that begins at least ``tokens`` after each; S where there is none.
+    """Returns (B,S+1) the first segment at least ``tokens`` after each; S where there is none.
 
     Column S leads to itself.
     """
@@ -78,7 +78,7 @@ def _successors(firsts_BS: Tensor, counts_B: Tensor, tokens: int) -> Tensor:
 
 
 def _reached(next_BN: Tensor) -> Tensor:
-    """(B,S) the segments on the way from segment 0 along the successors.
+    """Returns (B,S) the segments on the way from segment 0 along the successors.
 
     A path of length 2^k is known after k doublings, so that no walk over segments is needed.
     """

@@ -31,5 +31,5 @@ class Newline(TextSegmenter):
         return True
 
     def split(self, text: str) -> Sequence[int]:
-        """The offset after each newline."""
+        """Returns the offset after each newline."""
         return [match.end() for match in _NEWLINE.finditer(text)]

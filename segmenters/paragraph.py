@@ -37,7 +37,7 @@ class Paragraph(TextSegmenter):
         return True
 
     def split(self, text: str) -> Sequence[int]:
-        """The offset after each first blank line."""
+        """Returns the offset after each first blank line."""
         ends = [match.end(1) for match in _BLANK_LINE.finditer(text)]
         blank = len(text) - len(text.lstrip())
         return ends[1:] if ends and ends[0] <= blank else ends

@@ -21,5 +21,5 @@ class PerToken(Segmenter):
         return True
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """A boundary before each action token."""
+        """Cuts before each action token."""
         return Segmentation.from_starts(rollouts.action_mask, rollouts.action_mask)

@@ -74,7 +74,7 @@ class Probability(Segmenter):
         return self.below is not None and self.fork == "ends"
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut at every n-th low-probability token."""
+        """Cuts at every n-th low-probability token."""
         mask_BT = rollouts.action_mask
         if self.below is None:
             low_BT = top_fraction(-rollouts.logprobs, mask_BT, self.fraction)

@@ -1,4 +1,4 @@
-"""As many boundaries as asked, at random: the control of every other segmenter."""
+"""Boundaries at random, as many as asked: the control of every other segmenter."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Random(Segmenter):
         return False
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut after the tokens with the highest noise."""
+        """Cuts after the tokens with the highest noise."""
         mask_BT = rollouts.action_mask
         noise_BT = _noise(self._row_seeds(rollouts)[:, None], mask_BT.cumsum(1))
         return Segmentation.from_ends(top_fraction(noise_BT, mask_BT, self.fraction), mask_BT)
 
     def _row_seeds(self, rollouts: RolloutBatch) -> Tensor:
-        """(B,) a number that names seed, prompt and completion."""
+        """Returns (B,) a number that names seed, prompt and completion."""
         keys = [zlib.crc32(f"{self.seed}:{key}".encode()) for key in rollouts.prompt_keys]
         prompts_B = torch.tensor(keys, device=rollouts.completion_ids.device)
         place_BT = rollouts.action_mask.cumsum(1)
@@ -56,12 +56,12 @@ class Random(Segmenter):
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble 64-bit integers, as the finaliser of splitmix64 does; overflow wraps."""
+    """Scrambles 64-bit integers, as the finaliser of splitmix64 does; overflow wraps."""
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685
     return x ^ (x >> 31)
 
 
 def _noise(row: Tensor, place: Tensor) -> Tensor:
-    """Uniform in [0,1): one number for each row's token."""
+    """Draws a uniform number in [0,1) for each row's token."""
     return ((_mix(row + place * 0x9E3779B97F4A7C1) >> 11) & 0xFFFFFF).float() / 0x1000000

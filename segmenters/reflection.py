@@ -39,7 +39,7 @@ _MARKERS: dict[Kind, str] = {
     ),
 }
 _FILLER = r"(?:(?:but|oh|no|ah|so|and|well|ok|okay),?[^\S\n]++|(?:但是?|哦|啊|不)[,，]?)"
-"""What may stand before a marker: "But wait", "No, wait"."""
+"""Words that may stand before a marker: "But wait", "No, wait"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Reflection(TextSegmenter):
         return False
 
     def split(self, text: str) -> Sequence[int]:
-        """The offset of each marker, or of the space before it."""
+        """Returns the offset of each marker, or of the space before it."""
         # Like any line, the first one begins after a newline: hence the places one too far right.
         found = _pattern(self.kinds, self.extra).finditer("\n" + text)
         starts = [match.start(1) - 1 for match in found if match[1]]
@@ -102,7 +102,7 @@ class Reflection(TextSegmenter):
 
 @lru_cache(maxsize=32)
 def _pattern(kinds: tuple[Kind, ...], extra: tuple[str, ...]) -> re.Pattern[str]:
-    """The end of a line or of a sentence, and in group 1 the marker that opens the next, if any.
+    """Matches a line's or sentence's end, and in group 1 the marker that opens the next, if any.
 
     Every end is matched, with the blank characters behind it, whether a marker follows or not:
     looking at none of them twice keeps the time linear.

@@ -17,7 +17,7 @@ Newlines = Literal["lines", "blank", "never"]
 Formula = tuple[int, int]
 """First character of a formula or piece of code, and the one after its last."""
 Gap = tuple[int, int]
-"""Where the last mark of a sentence ends, and where the next one would begin."""
+"""End of a sentence's last mark, and the place where the next one would begin."""
 
 _BLANK = "blank:"
 _WORD = re.compile(r"\S")
@@ -28,7 +28,7 @@ _MOST_WORDS = 500_000
 
 _CLOSERS = r"[\"'”’)\]}*_»」』）】]*+"
 _TAIL = re.compile(rf"([.!?…。！？]+){_CLOSERS}(\s*+)[^\w.!?…。！？]*\Z")
-"""What stands between a sentence and the word at which spaCy begins the next one."""
+"""Text between a sentence and the word at which spaCy begins the next one."""
 _OPENING = re.compile(r"(?<=\s)[^\w\s]++\Z")
 _TAIL_LENGTH = 60
 _HAN = "\u3400-\u9fff"
@@ -43,14 +43,14 @@ _EDGE = re.compile(
     r"\\[\\$]|\\[][()]|\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)*+(?<!\s)\$(?!\d)|```|`[^`\n]++`"
     r"|\\(?:begin|end)\{[A-Za-z]+\*?\}|\n[^\S\n]*\n"
 )
-"""Where a formula or code may begin or end, or the whole of it. Blank lines end what is no display.
+"""Marks that may begin or end a formula or code, or all of it; blank lines end what is no display.
 
 Of two dollar signs the first has something right behind it, the second something right before it
 and no digit behind it: amounts of money are no formulas.
 """
 _CLOSING = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "```": "```"}
 _AGAIN = {"\\]": ("\\[",), "\\)": ("\\(", "\\[", "$$")}
-"""What begins a new formula although the one before has no end yet."""
+"""Marks that begin a new formula although the one before has no end yet."""
 _FORMULA_STOP = re.compile(
     r"(?<!\\right)(?<!\\left)[.!?。]\s*(?:\\\]|\\\)|\$\$?|\\end\{[A-Za-z]+\*?\})\Z"
 )
@@ -66,7 +66,7 @@ _CONTINUATION = re.compile(
 _NO_START = re.compile(
     r"[.!?。！？,;:=+|/&%^~)\]}，、；：）」』】》”’≈≠≤≥×÷·→⇒∈]|<(?![/\w])|>(?=[\s=])"
 )
-"""What no sentence begins with."""
+"""Characters that no sentence begins with."""
 _NUMBERED = "".join(rf"(?<!\b{word})" for word in ("No", "no", "Eq", "Ex", "Fig", "Sec", "Vol"))
 _ITEM = re.compile(
     rf"(?:\A|\n|{_NUMBERED}[.!?…:;][\"'”’)\]*_]*\s|[。！？：；]”?|(?<!\\)\(|（)[\s>*#_-]*"
@@ -78,7 +78,7 @@ _ITEM = re.compile(
 What follows "No." is a number of another kind.
 """
 _FACTORIAL = re.compile(r"\d|[-*]\s")
-"""What follows an exclamation mark that is none."""
+"""Text after an exclamation mark that is none."""
 _ABBREVIATIONS = tuple(
     (re.compile(rf"(?<![\w.])(?:{words})\.\Z"), re.compile(follower))
     for words, follower in (
@@ -103,9 +103,9 @@ _NAME = re.compile(
     r"|Wait|Hmm|Also|Both|Each|All|From|With|Draw|Drop|What|Which|[A-Z][a-z]*(?:ing|ly))\b)"
     r"(?:[A-Z][a-z]+|[A-Z]\.)"
 )
-"""Of what follows a capital letter with a full stop, what makes an initial of it."""
+"""Text after a capital letter with a full stop that makes an initial of it."""
 _REACH = 40
-"""As far back as these look, in characters."""
+"""Reach of these to the left, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +158,11 @@ class Sentence(TextSegmenter):
 
     @property
     def causal(self) -> bool:
-        """Whether a full stop ends a sentence depends on what comes after it."""
+        """False: a full stop ends a sentence or not by what comes after it."""
         return False
 
     def split(self, text: str) -> Sequence[int]:
-        """The offsets at which sentences begin, or those of the single space before them."""
+        """Returns the offsets of sentences, or those of the single space before them."""
         formulas = list(_formulas(text))
         gaps = [*_proposed(text, self.pipeline), *_missed(text), *_after_formulas(text, formulas)]
         starts = {start for end, start in gaps if not _goes_on(text, end, start)}
@@ -189,14 +189,14 @@ def _require_installed(pipeline: str) -> None:
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, which is not imported for it."""
+    """Returns the folder of an installed package, which is not imported for it."""
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     return Path(spec.origin).parent if spec is not None and spec.origin else Path(name)
 
 
 @lru_cache(maxsize=4)
 def _load(pipeline: str) -> Any:
-    """The pipeline with what finds sentences, and without what only costs time."""
+    """Loads the pipeline with what finds sentences, and without what only costs time."""
     import spacy  # takes a second: for those who use it
 
     if pipeline.startswith(_BLANK):
@@ -211,7 +211,7 @@ def _load(pipeline: str) -> Any:
 
 
 def _proposed(text: str, pipeline: str) -> Iterator[Gap]:
-    """Boundaries of spaCy, moved from its first word to the first mark of the sentence."""
+    """Yields spaCy's boundaries, moved from its first word to the first mark of the sentence."""
     for place in _sentence_starts(text, pipeline):
         start = _next_word(text, place)
         tail = _TAIL.search(text, max(0, start - _TAIL_LENGTH), start)
@@ -223,7 +223,7 @@ def _proposed(text: str, pipeline: str) -> Iterator[Gap]:
 
 
 def _sentence_starts(text: str, pipeline: str) -> list[int]:
-    """The characters at which spaCy begins its sentences but the first."""
+    """Returns the characters at which spaCy begins its sentences but the first."""
     if not text or text.isspace():
         return []
     nlp = _load(pipeline)
@@ -240,7 +240,7 @@ def _missed(text: str) -> Iterator[Gap]:
 
 
 def _after_formulas(text: str, formulas: Iterable[Formula]) -> Iterator[Gap]:
-    """After each formula that ends with a full stop of its own."""
+    """Yields the place after each formula that ends with a full stop of its own."""
     for start, end in formulas:
         following = _next_word(text, end)
         if _FORMULA_STOP.search(text, start, end) and not text[following : following + 1].islower():
@@ -248,13 +248,13 @@ def _after_formulas(text: str, formulas: Iterable[Formula]) -> Iterator[Gap]:
 
 
 def _next_word(text: str, place: int) -> int:
-    """The first character from a place on that is not blank, or the text's length."""
+    """Returns the first character from a place on that is not blank, or the text's length."""
     word = _WORD.search(text, place)
     return word.start() if word else len(text)
 
 
 def _line_starts(text: str, newlines: Newlines) -> Iterator[int]:
-    """Where a line begins that does not go on with the sentence before it."""
+    """Returns the lines' starts that do not go on with the sentence before."""
     if newlines == "never":
         return
     for match in _NEWLINE.finditer(text):
@@ -265,7 +265,7 @@ def _line_starts(text: str, newlines: Newlines) -> Iterator[int]:
 
 
 def _goes_on(text: str, end: int, start: int) -> bool:
-    """Whether the mark that ends at ``end`` is not the last of its sentence."""
+    """Tells whether a sentence goes on after the mark that ends at ``end``."""
     if start == len(text) or _NO_START.match(text, start):
         return True
     mark, closed, follows = text[end - 1 : end], not text[end].isspace(), text[start]
@@ -278,7 +278,7 @@ def _goes_on(text: str, end: int, start: int) -> bool:
 
 
 def _is_no_stop(text: str, end: int, start: int) -> bool:
-    """Whether the full stop belongs to a list number, an initial or an abbreviation."""
+    """Tells whether the full stop belongs to a list number, an initial or an abbreviation."""
     low = max(0, end - _REACH)
     if _ITEM.search(text, low, end):
         return True
@@ -291,7 +291,7 @@ def _is_no_stop(text: str, end: int, start: int) -> bool:
 
 
 def _formulas(text: str) -> Iterator[Formula]:
-    """The outermost formulas and pieces of code, in order."""
+    """Yields the outermost formulas and pieces of code, in order."""
     start, closing = 0, ""
     for match in _EDGE.finditer(text):
         edge = match[0]
@@ -308,14 +308,14 @@ def _formulas(text: str) -> Iterator[Formula]:
 
 
 def _closing(edge: str) -> str:
-    """What ends a formula that begins like this; empty where nothing begins."""
+    """Returns the mark that ends a formula that begins like this; empty where nothing begins."""
     if edge.startswith("\\begin"):
         return edge.replace("begin", "end", 1)
     return _CLOSING.get(edge, "")
 
 
 def _outside(starts: Iterable[int], formulas: Sequence[Formula]) -> Iterator[int]:
-    """Those that are not inside a formula; its first character is not."""
+    """Yields those that are not inside a formula; its first character is not."""
     first = [start for start, _ in formulas]
     for start in starts:
         place = bisect_left(first, start) - 1

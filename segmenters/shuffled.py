@@ -39,7 +39,7 @@ class Shuffled(Segmenter):
         return False
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut before the tokens with the lowest noise, as many as the inner segmenter does."""
+        """Cuts before the tokens with the lowest noise, as many as the inner segmenter does."""
         mask_BT = rollouts.action_mask
         cuts_B1 = self.inner.segment(rollouts).counts[:, None] - 1
         inside_BT = mask_BT & (mask_BT.cumsum(1) > 1)
@@ -48,7 +48,7 @@ class Shuffled(Segmenter):
         return Segmentation.from_starts(inside_BT & (ranks_BT < cuts_B1), mask_BT)
 
     def _noise(self, rollouts: RolloutBatch) -> Tensor:
-        """(B,T) uniform in [0,1), from seed, prompt, completion and place."""
+        """Draws (B,T) uniform in [0,1), from seed, prompt, completion and place."""
         keys = [zlib.crc32(f"{self.seed}:{key}".encode()) for key in rollouts.prompt_keys]
         prompts_B1 = torch.tensor(keys, device=rollouts.completion_ids.device)[:, None]
         places_BT = rollouts.action_mask.cumsum(1)
@@ -59,7 +59,7 @@ class Shuffled(Segmenter):
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble 64-bit integers, as the finaliser of splitmix64 does; overflow wraps."""
+    """Scrambles 64-bit integers, as the finaliser of splitmix64 does; overflow wraps."""
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685
     return x ^ (x >> 31)

@@ -58,7 +58,7 @@ class SnapTo(Segmenter):
         return both and self.direction == "later" and self.otherwise == "drop"
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Move each boundary to its place."""
+        """Moves each boundary to its place."""
         mask_BT = rollouts.action_mask
         if not mask_BT.numel():
             return self.inner.segment(rollouts)
@@ -73,7 +73,7 @@ class SnapTo(Segmenter):
         return Segmentation.from_starts(starts_BT, mask_BT)
 
     def _goals(self, goals_BT: Tensor, place_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,T) the column of each token's goal, and how many action tokens it is away."""
+        """Returns (B,T) the column of each token's goal, and how many action tokens it is away."""
         width = goals_BT.shape[1]
         columns_BT = torch.arange(width, device=goals_BT.device).expand_as(goals_BT)
         after_BT = columns_BT.masked_fill(~goals_BT, width).flip(1).cummin(1).values.flip(1)

@@ -50,7 +50,7 @@ _BULLET = r"[-*•‣◦▪●–—](?=[^\S\n]+[^\s*_-]|[^\S\n]+(?:\*\*|__|-?\d
 _EDGE = re.compile(
     r"\\[\\$]|\\[][]|\$\$|```|\\(?:begin|end)\{[a-z]+\*?\}|\n[^\S\n]*\n", re.IGNORECASE
 )
-"""Where a block may begin or end; a blank line ends what two dollars began."""
+"""Marks that may begin or end a block; a blank line ends what two dollars began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Steps(TextSegmenter):
         return False
 
     def split(self, text: str) -> Sequence[int]:
-        """The offset of each marker, or of the space before it."""
+        """Returns the offset of each marker, or of the space before it."""
         starts: set[int] = set()
         if self.markers:
             # Like any line, the first one begins after a newline.
@@ -147,7 +147,7 @@ def _require_pattern(pattern: str) -> None:
 
 @lru_cache(maxsize=32)
 def _marker(families: tuple[Family, ...], connectives: tuple[str, ...]) -> re.Pattern[str]:
-    """The beginning of a line or of a sentence; its marker, if it has one, is the only group.
+    """Matches the beginning of a line or sentence; its marker, if any, is the only group.
 
     Every beginning is matched, with the blank characters before it, whether a marker follows or
     not: looking at none of them twice keeps the time linear.
@@ -176,7 +176,7 @@ def _marker(families: tuple[Family, ...], connectives: tuple[str, ...]) -> re.Pa
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int]]:
-    """First character of each display formula or code block, and the one after its last."""
+    """Yields each display formula or code block: its first character, and the one after it."""
     start, closing = 0, ""
     for match in _EDGE.finditer(text):
         edge = match[0]
@@ -190,14 +190,14 @@ def _blocks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _closing(edge: str) -> str:
-    """What ends a block that begins like this; empty where nothing begins."""
+    """Returns the mark that ends a block that begins like this; empty where nothing begins."""
     if edge.startswith("\\begin"):
         return edge.replace("begin", "end", 1)
     return {"\\[": "\\]", "$$": "$$", "```": "```"}.get(edge, "")
 
 
 def _outside(starts: Sequence[int], blocks: Sequence[tuple[int, int]]) -> list[int]:
-    """Those that are in no block."""
+    """Drops the offsets that are inside a block."""
     if not blocks:
         return list(starts)
     first, last = zip(*blocks, strict=True)

@@ -70,7 +70,7 @@ class SurpriseChange(Segmenter):
         return False
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut before the first token of each new level."""
+        """Cuts before the first token of each new level."""
         mask_BT = rollouts.action_mask
         signal = rollouts.entropies if self.signal == "entropy" else -rollouts.logprobs
         actions_BT = mask_BT.cpu().numpy()
@@ -84,7 +84,7 @@ class SurpriseChange(Segmenter):
         return Segmentation.from_starts(starts_BT.to(mask_BT.device), mask_BT)
 
     def _changes(self, row: Row) -> list[int]:
-        """Where new levels begin; the first level's beginning is not among them."""
+        """Returns the places where new levels begin, without the first level's."""
         if len(row) < 2 * self.min_size or row.min() == row.max():
             return []
         # In units of its own spread: then neither its size nor its offset costs digits.

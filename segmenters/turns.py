@@ -33,7 +33,7 @@ class Turns(Segmenter):
         return True
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut where the action mask becomes True."""
+        """Cuts where the action mask becomes True."""
         mask_BT = rollouts.action_mask
         begins_BT = mask_BT.clone()
         begins_BT[:, 1:] = torch.logical_and(mask_BT[:, 1:], ~mask_BT[:, :-1])

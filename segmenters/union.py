@@ -27,10 +27,10 @@ class Union(Segmenter):
 
     @property
     def causal(self) -> bool:
-        """Where neither boundary depends on later tokens, their union does not."""
+        """True where both are: the union of their boundaries depends on no later token."""
         return self.first.causal and self.second.causal
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut where either cuts."""
+        """Cuts where either cuts."""
         first, second = self.first.segment(rollouts), self.second.segment(rollouts)
         return Segmentation.from_starts(first.starts | second.starts, rollouts.action_mask)

@@ -59,11 +59,11 @@ class ValueJump(Segmenter):
 
     @property
     def causal(self) -> bool:
-        """Whether a change is among a row's largest depends on the tokens after it."""
+        """True for a threshold; the largest changes of a row depend on all of its tokens."""
         return self.threshold is not None
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut after the tokens with the largest changes."""
+        """Cuts after the tokens with the largest changes."""
         if rollouts.token_values is None:
             raise ValueError(
                 "value_jump cuts where rollouts.token_values jumps, but these rollouts have none."
@@ -82,7 +82,7 @@ class ValueJump(Segmenter):
 
 
 def _jumps(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,T) |change| from each action token to the row's next one, 0 where there is none; where."""
+    """Returns (B,T) |change| from each action token to the row's next, and where there is one."""
     width = mask_BT.shape[1]
     if not mask_BT.numel():
         return torch.zeros_like(values_BT), mask_BT

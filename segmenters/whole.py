@@ -19,10 +19,10 @@ class Whole(Segmenter):
 
     @property
     def causal(self) -> bool:
-        """There is no boundary to depend on anything."""
+        """True: no boundary depends on anything."""
         return True
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """All action tokens of a row in segment 0."""
+        """Puts all action tokens of a row into segment 0."""
         mask_BT = rollouts.action_mask
         return Segmentation.from_starts(torch.zeros_like(mask_BT), mask_BT)

@@ -1,4 +1,4 @@
-"""What is still earned, less what was expected."""
+"""Full-return advantage: the return still earned, less the value expected."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class FullReturn(AdvantageScheme):
     clock: Clock = "segment"
 
     def __call__(self, values: SegmentValues) -> Tensor:
-        """(B,S) advantages."""
+        """Returns (B,S) advantages."""
         return lambda_returns(values, gamma=self.gamma, lam=1.0, clock=self.clock) - values.values

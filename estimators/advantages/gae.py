@@ -54,14 +54,14 @@ class GAE(AdvantageScheme):
             )
 
     def __call__(self, values: SegmentValues) -> Tensor:
-        """(B,S) advantages."""
+        """Returns (B,S) advantages."""
         returns_BS = lambda_returns(
             values, gamma=self.gamma, lam=self._lam(values), clock=self.clock
         )
         return returns_BS - values.values
 
     def _lam(self, values: SegmentValues) -> float | Tensor:
-        """One λ for all, or (B,) one a row."""
+        """Returns one λ for all, or (B,) one a row."""
         if self.length_scale is None:
             return self.lam
         tokens_B = values.lengths.sum(1).clamp(min=1).to(values.values.dtype)

@@ -49,7 +49,7 @@ class GroupScaled(AdvantageScheme):
             )
 
     def __call__(self, values: SegmentValues) -> Tensor:
-        """(B,S) scaled advantages."""
+        """Returns (B,S) scaled advantages."""
         returns_B = values.rewards.sum(1)
         pool_B = values.group if self.over == "group" else torch.zeros_like(values.group)
         spread_B = group_std(returns_B, pool_B, ddof=self.ddof).clamp(min=self.variance_floor**0.5)

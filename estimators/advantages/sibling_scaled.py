@@ -42,7 +42,7 @@ class SiblingScaled(AdvantageScheme):
     eps: float = 1e-8
 
     def __call__(self, values: SegmentValues) -> Tensor:
-        """(B,S) scaled advantages, 0 outside the mask."""
+        """Returns (B,S) scaled advantages, 0 outside the mask."""
         mask_BS = values.mask
         advantages_BS = self.inner(values).masked_fill(~mask_BS, 0)
         following_BS = torch.cat([values.values[:, 1:], torch.zeros_like(values.values[:, :1])], 1)
@@ -58,7 +58,7 @@ class SiblingScaled(AdvantageScheme):
         return advantages_BS / divisors_BS
 
     def _spread(self, q_C: Tensor, states_C: Tensor) -> Tensor:
-        """(C,) what the advantage of each child is divided by."""
+        """Returns (C,) the divisor of each child's advantage."""
         spread_C = group_std(q_C, states_C, ddof=self.ddof)
         # The same value summed in another order differs in its last digits.
         rounding_C = 100 * torch.finfo(q_C.dtype).eps * group_mean(q_C.abs(), states_C)
@@ -67,7 +67,7 @@ class SiblingScaled(AdvantageScheme):
 
 
 def _edges(values: SegmentValues) -> Tensor:
-    """(N,) a number for each of the batch's segments: state before it × (B S) + its last node.
+    """Returns (N,) ids of the batch's segments: state before it × (B S) + its last node.
 
     States below B S are nodes, those above prompts.
     """
@@ -79,6 +79,6 @@ def _edges(values: SegmentValues) -> Tensor:
 
 
 def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct ids, and the place among them of each id given."""
+    """Returns the distinct ids, and the place among them of each id given."""
     found, places = cast(tuple[Tensor, Tensor], torch.unique(ids, return_inverse=True))  # pyright: ignore[reportUnknownMemberType]
     return found, places.view(ids.shape)

@@ -1,4 +1,4 @@
-"""What a segment changed: the one-step temporal difference."""
+"""One-step temporal difference: the change of value over a segment."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ class TD(AdvantageScheme):
     clock: Clock = "segment"
 
     def __call__(self, values: SegmentValues) -> Tensor:
-        """(B,S) advantages."""
+        """Returns (B,S) advantages."""
         return lambda_returns(values, gamma=self.gamma, lam=0.0, clock=self.clock) - values.values

@@ -57,7 +57,7 @@ class Whitened(AdvantageScheme):
             raise ValueError(f"clamp is {self.clamp}; expected a number above 0, such as 5.")
 
     def __call__(self, values: SegmentValues) -> Tensor:
-        """(B,S) whitened advantages, 0 outside the mask."""
+        """Returns (B,S) whitened advantages, 0 outside the mask."""
         advantages_BS = self.inner(values).masked_fill(~values.mask, 0)
         weight_BS = values.weights if self.weight == "token" else values.mask
         weight_BS = weight_BS.to(advantages_BS.dtype)

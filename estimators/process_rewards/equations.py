@@ -78,7 +78,7 @@ class Equations(ProcessReward):
                 )
 
     def reward(self, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor:
-        """(B,S) ``right``, ``wrong`` or ``none``; 0 where there is no segment."""
+        """Returns (B,S) ``right``, ``wrong`` or ``none``; 0 where there is no segment."""
         judged = [self._judge(text) for text in rollouts.texts]
         true = [[place for place, holds in row if holds] for row in judged]
         false = [[place for place, holds in row if not holds] for row in judged]
@@ -90,7 +90,7 @@ class Equations(ProcessReward):
         return rewards_BS.masked_fill(~segmentation.mask, 0)
 
     def _judge(self, text: str) -> list[tuple[int, bool]]:
-        """The place of each equation's last character, and whether the equation holds."""
+        """Returns the place of each equation's last character, and whether the equation holds."""
         return [
             (run.end() - 1, self._holds(*equation.groups()))
             for run in _RUN.finditer(text)
@@ -106,7 +106,7 @@ class Equations(ProcessReward):
 def _count(
     places: Sequence[Sequence[int]], rollouts: RolloutBatch, segmentation: Segmentation
 ) -> Tensor:
-    """(B,S) how many of each row's characters lie in each segment."""
+    """Returns (B,S) how many of each row's characters lie in each segment."""
     spans = rollouts.token_spans
     most = max((len(row) for row in places), default=0)
     padded = [[*row, *[-1] * (most - len(row))] for row in places]

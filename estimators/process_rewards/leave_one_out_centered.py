@@ -55,7 +55,7 @@ class LeaveOneOutCentered(ProcessReward):
             raise ValueError(f"singleton is {self.singleton!r}; expected 'zero' or 'reward'.")
 
     def reward(self, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor:
-        """(B,S) centered process rewards; 0 where there is no segment."""
+        """Returns (B,S) centered process rewards; 0 where there is no segment."""
         mask_BS = segmentation.mask
         inner_BS = self.inner.reward(rollouts, segmentation).masked_fill(~mask_BS, 0)
         sizes_BS = (segmentation.lengths if self.per == "token" else mask_BS).to(inner_BS.dtype)
@@ -73,5 +73,5 @@ class LeaveOneOutCentered(ProcessReward):
 
 
 def _others(x_B: Tensor, group_B: Tensor) -> Tensor:
-    """(B,) the sum over the other rows of each row's group."""
+    """Returns (B,) the sum over the other rows of each row's group."""
     return group_mean(x_B, group_B) * group_size(group_B) - x_B

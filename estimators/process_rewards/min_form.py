@@ -56,7 +56,7 @@ class MinForm(ProcessReward):
             raise ValueError(f"form is {self.form!r}; expected 'softmax' or 'strict'.")
 
     def reward(self, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor:
-        """(B,S) the inner process rewards in min form; 0 where there is no segment."""
+        """Returns (B,S) the inner process rewards in min form; 0 where there is no segment."""
         mask_BS = segmentation.mask
         inner_BS = self.inner.reward(rollouts, segmentation).masked_fill(~mask_BS, 0)
         if self.form == "strict":
@@ -68,7 +68,7 @@ class MinForm(ProcessReward):
 
 
 def _strict(inner_BS: Tensor, mask_BS: Tensor) -> Tensor:
-    """What each segment adds to the minimum of the segments after it."""
+    """Returns what each segment adds to the minimum of the segments after it."""
     open_BS = inner_BS.masked_fill(~mask_BS, torch.inf)
     least_BS = open_BS.flip(1).cummin(1).values.flip(1).masked_fill(~mask_BS, 0)
     later_BS = torch.cat([least_BS[:, 1:], torch.zeros_like(least_BS[:, :1])], dim=1)

@@ -31,7 +31,7 @@ class TrunkCritic(nn.Module):
         self.output = _zero_output(policy.hidden_size)
 
     def forward(self, rollouts: RolloutBatch, scores: TokenScores | None) -> Tensor:
-        """(B,T) the value before each token."""
+        """Returns (B,T) the value before each token."""
         # A view could be changed in place, which FSDP2 warns of.
         return self.output(self.trunk(rollouts)).squeeze(-1).clone()
 
@@ -46,7 +46,7 @@ class HeadCritic(nn.Module):
         self.output = _zero_output(width)
 
     def forward(self, rollouts: RolloutBatch, scores: TokenScores) -> Tensor:
-        """(B,T) the value before each token."""
+        """Returns (B,T) the value before each token."""
         states_BTH = self.norm(scores.hidden.detach().to(self.output.weight.dtype))
         return self.output(torch.relu(self.hidden(states_BTH))).squeeze(-1)
 
@@ -92,7 +92,7 @@ class Critic(ValueEstimator):
     value_clip: float | None = None
 
     def start(self, policy: Policy) -> nn.Module:
-        """The network, its output 0."""
+        """Builds the network, its output 0."""
         return TrunkCritic(policy) if self.network == "trunk" else HeadCritic(policy, self.width)
 
     def estimate(
@@ -102,13 +102,13 @@ class Critic(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) the network's value at each anchor."""
+        """Returns (B,S) the network's value at each anchor."""
         # The trunk reads tokens; only the head needs the policy's states, a pass of its own.
         scores = simulator.score(rollouts) if self.network == "head" else None
         return self._values(state, rollouts, segmentation, scores)
 
     def targets(self, values: SegmentValues) -> Tensor:
-        """(B,S) lambda-returns with the critic's own lambda."""
+        """Computes (B,S) lambda-returns with the critic's own lambda."""
         return lambda_returns(values, gamma=self.gamma, lam=self.lam, clock=self.clock)
 
     def loss(
@@ -120,7 +120,7 @@ class Critic(ValueEstimator):
         values: SegmentValues,
         targets_BS: Tensor,
     ) -> Tensor:
-        """(B,S) squared error of each segment's value, clipped if asked."""
+        """Computes (B,S) the squared error of each segment's value, clipped if asked."""
         values_BS = self._values(state, minibatch, segmentation, scores)
         errors_BS = (values_BS - targets_BS).square()
         if self.value_clip is None:

@@ -31,7 +31,7 @@ class Greedy(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) the reward of the prompt's greedy completion in every column."""
+        """Returns (B,S) the reward of the prompt's greedy completion in every column."""
         # Sorted, so that the batch's order changes nothing in what is asked for.
         keys = sorted(set(rollouts.prompt_keys))
         number = {key: place for place, key in enumerate(keys)}

@@ -45,7 +45,7 @@ class GroupMean(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) the group's mean return in every column."""
+        """Returns (B,S) the group's mean return in every column."""
         returns_B = rollouts.token_rewards.masked_fill(~rollouts.action_mask, 0).sum(1)
         means_B = group_mean(returns_B, rollouts.group)
         if self.singleton == "reward":

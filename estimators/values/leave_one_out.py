@@ -46,7 +46,7 @@ class LeaveOneOut(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) the mean return of the group's other rows in every column."""
+        """Returns (B,S) the mean return of the group's other rows in every column."""
         returns_B = rollouts.token_rewards.masked_fill(~rollouts.action_mask, 0).sum(1)
         sizes_B = group_size(rollouts.group)
         sums_B = group_mean(returns_B, rollouts.group) * sizes_B

@@ -47,7 +47,7 @@ class LengthWeightedGroupMean(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) the group's length-weighted mean return in every column."""
+        """Returns (B,S) the group's length-weighted mean return in every column."""
         returns_B = rollouts.token_rewards.masked_fill(~rollouts.action_mask, 0).sum(1)
         lengths_B = rollouts.action_mask.sum(1).to(returns_B.dtype)
         weight_B = group_mean(lengths_B, rollouts.group)

@@ -39,7 +39,7 @@ class Measured(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) the measured value at each anchor."""
+        """Returns (B,S) the measured value at each anchor."""
         if rollouts.token_values is None:
             raise ValueError(
                 "measured reads rollouts.token_values, but these rollouts have none. An audit sets"

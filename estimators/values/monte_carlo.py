@@ -80,7 +80,7 @@ class MonteCarlo(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) mean rewards of continuations, and what fills the states between."""
+        """Returns (B,S) mean rewards of continuations, and what fills the states between."""
         chosen_BS = self._chosen(segmentation)
         # The chosen states in reading order: the row and the position of each.
         rows_N = chosen_BS.nonzero()[:, 0]
@@ -94,7 +94,7 @@ class MonteCarlo(ValueEstimator):
         return torch.where(chosen_BS, values_BS, filled_BS).masked_fill(~segmentation.mask, 0)
 
     def _chosen(self, segmentation: Segmentation) -> Tensor:
-        """(B,S) True on the states that are continued: min(max_states, count) of each row."""
+        """Marks (B,S) the states that are continued: min(max_states, count) of each row."""
         if self.max_states is None:
             return segmentation.mask
         places_S = torch.arange(segmentation.width, device=segmentation.counts.device)
@@ -108,7 +108,7 @@ class MonteCarlo(ValueEstimator):
     def _continued(
         self, rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor, simulator: Simulator
     ) -> Tensor:
-        """(N,) mean rewards, each distinct state continued once if shared."""
+        """Returns (N,) mean rewards, each distinct state continued once if shared."""
         if not self.share:
             return self._sampled(rollouts, rows_N, positions_N, simulator)
         states_2N = _states(rollouts, rows_N, positions_N)
@@ -124,7 +124,7 @@ class MonteCarlo(ValueEstimator):
     def _sampled(
         self, rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor, simulator: Simulator
     ) -> Tensor:
-        """(N,) mean rewards of K continuations a state."""
+        """Returns (N,) mean rewards of K continuations a state."""
         outcomes = simulator.resume(rollouts, rows_N, positions_N, self.continuations)
         rewards_NK = outcomes.rewards.to(rollouts.token_rewards)
         if self.penalty is not None:
@@ -138,7 +138,7 @@ class MonteCarlo(ValueEstimator):
         rollouts: RolloutBatch,
         segmentation: Segmentation,
     ) -> Tensor:
-        """(B,S) what states are worth that were not continued."""
+        """Returns (B,S) the values of the states that were not continued."""
         if self.rest == "return":
             rewards_BS = segmentation.reduce(rollouts.token_rewards, "sum")
             return rewards_BS.flip(1).cumsum(1).flip(1)
@@ -161,13 +161,13 @@ class MonteCarlo(ValueEstimator):
 
 
 def _states(rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor) -> Tensor:
-    """(2,N) what tells states apart: the node of the token before, or else the prompt's group."""
+    """Returns (2,N) ids of states: the node of the token before, or else the prompt's group."""
     inside_N = positions_N > 0
     nodes_N = rollouts.node_ids[rows_N, (positions_N - 1).clamp(min=0)]
     return torch.stack([inside_N.long(), torch.where(inside_N, nodes_N, rollouts.group[rows_N])])
 
 
 def _following(places_BS: Tensor, chosen_BS: Tensor) -> Tensor:
-    """(B,S) the first chosen segment from each one on; the width where there is none."""
+    """Returns (B,S) the first chosen segment from each one on; the width where there is none."""
     later_BS = places_BS.masked_fill(~chosen_BS, places_BS.shape[1])
     return later_BS.flip(1).cummin(1).values.flip(1)

@@ -13,7 +13,7 @@ from segcredit import Policy, RolloutBatch, Segmentation, Simulator, ValueEstima
 
 
 class PromptTable(nn.Module):
-    """What is known of each prompt, by its key: two counts and its latest completions."""
+    """Knowledge of each prompt, by its key: two counts and its latest completions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,16 +23,16 @@ class PromptTable(nn.Module):
         """(K,T) ids, mask and log-probs at sampling time of the last step's completions."""
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Dicts, tuples, numbers and tensors alone: checkpoints load nothing else."""
+        """Returns dicts, tuples, numbers and tensors alone: checkpoints load nothing else."""
         return {"counts": dict(self.counts), "latest": dict(self.latest)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """What ``get_extra_state`` gave."""
+        """Restores the state that ``get_extra_state`` gave."""
         self.counts = dict(state["counts"])
         self.latest = dict(state["latest"])
 
     def solved(self, keys: Sequence[str]) -> Tensor:
-        """(K,) float64 the mean alpha / (alpha + beta) of each prompt; 1/2 for one not yet met."""
+        """Returns (K,) float64 alpha / (alpha + beta) of each prompt; 1/2 if not yet met."""
         pairs = [self.counts.get(key, (0.5, 0.5)) for key in keys]
         return torch.tensor([alpha / (alpha + beta) for alpha, beta in pairs], dtype=torch.float64)
 
@@ -99,11 +99,11 @@ class Tracker(ValueEstimator):
             )
 
     def start(self, policy: Policy) -> nn.Module:
-        """An empty table."""
+        """Makes an empty table."""
         return PromptTable()
 
     def meet(self, state: nn.Module, prompt_keys: Sequence[str], simulator: Simulator) -> None:
-        """A first estimate for the prompts that are not in the table."""
+        """Makes a first estimate for the prompts that are not in the table."""
         table = cast(PromptTable, state)
         # Sorted, so that the batch's order does not decide what is drawn for which prompt.
         keys = sorted(set(prompt_keys) - table.counts.keys())
@@ -125,14 +125,14 @@ class Tracker(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) the prompt's mean in every column; prompts not yet met enter the table."""
+        """Returns (B,S) the prompt's mean in every column; prompts not yet met enter the table."""
         table = cast(PromptTable, state)
         self._meet(table, rollouts, simulator)
         values_B = table.solved(rollouts.prompt_keys).to(rollouts.rewards)
         return values_B[:, None] * segmentation.mask
 
     def update(self, state: nn.Module, rollouts: RolloutBatch, simulator: Simulator) -> None:
-        """Forget as far as the policy has moved, then count the step's rewards."""
+        """Forgets as far as the policy has moved, then counts the step's rewards."""
         table = cast(PromptTable, state)
         self._meet(table, rollouts, simulator)
         drifts = _drifts(table, rollouts, simulator)
@@ -145,18 +145,18 @@ class Tracker(ValueEstimator):
             table.latest[key] = _stored(rollouts, rows_K)
 
     def prompt_weights(self, state: nn.Module, prompt_keys: Sequence[str]) -> Tensor:
-        """(K,) sqrt(V (1 − V)) + ``exploration``: prompts that are solved half of the time."""
+        """Returns (K,) sqrt(V (1 − V)) + ``exploration``, most for prompts solved half the time."""
         solved_K = cast(PromptTable, state).solved(prompt_keys)
         return ((solved_K * (1 - solved_K)).sqrt() + self.exploration).float()
 
     def _meet(self, table: PromptTable, rollouts: RolloutBatch, simulator: Simulator) -> None:
-        """The prompts of rollouts whose rewards can be counted."""
+        """Enters the prompts of rollouts whose rewards can be counted."""
         _require_unit_rewards(rollouts)
         self.meet(table, rollouts.prompt_keys, simulator)
 
 
 def _drifts(table: PromptTable, rollouts: RolloutBatch, simulator: Simulator) -> dict[str, float]:
-    """D of every prompt of these rollouts that has been met before."""
+    """Computes D of every prompt of these rollouts that has been met before."""
     rows = {key: row for row, key in reversed(list(enumerate(rollouts.prompt_keys)))}
     rows = {key: rows[key] for key in sorted(rows) if key in table.latest}
     if not rows:
@@ -175,7 +175,7 @@ def _drifts(table: PromptTable, rollouts: RolloutBatch, simulator: Simulator) ->
 
 
 def _with_completions(rollouts: RolloutBatch, stored: Sequence[dict[str, Tensor]]) -> RolloutBatch:
-    """These prompts, images included, with stored completions: enough to be scored."""
+    """Attaches stored completions to prompts, images included: enough to be scored."""
     width = max(one["ids"].shape[1] for one in stored)
 
     def joined(name: str) -> Tensor:
@@ -199,7 +199,7 @@ def _with_completions(rollouts: RolloutBatch, stored: Sequence[dict[str, Tensor]
 
 
 def _stored(rollouts: RolloutBatch, rows_K: Tensor) -> dict[str, Tensor]:
-    """What scoring needs of these rows, without the padding behind the longest."""
+    """Keeps the fields of these rows that scoring needs, without padding behind the longest."""
     used = rollouts.action_mask[rows_K].any(0).nonzero()
     width = int(used[-1]) + 1 if len(used) else 1
     return {
@@ -210,7 +210,7 @@ def _stored(rollouts: RolloutBatch, rows_K: Tensor) -> dict[str, Tensor]:
 
 
 def _rows_of_prompts(rollouts: RolloutBatch) -> dict[str, Tensor]:
-    """The rows of each distinct prompt. By key: groups of two processes may share a prompt."""
+    """Groups rows by prompt key: groups of two processes may share a prompt."""
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(rollouts.prompt_keys):
         rows.setdefault(key, []).append(row)

@@ -53,7 +53,7 @@ class Tree(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) values of the anchors' states, less what was earned before them."""
+        """Returns (B,S) values of the anchors' states, less what was earned before them."""
         rewards_BT = rollouts.token_rewards.masked_fill(~rollouts.action_mask, 0)
         states_BT, children_BT, live_BT = _edges(rollouts)
         forks_N = _count_children(states_BT[live_BT], children_BT[live_BT], states_BT.numel())
@@ -68,7 +68,7 @@ class Tree(ValueEstimator):
 
 
 def _edges(rollouts: RolloutBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """(B,T+1) the state before each token, the token itself, and whether the row comes so far.
+    """Returns (B,T+1) the state before each token, the token, and whether the row comes so far.
 
     A row ends behind its last action token; its end is a token that no other row has. All are
     numbered below B(T+1): nodes first, then prompts (as states) and ends (as tokens).
@@ -87,7 +87,7 @@ def _edges(rollouts: RolloutBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _count_children(states_N: Tensor, children_N: Tensor, size: int) -> Tensor:
-    """(size,) how many distinct children each state has."""
+    """Returns (size,) how many distinct children each state has."""
     # Rows that share a token share all before it: whichever row writes, the parent is the same.
     parents_N = states_N.new_full((size,), size)
     parents_N[children_N] = states_N
@@ -95,6 +95,6 @@ def _count_children(states_N: Tensor, children_N: Tensor, size: int) -> Tensor:
 
 
 def _number(ids: Tensor) -> Tensor:
-    """Of the same shape: a number from 0 for each distinct id."""
+    """Numbers the distinct ids from 0, in the same shape."""
     unique = cast(tuple[Tensor, Tensor], torch.unique(ids, return_inverse=True))  # pyright: ignore[reportUnknownMemberType]
     return unique[1].view(ids.shape)

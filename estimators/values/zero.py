@@ -27,5 +27,5 @@ class Zero(ValueEstimator):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Tensor:
-        """(B,S) zeros."""
+        """Returns (B,S) zeros."""
         return torch.zeros_like(segmentation.mask, dtype=rollouts.rewards.dtype)

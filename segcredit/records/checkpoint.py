@@ -61,12 +61,12 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
 
 
 def found(path_dir: Path) -> list[Path]:
-    """The checkpoints in a directory, in the order of their steps."""
+    """Returns the checkpoints in a directory, in the order of their steps."""
     return [file for _, file in sorted(_checkpoints(path_dir).items())]
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that ``save`` stored, with its tensors on the CPU.
+    """Loads the state that ``save`` stored, with its tensors on the CPU.
 
     Raises:
         RecordError: the file is damaged or was not written by ``save``.
@@ -97,7 +97,7 @@ def _unreadable(path: Path, error: Exception) -> RecordError:
 
 
 def _checkpoints(path_dir: Path) -> dict[int, Path]:
-    """Checkpoints by step; files under any other name do not count."""
+    """Finds the checkpoints by step; files under any other name do not count."""
     files = path_dir.iterdir() if path_dir.is_dir() else ()
     matches = ((_FILE.fullmatch(file.name), file) for file in files)
     return {int(match[1]): file for match, file in matches if match}

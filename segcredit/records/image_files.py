@@ -21,17 +21,17 @@ _BEGINNINGS = {
     b"BM": "bmp",
     b"RIFF": "webp",
 }
-"""What a file of a kind begins with."""
+"""First bytes of a file of each kind."""
 
 
 def image_kind(content: bytes) -> str:
-    """The kind of an image file that browsers show, as in ``image/png``; '' for any other."""
+    """Returns an image file's kind if browsers show it, as in ``image/png``; '' for any other."""
     kinds = (kind for start, kind in _BEGINNINGS.items() if content.startswith(start))
     return next(kinds, "")
 
 
 def image_name(content: bytes) -> str:
-    """The name of the file that holds an image: the same for the same content, in every run."""
+    """Returns the name of an image's file: the same for the same content, in every run."""
     return f"{hashlib.sha256(content).hexdigest()[:32]}.{image_kind(content) or 'image'}"
 
 
@@ -47,7 +47,7 @@ def write_image(path: Path, content: bytes) -> None:
 
 
 def read_image(path: Path, name: str) -> bytes:
-    """The content of an image of the run in ``path``.
+    """Reads an image of the run in ``path``.
 
     Args:
         path: the run directory.

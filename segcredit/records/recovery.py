@@ -1,4 +1,4 @@
-"""What of a run directory can still be trusted after a crash, a full disk or a damaged file."""
+"""Recovery of a run directory after a crash, a full disk or a damaged file."""
 
 # pyarrow ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -21,7 +21,7 @@ from segcredit.records.step_tables import STEPS, TABLES, step_of, table_files
 
 
 def damage(path: Path, steps: int) -> str:
-    """What is wrong with a finished run's files; '' where all of them are whole.
+    """Describes the damage of a finished run's files; '' where all of them are whole.
 
     Args:
         path: the run directory.
@@ -36,7 +36,7 @@ def damage(path: Path, steps: int) -> str:
 
 
 def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read and whose steps are all recorded; None for none.
+    """Returns the newest readable checkpoint whose steps are all recorded; None for none.
 
     Damaged tables are removed: their steps are run again, and recorded anew.
     """
@@ -53,7 +53,7 @@ def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:
 
 
 def _trusted_step(path: Path) -> int:
-    """The last step up to which every record can be read; -1 for none."""
+    """Returns the last step up to which every record can be read; -1 for none."""
     last = _last_consecutive(path)
     every = [file for name in TABLES for file in table_files(path, name)]
     for broken in [file for file in every if not _is_readable(file)]:
@@ -71,7 +71,7 @@ def _trusted_step(path: Path) -> int:
 
 
 def _last_consecutive(path: Path) -> int:
-    """The last step of the rows 0, 1, 2, ... that stand at the head of the metrics; -1 for none."""
+    """Returns the last step of the rows 0, 1, 2, ... at the head of the metrics; -1 for none."""
     last = -1
     for row in whole_rows(path):
         if row["step"] != last + 1:
@@ -81,7 +81,7 @@ def _last_consecutive(path: Path) -> int:
 
 
 def _has_end(file: Path) -> bool:
-    """Whether a Parquet file was written to its end, which is all that a crash can spoil."""
+    """Tells whether a Parquet file was written to its end, which is all that a crash can spoil."""
     try:
         pq.read_metadata(file)
     except (OSError, pa.ArrowException):
@@ -90,7 +90,7 @@ def _has_end(file: Path) -> bool:
 
 
 def _is_readable(file: Path) -> bool:
-    """Whether every page of a Parquet file is as it was written."""
+    """Tells whether every page of a Parquet file is as it was written."""
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as whole:
             for _ in whole.iter_batches():

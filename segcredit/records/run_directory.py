@@ -46,7 +46,7 @@ METRICS = "metrics.jsonl"
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """How the run in a directory stands, as in ``status.json``.
+    """Reads how the run in a directory stands, from ``status.json``.
 
     Raises:
         RecordError: the directory has no readable ``status.json``.
@@ -68,7 +68,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run directory's ``metrics.jsonl``, in the order written.
+    """Reads the rows of a run directory's ``metrics.jsonl``, in the order written.
 
     JSON has no NaN and no infinity: both are stored as ``null`` and read as NaN. A torn last line
     is ignored; no file means no rows.
@@ -80,19 +80,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``read_metrics`` up to the first that cannot be read."""
+    """Returns the rows of ``read_metrics`` up to the first that cannot be read."""
     rows = map(_row, _lines(path / METRICS))
     return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row]
 
 
 class Records(Protocol):
-    """What a run tells its directory; see ``RunRecords``."""
+    """Everything that a run may tell its directory; see ``RunRecords``."""
 
     path: Path
 
     @property
     def finished(self) -> bool:
-        """Whether the run ended well, so that there is nothing left to do."""
+        """True once the run ended well, so that there is nothing left to do."""
         return False
 
     @property
@@ -101,28 +101,28 @@ class Records(Protocol):
         return self.path / "checkpoints"
 
     def metrics(self, row: Mapping[str, Number]) -> None:
-        """One more row."""
+        """Appends a row of metrics."""
 
     def table(self, name: TableName, step: int, columns: Mapping[str, Any]) -> None:
-        """One step's rows of a table."""
+        """Writes one step's rows of a table."""
 
     def image(self, content: bytes) -> None:
-        """An image that a prompt shows."""
+        """Keeps an image that a prompt shows."""
 
     def checkpoint(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
-        """Everything that a resumed run needs."""
+        """Saves everything that a resumed run needs."""
 
     def cut_after(self, step: int) -> None:
-        """Drop what was recorded after a step."""
+        """Drops what was recorded after a step."""
 
     def finish(self) -> None:
-        """The run ended well."""
+        """Notes that the run ended well."""
 
     def fail(self, error_type: str, message: str, traceback_text: str) -> None:
-        """The run failed."""
+        """Notes that the run failed."""
 
     def interrupt(self, message: str) -> None:
-        """The run was stopped, and can go on."""
+        """Notes that the run was stopped and can go on."""
 
 
 @final
@@ -190,7 +190,7 @@ class RunRecords(Records):
 
     @property
     def finished(self) -> bool:
-        """Whether the run ended well, so that there is nothing left to do."""
+        """True once the run ended well, so that there is nothing left to do."""
         try:
             return self.status()["status"] == "finished"
         except RecordError:
@@ -207,7 +207,7 @@ class RunRecords(Records):
         return self.path / "checkpoints"
 
     def status(self) -> dict[str, Any]:
-        """The content of ``status.json``."""
+        """Returns the content of ``status.json``."""
         return read_status(self.path)
 
     def metrics(self, row: Mapping[str, Number]) -> None:
@@ -374,7 +374,7 @@ def _lines(file: Path) -> list[bytes]:
 
 
 def _read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole rows of a metrics file, and the bytes that they take."""
+    """Returns the whole rows of a metrics file, and the bytes that they take."""
     lines = _lines(file)
     rows: list[dict[str, Any]] = []
     size = 0
@@ -394,7 +394,7 @@ def _read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The row in a line, or None where the line is not a whole one."""
+    """Parses a line of metrics; None where the line is not a whole one."""
     if not line.endswith(b"\n"):
         return None
     try:

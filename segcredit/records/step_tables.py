@@ -92,7 +92,7 @@ _WRITING: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
 def table_files(path: Path, name: TableName) -> list[Path]:
-    """The Parquet files that together are one table of a run directory, in the order of steps."""
+    """Lists the Parquet files that together are one table of a run, in the order of steps."""
     packed = path / name / _PACKED
     if packed.exists():
         return [packed]
@@ -102,13 +102,13 @@ def table_files(path: Path, name: TableName) -> list[Path]:
 
 
 def step_of(file: Path) -> int | None:
-    """The step whose rows a table's file holds; None for a packed one, which holds all."""
+    """Returns the step whose rows a table's file holds; None for a packed one, which holds all."""
     match = _STEP_FILE.fullmatch(file.name)
     return int(match[1]) if match else None
 
 
 def unified_schema(files: Iterable[Path], name: TableName) -> pa.Schema:
-    """The columns of a table: those that it always has, then those found in ``files``."""
+    """Returns the columns of a table: those that it always has, then those found in ``files``."""
     found = [TABLES[name], *map(_schema, files)]
     plain = [schema.remove_metadata() for schema in found]
     return pa.unify_schemas(plain, promote_options="permissive")
@@ -161,7 +161,7 @@ def pack_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of metrics as a table: ``step`` in int64, the rest in float64.
+    """Makes a table of rows of metrics: ``step`` in int64, the rest in float64.
 
     Raises:
         RecordError: a value is no number.
@@ -205,14 +205,14 @@ def _step_file(folder: Path, step: int) -> Path:
 
 
 def _step_files(folder: Path) -> dict[int, Path]:
-    """The step files of a table by step, in the order of their steps."""
+    """Returns the step files of a table by step, in the order of their steps."""
     names = os.listdir(folder) if folder.is_dir() else []
     steps = sorted((int(m[1]), m[0]) for m in map(_STEP_FILE.fullmatch, names) if m)
     return {step: folder / name for step, name in steps}
 
 
 def _arrow_table(name: TableName, step: int, columns: Mapping[str, Any]) -> pa.Table:
-    """One step's rows, with the columns of the table's schema first."""
+    """Returns one step's rows, with the columns of the table's schema first."""
     lengths = {key: len(values) for key, values in columns.items() if key != "step"}
     if len(set(lengths.values())) > 1:
         raise RecordError(
@@ -277,7 +277,7 @@ def _pack(folder: Path, name: TableName) -> None:
 
 
 def _groups(files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The step files' rows, several steps at a time; a step is never split over two groups.
+    """Yields the step files' rows, several steps at a time; a step is never split over two groups.
 
     Every group has all columns of ``schema``; those that a step lacks are null.
     """

@@ -20,7 +20,7 @@ _LAST = "# end of the config\n"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config that a run directory holds, as nested plain values.
+    """Reads the config of a run directory, as nested plain values.
 
     Raises:
         RecordError: there is none, it is not TOML, or only its beginning is there.
@@ -63,7 +63,7 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In which keys two nested tables differ, as part of a sentence; '' where they do not."""
+    """Names the keys in which two nested tables differ, as part of a sentence; '' if in none."""
     old, new = dict(_leaves(there)), dict(_leaves(now))
     # Compared as text: NaN equals itself then, and 1 is not 1.0.
     differing = [key for key in sorted(old | new) if repr(old.get(key)) != repr(new.get(key))]
@@ -111,7 +111,7 @@ def _toml(config: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same value for TOML, which cannot say None, tuples or paths; None keys are left out."""
+    """Converts a value for TOML, which lacks None, tuples and paths; drops keys of None."""
     if isinstance(value, Mapping):
         table = cast("Mapping[str, Any]", value)
         return {key: _plain(item) for key, item in table.items() if item is not None}
@@ -125,7 +125,7 @@ def _shown(leaves: Mapping[str, Any], key: str) -> str:
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested table."""
+    """Yields the dotted keys and the values of a nested table."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _leaves(cast("Mapping[str, Any]", value), f"{prefix}{key}.")

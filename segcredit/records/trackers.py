@@ -5,8 +5,7 @@
     trackers/mlflow/         MLflow's store, where no other one is set
     trackers/NAME.json       what the tracker was shown so far, so that a resumed run goes on there
 
-``metrics.jsonl`` is the record; a tracker is a copy for the eye, and no fault of one stops a run
-or holds it up for long.
+``metrics.jsonl`` is the record; a tracker is a copy for the eye, and no error of one stops a run.
 """
 
 # Accelerate and the trackers carry no types: what they return is unknown here, and only here.
@@ -19,16 +18,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 from accelerate.tracking import (
@@ -49,26 +44,12 @@ T = TypeVar("T")
 PROJECT = "segcredit"
 """The project, or experiment, under which every run is shown."""
 
-PATIENCE = 10.0
-"""Seconds that a run waits for one tracker while it goes on, all rows together, and once more at
-its end. Waiting keeps the tracker's work out of the next step's ``cpu_seconds``."""
-
-SILENCE = 6
-"""Times its patience after which a run says that a tracker does not answer."""
-
-_ONE_STORE = Lock()
-"""MLflow's store is set for the whole process: held from a run's first row to its last."""
-
 
 @contextmanager
 def tracking(
-    names: Iterable[TrackerName],
-    directory: Path,
-    config: Mapping[str, Any],
-    *,
-    patience: float = PATIENCE,
+    names: Iterable[TrackerName], directory: Path, config: Mapping[str, Any]
 ) -> Generator[Callable[[Row], None]]:
-    """Trackers for the time of a run; gives the function that shows them a row.
+    """Opens trackers for the time of a run; gives the function that shows them a row.
 
     They start at the first row. A row whose step a tracker was shown before is passed over, so
     that a resumed run shows no step twice. What is not finite is left out, as JSON has no word
@@ -78,12 +59,11 @@ def tracking(
         names: which trackers; none is fine.
         directory: the run directory; its name is the run's.
         config: what makes the run, nested; shown flat, with dotted keys.
-        patience: see ``PATIENCE``.
 
     Warns:
         RuntimeWarning: once a tracker, when it fails; the run goes on.
     """
-    trackers = [_Tracked(_Session.of(name, directory, config), patience) for name in names]
+    trackers = [_Tracked(_Session.of(name, directory, config)) for name in names]
 
     def show(row: Row) -> None:
         for tracked in trackers:
@@ -112,7 +92,7 @@ class _Session:
 
     @classmethod
     def of(cls, name: TrackerName, directory: Path, config: Mapping[str, Any]) -> _Session:
-        """As it stood when the run was stopped, or new; a file that cannot be read is as none."""
+        """Restores the session of a stopped run, or begins one; an unreadable file is as none."""
         flat = flatten_dict(dict(config))
         session = cls(name, directory, {k: _scalar(v) for k, v in flat.items() if v is not None})
         with suppress(OSError, ValueError, KeyError):
@@ -139,87 +119,56 @@ class _Session:
 
 
 class _Tracked:
-    """A tracker in a thread of its own, which alone waits for networks and servers.
+    """A tracker whose errors become one warning, since none may stop a run."""
 
-    One thread for all of its calls: MLflow's active run belongs to the thread that started it.
-    """
-
-    def __init__(self, session: _Session, patience: float) -> None:
+    def __init__(self, session: _Session) -> None:
         self._session = session
-        self._patience = self._closing_patience = patience
-        self._rows: SimpleQueue[tuple[Row, Event] | None] = SimpleQueue()
-        self._answered = 0.0
-        self._completed = False
-        self._fault = ""
-        self._warned = False
-        # A daemon: a server that never answers must not keep the process from ending.
-        self._thread = Thread(target=self._work, name=f"tracker {session.name}", daemon=True)
+        self._stack = ExitStack()
+        self._tracker: GeneralTracker | None = None
+        self._started = self._warned = False
 
     def show(self, row: Row) -> None:
-        """Hand over a row, and wait for it while there is patience left."""
-        if self._thread.ident is None:
-            self._answered = time.monotonic()
-            self._thread.start()
-        handled = Event()
-        self._rows.put((row, handled))
-        started = time.monotonic()
-        handled.wait(self._patience)
-        now = time.monotonic()
-        self._patience = max(0.0, self._patience - (now - started))
-        silent = now - self._answered
-        # One row may always be on its way.
-        if self._rows.qsize() > 1 and silent > SILENCE * self._closing_patience:
-            self._fault = self._fault or f"it has not answered for {silent:.0f} s"
-        self._warn()
+        """Shows a row; the first one opens the tracker."""
+        if not self._started:
+            self._started = True
+            self._tracker = self._attempt(self._open)
+        tracker = self._tracker
+        if tracker is not None:
+            self._attempt(lambda: self._session.show(tracker, row))
 
     def close(self, completed: bool) -> None:
-        """End the tracker, as soon as it was shown every row."""
-        if not self._thread.is_alive():
-            return
-        self._completed = completed
-        self._rows.put(None)
-        self._thread.join(self._closing_patience)
-        if self._thread.is_alive() and not self._fault:
-            self._fault = f"it still had not answered {self._closing_patience:g} s after the end"
-        self._warn()
+        """Ends the tracker, as failed where the run was not completed."""
+        self._attempt(lambda: self._end(completed))
 
-    def _work(self) -> None:
-        session, stack = self._session, ExitStack()
-        tracker = self._attempt(lambda: stack.enter_context(_OPEN[session.name](session)))
-        if tracker is not None:
-            self._attempt(lambda: tracker.store_init_configuration(session.config))
-        for row, handled in iter(self._rows.get, None):
-            if tracker is not None:
-                self._attempt(partial(session.show, tracker, row))
-            self._answered = time.monotonic()
-            handled.set()
-        self._attempt(lambda: self._end(stack))
+    def _open(self) -> GeneralTracker:
+        tracker = self._stack.enter_context(_OPEN[self._session.name](self._session))
+        tracker.store_init_configuration(self._session.config)
+        return tracker
 
-    def _end(self, stack: ExitStack) -> None:
-        with suppress(_Stopped), stack:
-            if not self._completed:
+    def _end(self, completed: bool) -> None:
+        with suppress(_Stopped), self._stack:
+            if not completed:
                 raise _Stopped
 
     def _attempt(self, call: Callable[[], T]) -> T | None:
-        """Whatever a tracker raises is kept for a warning: it is no fault of the run."""
+        """Calls a tracker; turns the first error of all calls into a warning, drops the others."""
         try:
             return call()
         except Exception as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            self._fault = self._fault or f"{type(error).__name__}: {reason}"
+            if not self._warned:
+                self._warned = True
+                self._warn(error)
             return None
 
-    def _warn(self) -> None:
-        """Once, and from the run's thread: warnings as errors must not end the tracker's."""
-        if not self._fault or self._warned:
-            return
-        self._warned = True
+    def _warn(self, error: Exception) -> None:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         warnings.warn(
             f"{self._session.name} does not show every row of {self._session.directory}"
-            f" ({self._fault}). The run goes on, and metrics.jsonl has every row. Usually the"
-            " network or the server is gone, nobody is logged in, or the disk is full.",
+            f" ({type(error).__name__}: {reason}). The run goes on, and metrics.jsonl has every"
+            " row. Usually the network or the server is gone, nobody is logged in, or the disk is"
+            " full.",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -263,7 +212,7 @@ def _wandb(session: _Session) -> Generator[GeneralTracker]:
 def _mlflow(session: _Session) -> Generator[GeneralTracker]:
     import mlflow
 
-    with _ONE_STORE, _local_store(session.folder / "mlflow") as artifacts:
+    with _local_store(session.folder / "mlflow") as artifacts:
         tracker = MLflowTracker(
             PROJECT,
             logging_dir=artifacts,
@@ -282,7 +231,7 @@ def _mlflow(session: _Session) -> Generator[GeneralTracker]:
 
 @contextmanager
 def _local_store(folder: Path) -> Generator[str | None]:
-    """Where no store is set, one in ``folder`` while this lasts; gives the place of its files."""
+    """Sets a store in ``folder`` where none is set; gives the place of its files."""
     import mlflow
 
     if mlflow.is_tracking_uri_set():
@@ -324,7 +273,7 @@ _OPEN: dict[TrackerName, Callable[[_Session], AbstractContextManager[GeneralTrac
 
 
 def _scalar(value: Any) -> bool | int | float | str:
-    """What every tracker can hold; lists and what is not finite become text."""
+    """Converts to what every tracker can hold; lists and what is not finite become text."""
     plain = isinstance(value, (bool, int, str)) or (
         isinstance(value, float) and math.isfinite(value)
     )

@@ -36,7 +36,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Which policy is evaluated, on what."""
+    """A policy to be evaluated, and its prompts."""
 
     config: RunConfig
     """With the evaluation's numbers of prompts and completions."""
@@ -44,7 +44,7 @@ class Subject:
     """None for the policy before any training."""
     step: int
     output: Path
-    """Where the evaluation is written."""
+    """Directory that the evaluation is written to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def subject(
     saved: Path | None = None,
     output: Path | None = None,
 ) -> Subject:
-    """A run's policy at its last checkpoint, or a config's before training.
+    """Returns a run's policy at its last checkpoint, or a config's before training.
 
     Args:
         source: a run directory, a preset's name or a TOML file.
@@ -100,7 +100,7 @@ def evaluate_subject(
     batch: int | None = None,
     overwrite: bool = False,
 ) -> list[Figure]:
-    """Sample, judge and write: a row a completion, and the figures.
+    """Samples, judges and writes: a row a completion, and the metrics.
 
     Args:
         chosen: which policy on what.
@@ -126,7 +126,7 @@ def evaluate_subject(
 
 
 def summary(judged: Sequence[Judged], ks: Sequence[int] | None = None) -> list[Figure]:
-    """Each figure with a bootstrap interval whose unit is a prompt.
+    """Computes each metric with a bootstrap interval whose unit is a prompt.
 
     The completions of a prompt share its difficulty, so that they are no units of their own.
 
@@ -224,5 +224,5 @@ def _summary(chosen: Subject, found: Sequence[Figure]) -> str:
 
 
 def _known(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Returns None for NaN, which JSON lacks."""
     return None if math.isnan(value) else value

@@ -15,7 +15,7 @@ from segcredit.training.master_weights import MasterWeights
 
 
 def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) -> Path:
-    """Write the policy of a run's last checkpoint as a folder of transformers or peft.
+    """Writes the policy of a run's last checkpoint as a folder of transformers or peft.
 
     Args:
         run: the run directory.
@@ -49,7 +49,7 @@ def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) ->
 
 
 def _loaded(config: RunConfig) -> CausalPolicy:
-    """The policy as the run began with it."""
+    """Returns the policy as the run began with it."""
     policy = registry.policies.from_table(config.policy).load(
         registry.tasks.from_table(config.task),
         registry.samplers.from_table(config.sampler),

@@ -57,7 +57,7 @@ def write_table(frame: pd.DataFrame, path: Path | str) -> Path:
 
 
 def table_of(runs: Runs, name: str, made: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A table by its name: one that was made of the runs, or one of theirs.
+    """Returns a table by its name: one that was made of the runs, or one of theirs.
 
     Raises:
         StudyError: there is none of that name; lists those that there are.
@@ -69,7 +69,7 @@ def table_of(runs: Runs, name: str, made: Mapping[str, pd.DataFrame]) -> pd.Data
 
 
 def require_format(path: Path) -> str:
-    """The format that a file's extension names.
+    """Returns the format that a file's extension names.
 
     Raises:
         StudyError: there is no such format.
@@ -80,7 +80,7 @@ def require_format(path: Path) -> str:
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same rows, with plainly named columns alone.
+    """Returns the same rows, with plainly named columns alone.
 
     Raises:
         StudyError: two columns would have one name.
@@ -126,7 +126,7 @@ def _write_latex(frame: pd.DataFrame, stream: BinaryIO) -> None:
 
 
 def _drawn(frame: pd.DataFrame, form: str, escape: Callable[[str], str]) -> str:
-    """The table as text: numbers to the right, everything else to the left."""
+    """Draws a table as text: numbers to the right, everything else to the left."""
     cells = [[escape(cell) for cell in _cells(column)] for _, column in frame.items()]
     sides = ["right" if _is_number(column) else "left" for _, column in frame.items()]
     return tabulate(
@@ -144,7 +144,7 @@ def _is_number(column: pd.Series) -> bool:
 
 
 def _cells(column: pd.Series) -> list[str]:
-    """The values of a column as a reader wants them."""
+    """Returns the values of a column as a reader wants them."""
     values = column.astype(object)
     if not (_is_number(column) and pd.api.types.is_float_dtype(column)):
         return ["–" if _is_missing(value) else str(value) for value in values]
@@ -165,7 +165,7 @@ def _number(value: float, whole: bool) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in one cell; a _ inside a word means nothing to it."""
+    """Escapes text for a Markdown cell; a _ inside a word means nothing to it and stays."""
     return _one_line(re.sub(r"([\\`*\[\]<>|&~$]|\b_|_\b|(?<!\w)_(?!\w))", r"\\\1", text))
 
 

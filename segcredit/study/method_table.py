@@ -21,19 +21,19 @@ _ROLLOUTS = {"layout": "independent", "keep": "all", "prompt_choice": "uniform"}
 
 
 def method_table() -> str:
-    """A Markdown row for each preset, in the order of their names."""
+    """Returns a Markdown row for each preset, in the order of their names."""
     head = ["method", "segmenter", "value estimator", "advantage", "importance ratio", "options"]
     lines = [head, ["---"] * len(head), *(_row(name) for name in presets())]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def source(name: str) -> str:
-    """The first line of a preset's comment: the method's name and paper."""
+    """Returns the first line of a preset's comment: the method's name and paper."""
     return preset_text(name).partition("\n")[0].removeprefix("# ")
 
 
 def write_table(path: Path) -> None:
-    """Put the table between a file's markers.
+    """Puts the table between a file's markers.
 
     Raises:
         StudyError: the file has no markers.
@@ -61,13 +61,13 @@ def _row(name: str) -> list[str]:
 
 
 def _plugin(table: dict[str, Any]) -> str:
-    """Name, and what it wraps."""
+    """Writes a plug-in as its name and what it wraps."""
     inner = table.get("inner")
     return f"`{table['name']}`" + (f" of {_plugin(inner)}" if inner else "")
 
 
 def _options(config: dict[str, Any]) -> list[str]:
-    """The loss's and the loop's choices that are not the usual ones."""
+    """Returns the loss's and the loop's choices that are not the usual ones."""
     found = [f"`{config['loss']['aggregate']}`"]
     for section, usual in (("loss", _LOSS), ("rollouts", _ROLLOUTS)):
         found += [

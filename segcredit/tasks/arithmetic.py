@@ -55,7 +55,7 @@ class Arithmetic(Task):
     tutor_bug: float = 0.55
     """Probability that the result of a step that wraps is off by one, further along its way."""
     filler: bool = False
-    """Whether each step's line begins with a random letter that decides nothing: uncertain tokens
+    """Random letter at the head of each step's line, which decides nothing: uncertain tokens
     that no credit is due to."""
 
     def __post_init__(self) -> None:
@@ -73,12 +73,12 @@ class Arithmetic(Task):
                 )
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training prompts, drawn independently of each other."""
+        """Draws training prompts, independently of each other."""
         expressions = self._expressions(_chance(generator), evaluation=False)
         return [_prompt(next(expressions)) for _ in range(count)]
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` of one fixed list of held-out prompts, all different.
+        """Returns the first ``count`` of one fixed list of held-out prompts, all different.
 
         Raises:
             TaskError: the options allow fewer of them.
@@ -86,7 +86,7 @@ class Arithmetic(Task):
         return list(_evaluation(self, count))
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """Reward 1 where the text ends with its one answer line, which states the true value.
+        """Gives reward 1 to a text that ends with its one answer line, which states the true value.
 
         ``faithful`` is whether the text is the whole true working, letter for letter but for
         the filler.
@@ -101,18 +101,18 @@ class Arithmetic(Task):
     def demonstrations(
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:
-        """Training prompts, as the tutor works them out."""
+        """Draws training prompts with completions by an imperfect tutor."""
         chance = _chance(generator)
         expressions = self._expressions(chance, evaluation=False)
         drawn = [next(expressions) for _ in range(count)]
         return [(_prompt(expression), self._tutor(expression, chance)) for expression in drawn]
 
     def alphabet(self) -> str:
-        """Digits, operators and line ends, and the filler's letters where it is on."""
+        """Returns the digits, operators and line end, and the filler's letters where it is on."""
         return "0123456789+-=#\n" + (_FILLER if self.filler else "")
 
     def _expressions(self, chance: random.Random, *, evaluation: bool) -> Iterator[str]:
-        """Endless expressions of one side of the split."""
+        """Yields endless expressions of one side of the split."""
         operands = range(1, self.max_operand + 1)
         steps = [f"{sign}{operand}" for sign in "+-" for operand in operands]
         lengths = range(self.min_steps, self.max_steps + 1)
@@ -123,7 +123,7 @@ class Arithmetic(Task):
                 yield expression
 
     def _tutor(self, expression: str, chance: random.Random) -> str:
-        """A completion, consistent with its own mistakes."""
+        """Returns a completion, consistent with its own mistakes."""
         value = int(expression[0])
         lines: list[str] = []
         for step in _steps(expression):
@@ -134,7 +134,7 @@ class Arithmetic(Task):
         return "\n".join([*lines, f"#{value}"])
 
     def _tutor_step(self, value: int, step: _Step, chance: random.Random) -> tuple[_Step, int]:
-        """The step that the tutor writes, and the result."""
+        """Returns the step that the tutor writes, and the result."""
         off = 0
         if chance.random() < self.tutor_error:
             step, off = self._slip(step, chance)
@@ -146,7 +146,7 @@ class Arithmetic(Task):
         return step, (exact + off) % 10
 
     def _slip(self, step: _Step, chance: random.Random) -> tuple[_Step, int]:
-        """A misread step, or the error of its result."""
+        """Returns a misread step, or the error of its result."""
         sign, operand = step
         others = [other for other in range(1, self.max_operand + 1) if other != operand]
         kind = chance.random()
@@ -162,7 +162,7 @@ class Arithmetic(Task):
 
 @functools.lru_cache(maxsize=8)
 def _evaluation(task: Arithmetic, count: int) -> tuple[Prompt, ...]:
-    """Kept, since a run asks for the same list at every evaluation."""
+    """Returns the held-out prompts; cached, since every evaluation asks for the same list."""
     expressions = task._expressions(random.Random(0), evaluation=True)  # pyright: ignore[reportPrivateUsage]
     found: dict[str, None] = {}
     misses = 0
@@ -180,7 +180,7 @@ def _evaluation(task: Arithmetic, count: int) -> tuple[Prompt, ...]:
 
 
 def _prompt(expression: str) -> Prompt:
-    """Its answer is the true value, a digit."""
+    """Makes the prompt of an expression; its answer is the true value, a digit."""
     answer = int(expression[0])
     for sign, operand in _steps(expression):
         answer += operand if sign == "+" else -operand
@@ -188,7 +188,7 @@ def _prompt(expression: str) -> Prompt:
 
 
 def _working(expression: str) -> list[str]:
-    """The true lines, without the answer's."""
+    """Returns the true lines, without the answer's."""
     value = int(expression[0])
     lines: list[str] = []
     for sign, operand in _steps(expression):
@@ -203,10 +203,10 @@ def _steps(expression: str) -> list[_Step]:
 
 
 def _held_out(expression: str) -> bool:
-    """A split that depends on the expression alone: a tenth of them."""
+    """Tells whether an expression is for evaluation: a tenth are, by the expression alone."""
     return zlib.crc32(expression.encode()) % 10 == 0
 
 
 def _chance(generator: torch.Generator) -> random.Random:
-    """Python's generator, seeded from torch's: many small draws are faster with it."""
+    """Seeds Python's generator from torch's: many small draws are faster with it."""
     return random.Random(int(torch.randint(2**62, (), generator=generator)))

@@ -56,7 +56,7 @@ class Bars(Task):
     """
 
     bars: int = 4
-    """How many; 2 to 8."""
+    """Number of bars, 2 to 8."""
     misread: float = 0.03
     slip: float = 0.04
     lost_ten: float = 0.55
@@ -76,12 +76,12 @@ class Bars(Task):
                 )
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training prompts, drawn independently of each other."""
+        """Draws training prompts, independently of each other."""
         charts = self._charts(_chance(generator), evaluation=False)
         return [_prompt(next(charts)) for _ in range(count)]
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` of one fixed list of held-out prompts, all different.
+        """Returns the first ``count`` of one fixed list of held-out prompts, all different.
 
         Raises:
             TaskError: there are fewer of them.
@@ -101,7 +101,7 @@ class Bars(Task):
         return [_prompt(chart) for chart in found]
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """Reward 1 where the text ends with its one answer line, which states the true sum.
+        """Gives reward 1 to a text that ends with its one answer line, which states the true sum.
 
         ``faithful`` is whether the text is the whole true working, letter for letter.
         """
@@ -115,25 +115,25 @@ class Bars(Task):
     def demonstrations(
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:
-        """Training prompts, as the tutor works them out."""
+        """Draws training prompts with completions by an imperfect tutor."""
         draws = _chance(generator)
         charts = self._charts(draws, evaluation=False)
         drawn = [next(charts) for _ in range(count)]
         return [(_prompt(chart), self._tutor(chart, draws)) for chart in drawn]
 
     def alphabet(self) -> str:
-        """Digits, the names of bars, operators and line ends."""
+        """Returns the digits, names of bars, operators and line end."""
         return "0123456789+=#\n" + _NAMES[: self.bars]
 
     def _charts(self, draws: random.Random, *, evaluation: bool) -> Iterator[str]:
-        """Endless heights, as digits, of one side of the split."""
+        """Yields endless heights, as digits, of one side of the split."""
         while True:
             chart = "".join(draws.choices("123456789", k=self.bars))
             if _held_out(chart) == evaluation:
                 yield chart
 
     def _tutor(self, chart: str, draws: random.Random) -> str:
-        """A completion, consistent with its own mistakes."""
+        """Returns a completion, consistent with its own mistakes."""
         read = [self._read(int(height), draws) for height in chart]
         sums = [read[0]]
         for height in read[1:]:
@@ -153,13 +153,13 @@ class Bars(Task):
 
 
 def _prompt(chart: str) -> Prompt:
-    """Its key is the heights, its answer their sum."""
+    """Makes the prompt of a chart; its key is the heights, its answer their sum."""
     heights = [int(height) for height in chart]
     return Prompt(chart, QUESTION, str(sum(heights)), (_picture(chart, heights),))
 
 
 def _picture(chart: str, heights: Sequence[int]) -> bytes:
-    """Bars on a common ground, each in a column of its own."""
+    """Draws bars on a common ground, each in a column of its own."""
     draws = chance(chart)
     high = _PITCH * 4
     columns: list[NDArray[np.float64]] = []
@@ -171,7 +171,7 @@ def _picture(chart: str, heights: Sequence[int]) -> bytes:
 
 
 def _working(heights: Sequence[int], sums: Sequence[int]) -> str:
-    """The text that reads these heights and has these running sums."""
+    """Returns the text that reads these heights and has these running sums."""
     read = [f"{name}{height}" for name, height in zip(_NAMES, heights, strict=False)]
     steps = zip(sums, heights[1:], sums[1:], strict=False)
     added = [f"{total}+{height}={result}" for total, height, result in steps]
@@ -179,10 +179,10 @@ def _working(heights: Sequence[int], sums: Sequence[int]) -> str:
 
 
 def _held_out(chart: str) -> bool:
-    """A split that depends on the heights alone: a tenth of them."""
+    """Tells whether a chart is for evaluation: a tenth are, by the heights alone."""
     return zlib.crc32(chart.encode()) % 10 == 0
 
 
 def _chance(generator: torch.Generator) -> random.Random:
-    """Python's generator, seeded from torch's: many small draws are faster with it."""
+    """Seeds Python's generator from torch's: many small draws are faster with it."""
     return random.Random(int(torch.randint(2**62, (), generator=generator)))

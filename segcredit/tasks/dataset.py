@@ -39,11 +39,11 @@ class Dataset(Task):
     config: str = ""
     """Name of the configuration, of a data set that has several."""
     split: str = "train"
-    """Of a data set of the hub, or of a folder with splits."""
+    """Split of a data set of the hub, or of a folder with splits."""
     evaluation_source: str = ""
-    """Where the problems for evaluation are; '' for the same source."""
+    """Source of the problems for evaluation; '' for the same source."""
     evaluation_split: str = ""
-    """Of the problems for evaluation; '' for the same split."""
+    """Split of the problems for evaluation; '' for the same split."""
     prompt: str = "{question}"
     """Template of a question, in Python's format: names of columns in braces, other braces doubled.
     It may say ``<image>`` where an image belongs."""
@@ -58,7 +58,7 @@ class Dataset(Task):
     images: str = ""
     """Name of the column with an image, or a list of them; '' for problems without."""
     chat: bool = False
-    """Whether the policy's chat template writes the prompt."""
+    """True to have the policy's chat template write the prompt."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
     shots: int | tuple[Shot, ...] = 0
@@ -67,19 +67,19 @@ class Dataset(Task):
     solution: str = "\n{answer}"
     """Template of a worked example's solution, which follows its question directly."""
     until: str = ""
-    """What ends the text that is judged, such as a blank line; '' for the completion's own end."""
+    """Mark that ends the text that is judged, such as a blank line; '' for the completion's end."""
     final: str = "whole"
-    """What of the text is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
+    """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     verifier: str = "math"
     """``math``, ``exact``, ``choice``, or a function of your own as ``module:function``."""
     tolerance: float = 0.0
     """Relative distance at which a number is right too, of ``math``; 0.005 for rounded answers."""
     seconds: float = 3.0
-    """Of the longest judgement by ``math`` or a function; what takes longer is wrong."""
+    """Seconds of the longest judgement by ``math`` or a function; what takes longer is wrong."""
     malformed: Literal["fatal", "skip"] = "fatal"
-    """What becomes of a row that cannot be read or lacks something; told in either case."""
+    """Fate of a row that cannot be read or lacks something; told in either case."""
     streaming: bool = False
-    """Whether rows are read as they are needed, for data that fits no memory or disk."""
+    """True to read rows as they are needed, for data that fits no memory or disk."""
     buffer: int = 1000
     """Rows that are read and shuffled together, where they are streamed."""
 
@@ -91,20 +91,20 @@ class Dataset(Task):
             raise TaskError(f"task.buffer is {self.buffer}; expected at least 1 row.")
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training problems, drawn without repetition while they last."""
+        """Draws training problems, without repetition while they last."""
         return self.stream(int(torch.randint(2**62, (), generator=generator))).take(
             count, generator
         )
 
     def stream(self, seed: int) -> PromptStream:
-        """The training problems in passes, each in an order of its own."""
+        """Returns the training problems in passes, each in an order of its own."""
         if self.streaming:
             return Blocks(_TrainingFlow(self, self.source_of_training().flow()), seed)
         found = _split(self).training
         return Passes(found.prompt, len(found.problems), seed)
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` problems for evaluation.
+        """Returns the first ``count`` problems for evaluation.
 
         Raises:
             TaskError: there are fewer.
@@ -119,12 +119,12 @@ class Dataset(Task):
         return prompts
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """The verifier's judgement of the final answer; reward 0 where there is none."""
+        """Returns the verifier's judgement of the final answer; reward 0 where there is none."""
         final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
         return self._verifier().judge(prompt, final) if final else WRONG
 
     def reader(self) -> RowReader:
-        """What of a row makes a problem."""
+        """Returns the reader that makes problems of rows."""
         return RowReader(
             prompt=self.prompt,
             solution=self.solution,
@@ -136,21 +136,21 @@ class Dataset(Task):
         )
 
     def source_of_training(self) -> Source:
-        """Where the rows for training are."""
+        """Returns the source of the rows for training."""
         return Source(self.source, self.config, self.split, self.images)
 
     def source_of_evaluation(self) -> Source:
-        """Where the rows for evaluation are; as for training where nothing is named."""
+        """Returns the source of the rows for evaluation; that for training where none is named."""
         name = self.evaluation_source or self.source
         return Source(name, self.config, self.evaluation_split or self.split, self.images)
 
     def layout(self, shots: Sequence[Shot]) -> Layout:
-        """How a question is written, after these examples or those of the config."""
+        """Returns the layout of a question, after these examples or those of the config."""
         given = shots if isinstance(self.shots, int) else self.shots
         return Layout(self.chat, self.system, tuple(given))
 
     def first_rows(self) -> int:
-        """How many of the first training rows are worked examples."""
+        """Counts the first training rows that are worked examples."""
         return self.shots if isinstance(self.shots, int) else 0
 
     def _evaluation(self) -> Iterator[Prompt]:
@@ -165,7 +165,7 @@ class Dataset(Task):
 
 
 def has_own_evaluation(task: Dataset) -> bool:
-    """Whether the problems for evaluation have a source or a split of their own."""
+    """Tells whether the problems for evaluation have a source or a split of their own."""
     return task.source_of_evaluation() != task.source_of_training()
 
 
@@ -180,13 +180,13 @@ class _Problems:
     problems: Sequence[Problem]
 
     def prompt(self, place: int) -> Prompt:
-        """The problem at a place of the list."""
+        """Returns the problem at a place of the list."""
         problem = self.problems[place]
         row = self.table.rows[problem.number]
         return self.reader.made(self.layout, self.source, problem, row)
 
     def only(self, problems: Sequence[Problem]) -> _Problems:
-        """Some of them."""
+        """Returns the problems at some places of the list."""
         return replace(self, problems=problems)
 
 
@@ -224,7 +224,7 @@ def _split(task: Dataset) -> _Split:
 
 @functools.lru_cache(maxsize=4)  # every evaluation asks for the same
 def _held_out(task: Dataset) -> _Problems:
-    """The problems for evaluation, where they have a source of their own."""
+    """Returns the problems for evaluation, where they have a source of their own."""
     source, reader = task.source_of_evaluation(), task.reader()
     table = source.table()
     found = reader.problems(source.name, table.some(reader.columns))
@@ -235,13 +235,13 @@ def _held_out(task: Dataset) -> _Problems:
 
 
 def _known(task: Dataset, evaluation: _Problems) -> frozenset[str]:
-    """Questions that no training problem may ask; the same words may ask of other images."""
+    """Returns the questions that no training problem may ask; with other images it may."""
     return frozenset(() if task.images else (one.question for one in evaluation.problems))
 
 
 @functools.lru_cache(maxsize=4)  # every block asks for them
 def _streamed_shots(task: Dataset) -> tuple[tuple[Shot, ...], frozenset[int]]:
-    """The worked examples of a streamed data set, and the numbers of their rows."""
+    """Returns the worked examples of a streamed data set, and the numbers of their rows."""
     source, reader, wanted = task.source_of_training(), task.reader(), task.first_rows()
     if not wanted:
         return (), frozenset()
@@ -259,10 +259,10 @@ class _TrainingFlow:
     task: Dataset
     rows: RowFlow
     held_out: bool = False
-    """Whether those for evaluation are given, instead of those for training."""
+    """True to give the problems for evaluation instead of those for training."""
 
     def block(self) -> list[Prompt] | None:
-        """Those of the next rows; None at the end."""
+        """Returns the training problems among the next rows; None at the end of the data."""
         rows = {one.number: one for one in self.rows.read(self.task.buffer)}
         if not rows:
             return None
@@ -281,18 +281,18 @@ class _TrainingFlow:
         return _is_held_out(problem)
 
     def restart(self) -> None:
-        """Back to the first row."""
+        """Goes back to the first row."""
         self.rows.restart()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last block."""
+        """Returns the place after the last block."""
         return self.rows.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resumes at the position of a ``state_dict``."""
         self.rows.load_state_dict(state)
 
 
 def _is_held_out(problem: Problem) -> bool:
-    """A split that depends on the key alone: a tenth."""
+    """Tells whether a problem is for evaluation: a tenth are, by the key alone."""
     return zlib.crc32(problem.key.encode()) % 10 == 0

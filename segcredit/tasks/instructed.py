@@ -35,40 +35,40 @@ class Instructed(Task):
     inner: Task
     """The task whose prompts are extended."""
     language: Literal["en", "zh"] = "en"
-    """Of the instruction to write steps."""
+    """Language of the instruction to write steps."""
     text: str | None = None
     """An instruction of your own, in place of it."""
 
     @property
     def instruction(self) -> str:
-        """What is added."""
+        """The text that is added to each prompt."""
         return STEPS[self.language] if self.text is None else self.text
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """The inner task's training prompts, instructed."""
+        """Returns the inner task's training prompts, instructed."""
         return [self._instructed(prompt) for prompt in self.inner.prompts(count, generator)]
 
     def stream(self, seed: int) -> PromptStream:
-        """The inner task's stream, instructed."""
+        """Returns the inner task's stream, instructed."""
         return Changed(self.inner.stream(seed), self._instructed)
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The inner task's held-out prompts, instructed."""
+        """Returns the inner task's held-out prompts, instructed."""
         return [self._instructed(prompt) for prompt in self.inner.evaluation(count)]
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """The inner task's verdict."""
+        """Returns the inner task's verdict."""
         return self.inner.verify(prompt, text, truncated=truncated)
 
     def demonstrations(
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:
-        """The inner task's demonstrations, their prompts instructed."""
+        """Returns the inner task's demonstrations, their prompts instructed."""
         pairs = self.inner.demonstrations(count, generator)
         return [(self._instructed(prompt), text) for prompt, text in pairs]
 
     def alphabet(self) -> str:
-        """The inner task's, and the instruction's characters; '' where it is open."""
+        """Returns the inner task's and the instruction's characters; '' where any may occur."""
         known = self.inner.alphabet()
         return known and "".join(dict.fromkeys(known + "\n" + self.instruction))
 

@@ -54,26 +54,26 @@ class Picture(Task):
             )
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training prompts, drawn independently of each other."""
+        """Draws training prompts, independently of each other."""
         return [self._drawn(prompt) for prompt in self._chains().prompts(count, generator)]
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` of one fixed list of held-out prompts, all different."""
+        """Returns the first ``count`` of one fixed list of held-out prompts, all different."""
         return [self._drawn(prompt) for prompt in self._chains().evaluation(count)]
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """As ``arithmetic`` does, from the expression, which is the prompt's key."""
+        """Judges as ``arithmetic`` does, from the expression, which is the prompt's key."""
         return self._chains().verify(prompt, text, truncated=truncated)
 
     def demonstrations(
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:
-        """Training prompts, as the tutor works them out."""
+        """Draws training prompts with completions by an imperfect tutor."""
         pairs = self._chains().demonstrations(count, generator)
         return [(self._drawn(prompt), text) for prompt, text in pairs]
 
     def alphabet(self) -> str:
-        """Digits, operators and line ends."""
+        """Returns the digits, operators and line end."""
         return self._chains().alphabet()
 
     def _chains(self) -> Arithmetic:

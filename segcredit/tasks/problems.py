@@ -28,9 +28,9 @@ class Problems(Task):
 
     source: str = "hiyouga/geometry3k"
     split: str = "train"
-    """Of a source on the hub."""
+    """Split of a source on the hub."""
     evaluation_split: str = "test"
-    """Of a source on the hub; '' for a share of the other."""
+    """Split for evaluation, of a source on the hub; '' for a share of the other."""
     question: str = "problem"
     """Name of the column; its text may say ``<image>`` where an image belongs."""
     answer: str = "answer"
@@ -43,18 +43,18 @@ class Problems(Task):
     tolerance: float = 0.0
     """Relative distance at which a number is right too, such as 0.005 for rounded answers."""
     seconds: float = 3.0
-    """Of the longest comparison of two answers; what takes longer is wrong."""
+    """Seconds of the longest comparison of two answers; what takes longer is wrong."""
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training problems, drawn without repetition while they last."""
+        """Draws training problems, without repetition while they last."""
         return self.dataset().prompts(count, generator)
 
     def stream(self, seed: int) -> PromptStream:
-        """The training problems in passes, each in an order of its own."""
+        """Returns the training problems in passes, each in an order of its own."""
         return self.dataset().stream(seed)
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` problems for evaluation.
+        """Returns the first ``count`` problems for evaluation.
 
         Raises:
             TaskError: there are fewer.
@@ -62,11 +62,11 @@ class Problems(Task):
         return self.dataset().evaluation(count)
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """Reward 1 for the right answer of a completed text."""
+        """Gives reward 1 to a completion with the right answer."""
         return self.dataset().verify(prompt, text, truncated=truncated)
 
     def dataset(self) -> Dataset:
-        """The task that this is a preset of."""
+        """Returns the task that this is a preset of."""
         instruction = self.instruction.replace("{", "{{").replace("}", "}}")
         local = Path(self.source).suffix.lower() in _LOCAL
         return Dataset(

@@ -45,11 +45,11 @@ class ReasoningGym(Task):
     generator: str
     """Such as ``chain_sum``; reasoning-gym's gallery shows them all."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Of the generator, such as ``{min_terms = 2, max_terms = 3}``."""
+    """Options of the generator, such as ``{min_terms = 2, max_terms = 3}``."""
     prompt: str = "{question}"
     """Template of a question, in Python's format: ``{question}`` is the generator's."""
     chat: bool = False
-    """Whether the policy's chat template writes the prompt."""
+    """True to have the policy's chat template write the prompt."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
     shots: int | tuple[Shot, ...] = 0
@@ -58,11 +58,11 @@ class ReasoningGym(Task):
     solution: str = "\n{answer}"
     """Template of an example's solution, which follows its question directly."""
     until: str = ""
-    """What ends the text that is judged, such as a blank line; '' for the completion's own end."""
+    """Mark that ends the text that is judged, such as a blank line; '' for the completion's end."""
     final: str = "whole"
-    """What of the text is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
+    """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     seconds: float = 3.0
-    """Of the longest judgement; what takes longer is wrong."""
+    """Seconds of the longest judgement; what takes longer is wrong."""
 
     def __post_init__(self) -> None:
         FinalAnswer(self.until, self.final)
@@ -71,16 +71,16 @@ class ReasoningGym(Task):
         _problems(self.generator, self._options())
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training problems, drawn independently of each other."""
+        """Draws training problems, independently of each other."""
         numbers = torch.randint(_TRAINING.start, _TRAINING.stop, (count,), generator=generator)
         return [self._prompt(number) for number in map(int, numbers)]
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` problems of numbers that training never draws."""
+        """Returns the first ``count`` problems of numbers that training never draws."""
         return [self._prompt(number) for number in _EVALUATION[:count]]
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """The generator's reward for the final answer; 0 where there is none."""
+        """Returns the generator's reward for the final answer; 0 where there is none."""
         final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
         if not final:
             return WRONG
@@ -119,7 +119,7 @@ class ReasoningGym(Task):
 
 @functools.lru_cache(maxsize=8)
 def _problems(generator: str, options: str) -> Any:
-    """The generator, of reasoning-gym.
+    """Loads the problem generator of reasoning-gym.
 
     Raises:
         TaskError: there is none of that name, or it refuses its options.

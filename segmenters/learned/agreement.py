@@ -16,7 +16,7 @@ RESAMPLES = 2000
 
 
 def counts_of(predicted: Sequence[Ints], given: Sequence[Ints]) -> Ints:
-    """(D,3) boundaries hit exactly, predicted, and given, of each document."""
+    """Returns (D,3) boundaries hit exactly, predicted, and given, of each document."""
     rows = [
         (len(np.intersect1d(ours, theirs)), len(ours), len(theirs))
         for ours, theirs in zip(predicted, given, strict=True)
@@ -25,7 +25,7 @@ def counts_of(predicted: Sequence[Ints], given: Sequence[Ints]) -> Ints:
 
 
 def measures(counts_3: Ints) -> tuple[float, float, float]:
-    """F1, precision and recall of summed counts; 0 where there is nothing to divide by."""
+    """Computes F1, precision and recall of summed counts; 0 where nothing is to divide by."""
     hit, predicted, given = (float(count) for count in counts_3)
     return (
         2 * hit / max(predicted + given, 1.0),
@@ -35,7 +35,7 @@ def measures(counts_3: Ints) -> tuple[float, float, float]:
 
 
 def intervals(counts_D3: Ints, *, seed: int = 0) -> Floats:
-    """(3,2) 95 % percentile intervals of F1, precision and recall."""
+    """Computes (3,2) 95 % percentile intervals of F1, precision and recall."""
     totals_R3 = _resampled(counts_D3, seed)
     hit, predicted, given = totals_R3.T
     values_3R = np.stack(
@@ -49,7 +49,7 @@ def intervals(counts_D3: Ints, *, seed: int = 0) -> Floats:
 
 
 def paired_difference(ours_D3: Ints, theirs_D3: Ints, *, seed: int = 0) -> tuple[float, Floats]:
-    """F1 of ours less theirs on the same documents, and its 95 % interval (2,)."""
+    """Computes F1 of ours less theirs on the same documents, and its 95 % interval (2,)."""
     ours_R3, theirs_R3 = _resampled(ours_D3, seed), _resampled(theirs_D3, seed)
 
     def f1(totals_R3: Floats) -> Floats:
@@ -60,7 +60,7 @@ def paired_difference(ours_D3: Ints, theirs_D3: Ints, *, seed: int = 0) -> tuple
 
 
 def _resampled(counts_D3: Ints, seed: int) -> Floats:
-    """(R,3) sums over documents drawn with replacement."""
+    """Returns (R,3) sums over documents drawn with replacement."""
     size = len(counts_D3)
     draws_RD = np.random.default_rng(seed).multinomial(
         size, np.full(size, 1 / size), size=RESAMPLES

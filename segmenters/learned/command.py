@@ -26,7 +26,7 @@ def fit_boundaries(
         str | None, typer.Option(help="Read this annotator's 'annotations', not 'boundaries'.")
     ] = None,
 ) -> None:
-    """Train the segmenter `learned` on segmented texts, cross-validated by problem."""
+    """Trains the segmenter `learned` on segmented texts, cross-validated by problem."""
     from rich.console import Console
 
     from segmenters.learned.corpus import read_corpus
@@ -44,7 +44,7 @@ def fit_boundaries(
 
 
 def _table(corpus: Corpus, fitted: Fitted) -> Any:
-    """Cross-validated figures, of everything and of each source, beside spaCy's sentences."""
+    """Builds a table of cross-validated metrics, in all and by source, beside spaCy's sentences."""
     from rich.table import Table
 
     from segmenters.learned.agreement import counts_of

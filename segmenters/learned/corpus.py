@@ -34,7 +34,7 @@ class Corpus:
         return len(self.texts)
 
     def select(self, rows: Sequence[int]) -> Corpus:
-        """Some of the documents."""
+        """Returns some of the documents."""
         signals = None if self.signals is None else tuple(self.signals[row] for row in rows)
         return Corpus(
             texts=tuple(self.texts[row] for row in rows),
@@ -46,7 +46,7 @@ class Corpus:
 
 
 def read_corpus(path: Path, annotator: str | None = None) -> Corpus:
-    """Read a JSONL file.
+    """Reads a JSONL file.
 
     Args:
         path: each line has ``text``; ``boundaries``, the character offsets where segments 2 to n
@@ -106,7 +106,7 @@ def _parse(line: str, where: str) -> Mapping[str, Any]:
 
 
 def _visible(text: str, starts: Sequence[int]) -> Ints:
-    """Offsets moved to the next visible character, as far as there is one; 0 has no boundary."""
+    """Moves offsets to the next visible character, if there is one; 0 has no boundary."""
     first = len(text) - len(text.lstrip())
     moved = {start + len(text[start:]) - len(text[start:].lstrip()) for start in starts}
     kept = sorted(place for place in moved if first < place < len(text))
@@ -135,7 +135,7 @@ class _Record:
         )
 
     def starts(self, text: str, annotator: str | None) -> list[int]:
-        """The offsets given, in any order."""
+        """Returns the offsets given, in any order."""
         name = "boundaries" if annotator is None else "annotations"
         starts = self._integers(name, self._given(annotator))
         outside = [start for start in starts if not 0 <= start < len(text)]

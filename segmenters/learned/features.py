@@ -1,4 +1,4 @@
-"""What the two stages look at: hashed windows of tokens, and dense numbers about a candidate.
+"""Features of the two stages: hashed windows of tokens, and dense numbers about a candidate.
 
 A candidate is a token after white space before which a segment may begin. Letters as in
 ``tokens``, and ``F`` features of a candidate, ``K`` kinds of characters.
@@ -60,16 +60,16 @@ class CandidateTable:
     nexts_C: Ints
     """Index of the first token of the sentence after the candidate's, or of the padding."""
     earlier_C: Ints
-    """That of the sentence before ``sentences_C``, or of the padding."""
+    """Index of the first token of the sentence before ``sentences_C``, or of the padding."""
     later_C: Ints
-    """That of the sentence after ``nexts_C``, or of the padding."""
+    """Index of the first token of the sentence after ``nexts_C``, or of the padding."""
 
     def __len__(self) -> int:
         return len(self.places_C)
 
 
 def find_candidates(tokens: TokenTable, which: Candidates) -> CandidateTable:
-    """Tokens after white space; ``fast`` leaves out those that hardly ever begin a step.
+    """Finds tokens after white space; ``fast`` leaves out those that hardly ever begin a step.
 
     ``fast`` drops a lower-case word or an operator unless one of ``. : ! ? ]`` stands before it,
     and so keeps about 30 % of the words of a solution.
@@ -101,7 +101,7 @@ def find_candidates(tokens: TokenTable, which: Candidates) -> CandidateTable:
 
 
 def _sentence_bounds(tokens: TokenTable) -> tuple[Ints, Ints]:
-    """(N,) the sentence start at or before each place, and the one at or after it.
+    """Returns (N,) the sentence start at or before each place, and the one at or after it.
 
     Padding is its own start, so that no document is looked at from another.
     """
@@ -116,7 +116,7 @@ def _sentence_bounds(tokens: TokenTable) -> tuple[Ints, Ints]:
 
 
 def hashed_features(candidates: CandidateTable) -> Buckets:
-    """(C,F) the bucket of each feature of each candidate, in [0, 2^20)."""
+    """Returns (C,F) the bucket of each feature of each candidate, in [0, 2^20)."""
     columns = _windows(candidates) + _conjunctions(candidates)
     table_CF = np.empty((len(candidates), len(columns)), np.int32)
     for number, column_C in enumerate(columns):
@@ -125,7 +125,7 @@ def hashed_features(candidates: CandidateTable) -> Buckets:
 
 
 def _bucket(column_C: Hashes, number: int) -> Hashes:
-    """Spread 64 bits over the buckets; each feature by its own function."""
+    """Distributes 64 bits over the buckets; each feature by its own function."""
     salt = np.uint64((number + 1) * int(_PAIR) % 2**64)
     mixed_C = (column_C + salt) * _MIX
     mixed_C ^= mixed_C >> np.uint64(33)
@@ -134,7 +134,7 @@ def _bucket(column_C: Hashes, number: int) -> Hashes:
 
 
 def _join(*columns: NDArray[np.generic]) -> Hashes:
-    """One number for several; their order counts."""
+    """Combines several hashes into one; their order counts."""
     joined = columns[0].astype(np.uint64)
     for column in columns[1:]:
         joined = (joined ^ (joined >> np.uint64(29))) * _PAIR + column.astype(np.uint64)
@@ -142,7 +142,7 @@ def _join(*columns: NDArray[np.generic]) -> Hashes:
 
 
 def _windows(candidates: CandidateTable) -> list[Hashes]:
-    """Single words, shapes and suffixes around the candidate."""
+    """Hashes single words, shapes and suffixes around the candidate."""
     tokens, at = candidates.tokens, candidates.places_C
     words = [tokens.words_N[at + k] for k in _WORD_WINDOW]
     shapes = [tokens.shapes_N[at + k] for k in _SHAPE_WINDOW]
@@ -150,7 +150,7 @@ def _windows(candidates: CandidateTable) -> list[Hashes]:
 
 
 def _conjunctions(candidates: CandidateTable) -> list[Hashes]:
-    """Several properties at once: what a linear model cannot combine for itself."""
+    """Hashes several properties at once, which a linear model cannot combine for itself."""
     tokens, at = candidates.tokens, candidates.places_C
     sentence, following = candidates.sentences_C, candidates.nexts_C
 
@@ -213,7 +213,7 @@ def _conjunctions(candidates: CandidateTable) -> list[Hashes]:
 
 
 def _distant_conjunctions(candidates: CandidateTable) -> list[Hashes]:
-    """What the sentences before and after have to do with it."""
+    """Hashes the words that a candidate shares with the sentences before and after it."""
     tokens, at = candidates.tokens, candidates.places_C
     sentence, following = candidates.sentences_C, candidates.nexts_C
     earlier, later = candidates.earlier_C, candidates.later_C
@@ -236,14 +236,14 @@ def _distant_conjunctions(candidates: CandidateTable) -> list[Hashes]:
 
 
 def _log_bucket(x: Ints) -> Ints:
-    """Half-octaves."""
+    """Rounds logarithms to half-octaves."""
     return (2 * np.log2(1 + np.maximum(x, 0))).astype(np.int64)
 
 
 def dense_features(
     candidates: CandidateTable, first_C: Floats, signals_CQ: Floats | None
 ) -> Floats:
-    """(C,F) what the second stage reads, the first stage's probabilities at neighbours above all.
+    """Returns (C,F) the inputs of the second stage, above all the first's at neighbours.
 
     Args:
         candidates: all candidates of their documents.
@@ -268,7 +268,7 @@ def dense_features(
 
 
 def _around(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
-    """Probabilities of the candidates before and after; 0 beyond the document."""
+    """Returns the probabilities of the candidates before and after; 0 beyond the document."""
     blank, nowhere = np.zeros(_NEIGHBOURS), np.full(_NEIGHBOURS, -1)
     padded = np.concatenate([blank, first_C, blank])
     documents = np.concatenate([nowhere, candidates.documents_C, nowhere])
@@ -281,13 +281,13 @@ def _around(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
 
 
 def _apart(candidates: CandidateTable) -> Ints:
-    """Characters from the beginning of the batch, documents far from each other."""
+    """Counts characters from the beginning of the batch, documents far from each other."""
     starts_C = candidates.tokens.starts_N[candidates.places_C]
     return starts_C + candidates.documents_C * (2 * max(_REACHES))
 
 
 def _sums(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
-    """Expected boundaries within so many characters, on both sides."""
+    """Sums expected boundaries within so many characters, on both sides."""
     at_C = _apart(candidates)
     total = np.concatenate([np.zeros(1), np.cumsum(first_C)])
     here = np.arange(len(first_C))
@@ -299,7 +299,7 @@ def _sums(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
 
 
 def _landmarks(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
-    """Characters to the nearest likely boundary on both sides, and how likely that one is."""
+    """Measures characters to the nearest likely boundary on both sides, and how likely it is."""
     at_C = _apart(candidates).astype(np.float64)
     here = np.arange(len(first_C))
     columns: list[Floats] = []
@@ -318,7 +318,7 @@ def _landmarks(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
 
 
 def _document_means(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
-    """How the document treats candidates of the same kind, and its density of boundaries."""
+    """Measures how the document treats candidates of the same kind, and how dense its cuts are."""
     tokens, at = candidates.tokens, candidates.places_C
     document = candidates.documents_C
     length_D = np.diff(tokens.first_characters_D)
@@ -347,7 +347,7 @@ def _document_means(candidates: CandidateTable, first_C: Floats) -> list[Floats]
 
 
 def _mean_of_others(keys_C: Hashes, first_C: Floats) -> Floats:
-    """Mean probability of the other candidates with this key; -1 where there is none."""
+    """Averages the probability of other candidates with this key; -1 where there is none."""
     _, inverse = np.unique(keys_C, return_inverse=True)
     counts = np.bincount(inverse)[inverse] - 1
     sums = np.bincount(inverse, first_C)[inverse] - first_C
@@ -361,7 +361,7 @@ def _largest_of_document(document_C: Ints, first_C: Floats, count: int) -> Float
 
 
 def _at_sentences(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
-    """Probabilities where the sentences around begin; 0 where that is no candidate."""
+    """Returns the probabilities where the sentences around begin; 0 if that is no candidate."""
     first_N = np.zeros(len(candidates.tokens.words_N))
     first_N[candidates.places_C] = first_C
     around = (
@@ -374,7 +374,7 @@ def _at_sentences(candidates: CandidateTable, first_C: Floats) -> list[Floats]:
 
 
 def _shape_of_text(candidates: CandidateTable) -> list[Floats]:
-    """Lengths, positions and kinds of characters, without any probability."""
+    """Measures lengths, positions and kinds of characters, without any probability."""
     tokens, at = candidates.tokens, candidates.places_C
     starts = tokens.starts_N
     length_C = np.diff(tokens.first_characters_D)[candidates.documents_C]
@@ -400,7 +400,7 @@ def _shape_of_text(candidates: CandidateTable) -> list[Floats]:
 
 
 def _contents(candidates: CandidateTable) -> list[Floats]:
-    """Tokens, equals signs and formulas of the sentences on both sides, and how they end."""
+    """Counts tokens, equals signs and formulas of the sentences on both sides, and their ends."""
     tokens, at = candidates.tokens, candidates.places_C
     sentence, following = candidates.sentences_C, candidates.nexts_C
     earlier, later = candidates.earlier_C, candidates.later_C

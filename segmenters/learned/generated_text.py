@@ -31,7 +31,7 @@ class Step:
     """One calculation."""
 
     goal: str
-    """What is calculated: "the cost of the apples"."""
+    """Name of the quantity that is calculated: "the cost of the apples"."""
     left: str
     """Its left-hand side, with * and /."""
     result: str
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How the steps of a solution look."""
+    """The look of a solution's steps."""
 
     name: str
     separators: tuple[str, ...]
@@ -50,7 +50,7 @@ class Style:
 
 
 def records(problems: int = PROBLEMS, seed: int = SEED) -> Iterator[dict[str, object]]:
-    """Solutions, two of each problem in different styles, for `segcredit fit-boundaries`."""
+    """Yields solutions, two of each problem in different styles, for `segcredit fit-boundaries`."""
     for number in range(problems):
         draw = random.Random(f"{seed}/{number}")
         steps = draw.choice(_CHAINS)(draw)
@@ -79,7 +79,7 @@ def _record(
 
 
 def _purchase(draw: random.Random) -> list[Step]:
-    """Several goods, a sum, and change from a banknote."""
+    """Writes steps on several goods, their sum, and change from a banknote."""
     name, goods = draw.choice(_NAMES), draw.sample(_THINGS, draw.randint(2, 4))
     steps: list[Step] = []
     costs: list[int] = []
@@ -100,7 +100,7 @@ def _purchase(draw: random.Random) -> list[Step]:
 
 
 def _journey(draw: random.Random) -> list[Step]:
-    """Distances, a total and an average speed."""
+    """Writes steps on distances, a total and an average speed."""
     name = draw.choice(_NAMES)
     legs = [(draw.randint(20, 90), draw.randint(1, 5)) for _ in range(draw.randint(2, 3))]
     steps = [
@@ -134,7 +134,7 @@ def _equation(draw: random.Random) -> list[Step]:
 
 
 def _rectangle(draw: random.Random) -> list[Step]:
-    """Area, perimeter, and what a fence costs."""
+    """Writes steps on area, perimeter, and what a fence costs."""
     place, w, h, price = draw.choice(_PLACES), *(draw.randint(3, 25) for _ in range(3))
     around = 2 * (w + h)
     return [
@@ -146,7 +146,7 @@ def _rectangle(draw: random.Random) -> list[Step]:
 
 
 def _percentage(draw: random.Random) -> list[Step]:
-    """A share of a whole, twice."""
+    """Writes steps on a share of a whole, taken twice."""
     thing, whole = draw.choice(_THINGS), 100 * draw.randint(1, 12)
     share, second = draw.choice((10, 20, 25, 40, 50)), draw.choice((10, 20, 50))
     sold = whole * share // 100
@@ -172,7 +172,7 @@ def _with_unit(result: str, unit: str) -> str:
 
 
 def _aside(draw: random.Random, step: Step) -> str:
-    """Perhaps one more sentence, which may begin like a step and is none."""
+    """Writes perhaps one more sentence, which may begin like a step and is none."""
     value = _with_unit(step.result, step.unit)
     asides = (
         " It will be used below.",
@@ -197,7 +197,7 @@ def _opening(draw: random.Random, number: int, last: bool) -> str:
 
 
 def _line(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    """One short line, often without a full stop."""
+    """Writes a step as one short line, often without a full stop."""
     value = _with_unit(step.result, step.unit)
     text = draw.choice(
         (
@@ -210,7 +210,7 @@ def _line(draw: random.Random, step: Step, number: int, last: bool) -> str:
 
 
 def _prose(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    """Two or three sentences, the first of which says what is coming."""
+    """Writes a step as two or three sentences, the first of which says what is coming."""
     value = _with_unit(step.result, step.unit)
     middle = draw.choice(
         (f"This is {step.left} = {value}.", f"We compute {step.left}, which gives {value}.")
@@ -219,7 +219,7 @@ def _prose(draw: random.Random, step: Step, number: int, last: bool) -> str:
 
 
 def _dollars(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    """Formulas between dollars, in a sentence or two."""
+    """Writes formulas between dollars, in a sentence or two."""
     formula = f"${_latex(step.left)} = {step.result}$"
     lead = draw.choice(("So", "Therefore", "Right. So", "That means", "Hence", "Ok,"))
     first = f"{lead if number else 'We see that'} {step.goal} is {formula}."
@@ -227,7 +227,7 @@ def _dollars(draw: random.Random, step: Step, number: int, last: bool) -> str:
 
 
 def _inline(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    r"""Formulas as \( ... \)."""
+    r"""Writes formulas as \( ... \)."""
     unit = f" {step.unit}" if step.unit else ""
     return (
         f"{_opening(draw, number, last)} {step.goal}: \\({_latex(step.left)} = {step.result}\\)"
@@ -236,7 +236,7 @@ def _inline(draw: random.Random, step: Step, number: int, last: bool) -> str:
 
 
 def _display(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    r"""A displayed formula in the middle, with blank space around it."""
+    r"""Returns a displayed formula in the middle, with blank space around it."""
     blank = draw.choice((" ", "\n"))
     return (
         f"To find {step.goal}, we calculate:{blank}\\[{_latex(step.left)} = {step.result}\\]{blank}"
@@ -245,12 +245,12 @@ def _display(draw: random.Random, step: Step, number: int, last: bool) -> str:
 
 
 def _marked(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    """Step 1: and so on."""
+    """Puts "Step 1:" and so on in front."""
     return f"Step {number + 1}: {_instruction(draw, step)}"
 
 
 def _numbered(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    """A list with bare numbers."""
+    """Writes steps as a list with bare numbers."""
     return f"{number + 1}. {_instruction(draw, step)}"
 
 
@@ -260,14 +260,14 @@ def _instruction(draw: random.Random, step: Step) -> str:
 
 
 def _headed(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    """A bold heading and a bullet."""
+    """Writes a step as a bold heading and a bullet."""
     value = _with_unit(step.result, step.unit)
     title = step.goal[0].upper() + step.goal[1:]
     return f"**{title}:** We take {step.left}. The result is {value}.{_aside(draw, step)}"
 
 
 def _thinking(draw: random.Random, step: Step, number: int, last: bool) -> str:
-    """A trace that doubts itself."""
+    """Writes steps as a trace that doubts itself."""
     value = _with_unit(step.result, step.unit)
     lead = draw.choice(("Okay, so", "Hmm,", "Alright,", "Wait,", "Now,", "Let me see,"))
     doubt = draw.choice(
@@ -291,7 +291,7 @@ _STYLES = (
 
 
 def main() -> None:
-    """Write all records to standard output."""
+    """Writes all records to standard output."""
     for record in records():
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
 

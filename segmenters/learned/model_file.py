@@ -20,7 +20,7 @@ from segmenters.learned.stages import BoundaryModel, FirstStage
 SHIPPED = Path(__file__).parent / "default.skops"
 _FORMAT = "segcredit boundaries 1"
 _TRUSTED = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
-"""What a model file holds beside the types that skops itself trusts."""
+"""Types that a model file holds beside those that skops itself trusts."""
 _KINDS: dict[str, type[Any] | tuple[type[Any], ...]] = {
     "buckets": np.ndarray,
     "weights": np.ndarray,
@@ -35,7 +35,7 @@ _KINDS: dict[str, type[Any] | tuple[type[Any], ...]] = {
 
 
 def save_model(model: BoundaryModel, path: Path) -> None:
-    """Write a model; only the weights of buckets that training met are kept."""
+    """Writes a model; only the weights of buckets that training met are kept."""
     import skops.io
 
     buckets = np.flatnonzero(model.first.weights)
@@ -59,12 +59,12 @@ def save_model(model: BoundaryModel, path: Path) -> None:
 
 
 def model_path(name: str) -> Path:
-    """The shipped model's file, or the one that is named."""
+    """Returns the shipped model's file, or the one that is named."""
     return SHIPPED if name == "default" else Path(name).expanduser()
 
 
 def load_model(name: str) -> BoundaryModel:
-    """The model in a file, read once for each state of the file.
+    """Loads the model in a file, once for each state of the file.
 
     Raises:
         ConfigError: there is no such file, it is no model, or it holds types that are not trusted.

@@ -89,11 +89,11 @@ class Learned(TextSegmenter):
         return False
 
     def split(self, text: str) -> Sequence[int]:
-        """The first visible character of each segment; many texts are faster together."""
+        """Returns the first visible character of each segment; many texts are faster together."""
         return self.split_all([text])[0]
 
     def split_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """As ``split``, for several texts at once.
+        """Splits several texts at once.
 
         Raises:
             PluginError: the model reads the policy's signals, which texts alone do not have.
@@ -109,7 +109,7 @@ class Learned(TextSegmenter):
         return self._offsets(model, texts, None)
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut all texts of the batch in one go, with the policy's signals if the model has them.
+        """Cuts all texts of the batch in one go, with the policy's signals if the model has them.
 
         The blanks before a word go with it, since many tokenizers have them in the word's token.
         """
@@ -163,14 +163,14 @@ class Learned(TextSegmenter):
 
 
 def _before_blanks(text: str, offset: int) -> int:
-    """Where the blanks begin that stand directly before an offset."""
+    """Returns the start of the blanks that stand directly before an offset."""
     while offset and text[offset - 1] in " \t":
         offset -= 1
     return offset
 
 
 def _batches(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """Consecutive texts of bounded length together; one that is longer goes alone."""
+    """Gathers consecutive texts of bounded length; one that is longer goes alone."""
     ends = list(itertools.accumulate(map(len, texts), initial=0))
     edges = [0]
     while edges[-1] < len(texts):
@@ -180,7 +180,7 @@ def _batches(texts: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _most_probable(judgement: Judgement, rate: float, count: int) -> Any:
-    """(C,) the candidates that give each document so many segments per 100 words."""
+    """Returns (C,) the candidates that give each document so many segments per 100 words."""
     candidates = judgement.candidates
     tokens, documents_C = candidates.tokens, candidates.documents_C
     first_N = np.concatenate([np.ones(1, np.bool_), tokens.documents_N[:-1] < 0])
@@ -197,7 +197,7 @@ def _most_probable(judgement: Judgement, rate: float, count: int) -> Any:
 
 
 def _signals(rollouts: RolloutBatch) -> list[Any]:
-    """The action tokens' first characters, entropies and log-probs, a row each."""
+    """Returns the action tokens' first characters, entropies and log-probs, a row each."""
     from segmenters.learned.signals import TokenSignals
 
     mask_BT = rollouts.action_mask.cpu().numpy()

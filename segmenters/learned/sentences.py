@@ -22,7 +22,7 @@ def _sentencizer() -> Any:
 
 
 def sentence_starts(texts: Sequence[str]) -> list[Ints]:
-    """For each text the first visible character of every sentence but the first."""
+    """Returns for each text the first visible character of every sentence but the first."""
     return [_starts(without_surrogates(text)) for text in texts]
 
 

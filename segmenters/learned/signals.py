@@ -1,4 +1,4 @@
-"""What the policy knew at a candidate: entropy and log-prob of the token that begins there."""
+"""Signals of the policy at a candidate: entropy and log-prob of the token that begins there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TokenSignals:
 
 
 def signal_features(signals: Sequence[TokenSignals], offsets_C: Ints, documents_C: Ints) -> Floats:
-    """(C,6) the entropy, its change from the token before, its height above the mean; so log-probs.
+    """Returns (C,6) entropy, its change, its height above the mean; the same of log-probs.
 
     The token is the one that holds the candidate's first character. NaN in a completion without
     tokens, and for the change at its first token.

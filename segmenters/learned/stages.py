@@ -49,7 +49,7 @@ class FirstStage:
     intercept: float
 
     def probabilities(self, buckets_CF: Buckets) -> Floats:
-        """(C,) probability of a boundary, in grains."""
+        """Returns (C,) probability of a boundary, in grains."""
         logits_C = self.weights[buckets_CF].sum(axis=1) + self.intercept
         return np.round(_GRAIN / (1 + np.exp(-np.clip(logits_C, -40, 40)))) / _GRAIN
 
@@ -67,25 +67,25 @@ class BoundaryModel:
     """The probability above which there is a boundary."""
     candidates: Candidates
     signals: bool
-    """Whether the trees read the policy's entropies and log-probs."""
+    """True where the trees read the policy's entropies and log-probs."""
     familiar: float
     """A document of which a smaller share of features was met in training is unknown."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """What a model makes of a batch of texts (D of them)."""
+    """The probabilities that a model gives a batch of D texts."""
 
     candidates: CandidateTable
     probabilities_C: Floats
     known_D: Bools
-    """Whether the document looks like those of training."""
+    """True where the document looks like those of training."""
 
 
 def judge(
     model: BoundaryModel, texts: Sequence[str], signals: Sequence[TokenSignals] | None = None
 ) -> Judgement:
-    """Probabilities of all candidates of a batch; no text influences another one's.
+    """Computes probabilities of all candidates of a batch; no text influences another one's.
 
     Args:
         model: with or without signals.
@@ -112,12 +112,12 @@ def _signals(candidates: CandidateTable, signals: Sequence[TokenSignals] | None)
 
 
 def mix(first_C: Floats, second_C: Floats, blend: float) -> Floats:
-    """The mean of both stages' probabilities; the first one's alone where it is negligible."""
+    """Returns the mean of both stages' probabilities; the first's where it is negligible."""
     return (1 - blend) * first_C + blend * second_C
 
 
 def second_probabilities(trees: Any, dense_CF: Floats, first_C: Floats) -> Floats:
-    """(C,) the trees' probabilities, and the first stage's where that is negligible."""
+    """Returns (C,) the trees' probabilities, and the first stage's where that is negligible."""
     second_C = first_C.copy()
     asked = np.flatnonzero(first_C > _NEGLIGIBLE)
     if len(asked):
@@ -128,7 +128,7 @@ def second_probabilities(trees: Any, dense_CF: Floats, first_C: Floats) -> Float
 def familiarity(
     first: FirstStage, buckets_CF: Buckets, candidates: CandidateTable, count: int
 ) -> Floats:
-    """(D,) the share of a document's features that training met; 1 where it has no candidate.
+    """Returns (D,) the share of a document's features met in training; 1 without a candidate.
 
     Some of the features that training never met share a bucket with one that it did, so that
     even foreign text has a share above 0.
@@ -140,7 +140,7 @@ def familiarity(
 
 
 def fit_first(buckets_CF: Buckets, labels_C: Bools, strength: float) -> FirstStage:
-    """A logistic regression in its dual form.
+    """Fits a logistic regression in its dual form.
 
     Args:
         buckets_CF: of the candidates to learn from.
@@ -165,7 +165,7 @@ def fit_first(buckets_CF: Buckets, labels_C: Bools, strength: float) -> FirstSta
 
 
 def fit_second(dense_CF: Floats, labels_C: Bools, first_C: Floats) -> Any:
-    """Gradient-boosted trees, on the candidates that they will be asked about.
+    """Fits gradient-boosted trees on the candidates that they will be asked about.
 
     Args:
         dense_CF: made from ``first_C``.

@@ -84,28 +84,28 @@ class TokenTable:
     documents_N: Ints
     """-1 on padding."""
     first_characters_D: Ints
-    """Where each document begins when all are laid end to end, and where the last one ends."""
+    """Start of each document when all are laid end to end, and the end of the last one."""
     styles_D: Ints
     """Which marks the document uses, as bits."""
     sentence_starts_N: Bools
-    """Where a capital, digit or formula follows white space after a full stop."""
+    """True where a capital, digit or formula follows white space after a full stop."""
 
 
 @lru_cache(maxsize=1)
 def language() -> Any:
-    """The blank English pipeline, whose tokenizer needs no download."""
+    """Returns the blank English pipeline, whose tokenizer needs no download."""
     import spacy
 
     return spacy.blank("en")
 
 
 def without_surrogates(text: str) -> str:
-    """The text with half characters replaced, of the same length."""
+    """Returns the text with half characters replaced, of the same length."""
     return text if text.isascii() else _NO_CHARACTER.sub("\ufffd", text)
 
 
 def read_tokens(texts: Sequence[str]) -> TokenTable:
-    """The token table of a batch of texts."""
+    """Builds the token table of a batch of texts."""
     texts = [without_surrogates(text) for text in texts]
     columns_MA, counts_D = _attributes(texts)
     characters_X = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32).astype(np.int64)
@@ -115,7 +115,7 @@ def read_tokens(texts: Sequence[str]) -> TokenTable:
 
 
 def _attributes(texts: Sequence[str]) -> tuple[Hashes, list[int]]:
-    """(M,A) spaCy's attributes of all tokens, and how many tokens each document has."""
+    """Returns (M,A) spaCy's attributes of all tokens, and how many tokens each document has."""
     # Every new word stays in a vocabulary (spaCy's memory zones would free it, but switch the
     # tokenizer's cache off): a full one is thrown away.
     if len(language().vocab) > _MOST_WORDS:
@@ -163,7 +163,7 @@ def _table(
 
 
 class _Layout:
-    """Where each token stands among the padding."""
+    """Places of the tokens among the padding."""
 
     def __init__(self, documents: Ints, count: int, first_D: Ints) -> None:
         self._places = np.arange(len(documents)) + PADDING * (documents + 1)
@@ -173,13 +173,13 @@ class _Layout:
         self._first = first_D
 
     def spread(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Zeros on the padding."""
+        """Places values among the padding, which is 0."""
         table_N = np.zeros(self._size, x.dtype)
         table_N[self._places] = x
         return table_N
 
     def spread_places(self, x: Ints) -> Ints:
-        """The padding stands where one document ends and the next one begins."""
+        """Places the padding where one document ends and the next one begins."""
         table_N = self.spread(x)
         table_N[self._paddings] = self._first
         return np.maximum.accumulate(table_N)
@@ -194,12 +194,12 @@ def _kind_table() -> Ints:
 
 
 def _kinds(characters_X: Ints) -> Ints:
-    """Kind of every character; letters beyond ASCII count as others."""
+    """Returns the kind of every character; letters beyond ASCII count as others."""
     return _kind_table()[np.minimum(characters_X, 127)]
 
 
 def _gaps(starts: Ints, ends: Ints, documents: Ints, characters_X: Ints, first_D: Ints) -> Ints:
-    """What white space stands before each token."""
+    """Returns the kind of white space before each token."""
     newlines = np.concatenate([np.zeros(1, np.int64), np.cumsum(characters_X == ord("\n"))])
     previous = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
     previous = np.maximum(previous, first_D[documents])
@@ -208,7 +208,7 @@ def _gaps(starts: Ints, ends: Ints, documents: Ints, characters_X: Ints, first_D
 
 
 def _states(characters_X: Ints, first_D: Ints) -> Ints:
-    """What encloses each character; an opening that is never closed lasts to the document's end."""
+    """Marks what encloses each character; an opening never closed lasts to the document's end."""
     following_X = np.concatenate([characters_X[1:], np.zeros(1, np.int64)])[: len(characters_X)]
     begins_X = np.zeros(len(characters_X), np.int64)
     inner = first_D[:-1][first_D[:-1] < len(characters_X)]
@@ -236,12 +236,12 @@ def _states(characters_X: Ints, first_D: Ints) -> Ints:
 
 
 def _latest(marks_X: Bools) -> Ints:
-    """The place of the latest mark up to each place, -1 before the first."""
+    """Returns the place of the latest mark up to each place, -1 before the first."""
     return np.maximum.accumulate(np.where(marks_X, np.arange(len(marks_X)), -1))
 
 
 def _odd(marks_X: Bools, begins_X: Ints) -> Bools:
-    """Whether an odd number of marks stands before each place in its document."""
+    """Tells whether an odd number of marks stands before each place in its document."""
     counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(marks_X)])
     return (counts[:-1] - counts[begins_X]) % 2 == 1
 
@@ -249,7 +249,7 @@ def _odd(marks_X: Bools, begins_X: Ints) -> Bools:
 def _formula_dollars(
     characters_X: Ints, following_X: Ints, escape_X: Bools, first_D: Ints
 ) -> Bools:
-    """Dollars that open or close a formula: a pair counts once, sums of money do not count.
+    """Marks dollars that open or close a formula: a pair counts once, sums of money do not.
 
     In a document without any backslash a dollar before a digit is money.
     """

@@ -101,7 +101,7 @@ class _Sample:
 def fit(
     corpus: Corpus, *, folds: int = 5, which: Candidates = "fast", watch: Watch = lambda _: None
 ) -> Fitted:
-    """Cross-validate and fit.
+    """Cross-validates and fits both stages.
 
     Args:
         corpus: at least three problems.
@@ -131,7 +131,7 @@ def fit(
 
 
 def _folds(problems: Sequence[str], folds: int) -> Ints:
-    """(D,) the part of each document; a problem's documents share theirs."""
+    """Returns (D,) the part of each document; a problem's documents share theirs."""
     from sklearn.model_selection import GroupKFold
 
     known = len(set(problems))
@@ -171,7 +171,7 @@ def _sample(corpus: Corpus, folds_D: Ints, which: Candidates) -> _Sample:
 
 
 def _require_both_labels(sample: _Sample, count: int) -> None:
-    """Every fit leaves two folds out: the rest must hold boundaries and other candidates."""
+    """Raises where the rest of some two folds lacks boundaries or other candidates."""
     for pair in combinations(range(count), 2):
         labels = sample.labels_C[~np.isin(sample.folds_C, pair)]
         if not len(labels) or labels.all() or not labels.any():
@@ -184,7 +184,7 @@ def _require_both_labels(sample: _Sample, count: int) -> None:
 
 
 def _apply(sample: _Sample, stages: Sequence[FirstStage]) -> Floats:
-    """(C,) each candidate judged by the stage of its fold."""
+    """Returns (C,) each candidate judged by the stage of its fold."""
     first_C = np.zeros(len(sample.labels_C))
     for fold, stage in enumerate(stages):
         rows = sample.folds_C == fold
@@ -198,7 +198,7 @@ def _left_out_second(
     pairs: dict[tuple[int, int], FirstStage],
     singles: Sequence[FirstStage],
 ) -> Floats:
-    """The trees' probabilities for a fold that neither they nor what they read ever saw."""
+    """Returns the trees' probabilities for a fold that neither they nor what they read ever saw."""
     stages = [
         singles[fold] if other == fold else pairs[min(other, fold), max(other, fold)]
         for other in range(len(singles))
@@ -217,7 +217,7 @@ def _final_model(
     second_C: Floats,
     singles: Sequence[FirstStage],
 ) -> BoundaryModel:
-    """Both stages fitted on everything, with what the left-out probabilities chose."""
+    """Fits both stages on everything, with what the left-out probabilities chose."""
     trees: Any = fit_second(sample.dense(first_C), sample.labels_C, first_C)
     everywhere = np.ones(len(first_C), np.bool_)
     blend, threshold = _choose(sample, first_C, second_C, everywhere, int(sample.given_D.sum()))
@@ -235,7 +235,7 @@ def _final_model(
 def _choose(
     sample: _Sample, first_C: Floats, second_C: Floats, rows: Bools, given: int
 ) -> tuple[float, float]:
-    """The blend of highest likelihood and then the threshold of highest F1, on these rows."""
+    """Picks the blend of highest likelihood, then the threshold of highest F1, on these rows."""
     labels = sample.labels_C[rows]
     first, second = first_C[rows], second_C[rows]
     losses = [_log_loss(mix(first, second, blend), labels) for blend in _BLENDS]
@@ -249,7 +249,7 @@ def _log_loss(probabilities_C: Floats, labels_C: Bools) -> float:
 
 
 def best_threshold(probabilities_C: Floats, labels_C: Bools, given: int) -> float:
-    """The threshold above which boundaries have the highest F1, half-way to the next value.
+    """Returns the threshold above which boundaries have the highest F1, half-way to the next value.
 
     Args:
         probabilities_C: of candidates.
@@ -267,7 +267,7 @@ def best_threshold(probabilities_C: Floats, labels_C: Bools, given: int) -> floa
 
 
 def _familiar(sample: _Sample, singles: Sequence[FirstStage]) -> float:
-    """The familiarity that nearly all documents have with a stage that did not see them."""
+    """Returns the familiarity that nearly all documents have with a stage that did not see them."""
     shares: list[Floats] = []
     for fold, stage in enumerate(singles):
         shares_D = familiarity(stage, sample.buckets_CF, sample.candidates, len(sample.folds_D))
@@ -278,7 +278,7 @@ def _familiar(sample: _Sample, singles: Sequence[FirstStage]) -> float:
 def _report(
     sample: _Sample, model: BoundaryModel, first_C: Floats, second_C: Floats, count: int
 ) -> Fitted:
-    """Predict each fold with the blend and the threshold of the others."""
+    """Predicts each fold with the blend and the threshold of the others."""
     chosen_C = np.zeros(len(first_C), np.bool_)
     thresholds: list[float] = []
     for fold in range(count):

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -78,8 +77,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return fake
 
 
-def run(path: Path, steps: range = range(3), patience: float = 30.0) -> None:
-    with tracking(["wandb"], path, CONFIG, patience=patience) as show:
+def run(path: Path, steps: range = range(3)) -> None:
+    with tracking(["wandb"], path, CONFIG) as show:
         for step in steps:
             show({"step": step, "reward": step / 4})
 
@@ -106,7 +105,7 @@ def test_what_is_not_finite_is_left_out(fake: Fake, tmp_path: Path) -> None:
     assert fake.rows == [(0, {"loss": 1.0})]
 
 
-def test_no_tracker_is_no_thread_and_no_folder(tmp_path: Path) -> None:
+def test_no_tracker_is_no_folder(tmp_path: Path) -> None:
     with tracking([], tmp_path, CONFIG) as show:
         show({"step": 0})
     assert not list(tmp_path.iterdir())
@@ -142,39 +141,6 @@ def test_a_fault_that_passes_leaves_a_gap_and_no_more(fake: Fake, tmp_path: Path
         run(tmp_path, range(4))
     assert fake.steps == [0, 2, 3]
     assert fake.ends == ["finished"]
-
-
-@pytest.mark.parametrize("moment", ["on_start", "on_step", "on_end"])
-def test_a_tracker_that_never_answers_is_not_waited_for(
-    fake: Fake, tmp_path: Path, moment: str
-) -> None:
-    never = Event()
-    setattr(fake, moment, lambda *_: never.wait(60))
-    with pytest.warns(RuntimeWarning, match="had not answered|has not answered") as found:
-        run(tmp_path, range(50), patience=0.05)
-    never.set()
-    assert len(found) == 1
-
-
-def test_rows_of_a_slow_tracker_arrive_later(fake: Fake, tmp_path: Path) -> None:
-    """Its patience used up on the first row, the run goes on at once; the rows wait their turn."""
-    released = Event()
-    fake.on_step = lambda step: released.wait(60)
-    with tracking(["wandb"], tmp_path, CONFIG, patience=0.01) as show:
-
-        def late() -> None:
-            for step in range(5):
-                show({"step": step})
-                time.sleep(0.01 * trackers.SILENCE)
-
-        with pytest.warns(RuntimeWarning, match="has not answered for") as found:
-            late()
-        assert len(found) == 1
-        assert fake.steps == []
-        released.set()
-        while len(fake.steps) < 5:
-            time.sleep(0.01)
-    assert fake.steps == [0, 1, 2, 3, 4]
 
 
 def test_a_step_is_shown_once_however_often_the_run_is_resumed(fake: Fake, tmp_path: Path) -> None:
@@ -342,8 +308,6 @@ def tracker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    # On a busy machine MLflow's start takes long, and the numbers are wanted at once.
-    monkeypatch.setitem(tracking.__wrapped__.__kwdefaults__, "patience", 250.0)
     if request.param == "trackio":
         monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
     return request.param

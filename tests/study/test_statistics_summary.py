@@ -1,4 +1,4 @@
-"""A row a group: last values, areas under learning curves, values at equal cost, profiles."""
+"""A row a group: last values, areas under learning curves, values at equal cost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from segcredit.errors import StudyError
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.tables import Runs, read_runs
 from segcredit.study.statistics import (
-    at_equal_cost,
     bootstrap_interval,
     interquartile_mean,
     learning_areas,
-    performance_profile,
     run_values,
     stratified_bootstrap,
     stratified_student,
@@ -217,7 +215,8 @@ def test_the_warm_up_of_a_critic_is_paid_for(tmp_path: Path) -> None:
     by_tokens = learning_areas(runs, ["method"], "accuracy", per="tokens_sampled")
     assert list(by_tokens["budget"]) == [200, 200]
     assert list(by_tokens["mean"]) == pytest.approx([0.4, 0.2])
-    assert list(at_equal_cost(runs, ["method"], "accuracy")["mean"]) == pytest.approx([0.6, 0.2])
+    at_cost = run_values(runs, "accuracy", "at_cost", per="tokens_sampled")
+    assert list(at_cost["value"]) == pytest.approx([0.6, 0.2])
     longer = learning_areas(runs, ["method"], "accuracy", per="tokens_sampled", budget=400)
     assert list(longer["mean"]) == pytest.approx([math.nan, 0.3], nan_ok=True)
     assert longer["note"][0] == "1 of 1 runs fell short of the budget"
@@ -227,13 +226,15 @@ def test_values_at_equal_cost_lie_between_the_recorded_ones(tmp_path: Path) -> N
     make_run(tmp_path / "a", [(0, 0.2), (100, 0.4), (300, 0.8)], method="a", seed=0)
     make_run(tmp_path / "b", [(0, 0.2), (150, 0.5)], method="b", seed=0, end="failed")
     runs = read_runs(tmp_path)
-    table = at_equal_cost(runs, ["method"], "accuracy")
-    assert list(table["mean"]) == pytest.approx([0.5, 0.5])
-    assert list(table["budget"]) == [150, 150]
+    values = run_values(runs, "accuracy", "at_cost", per="tokens_sampled")
+    assert list(values["value"]) == pytest.approx([0.5, 0.5])
+    assert list(values["budget"]) == [150, 150]
+    earlier = run_values(runs, "accuracy", "at_cost", per="cpu_seconds", budget=5)
+    assert list(earlier["value"]) == pytest.approx([0.3, 0.3])
+    table = learning_areas(runs, ["method"], "accuracy", per="tokens_sampled")
     said = "the budget is that of run b, others reached up to 300"
     assert list(table["note"]) == [said, f"{said}; 1 of 1 runs failed"]
-    earlier = at_equal_cost(runs, ["method"], "accuracy", per="cpu_seconds", budget=5)
-    assert list(earlier["mean"]) == pytest.approx([0.3, 0.3])
+    earlier = learning_areas(runs, ["method"], "accuracy", per="cpu_seconds", budget=5)
     assert list(earlier["note"]) == ["", "1 of 1 runs failed"]
 
 
@@ -249,51 +250,14 @@ def test_budgets_that_cannot_be_are_sentences(tmp_path: Path) -> None:
         learning_areas(runs, ["method"], "accuracy", per="kl")
     make_run(tmp_path / "c", [(100, 0.2), (50, 0.4)], method="c", seed=0)
     with pytest.raises(StudyError, match="'tokens_sampled' goes down, or below 0, in run c"):
-        at_equal_cost(read_runs(tmp_path), ["method"], "accuracy")
+        learning_areas(read_runs(tmp_path), ["method"], "accuracy", per="tokens_sampled")
 
 
 def test_a_metric_that_no_run_recorded_is_empty_and_not_an_error(tmp_path: Path) -> None:
     make_groups(tmp_path, {"sapo": [0.5, 0.6]})
     runs = read_runs(tmp_path)
-    for table in (summarise, learning_areas, at_equal_cost):
+    for table in (summarise, learning_areas):
         row = table(runs, ["method"], "kl").loc[0]
         assert row["seeds"] == 0
         assert math.isnan(row["mean"])
         assert row["note"] == "2 of 2 runs never recorded the metric"
-
-
-def test_profile_is_the_share_above_each_threshold(tmp_path: Path) -> None:
-    make_groups(tmp_path, {"grpo": [0.2, 0.4], "sapo": [0.3, 0.5, 0.5, 0.9], "one": [0.5]})
-    runs = read_runs(tmp_path)
-    table = performance_profile(runs, ["method"], "accuracy", [0.1, 0.3, 0.5])
-    sapo = table[table["method"] == "sapo"]
-    assert list(sapo["threshold"]) == [0.1, 0.3, 0.5]
-    assert list(sapo["share"]) == [1, 0.75, 0.25]  # above, not at
-    assert list(sapo["seeds"]) == [4, 4, 4]
-    # Wilson by hand at 3 of 4: (p + z²/2n ± z √(p q / n + z²/4n²)) / (1 + z²/n), z² = 3.8415.
-    assert tuple(sapo[["low", "high"]].iloc[1]) == pytest.approx((0.30064, 0.95441), abs=1e-4)
-    assert sapo["low"].iloc[0] < 0.6  # four of four is not certainty
-    assert table[table["method"] == "one"]["low"].isna().all()
-
-
-def test_profile_band_can_be_rliables(tmp_path: Path) -> None:
-    make_groups(tmp_path, {"sapo": [0.1, 0.3, 0.3]}, task="hard")
-    make_groups(tmp_path, {"sapo": [0.7, 0.8, 0.9]}, task="easy")
-    runs = read_runs(tmp_path)
-    table = performance_profile(
-        runs, ["method"], "accuracy", [0.2, 0.5], interval="bootstrap", strata=["task"]
-    )
-    expected = stratified_bootstrap([[0, 1, 1], [1, 1, 1]])
-    assert tuple(table[["low", "high"]].iloc[0]) == expected
-    # One task is above, the other below, whatever the seeds.
-    assert tuple(table[["share", "low", "high"]].iloc[1]) == (0.5, 0.5, 0.5)
-    assert list(table["note"]) == ["", ""]
-
-
-def test_profile_of_areas_and_bad_thresholds(tmp_path: Path) -> None:
-    make_groups(tmp_path, {"sapo": [0.3, 0.5]})  # areas .2 and .3
-    runs = read_runs(tmp_path)
-    areas = performance_profile(runs, ["method"], "accuracy", 0.25, measure="area")
-    assert list(areas["share"]) == [0.5]
-    with pytest.raises(StudyError, match="A threshold is NaN"):
-        performance_profile(runs, ["method"], "accuracy", [math.nan])

@@ -21,7 +21,7 @@ T = TypeVar("T")
 def settled(
     directory: Path, list_files: Callable[[], Sequence[Path]], read: Callable[[Sequence[Path]], T]
 ) -> T:
-    """What ``read`` makes of some files, all of which were there from beginning to end.
+    """Returns what ``read`` makes of files that all stayed from beginning to end.
 
     Files appear whole (``atomic_files``), so that only their disappearing has to be noticed:
     a run that ends packs its step files into one and removes them, one that restarts cuts them.
@@ -57,7 +57,7 @@ def settled(
 
 
 def _identities(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
-    """What tells a file from another one that took its name; None where there is none."""
+    """Returns marks that tell a file from a successor of its name; None where there is none."""
     return [_identity(file) for file in files]
 
 

@@ -12,7 +12,7 @@ from segcredit.records.stored_config import CONFIG, read_config
 
 
 def find_runs(path: Path) -> Iterator[Path]:
-    """Run directories at or below ``path``, in the order of their names."""
+    """Finds run directories at or below ``path``, in the order of their names."""
     for folder, subfolders, files in os.walk(path):
         if is_run(Path(folder), files):
             subfolders.clear()  # nothing below a run is a run, and its tables may be many files
@@ -21,7 +21,7 @@ def find_runs(path: Path) -> Iterator[Path]:
 
 
 def is_run(directory: Path, files: Collection[str]) -> bool:
-    """Whether a directory with these files holds a run, be it a damaged one.
+    """Tells whether a directory with these files holds a run, be it a damaged one.
 
     A run is made in the order config, environment, status, metrics: before the status it is half
     made, and no run. Where three of them are there they are ours, readable or not; a config and a

@@ -29,7 +29,7 @@ Filter = Any
 
 
 class Part(NamedTuple):
-    """What one run adds to a table."""
+    """The rows that one run adds to a table."""
 
     rows: pa.Table
     """Its rows, with those of the wanted columns that it has."""
@@ -48,7 +48,7 @@ _DISK = LocalFileSystem()
 
 
 def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) -> Part:
-    """The rows of one run.
+    """Reads the rows of one run.
 
     Args:
         directory: of the run.
@@ -74,7 +74,7 @@ def _files(directory: Path, table: Table) -> list[Path]:
 
 
 def read_packed(file: Path) -> pa.Table:
-    """All rows of one small file.
+    """Reads all rows of one small file.
 
     Raises:
         RecordError: the file is damaged.
@@ -90,7 +90,7 @@ def read_packed(file: Path) -> pa.Table:
 
 
 def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) -> Part:
-    """The rows of files that together are one table of a run, in their order."""
+    """Reads the rows of files that together are one table of a run, in their order."""
     try:
         dataset = _dataset(files, table)
         names = cast("list[str]", dataset.schema.names)
@@ -111,7 +111,7 @@ def _dataset(files: Iterable[Path], table: Table) -> ds.FileSystemDataset:
 
 
 def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path, Exception]:
-    """The first of several files that cannot be read by itself, with its own reason."""
+    """Finds the first of several files that cannot be read by itself, with its own reason."""
     for file in files:
         try:
             _dataset([file], table).to_table()

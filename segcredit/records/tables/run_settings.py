@@ -22,13 +22,13 @@ from segcredit.records.tables.consistent_read import settled
 from segcredit.records.tables.find_runs import is_run
 
 STATES = ("running", "interrupted", "failed", "finished", "damaged")
-"""What ``status`` may be; "damaged" is a run whose config or status cannot be read."""
+"""Values of ``status``; "damaged" is a run whose config or status cannot be read."""
 
 _LARGEST = 2**63 - 1
 
 
 def settings_row(directory: Path) -> dict[str, Any] | None:
-    """The config, ``status`` and ``error`` of one run; None where it is no longer there."""
+    """Returns the config, ``status`` and ``error`` of one run; None where it is no longer there."""
     try:
         return settled(directory, lambda: [directory / CONFIG, directory / STATUS], _read)
     except RecordError as error:
@@ -38,7 +38,7 @@ def settings_row(directory: Path) -> dict[str, Any] | None:
 
 
 def settings_frame(rows: Sequence[Mapping[str, Any]], run: pd.Categorical) -> pd.DataFrame:
-    """The rows of ``settings_row`` as a typed table.
+    """Returns the rows of ``settings_row`` as a typed table.
 
     Args:
         rows: one a run.
@@ -57,7 +57,7 @@ def settings_frame(rows: Sequence[Mapping[str, Any]], run: pd.Categorical) -> pd
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as columns with dotted names.
+    """Flattens a nested config into columns with dotted names.
 
     A plug-in's table (one with a ``name``) becomes its name at the table's own key, and its
     options below it: ``{name = "entropy", top_fraction = 0.3}`` at ``segmenter`` gives
@@ -78,7 +78,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def typed(values: Sequence[Any]) -> Any:
-    """One config key of all runs as a column that can hold what is missing (None).
+    """Returns one config key of all runs as a column that can hold what is missing (None).
 
     Booleans are ``boolean``, whole numbers ``Int64``, other numbers ``float64``; everything else,
     mixtures included, is a ``category`` of text.

@@ -91,7 +91,7 @@ class Runs:
         return f"Runs({str(self.path)!r}, {len(self)} runs)"
 
     def select(self, runs: Iterable[str]) -> Runs:
-        """Some of the runs alone.
+        """Returns some of the runs alone.
 
         Args:
             runs: their names, such as ``runs.runs.query("segmenter == 'entropy'")["run"]``.
@@ -105,7 +105,7 @@ class Runs:
         return Runs(self.path, chosen, damaged=self.damaged)
 
     def whole(self) -> Runs:
-        """Those runs whose config and status can be read, so that all their columns are known.
+        """Returns the runs whose config and status can be read, so that their columns are known.
 
         Raises:
             RecordError: another is damaged, unless damaged runs are skipped.
@@ -159,7 +159,7 @@ class Runs:
     def read(
         self, table: Table, columns: Sequence[str] | None = None, where: Filter = None
     ) -> pd.DataFrame:
-        """One table of all runs, with no more columns and rows than asked for.
+        """Reads one table of all runs, with no more columns and rows than asked for.
 
         Args:
             table: "steps", "responses", "segments", "tokens" or "audit".
@@ -192,7 +192,7 @@ class Runs:
         require_known(f"column of .{table}", columns, known)
 
     def _parts(self, table: Table, columns: Columns, where: Filter) -> dict[str, Part]:
-        """Each run's rows, without the runs that are damaged."""
+        """Returns each run's rows, without the runs that are damaged."""
 
         def part(run: str, path: Path) -> Part | None:
             try:
@@ -209,7 +209,7 @@ class Runs:
         return {run: part for run, part in found.items() if part is not None}
 
     def _map(self, read: Callable[[str, Path], T]) -> dict[str, T]:
-        """Something of every run; on as many threads as Arrow may use."""
+        """Calls a function for every run, on as many threads as Arrow may use."""
         names, paths = self.directories, self.directories.values()
         if pa.cpu_count() == 1:
             return dict(zip(names, map(read, names, paths), strict=True))
@@ -217,14 +217,14 @@ class Runs:
             return dict(zip(names, pool.map(read, names, paths), strict=True))
 
     def _run_column(self, rows: Mapping[str, int]) -> pd.Categorical:
-        """The column ``run`` of a table in which each run has so many rows."""
+        """Returns the column ``run`` of a table in which each run has so many rows."""
         numbers = {run: number for number, run in enumerate(self.directories)}
         codes = np.repeat([numbers[run] for run in rows], list(rows.values()))
         return pd.Categorical.from_codes(codes.astype("int32"), categories=list(numbers))
 
 
 def _joined(table: Table, columns: Columns, rows: list[pa.Table]) -> pa.Table:
-    """All rows, with every column that was asked for; by default those of every run come first.
+    """Joins all rows, with the columns asked for; by default those of every run come first.
 
     Takes the rows out of the list.
     """

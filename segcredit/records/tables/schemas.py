@@ -1,4 +1,4 @@
-"""What the tables always have, and of which types: the same for every run, and for none."""
+"""Columns that the tables always have, and their types: the same for every run, and for none."""
 
 # pandas and pyarrow ship no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -47,7 +47,7 @@ STEP_COLUMNS = (
     "loss",
     "value_loss",
 )
-"""What ``Runs.steps`` always has beside ``run`` and ``step``; a run may record more."""
+"""Columns that ``Runs.steps`` always has beside ``run`` and ``step``; a run may record more."""
 
 AUDIT = "audit.parquet"
 """The figures of an audit, in its directory."""
@@ -92,7 +92,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
 
 
 def to_frame(rows: pa.Table, run: pd.Categorical) -> pd.DataFrame:
-    """An Arrow table as pandas holds it, behind the column ``run``."""
+    """Converts an Arrow table to pandas, behind the column ``run``."""
     columns: dict[str, Any] = {"run": run}
     for name in rows.column_names:
         # Column by column, so that no more than one is held twice.

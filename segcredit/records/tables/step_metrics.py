@@ -24,7 +24,7 @@ _NOTHING = SCHEMAS["steps"].empty_table().select(["step"])
 
 
 def read_steps(directory: Path, columns: Columns, where: Filter) -> Part:
-    """The rows of one run; see ``parquet.read_rows``."""
+    """Reads the rows of one run; see ``parquet.read_rows``."""
 
     def read(files: Sequence[Path]) -> Part:
         if not files:
@@ -36,14 +36,14 @@ def read_steps(directory: Path, columns: Columns, where: Filter) -> Part:
 
 
 def _files(directory: Path) -> list[Path]:
-    """The file that holds the metrics; none where nothing was recorded."""
+    """Returns the file that holds the metrics; none where nothing was recorded."""
     # A run that goes on after all may have left the packed file of its first end.
     names = [STEPS, METRICS] if _finished(directory) else [METRICS]
     return [directory / name for name in names if (directory / name).exists()][:1]
 
 
 def _finished(directory: Path) -> bool:
-    """Whether the rows are complete, as far as anybody can say."""
+    """Tells whether the rows are complete, as far as anybody can say."""
     try:
         return read_status(directory)["status"] == "finished"
     except RecordError:
@@ -51,7 +51,7 @@ def _finished(directory: Path) -> bool:
 
 
 def _read_lines(directory: Path) -> pa.Table:
-    """All whole rows of ``metrics.jsonl``.
+    """Reads all whole rows of ``metrics.jsonl``.
 
     Raises:
         RecordError: a row is damaged, or the last one is torn though the run has finished.
@@ -65,7 +65,7 @@ def _read_lines(directory: Path) -> pa.Table:
 
 
 def _parsed(lines: bytes) -> pa.Table | None:
-    """The rows, ``step`` in int64 and the rest in float64; None where they are not of that kind."""
+    """Parses rows, ``step`` in int64, the rest in float64; None if they are of another kind."""
     if not lines:
         return _NOTHING
     options = pj.ReadOptions(use_threads=False, block_size=len(lines) + 1)
@@ -80,7 +80,7 @@ def _parsed(lines: bytes) -> pa.Table | None:
 
 
 def _parsed_slowly(directory: Path) -> pa.Table:
-    """Line by line, so that it can be said which of them is damaged."""
+    """Parses line by line, so that the error can name the damaged one."""
     rows = read_metrics(directory)
     lines = (directory / METRICS).read_bytes().count(b"\n")
     if len(rows) < lines and _finished(directory):

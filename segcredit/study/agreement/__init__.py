@@ -1,4 +1,4 @@
-"""How well segmentations agree with each other and with people: tables, intervals, a figure.
+"""Agreement of segmentations with each other and with people: tables, intervals, a figure.
 
     data = read_annotations("rtseg_gold.jsonl")
     cuts = {**data.boundaries, "newline": registry.segmenters.build("newline")}

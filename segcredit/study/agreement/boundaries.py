@@ -41,7 +41,7 @@ class Annotations:
 
 
 def read_annotations(path: Path | str) -> Annotations:
-    """Human segmentations of texts, from JSON Lines.
+    """Reads human segmentations of texts from JSON Lines.
 
     Args:
         path: a file with an object a line: ``id``, ``text``, and either ``annotations``, a list of
@@ -74,7 +74,7 @@ def read_annotations(path: Path | str) -> Annotations:
 
 
 def after_space(boundaries: Sequence[int], text: str) -> list[int]:
-    """Each boundary moved to the first character at or after it that is not white space.
+    """Returns each boundary moved to the first character at or after it that is not white space.
 
     Segmenters differ in the side of a boundary on which they leave the space; so do people. A
     boundary goes where only white space comes before it, or after it.
@@ -92,7 +92,7 @@ def after_space(boundaries: Sequence[int], text: str) -> list[int]:
 def boundaries_of(
     documents: Documents, segmentations: Mapping[str, Cuts], *, skip_space: bool = False
 ) -> tuple[pd.DataFrame, dict[str, list[list[int] | None]]]:
-    """The boundaries that each segmentation puts into each document.
+    """Returns the boundaries that each segmentation puts into each document.
 
     Args:
         documents: texts or lengths.
@@ -123,7 +123,7 @@ def boundaries_of(
 
 
 def _record(line: str, place: str) -> tuple[str, str, dict[str, list[int]]]:
-    """Id, text and boundaries by annotator of one line."""
+    """Returns the id, the text and the boundaries by annotator of one line."""
     try:
         record = json.loads(line)
         name, text = str(record["id"]), str(record["text"])
@@ -143,7 +143,7 @@ def _record(line: str, place: str) -> tuple[str, str, dict[str, list[int]]]:
 
 
 def _spaces(text: str) -> tuple[list[int], list[int]]:
-    """Where runs of white space begin, and where they end."""
+    """Returns the places where runs of white space begin, and where they end."""
     runs = [match.span() for match in _SPACE.finditer(text)]
     return [start for start, _ in runs], [end for _, end in runs]
 
@@ -159,7 +159,7 @@ def _moved(inner: list[int], spaces: tuple[list[int], list[int]], length: int) -
 
 
 def _cut(name: str, cuts: Cuts, contents: Sequence[str | int]) -> Iterator[Sequence[int] | None]:
-    """What a segmentation says of each document."""
+    """Returns the boundaries of a segmentation in each document."""
     if not isinstance(cuts, TextSegmenter):
         if len(cuts) != len(contents):
             raise StudyError(
@@ -180,7 +180,7 @@ def _cut(name: str, cuts: Cuts, contents: Sequence[str | int]) -> Iterator[Seque
 def _inner(
     name: str, document: Any, length: int, boundaries: Sequence[int] | None
 ) -> list[int] | None:
-    """Ascending and inside; the error says where it is not so."""
+    """Checks that boundaries ascend inside the text; the error says where they do not."""
     try:
         return None if boundaries is None else inner_boundaries(boundaries, length)
     except StudyError as error:

@@ -1,4 +1,4 @@
-"""How many segments documents are cut into, and how long they are.
+"""Numbers and lengths of the segments that documents are cut into.
 
     segments = segment_table(texts, {"newline": registry.segmenters.build("newline")})
     lengths(segments)
@@ -29,7 +29,7 @@ def segment_table(
     *,
     tokens: Sequence[Sequence[int]] | None = None,
 ) -> pd.DataFrame:
-    """Every segment of every document, under every segmentation.
+    """Returns every segment of every document, under every segmentation.
 
     Args:
         documents: texts or lengths.
@@ -57,7 +57,7 @@ def segment_table(
 
 
 def lengths(segments: pd.DataFrame, by: Sequence[str] = ("segmenter",)) -> pd.DataFrame:
-    """How many segments a document has, and how long they are.
+    """Summarises how many segments a document has, and how long they are.
 
     Args:
         segments: as ``segment_table`` gives them; columns may have been merged to them.
@@ -94,7 +94,7 @@ def _segments(
     boundaries: Sequence[list[int] | None],
     tokens: Sequence[Sequence[int]] | None,
 ) -> pd.DataFrame:
-    """The segments of one segmentation."""
+    """Returns the segments of one segmentation."""
     sizes = table["length"].tolist()
     present = [row for row, inner in enumerate(boundaries) if inner is not None and sizes[row]]
     starts = [[0, *(boundaries[row] or ())] for row in present]

@@ -1,4 +1,4 @@
-"""How far two segmentations of one document agree: functions of two sets of boundaries.
+"""Metrics of the agreement of two segmentations of one document, from their boundaries.
 
 A document of length N has N units: the characters of a text, or the tokens of a completion. A
 boundary is the position of the unit that begins a segment, 1..N−1; the beginning of the first
@@ -21,7 +21,7 @@ from segcredit.errors import StudyError
 
 
 def inner_boundaries(boundaries: Sequence[int], length: int) -> list[int]:
-    """The boundaries that separate something: ascending, each once, in 1..length−1.
+    """Returns the boundaries that separate something: ascending, each once, in 1..length−1.
 
     Raises:
         StudyError: a position is negative or beyond ``length``.
@@ -58,7 +58,7 @@ class Matches:
         )
 
     def swapped(self) -> Matches:
-        """With the two sides in each other's place."""
+        """Returns the matches with the two sides in each other's place."""
         return Matches(self.matches, self.other, self.reference)
 
     @property
@@ -81,7 +81,7 @@ class Matches:
 def match_boundaries(
     reference: Sequence[int], other: Sequence[int], length: int, tolerance: int = 0
 ) -> Matches:
-    """The largest number of one-to-one pairs of boundaries within a tolerance.
+    """Finds the largest number of one-to-one pairs of boundaries within a tolerance.
 
     |r − o| ≤ tolerance for each pair (r, o). Boundaries are walked through in ascending order, and
     the first of each side that are near enough become a pair; the tolerance being the same for
@@ -117,7 +117,7 @@ def match_boundaries(
 
 @dataclass(frozen=True, slots=True)
 class BoundaryEdits:
-    """What turns one set of boundaries into another: the boundary edit distance in its parts."""
+    """Edits that turn one set of boundaries into another: the boundary edit distance in parts."""
 
     matches: int
     """Boundaries at the same position in both."""
@@ -143,7 +143,7 @@ class BoundaryEdits:
 def boundary_edits(
     reference: Sequence[int], other: Sequence[int], length: int, n_t: int = 2
 ) -> BoundaryEdits:
-    """The boundary edit distance of two segmentations with boundaries of one kind.
+    """Computes the boundary edit distance of two segmentations with boundaries of one kind.
 
     Boundaries at the same position match. A boundary of one side alone and a boundary of the other
     side alone, d < n_t units apart, are one boundary that was moved; the shortest moves are taken
@@ -187,7 +187,7 @@ def boundary_edits(
 def boundary_similarity(
     reference: Sequence[int], other: Sequence[int], length: int, n_t: int = 2
 ) -> float:
-    """Boundary similarity B = 1 − (A + Σ d/n_t) / (A + T + M), in [0,1]; 1 is agreement.
+    """Computes boundary similarity B = 1 − (A + Σ d/n_t) / (A + T + M), in [0,1]; 1 is agreement.
 
     M boundaries match, T were moved by d each, A were added or removed (``boundary_edits``, where
     arguments, errors and source are). Symmetric. With n_t = 1 it is the Jaccard index of the two
@@ -197,7 +197,7 @@ def boundary_similarity(
 
 
 def default_window(reference: Sequence[int], length: int) -> int:
-    """Half the mean length of the reference's segments: length / (2 segments), at least 1.
+    """Returns half the mean segment length of the reference, length / (2 segments), at least 1.
 
     Rounded half to even; at most length − 1, the longest distance between two units.
 
@@ -212,7 +212,7 @@ def default_window(reference: Sequence[int], length: int) -> int:
 def pk(
     reference: Sequence[int], other: Sequence[int], length: int, window: int | None = None
 ) -> float:
-    """P_k, the share of pairs of units k apart that one side alone puts in one segment.
+    """Computes P_k, the share of pairs of units k apart that one side alone puts in one segment.
 
     P_k = Σ_{i=0}^{N−k−1} [δ_ref(i, i+k) ≠ δ_other(i, i+k)] / (N − k), where δ(i, j) is whether the
     units i and j are in the same segment. In [0,1]; 0 is agreement, and so is the absence of any
@@ -238,7 +238,7 @@ def pk(
 def window_diff(
     reference: Sequence[int], other: Sequence[int], length: int, window: int | None = None
 ) -> float:
-    """WindowDiff, the share of windows with different numbers of boundaries.
+    """Computes WindowDiff, the share of windows with different numbers of boundaries.
 
     WD = Σ_{i=0}^{N−k−1} [b_ref(i, i+k) ≠ b_other(i, i+k)] / (N − k), where b(i, j) is the number of
     boundaries after unit i and up to unit j. In [0,1]; 0 is agreement. Never below P_k; equal to
@@ -252,7 +252,7 @@ def window_diff(
 
 
 def segment_ranks(segmentations: Sequence[Sequence[int]], length: int) -> NDArray[np.int32]:
-    """(D,N) the segment of each unit, counted from 0, under each of D sets of boundaries."""
+    """Returns (D,N) the segment of each unit, from 0, under each of D sets of boundaries."""
     ranks_DN = np.zeros((len(segmentations), length), dtype=np.int32)
     for row, boundaries in enumerate(segmentations):
         ranks_DN[row, inner_boundaries(boundaries, length)] = 1
@@ -262,7 +262,7 @@ def segment_ranks(segmentations: Sequence[Sequence[int]], length: int) -> NDArra
 def window_errors(
     ranks_DN: NDArray[np.int32], reference: int, window: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """P_k and WindowDiff of D segmentations of one document against one of them.
+    """Computes P_k and WindowDiff of D segmentations of one document against one of them.
 
     Args:
         ranks_DN: as ``segment_ranks`` gives them.
@@ -292,7 +292,7 @@ def window_errors(
 def segment_lengths(
     boundaries: Sequence[int], length: int, units: Sequence[int] | None = None
 ) -> NDArray[np.int64]:
-    """The length of every segment, in the document's units or in larger ones that lie in it.
+    """Returns the length of every segment, in the document's units or in larger ones of it.
 
     Args:
         boundaries: as described above.

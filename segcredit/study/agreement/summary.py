@@ -20,8 +20,8 @@ METRICS = (
     "window_diff",
     "boundary_similarity",
 )
-"""What ``summary`` and ``matrix`` give. The first three are pooled: the boundaries of all documents
-are counted together (micro-average). The others are means over documents."""
+"""Metrics that ``summary`` and ``matrix`` give. The first three are pooled: the boundaries of all
+documents are counted at once (micro-average). The others are means over documents."""
 
 _COUNTS = ("matches", "reference_boundaries", "other_boundaries")
 _MEANS = {name: name for name in ("pk", "window_diff", "boundary_similarity")} | {
@@ -35,7 +35,7 @@ ERRORS = ("pk", "window_diff")
 def summary(
     pairs: pd.DataFrame, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
-    """Each pair of segmentations over all documents, with bootstrap intervals.
+    """Summarises each pair of segmentations over all documents, with bootstrap intervals.
 
     Documents are resampled, not boundaries, since the boundaries of one text share its style; all
     pairs share the resamples. Intervals are of percentiles, as in ``bootstrap_interval``, whose
@@ -75,7 +75,7 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Which of two segmentations agrees better with a reference, on the same documents.
+    """Compares how well two segmentations agree with a reference, on the same documents.
 
     Args:
         pairs: as ``agreement`` gives them.
@@ -115,7 +115,7 @@ def paired_difference(
 
 
 def matrix(pairs: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:
-    """One metric of every pair, over all documents: a row a reference, a column an other.
+    """Returns one metric of every pair, over all documents: a row a reference, a column an other.
 
     Args:
         pairs: as ``agreement`` gives them.
@@ -155,7 +155,7 @@ class _Draws:
         self._weights: dict[int, NDArray[np.float64]] = {}
 
     def metrics(self, group: pd.DataFrame) -> NDArray[np.float64]:
-        """(R,M) the metrics of one pair in every resample of its documents."""
+        """Returns (R,M) the metrics of one pair in every resample of its documents."""
         count = len(group)
         if count not in self._weights:
             self._weights[count] = self._draw(count)
@@ -164,7 +164,7 @@ class _Draws:
     def interval(
         self, values_RM: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The lower and upper ends for each of M metrics; NaN without resamples."""
+        """Returns the lower and upper ends for each of M metrics; NaN without resamples."""
         if not len(values_RM):
             unknown_M = np.full(values_RM.shape[1], np.nan)
             return unknown_M, unknown_M
@@ -172,7 +172,7 @@ class _Draws:
         return low_M, high_M
 
     def _draw(self, count: int) -> NDArray[np.float64]:
-        """(R,count) how often each document was drawn; no resamples of fewer than two."""
+        """Returns (R,count) how often each document was drawn; no resamples of fewer than two."""
         weights = np.zeros((self._resamples if count > 1 else 0, count))
         generator = np.random.default_rng(self._seed)
         for resample in weights:
@@ -181,7 +181,7 @@ class _Draws:
 
 
 def _by_pair(pairs: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """The rows of each reference and other."""
+    """Groups the rows by reference and other."""
     if pairs.empty:
         raise StudyError(
             "There is no pair of segmentations to look at; expected a table of `agreement` with at"
@@ -192,17 +192,17 @@ def _by_pair(pairs: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
 
 
 def _summed(group: pd.DataFrame) -> NDArray[np.float64]:
-    """(documents,C) the columns of which metrics are made."""
+    """Returns (documents,C) the columns of which metrics are made."""
     return np.asarray(group[[*_COUNTS, *_MEANS.values()]], dtype=np.float64)
 
 
 def _over_all(group: pd.DataFrame) -> NDArray[np.float64]:
-    """(M,) the metrics of one pair over its documents."""
+    """Returns (M,) the metrics of one pair over its documents."""
     return _metrics(_summed(group).sum(axis=0), len(group))
 
 
 def _metrics(sums: NDArray[np.float64], documents: int) -> NDArray[np.float64]:
-    """(..., M) ``METRICS`` in their order, from sums over documents in the last axis."""
+    """Returns (..., M) ``METRICS`` in their order, from sums over documents in the last axis."""
     matches, reference, other = np.moveaxis(sums[..., :3], -1, 0)
     neither = reference + other == 0
     values = {
@@ -216,5 +216,5 @@ def _metrics(sums: NDArray[np.float64], documents: int) -> NDArray[np.float64]:
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The quotient, 0 where the whole is 0."""
+    """Divides; 0 where the whole is 0."""
     return part / np.where(whole > 0, whole, 1)

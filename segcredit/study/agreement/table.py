@@ -1,4 +1,4 @@
-"""How far segmentations agree, pair by pair and document by document."""
+"""Table of the agreement of segmentations, pair by pair and document by document."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _compare(
     window: int | None,
     n_t: int,
 ) -> Iterator[tuple[Any, ...]]:
-    """The rows of one document, without its name."""
+    """Yields the rows of one document, without its name."""
     names = list(present)
     ranks_DN = segment_ranks(list(present.values()), length)
     # What is symmetric is computed once for both directions.

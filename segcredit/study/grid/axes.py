@@ -1,4 +1,4 @@
-"""What the ``[grid]`` table means: axes, cases, zipped axes, seeds and exclusions.
+"""Meaning of the ``[grid]`` table: axes, cases, zipped axes, seeds and exclusions.
 
     [grid]
     seeds = 5                                          # seed = [0, 1, 2, 3, 4]
@@ -35,7 +35,7 @@ _TABLES = ("case", "zip", "exclude")
 
 
 def combinations(grid: Mapping[str, Any]) -> Iterator[Settings]:
-    """The settings of every cell, cases first, the last list varying fastest.
+    """Yields the settings of every cell, cases first, the last list varying fastest.
 
     Raises:
         ConfigError: the table is malformed; names the key.
@@ -50,7 +50,7 @@ def combinations(grid: Mapping[str, Any]) -> Iterator[Settings]:
 
 
 def exclusions(grid: Mapping[str, Any]) -> list[Settings]:
-    """The rules of ``[[grid.exclude]]``."""
+    """Returns the rules of ``[[grid.exclude]]``."""
     rules = _tables(grid, "exclude")
     if not all(rules):
         raise ConfigError(
@@ -61,7 +61,7 @@ def exclusions(grid: Mapping[str, Any]) -> list[Settings]:
 
 
 def fits(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Whether a config is what a rule describes: each of its keys has the rule's value.
+    """Tells whether a config is what a rule describes: each of its keys has the rule's value.
 
     A list in the rule means any of its values. A plug-in's name means that plug-in with any
     options; a table means the plug-in with these options, whatever the others are.
@@ -92,7 +92,7 @@ def _same(wanted: Any, found: Any) -> bool:
 
 
 def _found(values: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key, None where there is none."""
+    """Returns the value at a dotted key, None where there is none."""
     found: Any = values
     for part in key.split("."):
         if not isinstance(found, Mapping):
@@ -102,7 +102,7 @@ def _found(values: Mapping[str, Any], key: str) -> Any:
 
 
 def _lists(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The axes, ``seeds`` written out."""
+    """Returns the axes, ``seeds`` written out."""
     lists = {key: value for key, value in grid.items() if key not in (*_TABLES, "seeds")}
     for key, values in lists.items():
         _require_list(f"grid.{key}", values)
@@ -117,7 +117,7 @@ def _lists(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _together(table: Settings) -> list[Settings]:
-    """A zip's lists as one list of settings."""
+    """Returns a zip's lists as one list of settings."""
     for key, values in table.items():
         _require_list(f"grid.zip: {key}", values)
     lengths = {key: len(values) for key, values in table.items()}
@@ -145,7 +145,7 @@ def _require_list(key: str, values: Any) -> None:
 
 
 def _require_once(axes: Sequence[str], cases: Sequence[Settings]) -> None:
-    """Two values for one key of a cell have no order in which they were meant."""
+    """Raises where a cell has two values for one key: no order was meant."""
     in_cases = {key for case in cases for key in case}
     for key in axes:
         if axes.count(key) > 1 or key in in_cases:

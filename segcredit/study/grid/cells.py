@@ -38,7 +38,7 @@ class Cell:
     """Absolute; named by the hash of config and plug-in code."""
 
     def state(self) -> State:
-        """How its run stands now, from what is on the disk."""
+        """Returns the state of the cell's run now, from what is on the disk."""
         if not (self.directory / STATUS).exists():
             return "new"
         try:
@@ -50,28 +50,28 @@ class Cell:
         return "failed" if status == "failed" else "begun"
 
     def error(self) -> str:
-        """What stopped it, as a sentence; '' where nothing is known to have."""
+        """Returns the error that stopped the run, as a sentence; '' where none is known."""
         try:
             return str(read_status(self.directory).get("message", ""))
         except RecordError:
             return ""
 
     def last_row(self) -> dict[str, Any]:
-        """The metrics recorded last; empty before step 0, and where they cannot be read."""
+        """Returns the metrics recorded last; empty before step 0, and where they cannot be read."""
         try:
             return (whole_rows(self.directory) or [{}])[-1]
         except RecordError:
             return {}
 
     def steps_done(self) -> int:
-        """Policy steps recorded so far."""
+        """Counts the policy steps recorded so far."""
         return int(self.last_row().get("step", 0))
 
 
 def plan(
     source: str | Path | Mapping[str, Any], output: Path, overrides: Sequence[str] = ()
 ) -> list[Cell]:
-    """Every cell of a grid, each checked before any of them runs.
+    """Lists every cell of a grid, each checked before any of them runs.
 
     Args:
         source: a TOML file with a ``[grid]`` table (see ``segcredit.study.grid.axes``), or such
@@ -97,7 +97,7 @@ def plan(
 
 
 def _layer(keys: Mapping[str, Any], settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
-    """One cell's keys as a config file would hold them."""
+    """Returns one cell's keys as a config file would hold them."""
     # Copies all the way down: cells must not write into one another's tables.
     values, settings = copy.deepcopy(dict(keys)), copy.deepcopy(settings)
     # The shortest paths first: a plug-in's name, then its options.
@@ -111,7 +111,7 @@ def _layer(keys: Mapping[str, Any], settings: Settings, overrides: Sequence[str]
 def _left(
     layers: Sequence[tuple[Settings, dict[str, Any]]], rules: Sequence[Settings]
 ) -> list[tuple[Settings, dict[str, Any]]]:
-    """The cells that no rule leaves out; before they are checked, since they may make no sense."""
+    """Returns the cells that no rule leaves out, before they are checked."""
     if not rules:
         return list(layers)
     left: list[tuple[Settings, dict[str, Any]]] = []

@@ -26,7 +26,7 @@ _PATIENCE = 10.0
 
 @final
 class ProcessWorkers:
-    """As many processes as asked for, each started when it is first needed.
+    """Worker processes, as many as asked for, each started when it is first needed.
 
     Args:
         count: processes, at least 1.
@@ -51,11 +51,11 @@ class ProcessWorkers:
         self._outputs.close()
 
     def free(self) -> bool:
-        """Whether one more cell can be started now."""
+        """Tells whether one more cell can be started now."""
         return len(self._busy) < self._count
 
     def start(self, cell: Cell) -> None:
-        """Hand a cell to a free worker."""
+        """Hands a cell to a free worker."""
         while self._idle:
             worker = self._idle.pop()
             if _sent(worker, cell):
@@ -68,7 +68,7 @@ class ProcessWorkers:
         self._outputs.register(_output(worker), selectors.EVENT_READ, worker)
 
     def wait(self, timeout: float) -> Sequence[tuple[Cell, Outcome]]:
-        """Cells that came to an end; none when ``timeout`` seconds have passed without one."""
+        """Waits for cells to end; returns none when ``timeout`` seconds passed without one."""
         ready = self._outputs.select(timeout)
         return [self._ended(key.data) for key, _ in ready]
 
@@ -98,7 +98,7 @@ def _output(worker: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _sent(worker: subprocess.Popen[bytes], cell: Cell) -> bool:
-    """Whether the worker lives to take it; one that dies a moment later is seen by ``wait``."""
+    """Tells whether a worker lives to take a cell; ``wait`` sees one that dies a moment later."""
     stream: Any = worker.stdin
     try:
         pickle.dump(cell, stream)

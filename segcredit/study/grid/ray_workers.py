@@ -66,16 +66,16 @@ class RayWorkers:
         self._ray.shutdown()
 
     def free(self) -> bool:
-        """Whether one more cell can be started now."""
+        """Tells whether one more cell can be started now."""
         cores = int(self._ray.cluster_resources().get("CPU", 1))
         return len(self._running) < (self._count or cores)
 
     def start(self, cell: Cell) -> None:
-        """Hand a cell to the cluster."""
+        """Hands a cell to the cluster."""
         self._running[self._work.remote(cell, self._code, os.getcwd())] = cell
 
     def wait(self, timeout: float) -> Sequence[tuple[Cell, Outcome]]:
-        """Cells that came to an end; none when ``timeout`` seconds have passed without one."""
+        """Waits for cells to end; returns none when ``timeout`` seconds passed without one."""
         ready, _ = self._ray.wait(list(self._running), timeout=timeout)
         return [(self._running.pop(reference), self._outcome(reference)) for reference in ready]
 
@@ -98,7 +98,7 @@ def _work(cell: Cell, code: Sequence[str], folder: str) -> Outcome:
 
 
 def _reach(address: str) -> None:
-    """Ask whether anything listens at HOST:PORT: Ray itself would try for ten minutes and more.
+    """Asks whether anything listens at HOST:PORT; Ray itself would try for ten minutes.
 
     Raises:
         OSError, ValueError: nothing does, or it is no address.

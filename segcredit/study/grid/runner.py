@@ -17,7 +17,7 @@ from segcredit.study.grid.ray_workers import RayWorkers
 from segcredit.study.grid.workers import Outcome, Workers
 
 _ATTEMPTS = 3
-"""How often a cell is begun in one call, when its workers are killed."""
+"""Times that a cell is begun in one call, when its workers are killed."""
 _LOOK = 0.5
 """Seconds between two looks at the cells."""
 _PATIENCE = 5.0
@@ -26,7 +26,7 @@ _PATIENCE = 5.0
 
 @dataclass(slots=True)
 class Progress:
-    """How a grid stands; what a display is told."""
+    """State of a grid, for a display."""
 
     cells: Sequence[Cell]
     states: dict[Path, State]
@@ -35,22 +35,22 @@ class Progress:
     elsewhere: list[Cell] = field(default_factory=list[Cell])
     """Cells that another process is running."""
     lost: dict[Path, str] = field(default_factory=dict[Path, str])
-    """Why a cell did not come to its end, though its run did not fail."""
+    """Reasons why cells did not come to their end, though their runs did not fail."""
     seconds_a_step: float = 0.0
     """Measured over the cells that ended in this call; 0 before the first."""
     workers: int = 1
 
     def of(self, *states: State) -> list[Cell]:
-        """The cells in some states."""
+        """Returns the cells in some states."""
         return [cell for cell in self.cells if self.states[cell.directory] in states]
 
     def steps_left(self) -> int:
-        """Policy steps until the rest is done; of a damaged cell, as if none were whole."""
+        """Counts the policy steps until the rest is done, all those of a damaged cell."""
         begun = sum(cell.config.train.steps - cell.steps_done() for cell in self.of("new", "begun"))
         return begun + sum(cell.config.train.steps for cell in self.of("damaged"))
 
     def seconds_left(self) -> float | None:
-        """Wall seconds until the rest is done, at the measured speed; None before the first."""
+        """Estimates the wall seconds until the rest is done; None before a speed was measured."""
         if not self.seconds_a_step:
             return None
         return self.steps_left() * self.seconds_a_step / self.workers
@@ -61,7 +61,7 @@ Watch = Callable[[Progress], None]
 
 
 def survey(cells: Sequence[Cell]) -> Progress:
-    """How the cells stand before anything is run."""
+    """Returns the state of the cells before anything is run."""
     return Progress(cells, {cell.directory: cell.state() for cell in cells})
 
 
@@ -76,7 +76,7 @@ def run_grid(
     code: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Progress:
-    """Run every cell that is neither finished nor failed; one that fails never stops the others.
+    """Runs every cell that is neither finished nor failed; one that fails never stops the others.
 
     Running it again continues: a cell that was stopped goes on from its last checkpoint, and one
     that finished but whose files were harmed since is run again. Two grids may share a directory:
@@ -125,7 +125,7 @@ class _Shift:
         self._seconds, self._steps = 0.0, 0
 
     def work(self, watch: Watch | None) -> None:
-        """Until the queue is empty and no cell runs."""
+        """Runs cells until the queue is empty and no cell runs."""
         while self._queue or self._progress.running:
             while self._workers.free() and (cell := self._next()) is not None:
                 self._begin(cell)
@@ -141,7 +141,7 @@ class _Shift:
         return ()
 
     def _next(self) -> Cell | None:
-        """The first cell that may be tried now."""
+        """Returns the first cell that may be tried now."""
         now = time.monotonic()
         for cell in self._queue:
             if self._not_before.get(cell.directory, 0.0) <= now:

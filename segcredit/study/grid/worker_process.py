@@ -21,7 +21,7 @@ from segcredit.study.grid.workers import work
 
 
 def main(code: Sequence[str]) -> None:
-    """Do cells from standard input until it ends."""
+    """Runs cells from standard input until it ends."""
     # Ctrl-C reaches the whole group of processes; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cells, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -39,7 +39,7 @@ def main(code: Sequence[str]) -> None:
 
 
 def _take(cells: IO[bytes], waiting: queue.SimpleQueue[Cell]) -> None:
-    """Cells as they come; when there can be no more, the parent is gone, and so is the worker.
+    """Takes cells as they come; when there can be no more, the parent and the worker are gone.
 
     In the midst of a step, too: a run bears being killed, and nobody waits for this one.
     """
@@ -51,7 +51,7 @@ def _take(cells: IO[bytes], waiting: queue.SimpleQueue[Cell]) -> None:
 
 
 def _print_to(cell: Cell) -> None:
-    """Let everything that is printed, by libraries and in a crash too, go to the cell's log."""
+    """Lets everything that is printed, by libraries and in a crash too, go to the cell's log."""
     cell.directory.mkdir(parents=True, exist_ok=True)
     with (cell.directory / "output.log").open("ab") as log:
         os.dup2(log.fileno(), 1)

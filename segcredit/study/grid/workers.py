@@ -1,4 +1,4 @@
-"""What does the cells of a grid: the interface that process workers and Ray workers share."""
+"""Interface of the workers that run a grid's cells, in processes or on Ray."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from segcredit.training.loop import train
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a worker's work on a cell ended; how the run itself ended is in its status."""
+    """The end of a worker's work on a cell; how the run itself ended is in its status."""
 
     kind: Literal["ended", "stopped", "busy", "lost"]
     """``stopped``: by the disk, so that the others would be as well. ``busy``: another process has
     the cell. ``lost``: the worker was killed."""
     seconds: float = 0.0
-    """Of the wall, for cells that ended."""
+    """Wall seconds, for cells that ended."""
     note: str = ""
-    """What there is to say, as a sentence."""
+    """Sentence on the end; '' where there is nothing to say."""
 
 
 class Workers(AbstractContextManager["Workers"], Protocol):
     """Several cells at a time; leaving the context ends every worker."""
 
     def free(self) -> bool:
-        """Whether one more cell can be started now."""
+        """Tells whether one more cell can be started now."""
         ...
 
     def start(self, cell: Cell) -> None:
-        """Hand a cell to a free worker."""
+        """Hands a cell to a free worker."""
         ...
 
     def wait(self, timeout: float) -> Sequence[tuple[Cell, Outcome]]:
-        """Cells that came to an end; none when ``timeout`` seconds have passed without one."""
+        """Waits for cells to end; returns none when ``timeout`` seconds passed without one."""
         ...
 
 
 def work(cell: Cell) -> Outcome:
-    """Run one cell, from its checkpoint where it has one; what stops it is in its status."""
+    """Runs one cell, from its checkpoint where it has one; what stops it is in its status."""
     started = time.monotonic()
     try:
         train(cell.config, cell.directory, resume=True)
@@ -61,7 +61,7 @@ def work(cell: Cell) -> Outcome:
 
 
 def _record_failure(cell: Cell, error: Exception) -> None:
-    """Failures from before the run began, which the loop could not record itself."""
+    """Records failures from before the run began, which the loop could not record itself."""
     if cell.state() == "failed":
         return
     with suppress(RecordError), run_lock(cell.directory):

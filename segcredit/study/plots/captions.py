@@ -1,4 +1,4 @@
-"""What a figure says about itself: what is drawn, over what its intervals are, what is missing."""
+"""Captions of figures: what is drawn, over what its intervals are, what is missing."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -15,7 +15,7 @@ from segcredit.study.plots.groups import Group, failed_runs, unit_of
 
 
 def curve_note(runs: Runs, curves: Sequence[Curve], *, seeds: bool = True, window: int = 1) -> str:
-    """The sentence below curves: what line and band are, and over how many runs of which kind.
+    """Returns the sentence below curves: the meaning of line and band, and the runs they are over.
 
     Args:
         runs: as ``read_runs`` returns them.
@@ -37,7 +37,7 @@ def curve_note(runs: Runs, curves: Sequence[Curve], *, seeds: bool = True, windo
 
 
 def _band(unit: str, curves: Sequence[Curve]) -> str:
-    """The part about intervals: their unit, and how many there are where the legend is silent."""
+    """Returns the part of a caption on intervals: their unit, and their number if it is needed."""
     counts = [curve.seeds for curve in curves]
     if max(most for _, most in counts) < 2:
         return f"one {unit} each, so no intervals"
@@ -45,7 +45,7 @@ def _band(unit: str, curves: Sequence[Curve]) -> str:
 
 
 def legend_entries(curves: Sequence[Curve]) -> list[tuple[Group, str]]:
-    """The groups drawn, each with its number of runs where that is not the note's."""
+    """Returns the groups drawn, each with its number of runs where that is not the note's."""
     usual = _usual([curve.seeds for curve in curves])
     return [
         (curve.group, "" if curve.seeds == usual else f" (n = {_range(*curve.seeds)})")
@@ -54,7 +54,7 @@ def legend_entries(curves: Sequence[Curve]) -> list[tuple[Group, str]]:
 
 
 def _usual(counts: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The number of runs that most groups have throughout; the largest where none has."""
+    """Returns the number of runs that most groups have throughout; the largest where none has."""
     whole = [pair for pair in counts if pair[0] == pair[1]]
     most = max(most for _, most in counts)
     return Counter(whole).most_common(1)[0][0] if whole else (most, most)

@@ -24,10 +24,10 @@ Floats = NDArray[np.float64]
 Interval = Literal["student", "bootstrap"]
 
 INTERVALS = {"student": "95% Student interval", "bootstrap": "95% bootstrap interval"}
-"""As in ``segcredit.study.statistics``, and what a figure calls them."""
+"""Intervals of ``segcredit.study.statistics`` and their names in figures."""
 
 COSTS = ("step", "tokens_sampled", "cpu_seconds")
-"""What a curve may be drawn over."""
+"""Horizontal axes that a curve may be drawn over."""
 
 _ROWS_AT_ONCE = 250
 """Bounds the memory of a bootstrap: 10,000 resampled means a row."""
@@ -43,7 +43,7 @@ class Curve:
     group: Group
     values: pd.DataFrame
     places: pd.DataFrame
-    """Where each value stands on the horizontal axis: its step, or the cost up to it."""
+    """Place of each value on the horizontal axis: its step, or the cost up to it."""
     place: Floats
     """Means of ``places`` over the runs that have a value at the step."""
     mean: Floats
@@ -61,7 +61,7 @@ class Curve:
 
 
 def recorded(runs: Runs, metric: str, per: str = "step") -> pd.DataFrame:
-    """A row a recorded value of a metric: run, step, value and place (step or cost), in order.
+    """Returns a row a recorded value of a metric: run, step, value and place, in order.
 
     Raises:
         StudyError: the metric or the cost is unknown.
@@ -89,7 +89,7 @@ def curves_of(
     interval: Interval = "student",
     window: int = 1,
 ) -> list[Curve]:
-    """The curves of those groups in which some run recorded the metric; may be none.
+    """Returns the curves of those groups in which some run recorded the metric; may be none.
 
     Args:
         runs: as ``read_runs`` returns them.
@@ -111,7 +111,7 @@ def curves_of(
 
 
 def intervals(values: pd.DataFrame, kind: Interval) -> tuple[Floats, Floats]:
-    """The lower and upper ends of each row's 95% interval over its columns.
+    """Returns the lower and upper ends of each row's 95% interval over its columns.
 
     Raises:
         StudyError: the kind of interval is unknown.
@@ -140,7 +140,7 @@ def require_curves(runs: Runs, curves: Collection[object], figure: str, what: st
 
 
 def _windowed(rows: pd.DataFrame, window: int) -> pd.DataFrame:
-    """Each run's means over windows: steps 1 to ``window``, then as many again; step 0 alone."""
+    """Averages each run over windows: steps 1 to ``window``, then as many again; 0 alone."""
     if window < 1:
         raise StudyError(f"The window is {window} steps; expected at least 1, which is no window.")
     number = (rows["step"] + window - 1) // window

@@ -23,7 +23,7 @@ MOST_KINDS = 14
 _SPREAD, _APART = 0.76, 0.3
 """The share of a row that its dots take, and the most that two of them lie apart."""
 _BEYOND, _USUAL = 0.5, 2.0
-"""How far intervals may stretch the axis to each side: as a share of the range of the dots, or in
+"""Stretch of the axis to each side by intervals, at most: a share of the range of the dots, or
 widths of the median interval, whichever is more."""
 _LETTERS = 20
 """In a line of a row's name."""
@@ -47,24 +47,24 @@ class Dot:
 
     @property
     def ends(self) -> list[float]:
-        """Those ends of the interval that are finite."""
+        """Finite ends of the interval."""
         return [end for end in (self.low, self.high) if math.isfinite(end)]
 
 
 def dot_of(row: Mapping[str, Any], place: int, kind: int) -> Dot:
-    """One row of an audit's table, as the dot of a kind in a row of the figure."""
+    """Returns one row of an audit's table, as the dot of a kind in a row of the figure."""
     return Dot(place, kind, *(float(row[name]) for name in ("value", "low", "high")))
 
 
 def dot_style(kind: int) -> dict[str, Any]:
-    """``look`` with whole lines, since intervals are short; the marker tells apart."""
+    """Returns ``look`` with whole lines, since intervals are short; the marker tells apart."""
     return look(kind) | {"linestyle": "-", "linewidth": 1.0}
 
 
 def draw_panels(
     sheet: Figure, panels: Mapping[str, Sequence[Dot]], names: Sequence[str], kinds: int, **how: Any
 ) -> bool:
-    """A panel of dots for each title, all on one scale, with a row for each name.
+    """Draws a panel of dots for each title, all on one scale, with a row for each name.
 
     Args:
         sheet: as ``new_sheet`` makes it.
@@ -97,12 +97,12 @@ def draw_panels(
 
 
 def panels_height(panels: int, across: int, rows: int, kinds: int) -> float:
-    """Inches that they take."""
+    """Returns the height of the panels in inches."""
     return -(-panels // across) * (rows * max(0.19, 0.11 * kinds + 0.06) + 0.55)
 
 
 def draw_dots(axes: Axes, dots: Sequence[Dot], kinds: int) -> None:
-    """Dots and intervals, kinds one below the other; their labels are _dot and _interval.
+    """Draws dots and intervals, kinds one below the other; their labels are _dot and _interval.
 
     Args:
         axes: with its horizontal limits set, to which an endless interval is drawn.
@@ -134,7 +134,7 @@ def _draw_rows(axes: Axes, names: Sequence[str], mark: float) -> None:
 
 
 def limits(dots: Sequence[Dot], mark: float) -> tuple[float, float]:
-    """Of the axis: every dot and the mark whole, and of wide intervals what is near."""
+    """Returns an axis's limits: every dot and the mark whole, of wide intervals what is near."""
     values = [mark, *(dot.value for dot in dots if math.isfinite(dot.value))]
     low, high = min(values), max(values)
     ends = [end for dot in dots for end in dot.ends if not math.isnan(dot.value)]
@@ -148,7 +148,7 @@ def limits(dots: Sequence[Dot], mark: float) -> tuple[float, float]:
 
 
 def _number_axis(axes: Axes, shown: tuple[float, float]) -> None:
-    """Few numbers, and short ones."""
+    """Puts few and short numbers on the axis."""
     axes.set_xlim(*shown)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     if max(map(abs, shown)) >= _LARGE:

@@ -1,4 +1,4 @@
-"""How curves are drawn: line, band and seeds, and the axes that they need."""
+"""Drawing of curves: line, band and seeds, and the axes that they need."""
 
 # pandas and matplotlib type little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -28,7 +28,7 @@ from segcredit.study.plots.style import label, look, wrapped
 _DECADES = 30.0
 """Largest over smallest value from which an axis is logarithmic: a decade and a half."""
 _BEYOND = 0.3
-"""How far a band may stretch an axis, as a share of the range of the lines."""
+"""Stretch of an axis by a band, at most, as a share of the range of the lines."""
 _LABEL_WIDTH = 17
 """Letters in a line of a vertical label: the height of a small panel."""
 _MARKS = 7
@@ -78,13 +78,13 @@ def draw_curve(
 
 
 def _without_neighbours(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of the known ones stand between unknown ones."""
+    """Marks the known values that stand between unknown ones."""
     padded = np.pad(known, 1)
     return known & ~padded[:-2] & ~padded[2:]
 
 
 def _marks(curve: Curve, drawstyle: str) -> tuple[float, float]:
-    """Which points of a line carry a marker: the first, and the distance to the next.
+    """Returns the points of a line that carry a marker: the first, and the distance to the next.
 
     Shifted from group to group, lest markers of lines that lie together cover each other.
     """
@@ -96,7 +96,7 @@ def _marks(curve: Curve, drawstyle: str) -> tuple[float, float]:
 
 
 def scale(axes: Axes, curves: Sequence[Curve], metric: str, *, seeds: bool = True) -> None:
-    """A logarithmic vertical axis where the means span decades, and its limits."""
+    """Makes a vertical axis logarithmic where the means span decades, and sets its limits."""
     means = np.concatenate([curve.mean for curve in curves])
     if spans_decades(means):
         axes.set_yscale("log")
@@ -127,12 +127,12 @@ def _limit(axes: Axes, lines: Floats, curves: Sequence[Curve]) -> None:
 
 
 def spans_decades(values: Floats) -> bool:
-    """Whether an axis of these is better logarithmic: all positive, over a decade and a half."""
+    """Tells whether an axis should be logarithmic: all positive, over a decade and a half."""
     return bool(values.min() > 0 and values.max() / values.min() > _DECADES)
 
 
 def number_decades(axis: Axis, values: Floats) -> None:
-    """Plain numbers on a logarithmic axis, and enough of them where the decades are few."""
+    """Puts plain numbers on a logarithmic axis, and enough of them where the decades are few."""
     few = values.max() / values.min() < 1e3
     axis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,), numticks=7))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

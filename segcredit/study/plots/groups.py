@@ -28,11 +28,11 @@ class Group:
     number: int
     """Its place among all groups of the runs, drawn or not: what its look follows."""
     runs: tuple[str, ...]
-    """As in the column ``run``."""
+    """Names of the group's runs, as in the column ``run``."""
 
 
 def groups_of(runs: Runs, by: Sequence[str] | str, *, most: int | None = LOOKS) -> list[Group]:
-    """The groups that the values of some config columns make, in the order of those values.
+    """Returns the groups that the values of some config columns make, in the order of those values.
 
     Args:
         runs: as ``read_runs`` returns them.
@@ -63,7 +63,7 @@ def groups_of(runs: Runs, by: Sequence[str] | str, *, most: int | None = LOOKS) 
 
 
 def columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
-    """The config columns that ``by`` names, each once.
+    """Returns the config columns that ``by`` names, each once.
 
     Raises:
         StudyError: there is none, or one does not exist.
@@ -79,7 +79,7 @@ def columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
 
 
 def unit_of(runs: Runs, groups: Iterable[Iterable[str]]) -> str:
-    """What an interval is over: 'seed', or 'run' where a group's runs differ in more than that.
+    """Names the unit of an interval: 'seed', or 'run' where a group's runs differ in more.
 
     Args:
         runs: as ``read_runs`` returns them.
@@ -93,12 +93,12 @@ def unit_of(runs: Runs, groups: Iterable[Iterable[str]]) -> str:
 
 
 def failed_runs(runs: Runs) -> set[str]:
-    """The names of the runs that failed."""
+    """Returns the names of the runs that failed."""
     return set(runs.runs.loc[runs.runs["status"] == "failed", "run"].astype(str))
 
 
 def shown(value: Any) -> str:
-    """A setting in a legend: 'none' where a run has none, 3 for 3.0."""
+    """Returns a setting in a legend: 'none' where a run has none, 3 for 3.0."""
     if pd.isna(value):
         return "none"
     # Where some runs lack an option, pandas holds the integers of the others as floats.

@@ -51,7 +51,7 @@ class _Field:
     values: NDArray[np.float64]
     """The last recorded value of each run that has one."""
     ends: tuple[float, float]
-    """Of the interval of their mean; NaN for fewer than two."""
+    """Ends of the interval of their mean; NaN for fewer than two."""
 
 
 def heat_map(
@@ -63,7 +63,7 @@ def heat_map(
     interval: Interval = "student",
     width: float = COLUMN,
 ) -> Figure:
-    """The last recorded value of a metric for every pair of two settings.
+    """Draws the last recorded value of a metric for every pair of two settings.
 
     A field holds the mean over its runs, the 95% interval of that mean and the runs' number ``n``;
     its shade is the mean, from the lowest of the map to the highest. The unit of the interval is
@@ -118,7 +118,7 @@ def _field(row: Group, column: Group, last: Mapping[str, float], interval: Inter
 
 
 def _draw_names(axes: Axes, rows: Sequence[Group], columns: Sequence[Group]) -> None:
-    """Rows from above, columns from the left, hatched as long as nothing lies on them."""
+    """Draws rows from above, columns from the left, hatched as long as nothing lies on them."""
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xticks(range(len(columns)), [wrapped(one.name, _LETTERS) for one in columns])
     axes.set_yticks(range(len(rows)), [wrapped(one.name, _LETTERS) for one in rows])
@@ -129,7 +129,7 @@ def _draw_names(axes: Axes, rows: Sequence[Group], columns: Sequence[Group]) -> 
 
 
 def _draw_fields(axes: Axes, fields: Sequence[_Field]) -> None:
-    """A square for each field, as dark as its mean, with its numbers."""
+    """Draws a square for each field, as dark as its mean, with its numbers."""
     means = [field.values.mean() for field in fields if len(field.values)]
     lowest, range_, digits = min(means), max(means) - min(means), _digits(means)
     for field in fields:
@@ -144,7 +144,7 @@ def _draw_fields(axes: Axes, fields: Sequence[_Field]) -> None:
 
 
 def _numbers(field: _Field, digits: int) -> str:
-    """Mean, interval and number of runs, a line each."""
+    """Writes mean, interval and number of runs, a line each."""
     measured, all_runs = len(field.values), len(field.runs)
     if not measured:
         return f"not recorded\n(n = 0 of {all_runs})"
@@ -155,7 +155,7 @@ def _numbers(field: _Field, digits: int) -> str:
 
 
 def _digits(means: Sequence[float]) -> int:
-    """Decimals that show three digits of the largest mean."""
+    """Counts the decimals that show three digits of the largest mean."""
     largest = max(map(abs, means))
     return min(8, max(0, 2 - math.floor(math.log10(largest)))) if largest else 2
 

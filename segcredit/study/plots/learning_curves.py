@@ -28,7 +28,7 @@ def learning_curves(
     interval: Interval = "student",
     width: float = PAGE,
 ) -> Figure:
-    """A metric over training: a line a group, a band over its seeds, a thin line a seed.
+    """Draws a metric over training: a line a group, a band over its seeds, a thin line a seed.
 
     The line is the mean over the runs that recorded the metric at that step, the band the 95%
     interval of that mean (the unit is the run, normally a seed), absent where there is one run. It

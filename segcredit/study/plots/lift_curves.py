@@ -24,7 +24,7 @@ _PREFIX, _OF_JUMPS = "lift_", "_of_jumps"
 
 
 def lift_curves(audit: pd.DataFrame, *, of_jumps: bool = False, width: float = PAGE) -> Figure:
-    """Lift over the quantile of a signal: a panel a signal, a line an audit, a band its interval.
+    """Draws lift over a signal's quantile: a panel a signal, a line an audit, a band its interval.
 
     The squared value change of the tokens whose signal (entropy, surprisal) is above its quantile,
     over that of all tokens. The line at 1 is chance. Bands are of one point each: they do not hold
@@ -87,7 +87,7 @@ def _require_lift(rows: pd.DataFrame) -> None:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, number: int) -> None:
-    """One audit's line and band; their labels are _lift and _interval."""
+    """Draws one audit's line and band; their labels are _lift and _interval."""
     quantiles = rows["at"].astype(str).astype(float)
     ordered = rows.assign(quantile=quantiles).sort_values("quantile")
     style = look(number)

@@ -28,7 +28,7 @@ _WITHIN = ("share_within", "random_share_within")
 def movement_shares(
     audit: pd.DataFrame, *, fork: str = "end", run: str = "", width: float = PAGE
 ) -> Figure:
-    """The share of the squared value change on the boundaries, and that lost inside the segments.
+    """Draws the shares of squared value change on the boundaries and lost inside the segments.
 
     A row a segmenter, in the order of the table. In both panels the definition stands beside its
     random twin, which cuts as often anywhere; on boundaries also beside the oracle, which cuts as
@@ -74,7 +74,7 @@ def movement_shares(
 def _dots(
     rows: pd.DataFrame, segmenters: list[str], figures: tuple[str, ...], at: str
 ) -> list[Dot]:
-    """Of one panel; a kind a figure."""
+    """Returns the dots of one panel; a kind a metric."""
     chosen: Any = rows[rows["figure"].isin(figures) & (rows["at"] == at)]
     return [
         dot_of(one, segmenters.index(str(one["segmenter"])), figures.index(str(one["figure"])))

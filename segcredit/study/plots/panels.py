@@ -18,7 +18,7 @@ from segcredit.study.plots.sheet import nothing
 def draw_panel(
     axes: Axes, metric: str, curves: Sequence[Curve], failed: Collection[str], *, seeds: bool = True
 ) -> None:
-    """One metric's curves, or a word where no run recorded it."""
+    """Draws one metric's curves, or a word where no run recorded it."""
     label_axes(axes, metric)
     for curve in curves:
         # Without the seeds the panels are many and small.
@@ -30,7 +30,7 @@ def draw_panel(
 
 
 def fullest(panels: Iterable[Sequence[Curve]]) -> list[Curve]:
-    """A curve of each group that is in some panel: the one of the most runs, for the legend."""
+    """Returns a curve of each group in some panel, that of the most runs, for the legend."""
     best: dict[Group, Curve] = {}
     for curve in (curve for curves in panels for curve in curves):
         found = best.setdefault(curve.group, curve)

@@ -29,12 +29,12 @@ from segcredit.study.plots.style import LOOKS, NOTE_SIZE, PAGE, STYLE, look, wra
 Floats = NDArray[np.float64]
 
 MOST_LABELS_LETTERS = 12
-"""Of a token along the axis; the rest is '…'."""
+"""Most characters of a token along the axis; the rest is '…'."""
 _SIGNS = {"\n": "↵", "\r": "↵", "\t": "⇥"}
 _PITCH = NOTE_SIZE
 """Points that a token's label takes along the axis: from the highest to the lowest ink."""
 _SHADES = ("0.55", "0.82")
-"""Of segments, by turns."""
+"""Greys of segments, by turns."""
 _NAME_LETTERS = 16
 """In a line of a strip's name."""
 _LETTER, _LINE = 0.062, 0.11
@@ -56,7 +56,7 @@ def response_credit(
     normalised: bool = False,
     width: float = PAGE,
 ) -> Figure:
-    """The true value along one response, how each segmenter cuts it, and who gives which credit.
+    """Draws the true value along one completion, each segmenter's cuts, and each method's credit.
 
     Above, the value of every state (the one before each token, and the end): the mean of the
     halves, with a band of ±1.96 standard errors of that mean. Below it a strip a segmenter, its
@@ -115,7 +115,7 @@ def response_credit(
 
 
 def shown_token(text: str) -> str:
-    """A token along an axis: white space as a visible sign, shortened where it is long."""
+    """Returns a token along an axis: white space as a visible sign, shortened where it is long."""
     if text and not text.strip(" "):
         return "␣" * min(len(text), 3)
     signs = "".join(_SIGNS.get(letter, letter) for letter in text)
@@ -127,7 +127,7 @@ def shown_token(text: str) -> str:
 def _mean(
     tokens: Sequence[str], values_HE: ArrayLike, errors_HE: ArrayLike
 ) -> tuple[Floats, Floats]:
-    """(E,) mean of the halves, and its standard error."""
+    """Computes (E,) the mean of the two splits, and its standard error."""
     if not tokens:
         raise StudyError("The response has no tokens; expected at least one to draw.")
     found = {"values": values_HE, "errors": errors_HE}
@@ -154,7 +154,7 @@ def _fitting(name: str, array: ArrayLike, count: int) -> NDArray[Any]:
 
 
 def _looks(given: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """A number for every name, in the order of appearance."""
+    """Returns a number for every name, in the order of appearance."""
     names = dict.fromkeys(name for by_name in given.values() for name in by_name)
     if len(names) > LOOKS:
         raise StudyError(
@@ -185,13 +185,13 @@ def _draw_values(axes: Axes, values_E: Floats, errors_E: Floats) -> None:
 
 
 def _strips_height(ids: Mapping[str, Any]) -> float:
-    """Inches for all strips, each as high as the longest name needs."""
+    """Returns the inches of all strips, each as high as the longest name needs."""
     lines = max(wrapped(name, _NAME_LETTERS).count("\n") + 1 for name in ids)
     return len(ids) * (lines * _LINE + 0.04)
 
 
 def _draw_strips(axes: Axes, ids: Mapping[str, NDArray[Any]]) -> None:
-    """A strip a segmenter, from above; what belongs to no segment stays blank."""
+    """Draws a strip a segmenter, from above; what belongs to no segment stays blank."""
     for row, ids_T in enumerate(ids.values()):
         runs = _runs(ids_T)
         shades = [_SHADES[int(ids_T[start]) % 2] for start, _ in runs]
@@ -205,7 +205,7 @@ def _draw_strips(axes: Axes, ids: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _runs(ids_T: NDArray[Any]) -> list[tuple[int, int]]:
-    """Start and end of each segment."""
+    """Returns the start and the end of each segment."""
     starts = np.flatnonzero(np.diff(ids_T, prepend=ids_T[0] - 1))
     ends = [*starts[1:], len(ids_T)]
     found = zip(starts.tolist(), map(int, ends), strict=True)
@@ -245,12 +245,12 @@ def _draw_credit(
 
 
 def _scaled(x_T: Floats, normalised: bool) -> Floats:
-    """As it is, or over its root mean square; what is 0 everywhere stays so."""
+    """Returns values as they are, or over their root mean square; zeros stay zeros."""
     return x_T / (np.sqrt(np.mean(x_T**2)) or 1.0) if normalised else x_T
 
 
 def _margin(ids: Mapping[str, Any]) -> float:
-    """Inches, roughly, that names and numbers take beside the axes."""
+    """Estimates the inches that names and numbers take beside the axes."""
     lines = [line for name in ids for line in wrapped(name, _NAME_LETTERS).split("\n")]
     return max(0.55, 0.2 + _LETTER * max(map(len, lines), default=0))
 

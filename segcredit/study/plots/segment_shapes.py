@@ -1,4 +1,4 @@
-"""How many segments a response has, and how long they are."""
+"""Figure of the number of segments in a completion, and of their lengths."""
 
 # pandas and matplotlib type little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -36,7 +36,7 @@ def segment_shapes(
     interval: Interval = "student",
     width: float = PAGE,
 ) -> Figure:
-    """Segments a response over training, and the distribution of the segments' lengths in tokens.
+    """Draws segments a completion over training, and the distribution of segment lengths.
 
     The first panel is as in ``learning_curves``. The second shows, for each length, the share of
     segments that are at most as long: taken in each run over all segments of all recorded steps,
@@ -73,7 +73,7 @@ def segment_shapes(
 
 
 def _length_curves(runs: Runs, groups: Sequence[Group], interval: Interval) -> list[Curve]:
-    """For each group with segments: the share of at most each length, in place of steps."""
+    """Returns each group's curve of the share of segments of at most each length."""
     segments = runs.read("segments", columns=["start", "end"])
     counts = pd.crosstab(segments["end"] - segments["start"], segments["run"])
     counts.columns = counts.columns.astype(str)
@@ -85,7 +85,7 @@ def _length_curves(runs: Runs, groups: Sequence[Group], interval: Interval) -> l
 
 
 def _length_curve(group: Group, counts: pd.DataFrame, interval: Interval) -> Curve:
-    """From how often each length (row) occurs in each run (column); begins at a share of 0."""
+    """Makes a curve from counts, lengths by runs; it begins at a share of 0."""
     shares = counts.cumsum() / counts.sum()
     none = pd.DataFrame(0.0, index=[min(shares.index) - 1], columns=shares.columns)
     shares = pd.concat([none, shares])
@@ -99,7 +99,7 @@ def _length_curve(group: Group, counts: pd.DataFrame, interval: Interval) -> Cur
 
 
 def _draw_lengths(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Steps, since lengths are whole numbers."""
+    """Draws steps, since lengths are whole numbers."""
     axes.set(xlabel="segment length (tokens)", ylabel="share at most as long", ylim=(-0.04, 1.04))
     for curve in curves:
         draw_curve(axes, curve, drawstyle="steps-post")

@@ -25,14 +25,14 @@ Style = Callable[[int], dict[str, Any]]
 _NAME_WIDTH = 26
 """Characters in a line of a legend's names."""
 _LETTERS_PER_INCH = 19
-"""Of the note, in the widest of the usual fonts."""
+"""Characters of the note per inch, in the widest of the usual fonts."""
 _MOST_COLUMNS = 5
 _BESIDE_FROM = 5.0
 """Width in inches from which the legend stands beside the axes, not below."""
 
 
 def new_sheet(width: float, height: float, title: str) -> Figure:
-    """An empty figure of a size in inches; ``title`` is for those who do not see it.
+    """Makes an empty figure of a size in inches; ``title`` is for those who do not see it.
 
     Raises:
         StudyError: the width is below an inch, or no number.
@@ -48,7 +48,7 @@ def new_sheet(width: float, height: float, title: str) -> Figure:
 
 
 def new_axes(figure: Figure, rows: int = 1, columns: int = 1, **grid: Any) -> list[Axes]:
-    """Axes for ``rows`` x ``columns`` panels, row by row.
+    """Adds axes for ``rows`` x ``columns`` panels, row by row.
 
     Args:
         figure: as ``new_sheet`` makes it.
@@ -116,7 +116,7 @@ def _place(figure: Figure, right: float, below: float, legend_top: float) -> Non
 
 
 def nothing(axes: Axes, text: str) -> None:
-    """An empty panel that says why it is empty."""
+    """Draws an empty panel that says why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
     axes.set(xticks=[], yticks=[])
 
@@ -124,7 +124,7 @@ def nothing(axes: Axes, text: str) -> None:
 def _add_legend(
     figure: Figure, entries: Sequence[tuple[Group, str]], by: str, style: Style, *, beside: bool
 ) -> BboxBase:
-    """A legend of as many columns as fit, or of one beside the axes; returns its box in pixels."""
+    """Adds a legend, of as many columns as fit or beside the axes; returns its box in pixels."""
     handles = [Line2D([], [], **style(group.number)) for group, _ in entries]
     names = [wrapped(f"{group.name}{more}", _NAME_WIDTH) for group, more in entries]
     make = partial(

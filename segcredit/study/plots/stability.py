@@ -1,4 +1,4 @@
-"""Whether training went well: what tells of collapse, drift and explosion, over the steps."""
+"""Figure of the stability of training: signs of collapse, drift and explosion over steps."""
 
 # matplotlib types little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -38,7 +38,7 @@ def stability(
     interval: Interval = "student",
     width: float = PAGE,
 ) -> Figure:
-    """Six metrics of training over its steps, a panel each: a line a group, a band over its seeds.
+    """Draws six metrics over training, a panel each: a line a group, a band over its seeds.
 
     Entropy, KL, clip fraction, response length, gradient norm and explained variance; lines and
     bands as in ``learning_curves``, without the seeds' own lines. An axis is logarithmic where its

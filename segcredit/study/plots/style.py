@@ -1,4 +1,4 @@
-"""How the figures look: sizes, fonts, and what tells groups apart."""
+"""Style of the figures: sizes, fonts, and what tells groups apart."""
 
 # matplotlib types little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -19,10 +19,10 @@ which is faint on white."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":")
 LOOKS = len(_MARKERS) * len(_DASHES)
-"""How many groups can be told apart: no two share both marker and dashes."""
+"""Number of groups that can be told apart: no two share both marker and dashes."""
 
 NOTE_SIZE = 6.5
-"""Of the smallest text, in points; what is smaller is not read in print."""
+"""Size of the smallest text, in points; what is smaller is not read in print."""
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "segcredit",  # the same runs give the same ids, so the same bytes
@@ -52,12 +52,12 @@ _LABELS = {
 
 
 def label(metric: str) -> str:
-    """A metric's or cost's name on an axis, with its unit where that is not plain."""
+    """Returns a metric's or cost's name on an axis, with its unit where that is not plain."""
     return _LABELS.get(metric, metric.replace("_", " "))
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the group of a number: one of ``LOOKS``.
+    """Returns colour, marker and dashes of the group of a number: one of ``LOOKS``.
 
     Seven markers and colours, filled before they are open, and four kinds of dashes: without
     colour any two groups still differ.
@@ -77,7 +77,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text in lines of about ``width`` characters, safe to give to matplotlib as a label.
+    """Breaks text into lines of about ``width`` characters, safe as a label in matplotlib.
 
     A line ends at a space or, in a long name, after an underscore, a slash, the bracket that opens
     its options, or a dot that is in no number.

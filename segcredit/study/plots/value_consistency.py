@@ -1,4 +1,4 @@
-"""How well the values that methods learn fit their returns, over training."""
+"""Figure of the fit of learned values to returns, over training."""
 
 # matplotlib types little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -28,7 +28,7 @@ def value_consistency(
     interval: Interval = "student",
     width: float = PAGE,
 ) -> Figure:
-    """Value loss and explained variance over training: a line a group, bands and thin seeds.
+    """Draws value loss and explained variance over training: a line a group, bands, thin seeds.
 
     Only groups that record a value loss are drawn: the others learn no value. Lines and bands are
     as in ``learning_curves``; the axis of the loss is logarithmic where its means span more than a

@@ -55,7 +55,7 @@ def save(figure: Figure, path: Path | str, *, outlines: bool = True) -> Path:
 
 
 def as_svg(figure: Figure, *, prefix: str | None = None, outlines: bool = True) -> str:
-    """A figure as an ``<svg>`` element to put into an HTML page.
+    """Returns a figure as an ``<svg>`` element to put into an HTML page.
 
     Its ids are its own, its style stays inside it, it names itself to those who do not see it (a
     ``<title>``, from the figure's label), it shrinks with the page, and it asks for nothing from

@@ -69,7 +69,7 @@ def write_report(
 
 
 def _undamaged(runs: Runs) -> tuple[Runs, dict[str, str]]:
-    """The runs whose config and status can be read, and the sentences on the others by name."""
+    """Returns the runs that can be read, and sentences on the others by name."""
     table: Any = runs.runs
     is_damaged = table["status"] == "damaged"
     if len(table) == len(runs) and not is_damaged.any():
@@ -85,7 +85,7 @@ def _undamaged(runs: Runs) -> tuple[Runs, dict[str, str]]:
 
 
 def _columns(runs: Runs, by: Sequence[str] | str) -> list[str]:
-    """What to group by, checked; by default what tells training apart where there is some."""
+    """Returns the columns to group by, checked; by default those that tell training runs apart."""
     names = list(dict.fromkeys([by] if isinstance(by, str) else by))
     require_known("config column", names, runs.runs.columns)
     trained = [run for run, is_audit in audits.is_audit(runs).items() if not is_audit]
@@ -95,7 +95,7 @@ def _columns(runs: Runs, by: Sequence[str] | str) -> list[str]:
 def _sections(
     runs: Runs, audited: Mapping[str, bool], by: Sequence[str], metric: str
 ) -> list[Section]:
-    """In the order in which a reader asks: training, audits, what they were."""
+    """Builds the sections in the order in which a reader asks: training, audits, what they were."""
     trained = [run for run, is_audit in audited.items() if not is_audit]
     some = {"trained": bool(trained), "audited": len(trained) < len(audited)}
     sections: list[Section] = []

@@ -29,14 +29,14 @@ _BOTH = {"wide": PAGE, "narrow": COLUMN}
 _PIXELS = 96
 """CSS pixels an inch."""
 _MOST_POINTS = 20_000
-"""Of single runs' lines in one figure; as vectors these are half a megabyte."""
+"""Most points of single runs' lines in one figure; as vectors, half a megabyte."""
 
 Draw = Callable[[float], Figure]
 """Makes a figure, given its width in inches."""
 
 
 def curves_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
-    """The metric over steps, and over what was spent."""
+    """Draws the metric over steps, and over what was spent."""
     name = label(metric)
     blocks = [
         drawn(
@@ -57,7 +57,7 @@ def curves_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
 
 
 def heat_map_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
-    """The metric for every pair of two settings, where two were crossed."""
+    """Draws the metric for every pair of two settings, where two were crossed."""
     axes = heat_map_axes(runs, by)
     if axes is None:
         said = (
@@ -77,7 +77,7 @@ def heat_map_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
 
 
 def training_sections(runs: Runs, by: Sequence[str]) -> Iterator[Section]:
-    """Stability, value consistency and segment shapes."""
+    """Yields the sections on stability, value consistency and segment shapes."""
     yield _section(
         "stability",
         "Stability",
@@ -112,7 +112,7 @@ def drawn(
     *,
     outlines: bool = True,
 ) -> Block:
-    """A figure in each width; the sentence that says why, where there is nothing to draw.
+    """Draws a figure in each width; the sentence that says why, where there is nothing to draw.
 
     Args:
         name: what the figure's ids begin with.

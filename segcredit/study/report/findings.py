@@ -20,9 +20,9 @@ from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Tab
 from segcredit.study.statistics import compare, learning_areas, summarise
 
 EVALUATIONS = ("accuracy", "accuracy_greedy", "faithful", "majority")
-"""What a run is judged by: shown beside the metric that was asked for."""
+"""Metrics that judge a run, shown beside the one that was asked for."""
 COSTS = ("tokens_sampled", "cpu_seconds", "gpu_seconds")
-"""What a run spends; counted up over its steps, so that the last value is that of the whole."""
+"""Costs of a run, counted up over its steps, so that the last value is that of the whole."""
 INTERVAL = "95%\u00a0interval"
 """A heading, kept on one line."""
 _UNIT = Note(
@@ -34,7 +34,7 @@ _MOST_GROUPS = 24
 
 
 def results_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
-    """The last value of the metric and of every evaluation, each with its interval."""
+    """Builds the section of last values, of the metric and of every evaluation, with intervals."""
     names = [name for name in dict.fromkeys([metric, *EVALUATIONS]) if is_recorded(runs, name)]
     blocks: list[Block] = [] if metric in names else [Note(_unrecorded(runs, metric))]
     blocks += [_UNIT, *(_results(runs, by, name) for name in names)] if names else []
@@ -42,12 +42,12 @@ def results_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
 
 
 def comparisons_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
-    """What each pair of groups shows: a sentence, and a row of a table."""
+    """Builds the findings of each pair of groups: a sentence, and a row of a table."""
     return Section("comparisons", "Comparisons", list(_comparisons(runs, by, metric)))
 
 
 def costs_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
-    """What the runs of a group spent, and what they learned for it."""
+    """Builds the costs of each group's runs, and the areas under their learning curves."""
     costs = [name for name in COSTS if is_recorded(runs, name)]
     simulated = ["tokens_simulated"] if is_recorded(runs, "tokens_simulated") else []
     if not costs:
@@ -59,7 +59,7 @@ def costs_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
 
 
 def is_recorded(runs: Runs, metric: str) -> bool:
-    """Whether any run recorded a metric."""
+    """Tells whether any run recorded a metric."""
     return metric in runs.steps and bool(runs.steps[metric].notna().any())
 
 
@@ -81,7 +81,7 @@ def _results(runs: Runs, by: Sequence[str], metric: str) -> Table:
 
 
 def _summary(summary: Any, by: Sequence[str], name: str) -> tuple[list[str], list[list[Cell]]]:
-    """Headings and columns of what ``summarise`` and ``learning_areas`` both give."""
+    """Returns headings and columns of what ``summarise`` and ``learning_areas`` both give."""
     low, mean, high = (summary[end].tolist() for end in ("low", "mean", "high"))
     places = view.decimals_for(mean)
     columns = [
@@ -97,12 +97,12 @@ def _summary(summary: Any, by: Sequence[str], name: str) -> tuple[list[str], lis
 def _table(
     caption: str, headings: list[str], columns: list[list[Cell]], notes: Sequence[str] = ()
 ) -> Table:
-    """A table from its columns."""
+    """Returns a table from its columns."""
     return Table(caption, headings, list(zip(*columns, strict=True)), notes)
 
 
 def _notes(summary: Any, by: Sequence[str]) -> list[str]:
-    """What is noted of the groups, once where it is the same of several."""
+    """Joins the notes on the groups, once where several share one."""
     noted: dict[str, list[str]] = defaultdict(list)
     for row in summary.to_dict("records"):
         for note in filter(None, row["note"].split("; ")):
@@ -139,7 +139,7 @@ def _comparisons(runs: Runs, by: Sequence[str], metric: str) -> Iterator[Block]:
 
 
 def count_groups(runs: Runs, by: Sequence[str]) -> int:
-    """How many groups the runs make."""
+    """Counts the groups that the runs make."""
     settings = comparable(runs.runs[list(by)])
     return len(settings.drop_duplicates()) if len(settings.columns) else len(runs)
 
@@ -171,7 +171,7 @@ def _pairs_table(pairs: Any, metric: str) -> Table:
 
 
 def _costs(runs: Runs, by: Sequence[str], costs: Sequence[str]) -> Table:
-    """A pair of columns a cost."""
+    """Builds a table with a pair of columns for each cost."""
     headings, columns = list(by), []
     for cost in costs:
         summary = summarise(runs, by, cost)
@@ -190,7 +190,7 @@ def _costs(runs: Runs, by: Sequence[str], costs: Sequence[str]) -> Table:
 
 
 def _areas(runs: Runs, by: Sequence[str], metric: str, per: str) -> Block:
-    """The area under the learning curve over one cost, or why there is none."""
+    """Returns the area under the learning curve over one cost, or why there is none."""
     try:
         areas = learning_areas(runs, by, metric, per=per)
     except StudyError as error:

@@ -18,14 +18,14 @@ from segcredit.records.tables import Runs
 from segcredit.study.report.view import Cell
 
 AXES = ("method", "segmenter", "estimator", "advantage", "loss.ratio")
-"""What a method is made of: named before any option, in this order."""
+"""Parts of a method, named before any option, in this order."""
 
 NOT_CONFIG = ("run", "status", "error", "started", "ended")
 """The columns of ``.runs`` that say how a run went rather than what it was."""
 
 
 def default_by(runs: Runs) -> list[str]:
-    """Config columns that tell apart all runs but those that differ in their seed alone.
+    """Returns the config columns that tell apart all runs but those of different seeds alone.
 
     Columns are taken in the order of ``AXES``, then options by depth, each one only where it
     divides the runs further; so ``method`` alone where everything else follows from it.
@@ -48,7 +48,7 @@ def default_by(runs: Runs) -> list[str]:
 
 
 def heat_map_axes(runs: Runs, by: Sequence[str]) -> tuple[str, str] | None:
-    """Two settings that were crossed: the segmenter and the estimator, else two of ``by``.
+    """Returns two settings that were crossed: the segmenter and the estimator, else two of ``by``.
 
     Two settings are crossed where some value of one met several of the other, and the other way
     round; otherwise a heat map would be a diagonal or a line.
@@ -63,13 +63,13 @@ def heat_map_axes(runs: Runs, by: Sequence[str]) -> tuple[str, str] | None:
 
 
 def comparable(table: Any) -> Any:
-    """The config columns of ``.runs`` as text, so that a missing option is a value like others."""
+    """Returns the config columns as text, so that a missing option is a value like others."""
     config = table.drop(columns=[name for name in NOT_CONFIG if name in table])
     return pd.DataFrame({name: [shown(value) for value in config[name]] for name in config})
 
 
 def shown(value: Any) -> str:
-    """A config value as a reader writes it; 'none' where a run has no such option."""
+    """Returns a config value as a reader writes it; 'none' where a run has no such option."""
     if pd.isna(value):
         return "none"
     # Where some runs lack an option, pandas holds the integers of the others as floats.
@@ -77,14 +77,14 @@ def shown(value: Any) -> str:
 
 
 def config_cells(column: Iterable[Any]) -> list[Cell]:
-    """Config values in a table, where numbers are sorted as numbers."""
+    """Returns config values as cells of a table, where numbers are sorted as numbers."""
     values = list(column)
     numeric = all(isinstance(value, int | float | np.number) for value in values)
     return [Cell(shown(value), float(value) if numeric else None) for value in values]
 
 
 def _is_free(table: Any, name: str) -> bool:
-    """Whether a column varies and is neither a seed nor a consequence of the run's seed."""
+    """Tells whether a column varies and is neither a seed nor a consequence of the run's seed."""
     if table[name].nunique() < 2 or name.split(".")[-1] == "seed":
         return False
     if "seed" not in table or table["seed"].is_unique:
@@ -98,7 +98,7 @@ def _rank(name: str) -> tuple[int, int]:
 
 
 def _count(table: Any, columns: Sequence[str]) -> int:
-    """How many groups some columns make."""
+    """Counts the groups that some columns make."""
     return len(table[list(columns)].drop_duplicates()) if columns else 1
 
 

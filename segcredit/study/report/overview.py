@@ -33,7 +33,7 @@ _MOST_FAILURES = 20
 _MOST_VALUES = 4
 _LONGEST_TRACEBACK = 8_000
 _URGENCY = {"interrupted": 1, "running": 2, "finished": 3}
-"""What a reader has to know of comes first; what failed, before all."""
+"""Order of states by urgency for the reader: what failed, before all."""
 
 _AUDIT_LINES = (
     "runs.runs       # a row a run: config, status, error",
@@ -44,7 +44,7 @@ Statuses = Mapping[str, Mapping[str, Any]]
 
 
 def runs_section(runs: Runs, by: Sequence[str], damaged: Mapping[str, str]) -> Section:
-    """Every run with its settings, how it ended and how far it came; before them, what failed.
+    """Builds the section of all runs: settings, state and steps; first, what failed.
 
     Args:
         runs: those whose config and status can be read.
@@ -62,7 +62,7 @@ def runs_section(runs: Runs, by: Sequence[str], damaged: Mapping[str, str]) -> S
 
 
 def settings_section(runs: Runs, by: Sequence[str]) -> Section:
-    """Every config key in which the runs differ, by group; what they share is folded away."""
+    """Builds the section of config keys in which the runs differ; the others are folded away."""
     config: Any = comparable(runs.runs)
     differing = [str(name) for name in config if config[name].nunique() > 1]
     same = [str(name) for name in config if name not in differing]
@@ -78,7 +78,7 @@ def settings_section(runs: Runs, by: Sequence[str]) -> Section:
 
 
 def environment_section(runs: Runs) -> Section:
-    """Versions, plug-ins, git revision and machine: each value with the runs that had it."""
+    """Builds the section of versions, git revision and machine, with the runs that had each."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     silent: list[str] = []
     for run, path in runs.directories.items():
@@ -99,7 +99,7 @@ def environment_section(runs: Runs) -> Section:
 def python_section(
     runs: Runs, by: Sequence[str], metric: str, *, trained: bool = True, audited: bool = False
 ) -> Section:
-    """How to have the same tables in Python.
+    """Builds the section on how to have the same tables in Python.
 
     Args:
         runs: all that the report is on.
@@ -133,7 +133,7 @@ def _python(lines: Sequence[str]) -> Section:
 
 
 def half_written(path: Path, runs: Runs) -> list[str]:
-    """Directories with a config or a status that ``read_runs`` could not take for runs."""
+    """Lists directories with a config or a status that ``read_runs`` could not take for runs."""
     known = {str(directory) for directory in runs.directories.values()}
     found: list[str] = []
     for folder, subfolders, files in os.walk(path):
@@ -146,7 +146,7 @@ def half_written(path: Path, runs: Runs) -> list[str]:
 
 
 def _ended(statuses: Statuses) -> str:
-    """How many runs ended how, and what that means for the figures below."""
+    """Counts the runs by how they ended, and says what that means for the figures below."""
     ends = Counter(str(status["status"]) for status in statuses.values())
     parts = ", ".join(f"{count:,} {name}" for name, count in sorted(ends.items()))
     said = f"{view.counted(len(statuses), 'run')}: {parts}."
@@ -161,7 +161,7 @@ def _ended(statuses: Statuses) -> str:
 
 
 def _failures(statuses: Statuses) -> Iterator[Block]:
-    """Each sentence with which runs were stopped, once, with one of its tracebacks."""
+    """Yields each sentence with which runs were stopped, once, with one of its tracebacks."""
     stopped: dict[str, list[str]] = defaultdict(list)
     for run, status in statuses.items():
         if status["status"] in ("failed", "interrupted"):
@@ -177,14 +177,14 @@ def _failures(statuses: Statuses) -> Iterator[Block]:
 
 
 def _shortened(traceback: str) -> str:
-    """The end of a long traceback, which says what happened."""
+    """Returns the end of a long traceback, which says what happened."""
     if len(traceback) <= _LONGEST_TRACEBACK:
         return traceback
     return f"… the whole of it is in {STATUS} …\n{traceback[-_LONGEST_TRACEBACK:]}"
 
 
 def _left_out(runs: Runs, damaged: Mapping[str, str]) -> Iterator[Block]:
-    """What lies in the directory and does not count, or not everywhere."""
+    """Lists what lies in the directory and does not count, or not everywhere."""
     if damaged:
         count = view.counted(len(damaged), "run")
         yield Note(f"{count} left out of whatever needs a file that is damaged:")
@@ -217,14 +217,14 @@ def _runs_table(runs: Runs, by: Sequence[str], statuses: Statuses) -> Table:
 
 
 def _sortable(column: Any) -> Any:
-    """What did not finish first, then numbers by value and everything else as text."""
+    """Sorts unfinished first, then numbers by value and everything else as text."""
     if column.name == "status":
         return pd.Series([_URGENCY.get(str(value), 0) for value in column], column.index)
     return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
 
 
 def _minutes(status: Mapping[str, Any]) -> float:
-    """Between a run's last start and its end; NaN while it has none."""
+    """Returns the minutes from a run's last start to its end; NaN while it has none."""
     try:
         started, ended = (datetime.fromisoformat(status[key]) for key in ("started", "ended"))
     except (KeyError, TypeError, ValueError):
@@ -233,7 +233,7 @@ def _minutes(status: Mapping[str, Any]) -> float:
 
 
 def _differences(config: Any, differing: Sequence[str], by: Sequence[str]) -> Table:
-    """A row a key, a column a group; where a group has several values, all of them."""
+    """Returns a row a key, a column a group; where a group has several values, all of them."""
     columns = [name for name in by if name in config]
     groups = list(config.groupby(columns, sort=False)) if columns else [(("all runs",), config)]
     shown_groups = groups[:MOST_GROUPS]
@@ -253,7 +253,7 @@ def _values(column: Any) -> str:
 
 
 def _environment(path: Path) -> dict[str, Any]:
-    """A run's environment in dotted keys; empty where there is none that can be read."""
+    """Returns a run's environment in dotted keys; empty where there is none that can be read."""
     try:
         found = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

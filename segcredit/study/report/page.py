@@ -70,7 +70,7 @@ def write_page(output: Path, title: str, lead: Sequence[Note], sections: Sequenc
 
 
 def _templates() -> Environment:
-    """Everything is escaped that is not marked as markup of ours, and a typing error is one."""
+    """Makes the environment: it escapes all but our own markup, and refuses unknown names."""
     return Environment(
         loader=PackageLoader("segcredit.study.report"),
         autoescape=True,
@@ -85,5 +85,5 @@ def _source(name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """Of the one script that the page's own policy lets run, should escaping ever fail."""
+    """Hashes the one script that the page's own policy lets run, should escaping ever fail."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 MOST_PANELS, MOST_LINES = 6, 4
 """Segmenters whose credit is drawn, and estimators of each."""
 MOST_TOKENS = 60
-"""Of a response: as many as can be named along the axis of a page."""
+"""Most tokens of a completion that can be named along the axis of a page."""
 _DWARFS = 5.0
 """Times the largest true advantage: credit above that, such as one scaled by its group's spread, is
 drawn over its root mean square."""
 
 
 def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
-    """One response that did best and one that did worst, where the value moved most.
+    """Yields one response that did best and one that did worst, where the value moved most.
 
     Args:
         path: the audit's directory.
@@ -78,7 +78,7 @@ def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
 
 
 def pictures(prompt: Prompt) -> Pictures:
-    """The images of a prompt, and its text."""
+    """Returns the images of a prompt, and its text."""
     return Pictures(
         list(filter(None, map(image_source, prompt.images))),
         f"What the prompt {prompt.key} shows; its text is: {prompt.text}",
@@ -86,7 +86,7 @@ def pictures(prompt: Prompt) -> Pictures:
 
 
 def moving_rows(values_BHE: NDArray[np.float64], rewards_B: NDArray[np.float64]) -> list[int]:
-    """Of the best and of the worst completions, that whose true value moves most.
+    """Picks among the best and the worst completions those whose true value moves most.
 
     Args:
         values_BHE: true values in independent halves, NaN beyond a completion's end.
@@ -102,7 +102,7 @@ def moving_rows(values_BHE: NDArray[np.float64], rewards_B: NDArray[np.float64])
 
 
 def moving_part(values_HE: NDArray[np.float64], most: int = MOST_TOKENS) -> slice:
-    """The run of at most so many tokens in which the true value of a completion moves most.
+    """Returns the run of at most so many tokens in which the true value of a completion moves most.
 
     Args:
         values_HE: true values in independent halves, without padding.
@@ -128,7 +128,7 @@ def _extent(part: slice, length: int) -> str:
 def _arrays(
     audit: Audit, row: int, part: slice, halves: Sequence[int], scheme: str
 ) -> dict[str, Any]:
-    """What ``response_credit`` takes, of some tokens of one completion."""
+    """Returns the arguments of ``response_credit`` for some tokens of one completion."""
     truth, rollouts = audit.truth, audit.truth.rollouts
     text = rollouts.texts[row]
     spans = rollouts.token_spans[row, part].tolist()
@@ -153,6 +153,6 @@ def _arrays(
 
 
 def _dwarfs(credit: dict[str, dict[str, Any]], values_HE: NDArray[np.float64]) -> bool:
-    """Whether the truth could not be seen beside the credit on one scale."""
+    """Tells whether the truth could not be seen beside the credit on one scale."""
     given = [np.abs(x_T).max() for by_name in credit.values() for x_T in by_name.values()]
     return bool(max(given, default=0.0) > _DWARFS * np.abs(np.diff(values_HE.mean(0))).max())

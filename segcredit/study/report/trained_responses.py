@@ -32,15 +32,15 @@ from segcredit.study.report.view import (
 MOST_GROUPS = 6
 """Groups of which a run's responses are shown."""
 MOST_BYTES = 1_000_000
-"""Of an image that is put into the page."""
+"""Largest size of an image that is put into the page."""
 MOST_CHARACTERS = 20_000
-"""Of a prompt or a response."""
+"""Most characters of a prompt or a completion that are shown."""
 
 _COLUMNS = ["prompt", "response", "prompt_text", "text", "reward", "truncated", "tokens", "images"]
 
 
 def responses_section(runs: Runs, by: Sequence[str]) -> Section:
-    """The response with the highest reward and that with the lowest, of a run of each group.
+    """Builds the section of the best and the worst completion, of a run of each group.
 
     They are those of the last recorded step of the first run that recorded any. Nothing else is
     read of the other runs' responses, nor of other steps' texts.
@@ -67,7 +67,7 @@ def responses_section(runs: Runs, by: Sequence[str]) -> Section:
 
 
 def marked(text: str, segments: Sequence[str]) -> list[Piece]:
-    """A text in pieces, of which those that are segments can be told from what is between them.
+    """Cuts a text into pieces: segments, and what is between them.
 
     Args:
         text: a completion.
@@ -88,7 +88,7 @@ def marked(text: str, segments: Sequence[str]) -> list[Piece]:
 
 
 def _first_recorded(runs: Runs, by: Sequence[str]) -> dict[str, str]:
-    """The first run with responses by its group's name, in the order of the runs."""
+    """Returns the first run with responses by its group's name, in the order of the runs."""
     table: Any = runs.runs
     found: dict[str, str] = {}
     for run, *values in table[["run", *by]].itertuples(index=False, name=None):
@@ -99,7 +99,7 @@ def _first_recorded(runs: Runs, by: Sequence[str]) -> dict[str, str]:
 
 
 def _of_run(runs: Runs, run: str, group: str) -> Iterator[Block]:
-    """Of the last recorded step of a run, which may be damaged, or without rewards."""
+    """Yields completions of a run's last step, which may be damaged or lack rewards."""
     one = runs.select([run])
     last = one.read("responses", ["step"])["step"].max()
     at = ds.field("step") == last
@@ -140,7 +140,7 @@ def _shortened(text: str) -> str:
 
 
 def _facts(row: dict[str, Any], segments: Sequence[str]) -> str:
-    """The prompt's key, the response's place in its group and its sizes, as far as recorded."""
+    """Returns the prompt's key, the completion's place in its group and its sizes, if recorded."""
     said = [f"Prompt {row['prompt']}, response {row['response']}"]
     if pd.notna(row["tokens"]):
         said.append(counted(int(row["tokens"]), "token"))
@@ -152,7 +152,7 @@ def _facts(row: dict[str, Any], segments: Sequence[str]) -> str:
 
 
 def _images(path: Path, names: Any) -> tuple[list[str], list[str]]:
-    """The images that can be shown, as addresses, and a sentence on each other one."""
+    """Returns the images that can be shown, as addresses, and a sentence on each other one."""
     sources: list[str] = []
     missing: list[str] = []
     for name in str(names).split() if pd.notna(names) else []:

@@ -1,4 +1,4 @@
-"""What a report is made of, as data: sections of notes, tables, figures, failures and code.
+"""Parts of a report, as data: sections of notes, tables, figures, failures and code.
 
 The template only lays them out. Whatever is text here is escaped there.
 """
@@ -27,7 +27,7 @@ class Interval:
     middle: float
     high: float
     zero: float | None
-    """Where 0 is, if it is to be marked."""
+    """Place of 0, if it is to be marked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Table:
     folded: str = ""
 
     def numeric(self, column: int) -> bool:
-        """Whether a column holds numbers."""
+        """Tells whether a column holds numbers."""
         return any(row[column].order is not None for row in self.rows)
 
 
@@ -116,7 +116,7 @@ class Pictures:
 
     kind: ClassVar[str] = "pictures"
     sources: Sequence[str]
-    """As ``data:`` addresses."""
+    """Images as ``data:`` addresses."""
     caption: str
 
 
@@ -126,12 +126,12 @@ class Piece:
 
     text: str
     is_segment: bool = False
-    """Whether they are one segment, to be told from the next."""
+    """True for the text of one segment, to be told from the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a policy wrote, beside what it was asked.
+    """A completion of a policy, beside its prompt.
 
     Args:
         title: which one it is, and its reward.
@@ -189,24 +189,24 @@ class Section:
 
 
 def text(value: object) -> Cell:
-    """A cell of text."""
+    """Returns a cell of text."""
     return Cell(str(value))
 
 
 def numbers(values: Iterable[float], decimals: int | None = None) -> list[Cell]:
-    """Cells of one quantity, all with the decimals that three digits of the largest need."""
+    """Writes cells of one quantity, all with the decimals that three digits of the largest need."""
     values = [float(value) for value in values]
     places = decimals_for(values) if decimals is None else decimals
     return [Cell(number(value, places), value) for value in values]
 
 
 def probabilities(values: Iterable[float]) -> list[Cell]:
-    """p-values, with two digits however small: none is 0."""
+    """Writes p-values with two digits however small: none is 0."""
     return [Cell(MISSING if math.isnan(p) else f"{p:.2g}", float(p)) for p in values]
 
 
 def number(value: float, decimals: int) -> str:
-    """A number with its thousands apart; a dash for NaN."""
+    """Returns a number with its thousands apart; a dash for NaN."""
     if math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -216,14 +216,14 @@ def number(value: float, decimals: int) -> str:
 
 
 def decimals_for(values: Iterable[float]) -> int:
-    """How many decimals show three digits of the largest value."""
+    """Counts the decimals that show three digits of the largest value."""
     finite = [abs(value) for value in values if math.isfinite(value)]
     largest = max(finite, default=0.0)
     return min(max(2 - math.floor(math.log10(largest)), 0), 8) if largest > 0 else 0
 
 
 def ends(low: Sequence[float], high: Sequence[float], decimals: int) -> list[Cell]:
-    """Intervals in numbers; a dash where there is none."""
+    """Writes intervals in numbers; a dash where there is none."""
     return [
         Cell(MISSING if math.isnan(a + b) else f"[{number(a, decimals)}, {number(b, decimals)}]")
         for a, b in zip(low, high, strict=True)
@@ -233,7 +233,7 @@ def ends(low: Sequence[float], high: Sequence[float], decimals: int) -> list[Cel
 def intervals(
     low: Sequence[float], middle: Sequence[float], high: Sequence[float], *, zero: bool = False
 ) -> list[Cell]:
-    """Cells that draw ``low`` to ``high`` with a dot at ``middle``, all on one scale.
+    """Makes cells that draw ``low`` to ``high`` with a dot at ``middle``, all on one scale.
 
     A row without an interval has its dot alone; without a value, a dash.
 
@@ -262,17 +262,17 @@ def intervals(
 
 
 def image_source(content: bytes) -> str:
-    """An image as a ``data:`` address; '' for a kind that browsers do not show."""
+    """Returns an image as a ``data:`` address; '' for a kind that browsers do not show."""
     kind = image_kind(content)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if kind else ""
 
 
 def counted(count: int, thing: str, things: str | None = None) -> str:
-    """'1 run', '1,204 runs'."""
+    """Writes a count with its noun: '1 run', '1,204 runs'."""
     return f"{count:,} {thing if count == 1 else things or thing + 's'}"
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """'a, b and 3 more'."""
+    """Lists names in a sentence: 'a, b and 3 more'."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -19,7 +19,7 @@ from segcredit.types import RolloutBatch
 
 @dataclass(frozen=True, slots=True)
 class TextSegments:
-    """What a segmenter made of one text; where it failed, nothing but the sentence."""
+    """The segments of one text; where the segmenter failed, nothing but the sentence."""
 
     starts: tuple[int, ...] = ()
     """The first character of each segment. Segments that share a character, since its bytes are
@@ -39,7 +39,7 @@ Segmented = tuple[Document, Mapping[str, TextSegments]]
 
 
 def plugin_table(spec: str, option: str) -> dict[str, Any]:
-    """A plug-in's name, or an inline TOML table with its name and options, as a table.
+    """Returns a plug-in's name, or an inline TOML table with its name and options, as a table.
 
     Args:
         spec: such as ``newline``, or ``{name="random", fraction=0.2}``.
@@ -66,7 +66,7 @@ def plugin_table(spec: str, option: str) -> dict[str, Any]:
 
 
 def chosen_segmenters(specs: Sequence[str], *, policy: bool) -> dict[str, Segmenter]:
-    """The segmenters asked for, in this order, by labels such as ``random(fraction=0.2)``.
+    """Returns the segmenters asked for, in this order, by labels such as ``random(fraction=0.2)``.
 
     Args:
         specs: names or inline TOML tables, see ``plugin_table``.
@@ -90,7 +90,7 @@ def chosen_segmenters(specs: Sequence[str], *, policy: bool) -> dict[str, Segmen
 
 
 def load_policy(policy: str, task: str | None = None) -> Policy:
-    """A policy as a run would begin with, on the device that a run would use.
+    """Returns a policy as a run would begin with, on the device that a run would use.
 
     Args:
         policy: its name, or an inline TOML table.
@@ -119,7 +119,7 @@ def segment_documents(
     segmenters: Mapping[str, Segmenter],
     policy: Policy | None = None,
 ) -> Iterator[Segmented]:
-    """Each text with the segments that each segmenter makes of it.
+    """Yields each text with the segments that each segmenter makes of it.
 
     Without a policy, text segmenters cut between any two characters. With one, every segmenter
     cuts between the policy's tokens, as in a run; no end token is added to a text. A segmenter
@@ -166,14 +166,14 @@ def _attempt(label: str, cut: Callable[[], TextSegments]) -> TextSegments:
 
 
 def _sentence(what: str, error: Exception) -> str:
-    """Sentences as they are; of other errors, where they come from."""
+    """Writes an error: a sentence as it is; of others, where they come from."""
     if isinstance(error, SegcreditError | ValueError) and str(error):
         return str(error)
     return f"{what} raised {type(error).__name__}: {error}"
 
 
 def _by_characters(segmenter: Segmenter, document: Document) -> TextSegments:
-    """Between any two offsets lies a segment, unless they are equal."""
+    """Makes a segment between any two offsets, unless they are equal."""
     offsets = list(cast(TextSegmenter, segmenter).split(document.text))
     edges = [0, *offsets, len(document.text)]
     pairs = list(itertools.pairwise(edges))
@@ -188,7 +188,7 @@ def _by_characters(segmenter: Segmenter, document: Document) -> TextSegments:
 
 
 def _by_tokens(segmenter: Segmenter, rollouts: RolloutBatch) -> TextSegments:
-    """From the first character of a segment's first token to the last one of its last."""
+    """Makes segments from the first character of the first token to the last one of the last."""
     found = segmenter.segment(rollouts)
     spans_T2 = rollouts.token_spans[0]
     mask_S = found.mask[0]
@@ -200,7 +200,7 @@ def _by_tokens(segmenter: Segmenter, rollouts: RolloutBatch) -> TextSegments:
 
 
 def _label(table: Mapping[str, Any]) -> str:
-    """A name with its options; a plug-in inside is written the same way."""
+    """Returns a name with its options; a plug-in inside is written the same way."""
     options = [f"{key}={_shown(value)}" for key, value in table.items() if key != "name"]
     return f"{table['name']}({', '.join(options)})" if options else str(table["name"])
 

@@ -1,4 +1,4 @@
-"""What segmenters made of many texts: a summary of each, and a file with a row a segment."""
+"""Tables of segmenters over many texts: a summary of each, and a file with a row a segment."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ _GROUP_ROWS = 100_000
 
 @dataclass(slots=True)
 class Summary:
-    """What one segmenter made of the texts so far."""
+    """Totals of one segmenter over the texts so far."""
 
     texts: int = 0
     """Those that it segmented; failures are not among them."""
     counts: list[int] = field(default_factory=list)
     """Segments of each text."""
     characters: list[int] = field(default_factory=list)
-    """Of each segment."""
+    """Length of each segment in characters."""
     tokens: list[int] = field(default_factory=list)
-    """Of each segment, where a policy made some."""
+    """Length of each segment in tokens, where a policy made some."""
     failures: dict[str, list[str]] = field(default_factory=dict)
     """Texts by name on which it failed, by its sentence."""
 
     def add(self, document: Document, found: TextSegments) -> None:
-        """Count one text."""
+        """Counts one text."""
         if found.error:
             self.failures.setdefault(found.error, []).append(document.name)
             return
@@ -66,12 +66,12 @@ class Summary:
 
 
 def quantiles(values: list[int], *at: float) -> list[float]:
-    """Quantiles, interpolated; NaN where there are no values."""
+    """Computes quantiles, interpolated; NaN where there are no values."""
     return np.quantile(values, at).tolist() if values else [float("nan")] * len(at)
 
 
 def require_output(path: Path, source: str) -> None:
-    """Refuse a file that segments cannot be written to, before anything is computed.
+    """Refuses a file that segments cannot be written to, before anything is computed.
 
     Raises:
         StudyError: its suffix names no format that is known, or it is the source itself.
@@ -86,7 +86,7 @@ def require_output(path: Path, source: str) -> None:
 
 
 def written(segmented: Iterable[Segmented], path: Path) -> Iterator[Segmented]:
-    """Pass everything through, and write a row a segment; the file appears when all is done.
+    """Passes everything through, and writes a row a segment; the file appears at the end.
 
     Columns: ``number`` of the text from 1, ``id`` of its record or null, ``segmenter``, ``segment``
     from 0, ``start`` and ``end`` in characters of the text, the end excluded, ``tokens`` of the

@@ -27,21 +27,21 @@ class Document:
     number: int
     """Its place in the source, from 1."""
     text: str
-    """What is no character, such as a broken byte, is replaced by U+FFFD."""
+    """The text itself; what is no character, such as a broken byte, is replaced by U+FFFD."""
     prompt: str = ""
     id: str | None = None
     """Its record's ``id``, as text."""
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name of the document in messages."""
         return f"{self.number}" if self.id is None else f"{self.number} ({self.id})"
 
 
 def read_documents(
     source: str, field: str | None = None, prompt_field: str | None = None
 ) -> Iterator[Document]:
-    """The texts of a source.
+    """Yields the texts of a source.
 
     Args:
         source: a path, ``-`` for standard input, or the text itself. A file ``*.jsonl``, and any
@@ -66,7 +66,7 @@ def read_documents(
 
 
 def _require_text(source: str, json_lines: bool) -> None:
-    """Refuse a source that was meant as a path."""
+    """Refuses a source that was meant as a path."""
     if os.path.isdir(source):
         raise StudyError(f"{source} is a folder; expected a file, a text, or - for standard input.")
     if json_lines or ("\n" not in source and source.endswith(_READ_AS_PATH)):
@@ -77,7 +77,7 @@ def _require_text(source: str, json_lines: bool) -> None:
 
 
 def _opened(source: str) -> Any:
-    """The bytes of a file or of standard input: newlines stay as they are, and so do offsets."""
+    """Opens a file or standard input as bytes, which keep newlines, and so offsets."""
     if source == "-":
         return nullcontext(sys.stdin.buffer)
     try:
@@ -134,5 +134,5 @@ def _field(record: Mapping[str, Any], field: str, option: str, where: str) -> st
 
 
 def _clean(text: str) -> str:
-    """The text with a replacement, as long, for each half of a character."""
+    """Returns the text with a replacement, as long, for each half of a character."""
     return _HALF_CHARACTERS.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""What the runs of a study show, over seeds: summaries, comparisons, curves, each with an interval.
+"""Summaries, comparisons and learning curves of a study's runs over seeds, with intervals.
 
     runs = segcredit.read_runs("runs/segmenters")
     summarise(runs, ["segmenter"], "accuracy")
@@ -23,17 +23,15 @@ from segcredit.study.statistics.paired import (
     smallest_p,
     student_p,
 )
-from segcredit.study.statistics.profiles import performance_profile
 from segcredit.study.statistics.run_values import metrics_of, run_values
 from segcredit.study.statistics.stratified import (
     interquartile_mean,
     stratified_bootstrap,
     stratified_student,
 )
-from segcredit.study.statistics.summary import at_equal_cost, learning_areas, summarise
+from segcredit.study.statistics.summary import learning_areas, summarise
 
 __all__ = [
-    "at_equal_cost",
     "bootstrap_interval",
     "bootstrap_intervals",
     "compare",
@@ -41,7 +39,6 @@ __all__ = [
     "interquartile_mean",
     "learning_areas",
     "metrics_of",
-    "performance_profile",
     "probability_of_improvement",
     "run_values",
     "seeds_needed",

@@ -66,7 +66,7 @@ def compare(
     confidence: float = 0.95,
     power: float = 0.8,
 ) -> pd.DataFrame:
-    """The mean difference of each pair of groups over shared seeds, and whether it is told from 0.
+    """Computes the mean difference of each pair of groups over shared seeds, and its tests.
 
     A seed gives the runs of all methods the same prompts, so that what it does to both falls out
     of their difference. Only the runs of seeds that both groups have are used, for every figure of
@@ -153,12 +153,12 @@ def _pairs(groups: list[Group], baseline: str | None) -> list[tuple[Group, Group
 
 
 def _shared(a: Any, b: Any, pair_on: list[str]) -> Any:
-    """A row a pair of runs: the columns of ``pair_on``, then those of both runs, as _a and _b."""
+    """Pairs runs: the columns of ``pair_on``, then those of both, as _a and _b."""
     return a.merge(b, on=pair_on, suffixes=("_a", "_b"))
 
 
 def _one_each(group: Group, pair_on: list[str]) -> Any:
-    """The runs of a group that have a value, one for each value of ``pair_on``."""
+    """Returns the runs of a group that have a value, one for each value of ``pair_on``."""
     measured = group.measured
     doubled = measured[measured.duplicated(pair_on, keep=False)]
     if len(doubled):
@@ -176,7 +176,7 @@ def _one_each(group: Group, pair_on: list[str]) -> Any:
 def _measured(
     rows: Any, pair_on: Sequence[str], interval: Interval, test: Test, confidence: float
 ) -> dict[str, Any]:
-    """What the shared seeds of one pair say."""
+    """Compares one pair of groups over its shared seeds."""
     differences = rows["value_b"] - rows["value_a"]
     low, high = interval_of([differences], "mean", interval, confidence)
     probable = improvement(_strata(rows, pair_on), confidence=confidence)
@@ -193,7 +193,7 @@ def _measured(
 
 
 def _strata(rows: Any, pair_on: Sequence[str]) -> list[Any]:
-    """The values of b and of a, apart for each task or whatever beside the seed is paired on."""
+    """Returns the values of b and of a, apart for each task or what else is paired on."""
     columns = [name for name in pair_on if name != "seed"]
     parts = (
         [part for _, part in rows.groupby(columns, dropna=False, observed=True)]
@@ -204,13 +204,13 @@ def _strata(rows: Any, pair_on: Sequence[str]) -> list[Any]:
 
 
 def _needed(rows: Any, power: float, level: float, test: Test) -> float:
-    """Also as many as the sign-flip test needs to reach the level at all: 2^(1 − n) ≤ level."""
+    """Estimates the seeds needed; no fewer than the sign-flip test needs: 2^(1 − n) ≤ level."""
     needed = seeds_needed(rows["value_b"] - rows["value_a"], power=power, alpha=level)
     return max(needed, math.ceil(1 - math.log2(level))) if test == "sign_flip" else needed
 
 
 def _pair_note(a: Group, b: Group, rows: Any, pair_on: Sequence[str], bound: str) -> str:
-    """What is to be said of the runs compared, and of those that have no value.
+    """Notes what must be known of the runs compared, and of those that have no value.
 
     Seeds that only one group was run with do not matter here.
     """

@@ -43,7 +43,7 @@ class Group:
         return self.runs.dropna(subset=["value"])
 
     def strata(self, columns: Sequence[str]) -> list[Any]:
-        """The values, apart for each combination of some config columns."""
+        """Returns the values, apart for each combination of some config columns."""
         if not columns:
             return [self.measured["value"]]
         parts = self.measured.groupby(list(columns), dropna=False, observed=True, sort=False)
@@ -51,7 +51,7 @@ class Group:
 
 
 def groups_of(runs: Runs, by: Sequence[str] | str, values: pd.DataFrame) -> list[Group]:
-    """The groups, in the order of their settings.
+    """Returns the groups, in the order of their settings.
 
     Args:
         runs: as ``read_runs`` returns them.
@@ -74,7 +74,7 @@ def groups_of(runs: Runs, by: Sequence[str] | str, values: pd.DataFrame) -> list
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], groups: Sequence[Group]) -> pd.DataFrame:
-    """The rows, with settings that are numbers in the same type as in ``.runs``.
+    """Returns the rows, with settings that are numbers in the same type as in ``.runs``.
 
     Otherwise a group without an option would turn the numbers of the others to objects.
     """
@@ -84,7 +84,7 @@ def table_of(rows: Iterable[Mapping[str, Any]], groups: Sequence[Group]) -> pd.D
 
 
 def note_of(group: Group, apart: Sequence[str] = ()) -> str:
-    """What a reader must know of the runs behind a number; '' where there is nothing.
+    """Notes what a reader must know of the runs behind a number; '' where there is nothing.
 
     Args:
         group: the runs.
@@ -133,7 +133,7 @@ def _repeated(group: Group, apart: Sequence[str]) -> Iterator[str]:
 
 
 def differing(runs: Any, config: Sequence[str]) -> str:
-    """In which settings some runs differ, as the end of a sentence."""
+    """Names the settings in which some runs differ, as the end of a sentence."""
     varied = [name for name in config if runs[name].nunique(dropna=False) > 1]
     # Where the plug-in itself differs, its options follow.
     names = [name for name in varied if not any(name.startswith(f"{of}.") for of in varied)]
@@ -144,7 +144,7 @@ def differing(runs: Any, config: Sequence[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A config value as a reader writes it; 'none' where the group has no such option."""
+    """Returns a config value as a reader writes it; 'none' where the group has no such option."""
     if pd.isna(value):
         return "none"
     # Where some runs lack an option, pandas may hold the whole numbers of the others as floats.

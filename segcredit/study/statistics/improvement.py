@@ -1,4 +1,4 @@
-"""How probable it is that a run of one method ends above a run of another."""
+"""Probability that a run of one method ends above a run of another."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def probability_of_improvement(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """P(X > Y) + P(X = Y) / 2 for a run of each: the Mann-Whitney statistic over n_x n_y.
+    """Computes P(X > Y) + P(X = Y) / 2 for a run of each: Mann-Whitney's statistic over n_x n_y.
 
     Args:
         x: the values of one method: seeds, or seeds x strata (tasks), over which it is averaged;
@@ -74,7 +74,7 @@ def improvement(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """``probability_of_improvement`` of x and y given for each stratum."""
+    """Computes ``probability_of_improvement`` of x and y given for each stratum."""
     require_interval(confidence, resamples)
     require_known("interval", [interval], ["newcombe", "bootstrap"])
     if not strata or any(len(values) == 0 for pair in strata for values in pair):
@@ -102,7 +102,7 @@ def _by_stratum(x: ArrayLike, y: ArrayLike) -> list[Pair]:
 
 
 def _wins(x: Floats, y: Floats) -> Floats:
-    """1, ½ or 0 for each x (rows) against each y (columns)."""
+    """Returns 1, ½ or 0 for each x (rows) against each y (columns)."""
     return (np.sign(x[:, None] - y) + 1) / 2
 
 
@@ -121,7 +121,7 @@ def _draws(strata: Sequence[Pair], resamples: int, seed: int) -> Floats:
 def _newcombe(
     probability: float, sizes: Sequence[tuple[int, int]], confidence: float
 ) -> tuple[float, float]:
-    """The two θ that lie z standard errors, taken at θ itself, from the estimate."""
+    """Returns the two θ that lie z standard errors, taken at θ itself, from the estimate."""
     z = float(stats.norm.ppf((1 + confidence) / 2))
 
     def excess(theta: float) -> float:
@@ -135,7 +135,7 @@ def _newcombe(
 
 
 def _variance(theta: float, n_x: int, n_y: int) -> float:
-    """Hanley and McNeil's, with the two sizes replaced by their mean as Newcombe does."""
+    """Computes Hanley and McNeil's, the two sizes replaced by their mean as Newcombe does."""
     more = (n_x + n_y) / 2 - 1
     spread = 1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta))
     return theta * (1 - theta) * spread / (n_x * n_y)

@@ -27,7 +27,7 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean.
+    """Computes the percentile bootstrap interval of the mean.
 
     The unit that is resampled is one value: give one a seed, not one a response, since responses
     of one run share its chance. With few seeds it is far too narrow (three give at most 75%, for
@@ -57,7 +57,7 @@ def bootstrap_interval(
 def bootstrap_intervals(
     matrix: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[Floats, Floats]:
-    """``bootstrap_interval`` of each row, with the same draws for every row.
+    """Computes ``bootstrap_interval`` of each row, with the same draws for every row.
 
     Args:
         matrix: rows (such as steps) x units (seeds); NaN where one is absent.
@@ -82,7 +82,7 @@ def bootstrap_intervals(
 
 
 def student_interval(values: Iterable[float], *, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean: m ± t_{n−1} s / √n.
+    """Computes Student's t interval of the mean: m ± t_{n−1} s / √n.
 
     Exact for normal values, however few; past the ends of the metric's range (below 0 for an
     accuracy) where the seeds are too few to tell, and not cut there. Skewed or two-peaked values,
@@ -106,7 +106,7 @@ def student_interval(values: Iterable[float], *, confidence: float = 0.95) -> tu
 
 
 def student_intervals(matrix: ArrayLike, *, confidence: float = 0.95) -> tuple[Floats, Floats]:
-    """``student_interval`` of each row.
+    """Computes ``student_interval`` of each row.
 
     Args:
         matrix: rows (such as steps) x units (seeds); NaN where one is absent.
@@ -130,26 +130,26 @@ def student_intervals(matrix: ArrayLike, *, confidence: float = 0.95) -> tuple[F
 
 
 def percentiles(draws: Floats, confidence: float) -> Floats:
-    """The two ends (2 x rows) between which that share of each row of draws lies."""
+    """Returns the two ends (2 x rows) between which that share of each row of draws lies."""
     tail = (1 - confidence) / 2
     return np.quantile(draws, [tail, 1 - tail], axis=-1)
 
 
 def present_values(values: ArrayLike) -> Floats:
-    """One array of what was measured: without NaN."""
+    """Returns one array of what was measured: without NaN."""
     array = np.asarray(values, dtype=np.float64).ravel()
     return array[~np.isnan(array)]
 
 
 def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.bool_]]]:
-    """Rows that have the same values present: their numbers, and which values those are."""
+    """Yields rows that have the same values present: their numbers, and which values."""
     patterns, numbers = np.unique(present, axis=0, return_inverse=True)
     for number, pattern in enumerate(patterns):
         yield np.flatnonzero(numbers.ravel() == number), pattern
 
 
 def _resampled_means(rows: Floats, resamples: int, seed: int) -> Floats:
-    """Means (rows x resamples); a product with how often each value is drawn beats gathering."""
+    """Computes (rows x resamples) means by a product with draw counts, faster than gathering."""
     generator = np.random.default_rng(seed)
     n = rows.shape[1]
     at_once = max(1, _DRAWS_AT_ONCE // n)
@@ -159,6 +159,6 @@ def _resampled_means(rows: Floats, resamples: int, seed: int) -> Floats:
 
 
 def _draw_counts(generator: np.random.Generator, size: int, n: int) -> Floats:
-    """How often each of n values is drawn in each of ``size`` resamples (size x n)."""
+    """Draws how often each of n values is in each of ``size`` resamples (size x n)."""
     drawn = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
     return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)

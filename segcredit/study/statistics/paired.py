@@ -25,7 +25,7 @@ _MANY = 1_000_000
 
 
 def sign_flip_p(differences: ArrayLike, *, seed: int = 0) -> float:
-    """Two-sided p of the mean difference, were each as likely to have had the other sign.
+    """Computes the two-sided p of the mean difference, were each as likely of the other sign.
 
     The share of the 2^n choices of signs under which the mean is at least as far from 0 as it is:
     exact, whatever the distribution. n differences cannot give less than ``smallest_p(n)``; with
@@ -52,7 +52,7 @@ def sign_flip_p(differences: ArrayLike, *, seed: int = 0) -> float:
 
 
 def student_p(differences: ArrayLike) -> float:
-    """Two-sided p of Student's paired t test; NaN for fewer than two differences."""
+    """Computes the two-sided p of Student's paired t test; NaN for fewer than two differences."""
     found = present_values(differences)
     if len(found) < 2 or not found.any():
         return math.nan if len(found) < 2 else 1.0
@@ -63,12 +63,12 @@ def student_p(differences: ArrayLike) -> float:
 
 
 def smallest_p(seeds: int) -> float:
-    """The least p that ``sign_flip_p`` can give for so many differences: 2^(1 − n), at most 1."""
+    """Returns the least p that ``sign_flip_p`` can give for n differences: min(1, 2^(1 − n))."""
     return min(1.0, 2.0 ** (1 - seeds)) if seeds else math.nan
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """P values corrected so that one false finding among all of them has at most that chance.
+    """Corrects p values by Holm: one false finding among all has at most that chance.
 
     The i-th smallest of m is multiplied by m − i + 1, kept at least as large as the one before it
     and at most 1.
@@ -91,7 +91,7 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def seeds_needed(differences: ArrayLike, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """How many shared seeds a two-sided paired t test needs to find a difference of this size.
+    """Computes how many shared seeds a two-sided paired t test needs to find a difference.
 
     The smallest n ≥ 2 with P(|T| > t_{1−α/2, n−1}) ≥ power, T being noncentral t with n − 1 degrees
     of freedom and noncentrality √n |m| / s, where m and s are the mean and the standard deviation
@@ -128,7 +128,7 @@ def seeds_needed(differences: ArrayLike, *, power: float = 0.8, alpha: float = 0
 
 
 def _smallest_n(effect: float, power: float, alpha: float) -> float:
-    """By doubling, then halving: the power grows with n."""
+    """Finds the smallest n by doubling, then halving: the power grows with n."""
     z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
     if (z / effect) ** 2 > _MANY:
         return float(math.ceil((z / effect) ** 2))
@@ -142,7 +142,7 @@ def _smallest_n(effect: float, power: float, alpha: float) -> float:
 
 
 def _power(n: int, effect: float, alpha: float) -> float:
-    """Of the two-sided t test of n differences whose mean is ``effect`` standard deviations.
+    """Computes the power of the two-sided t test of n differences of mean ``effect`` deviations.
 
     T² is noncentral F: both tails at once, and scipy's noncentral t is NaN far out in a tail.
     """
@@ -152,7 +152,7 @@ def _power(n: int, effect: float, alpha: float) -> float:
 
 @cache
 def _all_signs(n: int) -> Floats:
-    """Every choice of n signs (2^n x n)."""
+    """Returns every choice of n signs (2^n x n)."""
     return np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
 
 

@@ -21,11 +21,11 @@ from segcredit.study.statistics.intervals import Floats
 Measure = Literal["last", "area", "at_cost"]
 
 COSTS = ("tokens_sampled", "cpu_seconds")
-"""What a run has spent so far, as every row of ``.steps`` counts it."""
+"""Costs that a run has spent so far, as every row of ``.steps`` counts them."""
 
 
 def metrics_of(runs: Runs) -> list[str]:
-    """The names that ``metric`` may have: every column of ``.steps`` that is measured."""
+    """Returns the names that ``metric`` may have: every column of ``.steps`` that is measured."""
     return [str(column) for column in runs.steps.columns if column not in ("run", "step")]
 
 
@@ -37,7 +37,7 @@ def run_values(
     per: str = "step",
     budget: float | None = None,
 ) -> pd.DataFrame:
-    """One value a run, which the tables of this package summarise over seeds.
+    """Returns one value a run, which the tables of this package summarise over seeds.
 
     "last" is the last recorded value. For the others, a run's learning curve joins its recorded
     values by straight lines over ``per`` and is held at its first value before the first: a critic
@@ -82,7 +82,7 @@ def run_values(
 
 
 def _recorded(steps: pd.DataFrame, metric: str, per: str) -> pd.DataFrame:
-    """Where the metric was recorded: run, step, value, place, and the cost up to there."""
+    """Returns the recorded values: run, step, value, place, and the cost up to there."""
     ordered = steps.sort_values(["run", "step"], kind="stable").reset_index(drop=True)
     names = ordered["run"].astype(str)
     # A row that does not say what was spent has spent at least what the row before had.
@@ -94,7 +94,7 @@ def _recorded(steps: pd.DataFrame, metric: str, per: str) -> pd.DataFrame:
 
 
 def _ends(recorded: Any) -> Any:
-    """A row a run: the last recorded value and where it is, and the first."""
+    """Returns a row a run: the last recorded value and where it is, and the first."""
     groups = recorded.groupby("run")
     # nth, since first() and last() would skip NaN in each column on its own.
     start = groups.nth(0).rename(columns={"value": "start"})[["run", "start"]]
@@ -125,7 +125,7 @@ def _require_forward(run: str, places: Floats, per: str) -> None:
 
 
 def _budget(ends: pd.DataFrame, per: str) -> float:
-    """As far as all have come."""
+    """Returns the cost that all runs have reached."""
     least = ends.loc[ends["reached"].idxmin()]
     if least["reached"] <= 0:
         raise StudyError(
@@ -157,6 +157,6 @@ def _area(place: Floats, value: Floats, budget: float) -> float:
 
 
 def last_steps(steps: Iterable[float]) -> str:
-    """'20', or '5 to 20' where runs end at different steps; '' for none."""
+    """Writes the last steps: '20', or '5 to 20' where runs end apart; '' for none."""
     found = sorted({int(step) for step in steps})
     return " to ".join(str(step) for step in dict.fromkeys([found[0], found[-1]])) if found else ""

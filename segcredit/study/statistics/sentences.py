@@ -1,4 +1,4 @@
-"""What a comparison found, in a sentence that may stand alone."""
+"""Findings of a comparison, in sentences that may stand alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def finding(row: Mapping[str, Any], confidence: float, power: float, pairs: int, test: str) -> str:
-    """The sentence for one row of ``compare``, with what must be known of its runs.
+    """Returns the sentence for one row of ``compare``, with what must be known of its runs.
 
     Args:
         row: the other columns of the row.
@@ -41,13 +41,13 @@ def _found(row: Mapping[str, Any], level: float, power: float, pairs: int, test:
 
 
 def _p(row: Mapping[str, Any]) -> str:
-    """Both p where the correction changed it."""
+    """Writes p, and the corrected p where the correction changed it."""
     p, adjusted = row["p"], row["p_adjusted"]
     return f"p {p:.3g}" if p == adjusted else f"p {p:.3g}, corrected {adjusted:.3g}"
 
 
 def _outlook(row: Mapping[str, Any], power: float) -> str:
-    """How many seeds would be needed."""
+    """Says how many seeds would be needed."""
     seeds, needed = row["shared_seeds"], row["seeds_needed"]
     if math.isinf(needed):
         return "their means are the same, which no number of seeds would tell apart"
@@ -60,7 +60,7 @@ def _outlook(row: Mapping[str, Any], power: float) -> str:
 
 
 def _limit(row: Mapping[str, Any], level: float, pairs: int) -> str:
-    """That so few seeds could not have separated anything, where that is so."""
+    """Says that so few seeds could not have separated anything, where that is so."""
     if row["smallest_p"] * pairs <= level:
         return ""
     correction = f" before the correction for {pairs} pairs" if pairs > 1 else ""

@@ -22,7 +22,7 @@ Interval = Literal["student", "bootstrap"]
 
 
 def interquartile_mean(values: ArrayLike) -> float:
-    """The mean of the middle half: the lowest and the highest quarter of the values are left out.
+    """Computes the mean of the middle half: without the lowest and the highest quarter.
 
     From each end ⌊n / 4⌋ values are left out, so that it equals the mean for n below 4.
 
@@ -39,7 +39,7 @@ def interquartile_mean(values: ArrayLike) -> float:
 
 
 def aggregate(values: ArrayLike, statistic: Statistic) -> float:
-    """One statistic of the values that are not NaN; NaN where there are none.
+    """Returns one statistic of the values that are not NaN; NaN where there are none.
 
     Raises:
         StudyError: the statistic is none of mean, iqm and median.
@@ -57,7 +57,7 @@ def stratified_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap of a statistic of all values, seeds being resampled within each stratum.
+    """Computes the percentile bootstrap of a statistic, seeds resampled within each stratum.
 
     A stratum is what was chosen rather than drawn by chance: normally a task, whose values are
     those of its seeds. Every resample has as many values of each stratum as there are. With one
@@ -98,7 +98,7 @@ def stratified_student(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Statistic ± t · its standard error, over seeds within strata.
+    """Computes statistic ± t · its standard error, over seeds within strata.
 
     For N values in M strata, t has N − M degrees of freedom, and the standard error is that of the
     stratified bootstrap times √(N / (N − M)), since resampling n values spreads as if the variance
@@ -143,19 +143,19 @@ def stratified_student(
 def interval_of(
     strata: Sequence[ArrayLike], statistic: Statistic, interval: Interval, confidence: float
 ) -> tuple[float, float]:
-    """The interval of that name: "student" or "bootstrap"."""
+    """Returns the interval of that name: "student" or "bootstrap"."""
     require_known("interval", [interval], _INTERVALS)
     return _INTERVALS[interval](strata, statistic, confidence=confidence)
 
 
 def _with_spread(strata: Sequence[ArrayLike]) -> list[Floats]:
-    """The values of each stratum that has any; none at all if one of them has a single value."""
+    """Returns the values of each stratum that has any; none if one has a single value."""
     found = [values for values in map(present_values, strata) if len(values)]
     return found if all(len(values) > 1 for values in found) else []
 
 
 def _draws(strata: list[Floats], statistic: Statistic, resamples: int, seed: int) -> Floats:
-    """The statistic of each resample."""
+    """Computes the statistic of each resample."""
     require_known("statistic", [statistic], _STATISTICS)
     generator = np.random.default_rng(seed)
     resampled = [

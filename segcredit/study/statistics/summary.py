@@ -14,7 +14,7 @@ import pandas as pd
 
 from segcredit.records.tables import Runs, require_known
 from segcredit.study.statistics.groups import Group, groups_of, note_of, table_of
-from segcredit.study.statistics.run_values import Measure, last_steps, run_values
+from segcredit.study.statistics.run_values import last_steps, run_values
 from segcredit.study.statistics.stratified import Interval, Statistic, aggregate, interval_of
 
 
@@ -28,7 +28,7 @@ def summarise(
     confidence: float = 0.95,
     strata: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The last recorded value of a metric, over the runs that share some settings.
+    """Summarises the last recorded value of a metric over the runs that share some settings.
 
     A run is the unit: runs that differ in nothing named in ``by`` (normally in the seed alone)
     are one group. Runs that never recorded the metric do not count as seeds. A run that failed, or
@@ -87,7 +87,7 @@ def learning_areas(
     confidence: float = 0.95,
     strata: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The normalised area under the learning curve: how good a method was on the way.
+    """Computes the normalised area under the learning curve: how good a method was on the way.
 
     (1 / budget) ∫₀^budget of the metric over steps or cost, for each run (see ``run_values`` for
     the curve and the critic's warm-up), then the statistic over seeds. It is the metric's mean
@@ -113,77 +113,7 @@ def learning_areas(
         StudyError: as ``summarise``; or ``per`` goes down, or there is no common budget.
     """
     row = _row_maker(runs, statistic, interval, confidence, strata)
-    return _at_budget(runs, by, metric, "area", per, budget, row, strata)
-
-
-def at_equal_cost(
-    runs: Runs,
-    by: Sequence[str],
-    metric: str,
-    *,
-    per: str = "tokens_sampled",
-    budget: float | None = None,
-    statistic: Statistic = "mean",
-    interval: Interval = "student",
-    confidence: float = 0.95,
-    strata: Sequence[str] = (),
-) -> pd.DataFrame:
-    """The metric where every run has spent the same, on straight lines between recorded values.
-
-    Args:
-        runs: as ``read_runs`` returns them.
-        by: columns of ``runs.runs``, such as "segmenter".
-        metric: a column of ``runs.steps``, such as "accuracy".
-        per: "step", "tokens_sampled", "cpu_seconds", or another cost that is counted up.
-        budget: in the unit of ``per``; by default the largest that every run reached.
-        statistic: as for ``summarise``.
-        interval: as for ``summarise``.
-        confidence: as for ``summarise``.
-        strata: as for ``summarise``.
-
-    Returns:
-        As ``learning_areas``.
-
-    Raises:
-        StudyError: as ``learning_areas``.
-    """
-    row = _row_maker(runs, statistic, interval, confidence, strata)
-    return _at_budget(runs, by, metric, "at_cost", per, budget, row, strata)
-
-
-RowMaker = Callable[[Group], dict[str, Any]]
-
-
-def _row_maker(
-    runs: Runs,
-    statistic: Statistic,
-    interval: Interval,
-    confidence: float,
-    strata: Sequence[str],
-) -> RowMaker:
-    """The statistic, its interval and the seeds of a group."""
-    require_known("config column", strata, runs.runs.columns)
-
-    def row(group: Group) -> dict[str, Any]:
-        parts = group.strata(strata)
-        low, high = interval_of(parts, statistic, interval, confidence)
-        centre = aggregate(group.measured["value"], statistic)
-        return {statistic: centre, "low": low, "high": high, "seeds": len(group.measured)}
-
-    return row
-
-
-def _at_budget(
-    runs: Runs,
-    by: Sequence[str],
-    metric: str,
-    measure: Measure,
-    per: str,
-    budget: float | None,
-    row: RowMaker,
-    strata: Sequence[str],
-) -> pd.DataFrame:
-    values = run_values(runs, metric, measure, per=per, budget=budget)
+    values = run_values(runs, metric, "area", per=per, budget=budget)
     limit = {"per": per, "budget": values["budget"].iloc[0] if len(values) else float("nan")}
     bound = budget_note(values) if budget is None else ""
     groups = groups_of(runs, by, values)
@@ -199,8 +129,30 @@ def _at_budget(
     return table_of(rows, groups)
 
 
+RowMaker = Callable[[Group], dict[str, Any]]
+
+
+def _row_maker(
+    runs: Runs,
+    statistic: Statistic,
+    interval: Interval,
+    confidence: float,
+    strata: Sequence[str],
+) -> RowMaker:
+    """Returns the statistic, its interval and the seeds of a group."""
+    require_known("config column", strata, runs.runs.columns)
+
+    def row(group: Group) -> dict[str, Any]:
+        parts = group.strata(strata)
+        low, high = interval_of(parts, statistic, interval, confidence)
+        centre = aggregate(group.measured["value"], statistic)
+        return {statistic: centre, "low": low, "high": high, "seeds": len(group.measured)}
+
+    return row
+
+
 def budget_note(values: Any) -> str:
-    """Which run set the common budget, where some run went on for a tenth longer or more."""
+    """Names the run that set the common budget, where some run went on a tenth longer or more."""
     if values.empty or values["reached"].max() < 1.1 * values["reached"].min():
         return ""
     least = values.loc[values["reached"].idxmin()]

@@ -24,13 +24,13 @@ _NOISE = 10.0
 
 
 def chance(key: str) -> np.random.Generator:
-    """The generator of one prompt's picture, which is the same in every step."""
+    """Returns the generator of one prompt's picture, which is the same in every step."""
     return np.random.default_rng(zlib.crc32(key.encode()))
 
 
 @functools.cache
 def glyph(character: str, size: int) -> NDArray[np.float64]:
-    """(size,size) how much of each pixel a character in the middle covers, 0 to 1."""
+    """Returns (size,size) how much of each pixel a character in the middle covers, 0 to 1."""
     canvas = Image.new("L", (size, size))
     font: Any = ImageFont.load_default(size=size * 7 // 8)
     ImageDraw.Draw(canvas).text((size / 2, size / 2), character, fill=255, font=font, anchor="mm")
@@ -38,13 +38,13 @@ def glyph(character: str, size: int) -> NDArray[np.float64]:
 
 
 def painted(covered: NDArray[np.float64], draws: np.random.Generator) -> NDArray[np.float64]:
-    """(H,W,C) random ink where it is covered, on random grey; (H,W) -> 0 to 255."""
+    """Paints (H,W) coverage as (H,W,C) from 0 to 255: random ink on random grey."""
     ground_C, ink_C = draws.uniform(*GROUND, size=3), draws.uniform(*INK, size=3)
     return ground_C + (ink_C - ground_C) * covered[..., None]
 
 
 def file_of(pixels: NDArray[np.float64], draws: np.random.Generator) -> bytes:
-    """A PNG of (H,W,C) pixels, with noise."""
+    """Encodes (H,W,C) pixels as a PNG, with noise."""
     noisy = pixels + draws.normal(0.0, _NOISE, pixels.shape)
     buffer = io.BytesIO()
     # Noise cannot be compressed, so that nothing is lost by not trying.

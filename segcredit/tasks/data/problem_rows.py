@@ -34,7 +34,7 @@ class _Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """What of a row makes a problem; the fields are options of the task ``dataset``.
+    """Makes problems of a data set's rows; the fields are options of the task ``dataset``.
 
     Raises:
         TaskError: a template is none, or the pattern.
@@ -47,7 +47,7 @@ class RowReader:
     key: str
     images: str
     skip: bool
-    """Whether rows that cannot be used are left out."""
+    """True to leave out rows that cannot be used."""
 
     def __post_init__(self) -> None:
         columns_of("prompt", self.prompt)
@@ -67,7 +67,7 @@ class RowReader:
         return list(dict.fromkeys([*columns_of("prompt", self.prompt), *named]))
 
     def problems(self, source: str, rows: Iterable[Numbered]) -> list[Problem]:
-        """The rows that can be used; those that cannot are told.
+        """Returns the problems of the rows that can be used; warns of the others.
 
         Raises:
             TaskError: a row cannot be used and none is to be skipped, or no row can.
@@ -92,7 +92,7 @@ class RowReader:
         return list(found.values())
 
     def shot(self, place: str, row: Row) -> Shot:
-        """A row as a worked example.
+        """Returns a row as a worked example.
 
         Raises:
             TaskError: the row lacks a column of the solution.
@@ -107,7 +107,7 @@ class RowReader:
             ) from error
 
     def made(self, layout: Layout, source: str, problem: Problem, row: Row) -> Prompt:
-        """A problem as a prompt."""
+        """Returns a problem as a prompt."""
         images = self._images(source, problem.key, row) if self.images else ()
         return layout.prompt(problem.key, problem.question, self._answer(row), images)
 
@@ -132,7 +132,7 @@ class RowReader:
         )
 
     def _answer(self, row: Row) -> Any:
-        """What the verifier compares with; None where the pattern finds nothing."""
+        """Returns the answer to compare with; None where the pattern finds nothing."""
         if not self.answer:
             return {name: value for name, value in row.items() if name != self.images}
         text = str(row[self.answer])
@@ -146,7 +146,7 @@ class RowReader:
 
 
 _UNFILLED = (KeyError, IndexError, AttributeError, TypeError, ValueError)
-"""What a template raises for a row that does not fit it."""
+"""Errors that a template raises for a row that does not fit it."""
 _ADVICE = (
     "Usually a column has another name: set task.prompt, task.answer or task.key; or the file was"
     " cut: task.malformed = 'skip' leaves such rows out."
@@ -169,7 +169,7 @@ def _listed(row: Row) -> str:
 
 
 def _content(source: str, key: str, image: Any) -> bytes:
-    """The content of an image file: as the data set holds it, or by its path."""
+    """Returns the content of an image file: as the data set holds it, or by its path."""
     if isinstance(image, Mapping):
         held = cast("Mapping[str, Any]", image)
         if held.get("bytes"):

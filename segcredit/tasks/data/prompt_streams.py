@@ -23,17 +23,17 @@ class Passes(PromptStream):
     """
 
     prompt: Callable[[int], Prompt]
-    """Of a problem's number."""
+    """Function that makes the prompt of a problem's number."""
     size: int
-    """How many problems there are, at least 1."""
+    """Number of problems, at least 1."""
     seed: int
     number: int = 0
-    """Of the pass."""
+    """Number of the pass."""
     taken: int = 0
     """Problems of the pass that were given or left out."""
 
     def take(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """The next problems of the pass, or the first of the next one."""
+        """Returns the next problems of the pass, or the first of the next one."""
         if self.taken and self.taken + count > self.size:
             self._turn()
         places: list[int] = []
@@ -46,11 +46,11 @@ class Passes(PromptStream):
         return [self.prompt(place) for place in places]
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the pass, and how much of it is over."""
+        """Returns the number of the pass, and how much of it is over."""
         return {"pass": self.number, "taken": self.taken}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resumes at the position of a ``state_dict``."""
         self.number, self.taken = int(state["pass"]), int(state["taken"])
 
     def _turn(self) -> None:
@@ -64,19 +64,19 @@ class Flow(Protocol):
     """Training problems that are read one block after the other, from a place that can be named."""
 
     def block(self) -> list[Prompt] | None:
-        """The problems of the next block, maybe none; None at the end of the data."""
+        """Returns the problems of the next block, maybe none; None at the end of the data."""
         ...
 
     def restart(self) -> None:
-        """Back to the beginning."""
+        """Goes back to the beginning."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last block."""
+        """Returns the place after the last block."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a place."""
+        """Resumes at the position of a ``state_dict``."""
         ...
 
 
@@ -92,7 +92,7 @@ class Blocks(PromptStream):
     flow: Flow
     seed: int
     number: int = 0
-    """Of the pass."""
+    """Number of the pass."""
     block: int = 0
     """Number of the block in its pass."""
     taken: int = 0
@@ -102,7 +102,7 @@ class Blocks(PromptStream):
     _held: list[Prompt] | None = None
 
     def take(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """The next problems of the pass, or the first of the next one.
+        """Returns the next problems of the pass, or the first of the next one.
 
         Raises:
             TaskError: a whole pass has fewer.
@@ -134,7 +134,7 @@ class Blocks(PromptStream):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; the block is read again when it is needed."""
+        """Resumes at the position of a ``state_dict``; the block is read again when needed."""
         self.number, self.block = int(state["pass"]), int(state["block"])
         self.taken, self._before, self._held = int(state["taken"]), dict(state["before"]), None
         if self._before:
@@ -143,7 +143,7 @@ class Blocks(PromptStream):
             self.flow.restart()
 
     def _block(self) -> list[Prompt] | None:
-        """The block in its order; None at the end of the data."""
+        """Returns the block in its order; None at the end of the data."""
         if self._held is None:
             found = self.flow.block()
             if found is None:
@@ -170,21 +170,21 @@ class Changed(PromptStream):
     change: Callable[[Prompt], Prompt]
 
     def take(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """The inner stream's next prompts, changed."""
+        """Returns the inner stream's next prompts, changed."""
         return [self.change(prompt) for prompt in self.inner.take(count, generator)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner stream's position."""
+        """Returns the inner stream's position."""
         return self.inner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resumes at the position of a ``state_dict``."""
         self.inner.load_state_dict(state)
 
 
 @functools.lru_cache(maxsize=4)  # every step asks for the order of its pass
 def shuffled(count: int, seed: int, name: str, number: int) -> tuple[int, ...]:
-    """The places 0 to count - 1 in an order that follows from the other three."""
+    """Returns the places 0 to count - 1 in an order that follows from the other three."""
     return tuple(map(int, torch.randperm(count, generator=stream(seed, name, number))))
 
 

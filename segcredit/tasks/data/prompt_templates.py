@@ -1,4 +1,4 @@
-"""How questions become prompts: templates, worked examples before them, a chat or plain text."""
+"""Prompts made of questions: templates, worked examples before them, a chat or plain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AFTER_COLUMN = re.compile(r"[.\[]")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What stands before a question, and whether it is written as a chat.
+    """The text before a question, and the choice of writing it as a chat.
 
     Plain: the system text, the worked examples and the question, with blank lines between.
     Chat: the system text as the system's message, each worked example as a turn of the user and the
@@ -33,7 +33,7 @@ class Layout:
     def prompt(
         self, key: str, question: str, answer: Any, images: tuple[bytes, ...] = ()
     ) -> Prompt:
-        """A question as a prompt."""
+        """Returns a question as a prompt."""
         if not self.chat:
             shown = [asked + solved for asked, solved in self.shots]
             text = "\n\n".join([*filter(None, [self.system]), *shown, question])
@@ -48,7 +48,7 @@ class Layout:
 
 
 def columns_of(option: str, template: str) -> list[str]:
-    """The columns that a template of Python's format names, each once.
+    """Returns the columns that a template of Python's format names, each once.
 
     Raises:
         TaskError: it is no such template; names the option.
@@ -64,7 +64,7 @@ def columns_of(option: str, template: str) -> list[str]:
 
 
 def filled(template: str, row: Mapping[str, Any]) -> str:
-    """A template with a row's values.
+    """Returns a template with a row's values.
 
     Raises:
         KeyError, IndexError, AttributeError, TypeError, ValueError: the row does not have what the
@@ -74,7 +74,7 @@ def filled(template: str, row: Mapping[str, Any]) -> str:
 
 
 def require_shots(shots: Sequence[Shot], wanted: int, source: str) -> None:
-    """Refuse to go on with fewer worked examples than were asked for.
+    """Refuses to go on with fewer worked examples than were asked for.
 
     Raises:
         TaskError: there are fewer.

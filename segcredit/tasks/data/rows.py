@@ -45,7 +45,7 @@ class Table:
     """All of them, where they are in memory."""
 
     def some(self, columns: Sequence[str]) -> Iterator[Numbered]:
-        """Every row, of these columns at least where it has them."""
+        """Yields every row, of these columns at least where it has them."""
         if self.numbered or not len(self.rows):
             yield from self.numbered
             return
@@ -59,19 +59,19 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where rows come from, and what they are called in messages."""
+    """The place where rows come from, and their name in messages."""
 
     name: str
     """A data set of the hub, a local file or a folder."""
     config: str = ""
-    """Of a data set with several; '' for the only one."""
+    """Configuration of a data set with several; '' for the only one."""
     split: str = "train"
-    """Of a data set of the hub, or of a folder that has splits."""
+    """Split of a data set of the hub, or of a folder that has splits."""
     images: str = ""
     """The column whose images stay as they were stored; '' for none."""
 
     def table(self) -> Table:
-        """All rows.
+        """Returns all rows.
 
         Raises:
             TaskError: they cannot be read.
@@ -82,7 +82,7 @@ class Source:
         return Table([one.row for one in found], found)
 
     def flow(self) -> RowFlow:
-        """The same rows one after the other, without holding them all.
+        """Returns the same rows one after the other, without holding them all.
 
         Raises:
             TaskError: they cannot be read.
@@ -101,7 +101,7 @@ class Source:
         return Path(self.name).suffix.lower() in (".jsonl", ".json")
 
     def _loaded(self, *, streaming: bool) -> Any:
-        """As ``datasets`` holds them, images packed as they were stored."""
+        """Loads the rows as ``datasets`` holds them, images packed as they were stored."""
         require_package("datasets", "datasets")
         import datasets
 
@@ -144,11 +144,11 @@ class RowFlow:
     """Rows read in order, from a place that can be named and gone back to."""
 
     name: str
-    """Of the source."""
+    """Name of the source, in messages."""
     dataset: Any
-    """Of ``datasets``, iterable."""
+    """Iterable data set of ``datasets``."""
     number: int = 0
-    """Of the next row."""
+    """Number of the next row."""
     _rows: Iterator[Row] | None = None
     _start: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -156,7 +156,7 @@ class RowFlow:
         self._start = copy.deepcopy(self.dataset.state_dict())
 
     def read(self, count: int) -> list[Numbered]:
-        """The next rows; fewer at the end of the data.
+        """Returns the next rows; fewer at the end of the data.
 
         Raises:
             TaskError: they cannot be read.
@@ -176,15 +176,15 @@ class RowFlow:
         return [_unpacked(number, row) for number, row in zip(numbers, found, strict=True)]
 
     def restart(self) -> None:
-        """Back to the first row."""
+        """Goes back to the first row."""
         self.load_state_dict({"number": 0, "place": self._start})
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the next row, and the place as ``datasets`` tells it."""
+        """Returns the number of the next row, and the place as ``datasets`` tells it."""
         return {"number": self.number, "place": copy.deepcopy(self.dataset.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resumes at the position of a ``state_dict``."""
         self.number, self._rows = int(state["number"]), None
         self.dataset.load_state_dict(copy.deepcopy(state["place"]))
 
@@ -204,7 +204,7 @@ def _unpacked(number: int, row: Row) -> Numbered:
 
 
 def _json_rows(path: str) -> Iterator[Numbered]:
-    """The objects of a JSON Lines file, or of one JSON list.
+    """Yields the objects of a JSON Lines file, or of one JSON list.
 
     Raises:
         TaskError: the file cannot be read, or begins a list that is none.

@@ -1,4 +1,4 @@
-"""Where in a completion its final answer stands."""
+"""Extraction of the final answer from a completion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z_]+")
 
 @dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    """What of a completion is judged.
+    """The part of a completion that is judged.
 
     Raises:
         TaskError: ``place`` is neither a name nor a regular expression.
@@ -50,7 +50,7 @@ class FinalAnswer:
             ) from error
 
     def read(self, text: str, *, truncated: bool) -> str:
-        """The text that is judged; '' where there is none, or it was cut off before its end."""
+        """Returns the text that is judged; '' where there is none or it was cut off."""
         if self.until:
             text, ended, _ = text.lstrip().partition(self.until)
             truncated = truncated and not ended
@@ -62,7 +62,7 @@ class FinalAnswer:
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """The first group, or all where there is none, of a pattern's last match; None for no match."""
+    """Returns a pattern's last match, its first group if it has one; None for no match."""
     matches = list(pattern.finditer(text))
     if not matches:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def scoring(generator: str, options: str) -> Callable[..., dict[str, Any]]:
-    """A function of a problem's number and an answer: what the generator gives for it.
+    """Returns a function of a problem's number and an answer: what the generator gives for it.
 
     Args:
         generator: its name.

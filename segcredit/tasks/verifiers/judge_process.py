@@ -23,7 +23,7 @@ _START = 60.0
 """Seconds until a new process, which has to import first, must be ready."""
 
 Reply = Mapping[str, Any]
-"""What the judge returned, plain values as JSON has them; ``{"raised": why}`` where it raised."""
+"""Reply of the judge, plain values as JSON has them; ``{"raised": why}`` where it raised."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +34,7 @@ class JudgeProcess:
     """``module:name`` of what makes the function there: it is called with the options."""
     options: tuple[Any, ...] = ()
     seconds: float = 3.0
-    """Of the longest answer."""
+    """Seconds of the longest answer."""
     memory: int = 0
     """Bytes of address space; 0 for no limit."""
     _worker: subprocess.Popen[bytes] | None = None
@@ -43,7 +43,7 @@ class JudgeProcess:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, **request: Any) -> Reply | None:
-        """What the function answers; None where it took too long, or its process ended.
+        """Returns the function's answer; None where it took too long or its process ended.
 
         Raises:
             TaskError: the process does not start, or the function cannot be made there.
@@ -56,7 +56,7 @@ class JudgeProcess:
         return reply
 
     def _running(self) -> Connection:
-        """To the process; a new one after a stop, and in a forked process, whose pipe is shared."""
+        """Connects to the process, a new one after a stop or a fork, which would share its pipe."""
         if self._connection is None or self._owner != os.getpid():
             self._owner = os.getpid()
             self._start()
@@ -107,7 +107,7 @@ class JudgeProcess:
 
 
 def _asked(connection: Connection, request: Mapping[str, Any], seconds: float) -> Reply | None:
-    """A reply; None where it does not come in time, or the other side has gone."""
+    """Returns a reply; None where it does not come in time, or the other side has gone."""
     try:
         connection.send(request)
         return json.loads(connection.recv_bytes()) if connection.poll(seconds) else None

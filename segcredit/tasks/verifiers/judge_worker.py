@@ -16,7 +16,7 @@ from typing import Any
 
 
 def main(descriptor: int) -> None:
-    """Answer until the other side closes."""
+    """Answers until the other side closes."""
     connection = Connection(descriptor)
     logging.disable(logging.CRITICAL)
     judge = _made(connection, **connection.recv())
@@ -31,7 +31,7 @@ def main(descriptor: int) -> None:
 def _made(
     connection: Connection, *, maker: str, options: tuple[Any, ...], path: list[str], memory: int
 ) -> Callable[..., Any] | None:
-    """What judges; where it cannot be had, the other side is told why."""
+    """Makes the judge; tells the other side why where it cannot."""
     if memory:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     sys.path += [place for place in path if place not in sys.path]

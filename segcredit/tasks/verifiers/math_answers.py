@@ -10,7 +10,7 @@ _NAMES = frozenset({"acos", "asin", "atan", "cos", "sin", "tan", "sqrt", "pi"})
 
 
 def comparison(tolerance: float) -> Callable[..., dict[str, Any]]:
-    """A function of a true answer and a text: whether its last answer is equal, and what it says.
+    """Returns a function of a true answer and a text: whether the last answer is equal, and it.
 
     Args:
         tolerance: relative distance at which a number is right too.
@@ -30,7 +30,7 @@ def comparison(tolerance: float) -> Callable[..., dict[str, Any]]:
 
 
 def _truth(answer: str) -> list[Any]:
-    """LaTeX, or an expression of known functions, which LaTeX would take for letters."""
+    """Parses LaTeX, or an expression of known functions, which LaTeX would take for letters."""
     import sympy
 
     names = set(re.findall(r"[A-Za-z]+", answer))
@@ -41,7 +41,7 @@ def _truth(answer: str) -> list[Any]:
 
 
 def _parsed(text: str) -> list[Any]:
-    """What the library reads; its own limit is an alarm, and whoever started this has another."""
+    """Parses with the library, without its own time limit: an alarm, which the caller may need."""
     import math_verify
 
     library: Any = math_verify
@@ -49,7 +49,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _said(found: list[Any]) -> str:
-    """One spelling for equal numbers, and the library's of anything else; '' for no answer."""
+    """Spells an answer, equal numbers alike; '' for none."""
     if not found:
         return ""
     try:

@@ -14,7 +14,7 @@ from segcredit.protocols import Prompt, Verdict
 
 
 def verifier(path: str) -> Callable[..., dict[str, Any]]:
-    """A function of a prompt and a text: the fields of a verdict.
+    """Returns a function of a prompt and a text: the fields of a verdict.
 
     Args:
         path: ``module:function``.

@@ -23,9 +23,9 @@ _LETTERS = (
     r"(?m)^\W*([A-Z])(?:[.):\s]|$)",
     r"\b([A-Z])\W*$",
 )
-"""Where a text names the letter of its choice, the surest first."""
+"""Patterns by which a text names the letter of its choice, the surest first."""
 WRONG = Verdict(reward=0.0, correct=False, answer="")
-"""Of a text without an answer."""
+"""Verdict on a text without an answer."""
 
 
 class Verifier(Protocol):
@@ -33,7 +33,7 @@ class Verifier(Protocol):
 
     @abstractmethod
     def judge(self, prompt: Prompt, text: str) -> Verdict:
-        """Reward, and whether the text is right; its answer's spelling for votes."""
+        """Returns the reward, whether the text is right, and its answer's spelling for maj@k."""
         ...
 
 
@@ -50,7 +50,7 @@ class Math(Verifier):
     """Relative distance at which a number is right too, such as 0.005 for rounded answers."""
 
     def judge(self, prompt: Prompt, text: str) -> Verdict:
-        """Reward 1 where it is right.
+        """Gives reward 1 where the last answer is equal to the true one.
 
         Raises:
             TaskError: math-verify is not installed.
@@ -73,7 +73,7 @@ class Exact(Verifier):
     """Right where the text is the true answer, but for white space and capitals."""
 
     def judge(self, prompt: Prompt, text: str) -> Verdict:
-        """Reward 1 where it is."""
+        """Gives reward 1 where the final answer is the true one, letter by letter."""
         said = _plain(text)
         right = said == _plain(str(prompt.answer))
         return Verdict(reward=float(right), correct=right, answer=said)
@@ -89,7 +89,7 @@ class Choice(Verifier):
     """
 
     def judge(self, prompt: Prompt, text: str) -> Verdict:
-        """Reward 1 where it is."""
+        """Gives reward 1 where the final answer is the true letter."""
         found = next((all_ for sign in _LETTERS if (all_ := re.findall(sign, text))), [""])
         right = found[-1] == _letter(prompt.answer)
         return Verdict(reward=float(right), correct=right, answer=found[-1])
@@ -108,7 +108,7 @@ class Function(Verifier):
     seconds: float
 
     def judge(self, prompt: Prompt, text: str) -> Verdict:
-        """What the function says.
+        """Returns the verdict of the user's function.
 
         Raises:
             TaskError: it cannot be imported, raised, or returned something else.
@@ -135,7 +135,7 @@ class Function(Verifier):
 
 
 def verifier(name: str, *, seconds: float, tolerance: float = 0.0) -> Verifier:
-    """The verifier of a name, or of a ``module:function``.
+    """Returns the verifier of a name, or of a ``module:function``.
 
     Args:
         name: ``math``, ``exact``, ``choice`` or ``module:function``.
@@ -164,12 +164,12 @@ def verifier(name: str, *, seconds: float, tolerance: float = 0.0) -> Verifier:
 def judge_process(
     maker: str, options: tuple[Any, ...], seconds: float, memory: int = 0
 ) -> JudgeProcess:
-    """One process for the same judge, kept while the run goes on."""
+    """Returns one process for the same judge, kept while the run goes on."""
     return JudgeProcess(maker, options, seconds, memory)
 
 
 def require_package(module: str, package: str) -> None:
-    """Refuse where a package of the extra ``problems`` is missing.
+    """Refuses where a package of the extra ``problems`` is missing.
 
     Raises:
         TaskError: it is.

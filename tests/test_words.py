@@ -53,7 +53,11 @@ def docstrings(source: str) -> Iterator[tuple[int, str, bool]]:
             match node:
                 case ast.Expr(ast.Constant(str(text))):
                     first = text.strip().splitlines()[0]
-                    yield node.lineno, first, node is begins and "property" not in marks
+                    yield (
+                        node.lineno,
+                        first,
+                        node is begins and not any(mark.endswith("property") for mark in marks),
+                    )
 
 
 def faults(source: str) -> Iterator[str]:

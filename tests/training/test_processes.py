@@ -53,8 +53,8 @@ OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "moved", "refused", *
 TERMS = 16 * 2 * 24
 """Token positions of a batch, prompts included, rounded up: the terms of a gradient's sums."""
 ROUNDING = TERMS * torch.finfo(torch.float32).eps
-"""How far float32 sums of so many terms in two orders may lie apart: a rounding a term, of the sum of
-their sizes, for which a tensor's largest entry stands (9e-5; the largest seen is 2e-5)."""
+"""How far float32 sums of so many terms in two orders may lie apart: a rounding a term of the sum
+of their sizes, for which a tensor's largest entry stands (9e-5; the largest seen is 2e-5)."""
 
 
 def outcomes(names: Sequence[str]) -> dict[str, dict[str, Any]]:

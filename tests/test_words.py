@@ -49,11 +49,12 @@ def docstrings(source: str) -> Iterator[tuple[int, str, bool]]:
     for owner in ast.walk(ast.parse(source)):
         begins = owner.body[0] if isinstance(owner, ast.FunctionDef) else None
         marks = set(map(ast.unparse, getattr(owner, "decorator_list", [])))
+        is_attribute = bool(marks & {"property", "cached_property"})
         for node in ast.iter_child_nodes(owner):
             match node:
                 case ast.Expr(ast.Constant(str(text))):
                     first = text.strip().splitlines()[0]
-                    yield node.lineno, first, node is begins and "property" not in marks
+                    yield node.lineno, first, node is begins and not is_attribute
 
 
 def faults(source: str) -> Iterator[str]:

@@ -30,7 +30,7 @@ PENDING = (
 )
 """Places that are still to be rewritten; each is taken off the list when it is done."""
 
-CLAUSE = re.compile(r"(What|Of|That|Where|Whether|How|Why|When|If|As)\b")
+CLAUSE = re.compile(r"(What|Which|Of|That|Where|Whether|How|Why|When|If|As)\b")
 """Openers that no docstring has: half a sentence follows them."""
 VERB = re.compile(r"[A-Z][a-z]+(-[a-z]+)*s\b(?!')")
 NOUN = re.compile(

@@ -56,7 +56,6 @@ bench: install
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/scoring.py
-	$(BIN)/python benchmarks/scoring.py
 
 # Writes the boundary model that ships with the package again; the same bytes' worth of weights each time.
 boundaries: install

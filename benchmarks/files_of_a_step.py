@@ -9,7 +9,7 @@ packages ``segcredit``, ``segmenters`` and ``estimators``. A step begins when th
 the step is neither the last nor one to evaluate; tables and checkpoint are written. Imports are
 left out: the step before has done them, and module bodies are not counted.
 
-It runs on another checkout too: put that checkout first in PYTHONPATH.
+It runs on an older checkout too, by the Python of an environment in which that one is installed.
 """
 
 from __future__ import annotations

@@ -24,19 +24,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from segcredit import registry
-from segcredit.credit_audit import Progress as AuditProgress
 from segcredit.errors import RegistryError
 from segcredit.plugin_commands import PluginCommand, plugin_commands
-from segcredit.study.grid import Cell
-from segcredit.study.grid import Progress as GridProgress
-from segcredit.study.grid.cells import State
-from segcredit.study.segmenting.cut import Segmented, TextSegments
-from segcredit.study.segmenting.tables import Summary, quantiles
-from segcredit.study.segmenting.texts import Document
 
-if TYPE_CHECKING:  # it loads models, which no other table needs
+# A command waits for the modules it uses, and for no other command's.
+if TYPE_CHECKING:
+    from segcredit.credit_audit import Progress as AuditProgress
     from segcredit.study.evaluation import Figure
+    from segcredit.study.grid import Cell
+    from segcredit.study.grid import Progress as GridProgress
+    from segcredit.study.segmenting.cut import Segmented, TextSegments
+    from segcredit.study.segmenting.tables import Summary
+    from segcredit.study.segmenting.texts import Document
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _NARROWEST = 24
@@ -128,7 +127,9 @@ def _grid_table(progress: GridProgress) -> Table:
 
 
 def plan_lines(progress: GridProgress) -> Iterator[str]:
-    """What a grid is about to do, before it does it."""
+    """Yields what a grid is about to do, before it does it."""
+    from segcredit.study.grid.cells import State
+
     counts = Counter(progress.states.values())
     parts = ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state])
     yield f"{len(progress.cells)} cells, all checked: {parts}"
@@ -273,6 +274,8 @@ def _figure(value: float) -> str:
 
 def plugin_table() -> Table:
     """Every plug-in; one that cannot be imported is a row with its error."""
+    from segcredit import registry
+
     table = Table("kind", "name", "what it is, and where it comes from", box=None)
     for plugins in registry.ALL.values():
         for name in plugins.names():
@@ -306,6 +309,8 @@ def show_segments(
         labels: of the segmenters, all of which every text has.
         quiet: count only.
     """
+    from segcredit.study.segmenting.tables import Summary
+
     summaries = {label: Summary() for label in labels}
     for document, found in segmented:
         for label, segments in found.items():
@@ -396,6 +401,8 @@ def _failures(summaries: Mapping[str, Summary]) -> Iterator[str]:
 
 
 def _spread(values: list[int], low: float, high: float) -> str:
+    from segcredit.study.segmenting.tables import quantiles
+
     if not values:
         return "–"
     middle, bottom, top = quantiles(values, 0.5, low, high)

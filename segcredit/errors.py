@@ -77,7 +77,7 @@ class StudyError(SegcreditError, ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Ends a sentence about an unknown name: with the nearest known one, or a full stop."""
+    """Returns the end of a sentence on an unknown name: the nearest known one, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
 

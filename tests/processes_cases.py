@@ -8,17 +8,23 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from segcredit import load_config
+from segcredit.training import update
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
-from segcredit.training.distributed.fsdp import full
+from segcredit.training.distributed.fsdp import full, shard_like
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.loop import _sampled_figures
+from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.sampling import Sampled, _share, sample
 from segcredit.training.update import improve
 from small import SMALL
@@ -48,6 +54,9 @@ SHARDED = {
 }
 
 
+FAULTS = ["all_reduce", "denominator", "row"]
+
+
 def parts(run: Any, sampled: Sampled) -> tuple[Sampled, Sampled]:
     """The batch with process 0's rows first, and this process's rows of it."""
     distinct = {prompt.key: prompt for prompt in sampled.prompts}
@@ -67,6 +76,71 @@ def parameters(run: Any) -> list[torch.Tensor]:
     return [full(p.detach()).clone() for module in modules for p in module.parameters()]
 
 
+@dataclass
+class Steps:
+    """The gradients with which one process steps, and how far those of several are from them.
+
+    AdamW divides a gradient by its own size: where terms cancel to zero but for rounding, it makes
+    of a difference of 1e-10 one of the learning rate's size, and every later gradient is then
+    taken at another point. Parameters at the end therefore say little. Here each step of several
+    processes is compared by its gradients, which are what processes add up, and is then made along
+    the recorded gradients: the next one starts from the same point, and parameters and moments,
+    computed entry by entry from the same numbers, must agree to rounding.
+    """
+
+    gradients: list[list[torch.Tensor | None]] = field(default_factory=list)
+    off: float = 0.0
+    """Largest difference in any tensor, as a share of the tensor's largest entry."""
+
+    @contextmanager
+    def recorded(self) -> Generator[None]:
+        """Keeps the gradients of every optimizer step inside."""
+        step = Trained.step
+
+        def keep(trained: Trained[Any]) -> None:
+            self.gradients.append(
+                [None if p.grad is None else p.grad.clone() for p in trained.parameters]
+            )
+            step(trained)
+
+        with patch.object(Trained, "step", keep):
+            yield
+
+    @contextmanager
+    def compared(self) -> Generator[None]:
+        """Compares every optimizer step inside with those recorded, and makes it along them."""
+        step, recorded = Trained.step, iter(self.gradients)
+
+        def compare(trained: Trained[Any]) -> None:
+            for parameter, expected in zip(trained.parameters, next(recorded), strict=True):
+                assert (parameter.grad is None) == (expected is None)
+                if parameter.grad is not None and expected is not None:
+                    self.off = max(self.off, apart(full(parameter.grad), expected))
+                    parameter.grad = shard_like(expected.clone(), parameter)
+            step(trained)
+
+        with patch.object(Trained, "step", compare):
+            yield
+        assert next(recorded, None) is None, "several processes made fewer steps than one"
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of two tensors as a share of the largest entry of the second."""
+    difference = float((found - expected).abs().max())
+    return difference / float(expected.abs().max()) if difference else 0.0
+
+
+def moments(run: Any) -> list[torch.Tensor]:
+    """Both moments of every trained parameter, whole."""
+    found = [part for part in (run.policy, run.state) if part.optimizer is not None]
+    return [
+        full(of[name]).clone()
+        for part in found
+        for of in part.optimizer.state.values()
+        for name in ("exp_avg", "exp_avg_sq")
+    ]
+
+
 def furthest(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(these, those, strict=True))
 
@@ -77,20 +151,26 @@ def figures(run: Any, experience: Any, step: int) -> dict[str, float]:
 
 
 def equal(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
-    """Two steps on the same batches: how far figures and parameters are from one process's."""
+    """Two steps on the same batches: how far losses, gradients and the rest are from one's."""
     config = load_config(preset, [*SMALL, *LEARNED, *changes])
     one, shared = build(config, ALONE), build(config, processes)
-    before, gap = parameters(one), 0.0
+    before, gap, gradients = parameters(one), 0.0, 0.0
     for step in (1, 2):
         every, own = parts(shared, sample(one, step))
+        steps = Steps()
+        with steps.recorded():
+            expected = figures(one, assign(one, every, step), step)
         mine = assign(shared, own, step)
-        found = figures(shared, mine, step)
-        expected = figures(one, assign(one, every, step), step)
+        with steps.compared():
+            found = figures(shared, mine, step)
+        gradients = max(gradients, steps.off)
         assert found.keys() == expected.keys()
         gap = max([gap, *(abs(found[k] - expected[k]) for k in found if found[k] == found[k])])
     tables = [table == table_of(one) for table in processes.gather(table_of(shared))]
     return {
         "figures": gap,
+        "gradients": gradients,
+        "moments": max(map(apart, moments(shared), moments(one))),
         "parameters": furthest(parameters(one), parameters(shared)),
         "moved": furthest(parameters(one), before),
         "reward_std": expected["reward_std"],
@@ -132,9 +212,10 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
     runs = [build(config, ALONE), build(config, processes), build(sharded, processes)]
     every, _ = parts(runs[1], sample(runs[0], 1))
     batches = [every, *[parts(runs[1], every)[1]] * 2]
-    states, ends = [], []
+    states, ends, first, second = [], [], Steps(), Steps()
     for run, batch in zip(runs, batches, strict=True):
-        improve(run, assign(run, batch, 1), 1)
+        with first.compared() if first.gradients else first.recorded():
+            improve(run, assign(run, batch, 1), 1)
         states.append(copy.deepcopy((run.policy.state_dict(), run.state.state_dict())))
     between = parameters(runs[0])
     for state in states:
@@ -142,11 +223,14 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
             policy, value = copy.deepcopy(state)
             run.policy.load_state_dict(policy)
             run.state.load_state_dict(value)
-            improve(run, assign(run, batch, 2), 2)
-            ends.append(parameters(run))
+            with second.compared() if second.gradients else second.recorded():
+                improve(run, assign(run, batch, 2), 2)
+            ends.append((parameters(run), moments(run)))
     return {
-        "furthest": max(furthest(end, ends[0]) for end in ends),
-        "moved": furthest(ends[0], between),
+        "gradients": max(first.off, second.off),
+        "moments": max(max(map(apart, found, ends[0][1])) for _, found in ends),
+        "parameters": max(furthest(found, ends[0][0]) for found, _ in ends),
+        "moved": furthest(ends[0][0], between),
         "held": [held(run) for run in runs],
         "keys": len({str([list(learner["module"]) for learner in state]) for state in states}),
     }
@@ -157,6 +241,33 @@ def held(run: Any) -> float:
     found = [p for module in (run.policy.module, run.state.module) for p in module.parameters()]
     own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in found)
     return own / sum(p.numel() for p in found)
+
+
+def broken(processes: Processes, fault: str) -> dict[str, Any]:
+    """The differences that ``equal`` finds when training by several processes is broken."""
+
+    def own_alone(self: Processes, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    def unsummed(self: Processes, parameters: Any) -> None:
+        """Gradients of one's own rows alone."""
+
+    def without_one(run: Any, experience: Any, rows: torch.Tensor) -> Any:
+        found = pieces(run, experience, rows)
+        if run.processes.count == 1 or not run.processes.first or not found:
+            return found
+        (chosen, weight), *others = found
+        return [(chosen[1:], weight), *others] if len(chosen) > 1 else others
+
+    pieces = update._pieces
+    faults = {
+        "all_reduce": patch.object(Processes, "sum_gradients", unsummed),
+        "denominator": patch.object(Processes, "sum", own_alone),
+        "row": patch.object(update, "_pieces", without_one),
+    }
+    # The gradients' norm is not clipped, which would hide a factor that all gradients share.
+    with faults[fault]:
+        return equal(processes, "grpo", [*FIVE, "train.gradient_clip=1e9"])
 
 
 def refused(processes: Processes) -> dict[str, Any]:
@@ -183,6 +294,7 @@ def main() -> None:
         "alike_critic": lambda: alike(processes, "sapo", FIVE),
         "moved": lambda: moved(processes, "ppo", ["estimator.network=trunk", *FIVE]),
         "refused": lambda: refused(processes),
+        **{f"broken_{fault}": lambda fault=fault: broken(processes, fault) for fault in FAULTS},
     }
     wanted = sys.argv[1:] or list(cases)
     for name in wanted:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import tomli
 import tomli_w
 
 from segcredit.atomic_files import unwritten, write_atomically
@@ -30,7 +30,7 @@ def read_config(path: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         if _is_torn(text):
             raise ValueError("it ends before its last line")
-        return tomli.loads(text)
+        return tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise RecordError(
             f"{file} cannot be read ({error}); expected the config that a run stored there."
@@ -55,7 +55,7 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
     file, text = path / CONFIG, _toml(config)
     found = _found(path)
     if found is not None:
-        _require_same(path, differences(found, tomli.loads(text)))
+        _require_same(path, differences(found, tomllib.loads(text)))
         return
     if file.exists():
         _set_aside(file)

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from accelerate import Accelerator
-
 from segcredit import registry
 from segcredit.config import lay_over_preset
 from segcredit.errors import SegcreditError, StudyError
 from segcredit.protocols import Policy, Segmenter, TextSegmenter, checked_offsets
 from segcredit.registry import plugin_label
 from segcredit.study.segmenting.texts import Document
-from segcredit.training.rollouts.from_texts import rollouts_of_texts
 from segcredit.types import RolloutBatch
 
 
@@ -114,6 +111,10 @@ def load_policy(policy: str, task: str | None = None) -> Policy:
         temperature=base["rollouts"]["temperature"],
         seed=0,
     )
+    from accelerate import (
+        Accelerator,  # transformers with it: seconds that plain text does not need
+    )
+
     return cast(Policy, loaded.to(Accelerator().device))
 
 
@@ -139,6 +140,9 @@ def segment_documents(
 def _under_policy(
     document: Document, segmenters: Mapping[str, Segmenter], policy: Policy
 ) -> dict[str, TextSegments]:
+    # Inside, as what loads transformers: text alone is cut without.
+    from segcredit.training.rollouts.from_texts import rollouts_of_texts
+
     if not document.text:  # nothing to tokenise
         return dict.fromkeys(segmenters, TextSegments(tokens=()))
     try:

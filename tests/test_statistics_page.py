@@ -39,13 +39,13 @@ def test_the_page_says_what_the_functions_say() -> None:
         encoding="utf-8",
         optionflags=doctest.NORMALIZE_WHITESPACE,
     )
-    assert tried > 20
+    assert tried >= 20
     assert not failed
 
 
 def test_the_defaults_are_what_the_table_speaks_for() -> None:
     table = printed()
-    assert len(table) == 34
+    assert len(table) == 30
     for default, other in [("student", "bootstrap"), ("newcombe", "bootstrap")]:
         mine = {key: cells for key, cells in table.items() if key[0].endswith(default)}
         assert mine
@@ -61,5 +61,4 @@ def test_the_table_is_what_the_script_counts(values: str) -> None:
     module = script()
     place = module.SEEDS.index(seeds)
     for interval, covered in module.column(values, seeds):
-        name = "either" if interval.startswith("share") else values
-        assert 100 * covered == pytest.approx(printed()[interval, name][place], abs=1)
+        assert 100 * covered == pytest.approx(printed()[interval, values][place], abs=1)

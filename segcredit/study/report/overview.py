@@ -38,7 +38,7 @@ _URGENCY = {"interrupted": 1, "running": 2, "finished": 3}
 
 _AUDIT_LINES = (
     "runs.runs       # a row a run: config, status, error",
-    "runs.audit      # a row a figure of an audit, with its interval",
+    "runs.audit      # a row a metric of an audit, with its interval",
 )
 
 Statuses = Mapping[str, Mapping[str, Any]]
@@ -147,7 +147,7 @@ def half_written(path: Path, runs: Runs) -> list[str]:
 
 
 def _ended(statuses: Statuses) -> str:
-    """Counts the runs by how they ended, and says what that means for the figures below."""
+    """Counts the runs by how they ended, and says what that means for the numbers below."""
     ends = Counter(str(status["status"]) for status in statuses.values())
     parts = ", ".join(f"{count:,} {name}" for name, count in sorted(ends.items()))
     said = f"{view.counted(len(statuses), 'run')}: {parts}."

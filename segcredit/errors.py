@@ -20,7 +20,7 @@ Every message says what was found, what was expected, the usual cause and what t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 
@@ -96,3 +96,12 @@ def blame(kind: str, name: str) -> Generator[None]:
             f"{kind} {name!r} raised {type(error).__name__}: {error}. Run segcredit.testing's"
             " checks over it to find the case that it does not bear."
         ) from error
+
+
+def require_one_of(name: str, found: str, expected: Sequence[str]) -> None:
+    """Raises a ValueError where an option has none of the values that it may have."""
+    if found not in expected:
+        raise ValueError(
+            f"{name} is {found!r}; expected one of {', '.join(map(repr, expected))}."
+            f" For example {name}={expected[0]!r}."
+        )

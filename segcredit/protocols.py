@@ -55,11 +55,12 @@ class TextSegmenter(Segmenter):
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Each token goes to the segment of its first character."""
-        offsets = [_checked(self, self.split(text), text) for text in rollouts.texts]
+        offsets = [checked_offsets(self, self.split(text), text) for text in rollouts.texts]
         return Segmentation.from_char_starts(offsets, rollouts.token_spans, rollouts.action_mask)
 
 
-def _checked(plugin: object, offsets: Sequence[int], text: str) -> Sequence[int]:
+def checked_offsets(plugin: object, offsets: Sequence[int], text: str) -> Sequence[int]:
+    """Returns offsets of a text; raises a PluginError where they do not ascend inside it."""
     edges = [0, *offsets, len(text)]
     if any(late < early for early, late in itertools.pairwise(edges)):
         raise PluginError(

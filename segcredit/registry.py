@@ -330,3 +330,22 @@ ALL: dict[str, Registry[Any]] = {
     "samplers": samplers,
     "process_rewards": process_rewards,
 }
+
+
+def plugin_label(plugins: Registry[Any], table: Mapping[str, Any]) -> str:
+    """Writes a plug-in with those options that are not its defaults: ``random(fraction=0.2)``.
+
+    Args:
+        plugins: the registry that knows it, and every plug-in inside it.
+        table: its ``name`` beside its options.
+    """
+    name = str(table["name"])
+    usual = {field.name: field.default for field in dataclasses.fields(plugins.find(name))}
+    options = [
+        f"{key}={plugin_label(plugins, cast('Mapping[str, Any]', value))}"
+        if isinstance(value, dict)
+        else f"{key}={value}"
+        for key, value in table.items()
+        if key != "name" and value != usual.get(key)
+    ]
+    return f"{name}({', '.join(options)})" if options else name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit.errors import require_one_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Cutpoint(Segmenter):
             )
         if self.every < 1:
             raise ValueError(f"every is {self.every}; expected at least 1, such as 5.")
-        _require_one_of("fork", self.fork, "starts", "ends")
-        _require_one_of("first", self.first, "segment", "join")
+        require_one_of("fork", self.fork, ("starts", "ends"))
+        require_one_of("first", self.first, ("segment", "join"))
 
     @property
     def causal(self) -> bool:
@@ -66,11 +67,3 @@ class Cutpoint(Segmenter):
         if self.first == "join":
             cuts_BT = cuts_BT & (place_BT > 0)
         return Segmentation.from_starts(cuts_BT, mask_BT)
-
-
-def _require_one_of(name: str, found: str, *expected: str) -> None:
-    if found not in expected:
-        raise ValueError(
-            f"{name} is {found!r}; expected one of {', '.join(map(repr, expected))}."
-            f" For example {name}={expected[0]!r}."
-        )

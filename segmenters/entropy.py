@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segcredit import RolloutBatch, Segmentation, Segmenter, top_batch_fraction, top_fraction
+from segcredit.errors import require_one_of
 
 _RULES = ("top_fraction", "batch_fraction", "threshold", "peaks")
 _FORKS = ("ends", "starts", "isolate")
@@ -73,8 +74,8 @@ class Entropy(Segmenter):
                 f"top_fraction is {self.top_fraction}; expected a share above 0 and at most 1,"
                 " such as 0.3 for 30 %."
             )
-        _require_one_of("fork", self.fork, _FORKS)
-        _require_one_of("rule", self.rule, _RULES)
+        require_one_of("fork", self.fork, _FORKS)
+        require_one_of("rule", self.rule, _RULES)
         _require_nats("threshold", self.threshold)
         _require_nats("prominence", self.prominence)
         if self.window < 1:
@@ -139,14 +140,6 @@ def _neighbours(x_BT: Tensor, window: int, fill: float = torch.inf) -> tuple[Ten
     wide = functional.pad(x_BT, (window, window), value=fill)
     around_BTW = wide.unfold(1, 2 * window + 1, 1)
     return around_BTW[..., :window], around_BTW[..., window + 1 :]
-
-
-def _require_one_of(name: str, found: str, expected: tuple[str, ...]) -> None:
-    if found not in expected:
-        raise ValueError(
-            f"{name} is {found!r}; expected one of {', '.join(map(repr, expected))}."
-            f" For example {name}={expected[0]!r}."
-        )
 
 
 def _require_nats(name: str, found: float) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit.errors import require_one_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class SnapTo(Segmenter):
     def __post_init__(self) -> None:
         if self.within < 0:
             raise ValueError(f"within is {self.within}; expected at least 0 tokens, such as 8.")
-        _require_one_of("otherwise", self.otherwise, "drop", "keep")
-        _require_one_of("direction", self.direction, "nearest", "later")
+        require_one_of("otherwise", self.otherwise, ("drop", "keep"))
+        require_one_of("direction", self.direction, ("nearest", "later"))
 
     @property
     def causal(self) -> bool:
@@ -90,11 +91,3 @@ class SnapTo(Segmenter):
 
 _FAR = torch.iinfo(torch.long).max
 """Farther than any boundary."""
-
-
-def _require_one_of(name: str, found: str, *expected: str) -> None:
-    if found not in expected:
-        raise ValueError(
-            f"{name} is {found!r}; expected one of {', '.join(map(repr, expected))}."
-            f" For example {name}={expected[0]!r}."
-        )

@@ -30,7 +30,7 @@ PENDING = (
 )
 """Places that are still to be rewritten; each is taken off the list when it is done."""
 
-CLAUSE = re.compile(r"(What|Of|That|Where|Whether|How|Why|When|If|As)\b")
+CLAUSE = re.compile(r"(What|Which|Of|That|Where|Whether|How|Why|When|If|As)\b")
 """Openers that no docstring has: half a sentence follows them."""
 VERB = re.compile(r"[A-Z][a-z]+(-[a-z]+)*s\b(?!')")
 NOUN = re.compile(
@@ -49,15 +49,12 @@ def docstrings(source: str) -> Iterator[tuple[int, str, bool]]:
     for owner in ast.walk(ast.parse(source)):
         begins = owner.body[0] if isinstance(owner, ast.FunctionDef) else None
         marks = set(map(ast.unparse, getattr(owner, "decorator_list", [])))
+        is_attribute = bool(marks & {"property", "cached_property"})
         for node in ast.iter_child_nodes(owner):
             match node:
                 case ast.Expr(ast.Constant(str(text))):
                     first = text.strip().splitlines()[0]
-                    yield (
-                        node.lineno,
-                        first,
-                        node is begins and not any(mark.endswith("property") for mark in marks),
-                    )
+                    yield node.lineno, first, node is begins and not is_attribute
 
 
 def faults(source: str) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -26,7 +25,7 @@ from segcredit.config import (
 )
 from segcredit.credit_audit.metrics import Resampling
 from segcredit.errors import ConfigError, RegistryError
-from segcredit.registry import Registry
+from segcredit.registry import Registry, plugin_label
 from segcredit.training.build import identities, plugin_identities
 
 Table = dict[str, Any]
@@ -169,7 +168,7 @@ def load_audit_config(
     given = _with_defaults(cast("Mapping[str, Any]", asked), run)
     settings = validated(AuditSettings, given, "audit.")
     lists = {axis: [_resolved(axis, t) for t in getattr(settings, axis)] for axis in _LISTS}
-    labels = {axis: [_label(_LISTS[axis], table) for table in lists[axis]] for axis in _LISTS}
+    labels = {axis: [plugin_label(_LISTS[axis], table) for table in lists[axis]] for axis in _LISTS}
     _require_different(labels)
     return AuditConfig(run, settings.model_copy(update=lists), labels)
 
@@ -191,18 +190,6 @@ def _resolved(axis: str, table: Table) -> Table:
         return _LISTS[axis].resolve(name, options)
     except RegistryError as error:
         raise RegistryError(f"audit.{axis}: {error}") from error
-
-
-def _label(plugins: Registry[Any], table: Mapping[str, Any]) -> str:
-    """A plug-in with those options that are not its defaults, as ``random(fraction=0.2)``."""
-    name = str(table["name"])
-    usual = {field.name: field.default for field in dataclasses.fields(plugins.find(name))}
-    options = [
-        f"{key}={_label(plugins, cast('Table', value)) if isinstance(value, dict) else value}"
-        for key, value in table.items()
-        if key != "name" and value != usual.get(key)
-    ]
-    return f"{name}({', '.join(options)})" if options else name
 
 
 def _require_different(labels: Mapping[str, Sequence[str]]) -> None:

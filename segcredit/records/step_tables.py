@@ -286,13 +286,13 @@ def _groups(files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
         with _reading(file):
             waiting.append(pq.read_table(file, page_checksum_verification=True))
         if sum(table.num_rows for table in waiting) >= _GROUP_ROWS:
-            yield _joined(waiting, schema)
+            yield _concatenated(waiting, schema)
             waiting = []
     if waiting:
-        yield _joined(waiting, schema)
+        yield _concatenated(waiting, schema)
 
 
-def _joined(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+def _concatenated(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
 
 

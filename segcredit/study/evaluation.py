@@ -1,4 +1,4 @@
-"""The evaluation of a policy, trained or not: pass@k and votes, with intervals over prompts.
+"""The evaluation of a policy, trained or not: pass@k and maj@k, with intervals over prompts.
 
 segcredit evaluate runs/mine --completions 16 --k 1,4,16
 """
@@ -49,7 +49,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure with its interval over prompts; the interval is NaN where prompts do not differ."""
+    """A metric with its interval over prompts; the interval is NaN where prompts do not differ."""
 
     name: str
     value: float

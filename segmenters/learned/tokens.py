@@ -86,7 +86,7 @@ class TokenTable:
     first_characters_D: Ints
     """Start of each document when all are laid end to end, and the end of the last one."""
     styles_D: Ints
-    """Which marks the document uses, as bits."""
+    """Marks that the document uses, as bits."""
     sentence_starts_N: Bools
     """True where a capital, digit or formula follows white space after a full stop."""
 

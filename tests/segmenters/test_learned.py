@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from generated_text import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from segmenters.learned import plugin as plugin_module
 from segmenters.learned import stages
 from segmenters.learned.agreement import counts_of, measures
 from segmenters.learned.corpus import read_corpus
-from segmenters.learned.generated_text import records
 from segmenters.learned.model_file import load_model, save_model
 from segmenters.learned.plugin import Learned
 from segmenters.learned.sentences import sentence_starts

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import skops.io
 import spacy
+from generated_text import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import FunctionTransformer
@@ -20,7 +21,6 @@ from segmenters.learned.agreement import counts_of, intervals, measures, paired_
 from segmenters.learned.command import fit_boundaries
 from segmenters.learned.corpus import read_corpus
 from segmenters.learned.features import find_candidates, hashed_features
-from segmenters.learned.generated_text import records
 from segmenters.learned.model_file import load_model, save_model
 from segmenters.learned.sentences import sentence_starts
 from segmenters.learned.training import best_threshold, fit

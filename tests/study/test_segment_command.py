@@ -210,6 +210,12 @@ def test_segmenters_by_name_or_by_table(code):
     assert chosen["wrapped(inner=random(fraction=0.2))"].inner == inner
 
 
+def test_a_label_names_the_options_that_are_not_defaults():
+    usual = '{name="cutpoint", fork="starts", every=3}'
+    (label,) = chosen_segmenters([usual], policy=True)
+    assert label == "cutpoint(every=3)"
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -1,4 +1,4 @@
-"""Which directories below a path are runs."""
+"""Search for run directories below a path."""
 
 from __future__ import annotations
 

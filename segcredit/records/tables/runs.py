@@ -153,7 +153,7 @@ class Runs:
 
     @cached_property
     def audit(self) -> pd.DataFrame:
-        """A row a figure of a credit audit, with its interval; see ``docs/audit.md``."""
+        """A row a metric of a credit audit, with its interval; see ``docs/audit.md``."""
         return self.read("audit")
 
     def read(
@@ -181,7 +181,7 @@ class Runs:
         run = self._run_column({run: part.rows.num_rows for run, part in parts.items()})
         # Nothing else may hold the rows, so that each column is freed once pandas has it.
         rows = [parts.pop(name).rows for name in list(parts)]
-        return to_frame(_joined(table, columns, rows), run)
+        return to_frame(_one_table(table, columns, rows), run)
 
     def _require_columns(self, table: Table, columns: Sequence[str]) -> None:
         known = dict.fromkeys(["run", *SCHEMAS[table].names])
@@ -223,7 +223,7 @@ class Runs:
         return pd.Categorical.from_codes(codes.astype("int32"), categories=list(numbers))
 
 
-def _joined(table: Table, columns: Columns, rows: list[pa.Table]) -> pa.Table:
+def _one_table(table: Table, columns: Columns, rows: list[pa.Table]) -> pa.Table:
     """Joins all rows, with the columns asked for; by default those of every run come first.
 
     Takes the rows out of the list.

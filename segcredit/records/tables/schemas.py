@@ -50,7 +50,7 @@ STEP_COLUMNS = (
 """Columns that ``Runs.steps`` always has beside ``run`` and ``step``; a run may record more."""
 
 AUDIT = "audit.parquet"
-"""The figures of an audit, in its directory."""
+"""File of an audit's metrics, in its directory."""
 AUDIT_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("segmenter", "estimator", "advantage"), pa.string()),

@@ -103,18 +103,18 @@ def _segments(
     data: dict[str, Any] = {
         "document": table["document"].to_numpy()[np.repeat(np.asarray(present, np.int64), counts)],
         "segmenter": segmenter,
-        "segment": _joined(np.arange(count) for count in counts),
-        "start": _joined(starts),
-        "length": _joined(segment_lengths(*cut) for cut in cuts),
+        "segment": _concatenated(np.arange(count) for count in counts),
+        "start": _concatenated(starts),
+        "length": _concatenated(segment_lengths(*cut) for cut in cuts),
     }
     if tokens is not None:
         units = (tokens[row] for row in present)
         inside = zip(cuts, units, strict=True)
-        data["tokens"] = _joined(segment_lengths(*cut, document) for cut, document in inside)
+        data["tokens"] = _concatenated(segment_lengths(*cut, document) for cut, document in inside)
     return pd.DataFrame(data)
 
 
-def _joined(parts: Iterable[Sequence[int] | NDArray[np.int64]]) -> NDArray[np.int64]:
+def _concatenated(parts: Iterable[Sequence[int] | NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 

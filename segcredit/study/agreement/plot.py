@@ -36,7 +36,7 @@ _SYMMETRIC = ("f1", "document_f1", "boundary_similarity")
 
 
 def agreement_figure(pairs: pd.DataFrame, path: Path | str, metric: str = "f1") -> Path:
-    """Draws ``matrix`` as a heat map with its figures: darker is nearer.
+    """Draws ``matrix`` as a heat map with its numbers: darker is nearer.
 
     Args:
         pairs: as ``agreement`` gives them.
@@ -70,7 +70,7 @@ def agreement_figure(pairs: pd.DataFrame, path: Path | str, metric: str = "f1") 
 
 
 def _draw(axes: Axes, table: pd.DataFrame, metric: str) -> None:
-    """Squares with their figures, white on dark ones."""
+    """Draws squares with their numbers, white on dark ones."""
     values = np.asarray(table, dtype=np.float64)
     nearness = 1 - values if metric in ERRORS else values
     axes.imshow(nearness, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -1,4 +1,4 @@
-"""Which runs are one group of a figure: those that share some settings."""
+"""Groups of the runs in a figure: those that share some settings."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs, require_known
+from segcredit.records.tables import Runs
 from segcredit.study.plots.style import LOOKS
+from segcredit.study.statistics.groups import columns_of, setting_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def groups_of(runs: Runs, by: Sequence[str] | str, *, most: int | None = LOOKS) 
     settings = runs.runs[columns].astype(object).itertuples(index=False, name=None)
     found: dict[Any, tuple[str, list[str]]] = {}
     for run, values in zip(runs.runs["run"].astype(str), settings, strict=True):
-        name = ", ".join(map(shown, values))
+        name = ", ".join(map(setting_text, values))
         found.setdefault(tuple(map(_order, values)), (name, []))[1].append(run)
     groups = [
         Group(name, number, tuple(members))
@@ -60,22 +61,6 @@ def groups_of(runs: Runs, by: Sequence[str] | str, *, most: int | None = LOOKS) 
             " every run, such as 'seed', is among them: name fewer, or read fewer runs."
         )
     return groups
-
-
-def columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
-    """Returns the config columns that ``by`` names, each once.
-
-    Raises:
-        StudyError: there is none, or one does not exist.
-    """
-    columns = list(dict.fromkeys([by] if isinstance(by, str) else by))
-    if not columns:
-        raise StudyError(
-            "No column to group by was given; expected at least one config column, such as"
-            " 'method' or 'segmenter'."
-        )
-    require_known("config column", columns, runs.runs.columns)
-    return columns
 
 
 def unit_of(runs: Runs, groups: Iterable[Iterable[str]]) -> str:
@@ -95,14 +80,6 @@ def unit_of(runs: Runs, groups: Iterable[Iterable[str]]) -> str:
 def failed_runs(runs: Runs) -> set[str]:
     """Returns the names of the runs that failed."""
     return set(runs.runs.loc[runs.runs["status"] == "failed", "run"].astype(str))
-
-
-def shown(value: Any) -> str:
-    """Returns a setting in a legend: 'none' where a run has none, 3 for 3.0."""
-    if pd.isna(value):
-        return "none"
-    # Where some runs lack an option, pandas holds the integers of the others as floats.
-    return format(value, ".12g") if isinstance(value, float) else str(value)
 
 
 def _order(value: Any) -> tuple[int, Any]:

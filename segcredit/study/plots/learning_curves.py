@@ -14,9 +14,10 @@ from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
 from segcredit.study.plots.curves import Interval, curves_of, require_curves
 from segcredit.study.plots.drawing import draw_curve, label_axes, scale
-from segcredit.study.plots.groups import columns_of, failed_runs, groups_of
+from segcredit.study.plots.groups import failed_runs, groups_of
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
 from segcredit.study.plots.style import PAGE, STYLE, label
+from segcredit.study.statistics.groups import columns_of
 
 
 def learning_curves(

@@ -19,10 +19,11 @@ from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
 from segcredit.study.plots.curves import Curve, Interval, curves_of, intervals, require_curves
 from segcredit.study.plots.drawing import draw_curve, number_decades, spans_decades
-from segcredit.study.plots.groups import Group, columns_of, failed_runs, groups_of
+from segcredit.study.plots.groups import Group, failed_runs, groups_of
 from segcredit.study.plots.panels import draw_panel, fullest
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet, nothing
 from segcredit.study.plots.style import PAGE, STYLE
+from segcredit.study.statistics.groups import columns_of
 
 _LENGTHS = 200
 """Most lengths at which a distribution is drawn; where more occur, these are spread evenly over

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
 from segcredit.study.plots.curves import Interval, curves_of, require_curves
-from segcredit.study.plots.groups import columns_of, failed_runs, groups_of
+from segcredit.study.plots.groups import failed_runs, groups_of
 from segcredit.study.plots.panels import draw_panel, fullest
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
 from segcredit.study.plots.style import COLUMN, PAGE, STYLE
+from segcredit.study.statistics.groups import columns_of
 
 METRICS = (
     "entropy",

@@ -15,9 +15,10 @@ from segcredit.errors import StudyError
 from segcredit.records.tables import Runs
 from segcredit.study.plots.style import label
 from segcredit.study.report import view
-from segcredit.study.report.grouping import comparable, config_cells, shown
+from segcredit.study.report.grouping import comparable, config_cells
 from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
 from segcredit.study.statistics import compare, learning_areas, summarise
+from segcredit.study.statistics.groups import setting_text
 
 EVALUATIONS = ("accuracy", "accuracy_greedy", "faithful", "majority")
 """Metrics that judge a run, shown beside the one that was asked for."""
@@ -106,7 +107,7 @@ def _notes(summary: Any, by: Sequence[str]) -> list[str]:
     noted: dict[str, list[str]] = defaultdict(list)
     for row in summary.to_dict("records"):
         for note in filter(None, row["note"].split("; ")):
-            noted[note].append(" ".join(shown(row[name]) for name in by))
+            noted[note].append(" ".join(setting_text(row[name]) for name in by))
     return [
         f"{'All groups' if 1 < len(groups) == len(summary) else view.listed(groups)}: {note}."
         for note, groups in noted.items()

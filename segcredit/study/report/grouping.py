@@ -1,4 +1,4 @@
-"""Which settings a report sets side by side, when nobody has said so."""
+"""Choice of the settings that a report sets side by side, when nobody has said so."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -16,6 +16,7 @@ import pandas as pd
 
 from segcredit.records.tables import Runs
 from segcredit.study.report.view import Cell
+from segcredit.study.statistics.groups import setting_text
 
 AXES = ("method", "segmenter", "estimator", "advantage", "loss.ratio")
 """Parts of a method, named before any option, in this order."""
@@ -65,22 +66,14 @@ def heat_map_axes(runs: Runs, by: Sequence[str]) -> tuple[str, str] | None:
 def comparable(table: Any) -> Any:
     """Returns the config columns as text, so that a missing option is a value like others."""
     config = table.drop(columns=[name for name in NOT_CONFIG if name in table])
-    return pd.DataFrame({name: [shown(value) for value in config[name]] for name in config})
-
-
-def shown(value: Any) -> str:
-    """Returns a config value as a reader writes it; 'none' where a run has no such option."""
-    if pd.isna(value):
-        return "none"
-    # Where some runs lack an option, pandas holds the integers of the others as floats.
-    return format(value, ".12g") if isinstance(value, float) else str(value)
+    return pd.DataFrame({name: [setting_text(value) for value in config[name]] for name in config})
 
 
 def config_cells(column: Iterable[Any]) -> list[Cell]:
     """Returns config values as cells of a table, where numbers are sorted as numbers."""
     values = list(column)
     numeric = all(isinstance(value, int | float | np.number) for value in values)
-    return [Cell(shown(value), float(value) if numeric else None) for value in values]
+    return [Cell(setting_text(value), float(value) if numeric else None) for value in values]
 
 
 def _is_free(table: Any, name: str) -> bool:

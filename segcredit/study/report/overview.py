@@ -22,8 +22,9 @@ from segcredit.records.run_directory import ENVIRONMENT, STATUS, read_status
 from segcredit.records.stored_config import CONFIG
 from segcredit.records.tables import Runs, flatten
 from segcredit.study.report import view
-from segcredit.study.report.grouping import comparable, config_cells, shown
+from segcredit.study.report.grouping import comparable, config_cells
 from segcredit.study.report.view import Block, Cell, Code, Failure, Listing, Note, Section, Table
+from segcredit.study.statistics.groups import setting_text
 
 MOST_ROWS = 300
 """Rows of a table of runs that a page still bears."""
@@ -37,7 +38,7 @@ _URGENCY = {"interrupted": 1, "running": 2, "finished": 3}
 
 _AUDIT_LINES = (
     "runs.runs       # a row a run: config, status, error",
-    "runs.audit      # a row a figure of an audit, with its interval",
+    "runs.audit      # a row a metric of an audit, with its interval",
 )
 
 Statuses = Mapping[str, Mapping[str, Any]]
@@ -85,7 +86,7 @@ def environment_section(runs: Runs) -> Section:
         environment = _environment(path)
         environment.pop("seed", None)  # differs on purpose, and is among the settings
         for key, value in environment.items():
-            found[key][shown(value)].append(run)
+            found[key][setting_text(value)].append(run)
         if not environment:
             silent.append(run)
     blocks: list[Block] = []
@@ -146,7 +147,7 @@ def half_written(path: Path, runs: Runs) -> list[str]:
 
 
 def _ended(statuses: Statuses) -> str:
-    """Counts the runs by how they ended, and says what that means for the figures below."""
+    """Counts the runs by how they ended, and says what that means for the numbers below."""
     ends = Counter(str(status["status"]) for status in statuses.values())
     parts = ", ".join(f"{count:,} {name}" for name, count in sorted(ends.items()))
     said = f"{view.counted(len(statuses), 'run')}: {parts}."

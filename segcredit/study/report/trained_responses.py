@@ -18,7 +18,6 @@ from segcredit.errors import RecordError
 from segcredit.records.image_files import read_image
 from segcredit.records.step_tables import table_files
 from segcredit.records.tables import Runs
-from segcredit.study.report.grouping import shown
 from segcredit.study.report.view import (
     Block,
     Note,
@@ -28,6 +27,7 @@ from segcredit.study.report.view import (
     counted,
     image_source,
 )
+from segcredit.study.statistics.groups import setting_text
 
 MOST_GROUPS = 6
 """Groups of which a run's responses are shown."""
@@ -92,7 +92,7 @@ def _first_recorded(runs: Runs, by: Sequence[str]) -> dict[str, str]:
     table: Any = runs.runs
     found: dict[str, str] = {}
     for run, *values in table[["run", *by]].itertuples(index=False, name=None):
-        group = ", ".join(map(shown, values))
+        group = ", ".join(map(setting_text, values))
         if group not in found and table_files(runs.directories[str(run)], "responses"):
             found[group] = str(run)
     return found

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 from segcredit import registry
 from segcredit.config import lay_over_preset
-from segcredit.errors import PluginError, SegcreditError, StudyError
-from segcredit.protocols import Policy, Segmenter, TextSegmenter
+from segcredit.errors import SegcreditError, StudyError
+from segcredit.protocols import Policy, Segmenter, TextSegmenter, checked_offsets
+from segcredit.registry import plugin_label
 from segcredit.study.segmenting.texts import Document
 from segcredit.types import RolloutBatch
 
@@ -77,7 +78,10 @@ def chosen_segmenters(specs: Sequence[str], *, policy: bool) -> dict[str, Segmen
         RegistryError: one is unknown, or refuses its options.
     """
     tables = [plugin_table(spec, "--segmenter") for spec in specs]
-    chosen = {_label(table): registry.segmenters.from_table(table) for table in tables}
+    chosen = {
+        plugin_label(registry.segmenters, table): registry.segmenters.from_table(table)
+        for table in tables
+    }
     lacking = [label for label, found in chosen.items() if not isinstance(found, TextSegmenter)]
     if lacking and not policy:
         raise StudyError(
@@ -174,16 +178,10 @@ def _sentence(what: str, error: Exception) -> str:
 
 def _by_characters(segmenter: Segmenter, document: Document) -> TextSegments:
     """Makes a segment between any two offsets, unless they are equal."""
-    offsets = list(cast(TextSegmenter, segmenter).split(document.text))
-    edges = [0, *offsets, len(document.text)]
-    pairs = list(itertools.pairwise(edges))
-    if any(late < early for early, late in pairs):
-        raise PluginError(
-            f"it returned the offsets {offsets[:10]} for a text of {len(document.text)}"
-            f" characters; expected ascending offsets between 0 and {len(document.text)}. Sort"
-            " them, and count characters rather than bytes."
-        )
-    pairs = [(start, end) for start, end in pairs if start < end]
+    text = document.text
+    offsets = checked_offsets(segmenter, cast(TextSegmenter, segmenter).split(text), text)
+    edges = itertools.pairwise([0, *offsets, len(text)])
+    pairs = [(start, end) for start, end in edges if start < end]
     return TextSegments(tuple(start for start, _ in pairs), tuple(end for _, end in pairs))
 
 
@@ -197,15 +195,3 @@ def _by_tokens(segmenter: Segmenter, rollouts: RolloutBatch) -> TextSegments:
         ends=tuple(spans_T2[found.anchors("last_token")[0], 1][mask_S].tolist()),
         tokens=tuple(found.lengths[0][mask_S].tolist()),
     )
-
-
-def _label(table: Mapping[str, Any]) -> str:
-    """Returns a name with its options; a plug-in inside is written the same way."""
-    options = [f"{key}={_shown(value)}" for key, value in table.items() if key != "name"]
-    return f"{table['name']}({', '.join(options)})" if options else str(table["name"])
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Mapping) and "name" in value:
-        return _label(cast(Mapping[str, Any], value))
-    return value if isinstance(value, str) else repr(value)

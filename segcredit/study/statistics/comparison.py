@@ -69,7 +69,7 @@ def compare(
     """Computes the mean difference of each pair of groups over shared seeds, and its tests.
 
     A seed gives the runs of all methods the same prompts, so that what it does to both falls out
-    of their difference. Only the runs of seeds that both groups have are used, for every figure of
+    of their difference. Only the runs of seeds that both groups have are used, for every metric of
     the row. The data separate two groups where ``p_adjusted`` ≤ 1 − ``confidence``.
 
     Args:

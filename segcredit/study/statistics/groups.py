@@ -1,4 +1,4 @@
-"""Which runs are one group, and what is to be said of a group whose runs are not alike."""
+"""Groups of runs, and notes on a group whose runs are not alike."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -61,7 +61,7 @@ def groups_of(runs: Runs, by: Sequence[str] | str, values: pd.DataFrame) -> list
     Raises:
         StudyError: a column does not exist, or ``by`` is empty.
     """
-    columns = _columns_of(runs, by)
+    columns = columns_of(runs, by)
     config = runs.runs.assign(run=runs.runs["run"].astype(str))
     found = config.merge(values, on="run", how="left")
     options = [str(name) for name in config.columns if name not in _NO_SETTING]
@@ -69,7 +69,7 @@ def groups_of(runs: Runs, by: Sequence[str] | str, values: pd.DataFrame) -> list
     parts = found.loc[place].groupby(columns, sort=False, dropna=False, observed=True)
     rows = [part.sort_index() for _, part in parts]
     settings: list[dict[str, Any]] = [part.iloc[0][columns].to_dict() for part in rows]
-    names = [" ".join(map(_text, setting.values())) for setting in settings]
+    names = [" ".join(map(setting_text, setting.values())) for setting in settings]
     return [Group(*group, options) for group in zip(names, settings, rows, strict=True)]
 
 
@@ -93,7 +93,12 @@ def note_of(group: Group, apart: Sequence[str] = ()) -> str:
     return "; ".join([*_missing(group), *_ended(group.measured), *_repeated(group, apart)])
 
 
-def _columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
+def columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
+    """Returns the config columns that ``by`` names, each once.
+
+    Raises:
+        StudyError: there is none, or one does not exist.
+    """
     columns = list(dict.fromkeys([by] if isinstance(by, str) else by))
     if not columns:
         raise StudyError(
@@ -143,7 +148,7 @@ def differing(runs: Any, config: Sequence[str]) -> str:
     )
 
 
-def _text(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """Returns a config value as a reader writes it; 'none' where the group has no such option."""
     if pd.isna(value):
         return "none"

@@ -62,7 +62,7 @@ class _Section(BaseModel):
 
 
 class RolloutsConfig(_Section):
-    """What is sampled each step."""
+    """The sampling of each step."""
 
     prompts: int = Field(ge=1)
     completions: int = Field(ge=1)
@@ -70,7 +70,7 @@ class RolloutsConfig(_Section):
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
     layout: Literal["independent", "tree"]
-    """Whether the completions of a prompt share prefixes."""
+    """Independent completions of a prompt, or a tree whose rows share prefixes."""
     branches: tuple[Annotated[int, Field(ge=1)], ...]
     """Children of a node at each level of a tree, the trunks first; level k branches where the
     k-th segment ends. Their product is ``completions``."""
@@ -118,15 +118,15 @@ class LossConfig(_Section):
     gate_positive: float = Field(gt=0)
     gate_negative: float = Field(gt=0)
     tokens: Literal["all", "low_probability", "high_entropy"]
-    """Which action tokens the loss is taken over."""
+    """The action tokens that the loss is taken over."""
     probability_below: float = Field(gt=0, le=1)
-    """What ``low_probability`` means, under the sampling policy."""
+    """The bound of ``low_probability``, under the sampling policy."""
     entropy_share: float = Field(gt=0, le=1)
     """The share of the batch's tokens that ``high_entropy`` takes."""
     shared_tokens: Literal["once", "in_each_row"]
-    """How often the loss counts a token that several completions of a tree share."""
+    """The count of a token that several completions of a tree share: once, or in each row."""
     count: Literal["chosen", "all"]
-    """Whether tokens that are left out still count in the loss's denominators."""
+    """The tokens in the loss's denominators: the chosen ones, or those left out as well."""
     aggregate: Aggregate
     norm_length: float | None = Field(default=None, gt=0)
     ratio_segmenter: Plugin | None = None
@@ -222,9 +222,9 @@ class TrainConfig(_Section):
     """First steps after which a run whose rewards were all equal in every one of them stops."""
     device: Literal["auto", "cpu"]
     processes: int | None = Field(default=None, ge=1)
-    """How many processes must have been started; None = however many. Makes no other run."""
+    """The number of processes that must have been started; None = any. Makes no other run."""
     parallel: Literal["replicated", "sharded"] = "replicated"
-    """Whether each process keeps all parameters in training or a part. Makes no other run."""
+    """Each process's share of the parameters in training, all or a part. Makes no other run."""
     value: ValueConfig
 
 
@@ -257,7 +257,7 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class RecordConfig(_Section):
-    """Which tables a run writes, and at which steps."""
+    """The tables that a run writes, and their steps."""
 
     every: int = Field(ge=1)
     responses: bool
@@ -266,11 +266,11 @@ class RecordConfig(_Section):
     trackers: Annotated[
         tuple[Annotated[TrackerName, AfterValidator(_installed)], ...], BeforeValidator(_as_list)
     ] = ()
-    """Where the metrics are shown as well. Makes no other run (``identity``)."""
+    """Trackers that show the metrics as well. Makes no other run (``identity``)."""
 
 
 class CheckpointConfig(_Section):
-    """How often everything that a resumed run needs is saved, and how many are kept."""
+    """The steps between checkpoints of all that a resumed run needs, and the number kept."""
 
     every: int = Field(ge=1)
     keep: int = Field(ge=1)
@@ -297,18 +297,18 @@ class RunConfig(_Section):
     checkpoint: CheckpointConfig
 
     def identity(self) -> dict[str, Any]:
-        """What makes the run: every key but who carries and who watches it. Names its directory."""
+        """Returns every key but who carries the run and who watches it; names its directory."""
         return self.model_dump(exclude={"record": {"trackers"}, "train": {"processes", "parallel"}})
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
-        """Dotted path, registry and table of every plug-in that the run uses."""
+        """Yields dotted path, registry and table of every plug-in that the run uses."""
         for path, key in _PLUGIN_PATHS.items():
             table = _get(self.model_dump(), path)
             if table is not None:
                 yield path, registry.ALL[key], table
 
     def resolve(self) -> RunConfig:
-        """The same config with every option of every plug-in written out.
+        """Returns the same config with every option of every plug-in written out.
 
         Raises:
             RegistryError: a plug-in is unknown or refuses its options.
@@ -343,7 +343,7 @@ STUDIES = ("grid", "audit")
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **keys: Any
 ) -> RunConfig:
-    """A checked, fully resolved config.
+    """Returns a checked, fully resolved config.
 
     Args:
         source: a preset's name (``segcredit config`` lists them), a TOML file, or a mapping as
@@ -366,7 +366,7 @@ def load_config(
 
 
 def read_source(source: str | Path) -> dict[str, Any]:
-    """The keys of a preset (its name, to be laid under nothing else) or of a TOML file."""
+    """Returns the keys of a preset (its name, to be laid under nothing else) or of a TOML file."""
     if str(source) in presets():
         return {"method": str(source)}
     path = Path(source)
@@ -394,7 +394,7 @@ def presets() -> list[str]:
 
 
 def lay_over_preset(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The base, the preset that ``method`` names (if any), and these keys on top."""
+    """Returns the base, the preset that ``method`` names (if any), and these keys on top."""
     method = layer.get("method", "")
     values = _read_method("base")
     if method in presets():
@@ -410,7 +410,7 @@ def lay_over_preset(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(values: Mapping[str, Any]) -> RunConfig:
-    """Validate the keys and types of a complete config.
+    """Validates the keys and types of a complete config.
 
     Raises:
         ConfigError: every fault, a line each, with its dotted path.
@@ -419,7 +419,7 @@ def check(values: Mapping[str, Any]) -> RunConfig:
 
 
 def validated(model: type[Section], values: Mapping[str, Any], prefix: str = "") -> Section:
-    """Keys and values as a model of pydantic's has them.
+    """Returns keys and values as a model of pydantic's has them.
 
     Args:
         model: without extra keys.
@@ -437,7 +437,7 @@ def validated(model: type[Section], values: Mapping[str, Any], prefix: str = "")
 
 
 def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Nested keys with ``"dotted.key=value"`` laid over them."""
+    """Returns nested keys with ``"dotted.key=value"`` laid over them."""
     layer = copy.deepcopy(dict(values))
     for text in overrides:
         path, value = parse_override(text)
@@ -446,7 +446,7 @@ def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, A
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """``"train.steps=50"`` as a path and a TOML value; what is no TOML is a string."""
+    """Parses ``"train.steps=50"`` into a path and a TOML value; what is no TOML is a string."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise ConfigError(
@@ -459,7 +459,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def set_key(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted key in nested tables; a bare plug-in name on the way becomes a table."""
+    """Sets a dotted key in nested tables; a bare plug-in name on the way becomes a table."""
     _set(values, path, value)
 
 
@@ -487,7 +487,7 @@ def _known_keys(model: Any, path: Iterable[str | int]) -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """A preset's file as it stands, its comment first."""
+    """Returns a preset's file as it stands, its comment first."""
     file = resources.files("segcredit").joinpath("methods", f"{name}.toml")
     return file.read_text(encoding="utf-8")
 
@@ -497,7 +497,7 @@ def _read_method(name: str) -> dict[str, Any]:
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay tables over tables; a table that names a plug-in replaces what lies below it."""
+    """Lays tables over tables; a table that names a plug-in replaces what lies below it."""
     merged = copy.deepcopy(dict(below))
     for key, value in above.items():
         old: Any = merged.get(key)

@@ -35,7 +35,7 @@ class PluginCommand:
     points: tuple[EntryPoint, ...]
 
     def __call__(self, context: typer.Context) -> None:
-        """Import the function and run it with the arguments of the command line.
+        """Imports the function and runs it with the arguments of the command line.
 
         Raises:
             RegistryError: it cannot be had, or is no function that typer can call.
@@ -53,7 +53,7 @@ class PluginCommand:
         command(args=context.args, prog_name=context.command_path)
 
     def function(self) -> Any:
-        """What the entry point names.
+        """Loads the function that the entry point names.
 
         Raises:
             RegistryError: two distributions offer it, its import fails, or it cannot be called.
@@ -81,14 +81,14 @@ class PluginCommand:
 
 
 def plugin_commands() -> list[PluginCommand]:
-    """Every command offered, by name; imports none of them."""
+    """Returns every command offered, by name; imports none of them."""
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     names = dict.fromkeys(point.name for point in points)
     return [_command(name, [point for point in points if point.name == name]) for name in names]
 
 
 def with_plugin_commands(app: typer.Typer) -> typer.Typer:
-    """The application with the commands of plug-ins; its own win where both have a name.
+    """Builds the application with the commands of plug-ins; its own win where both have a name.
 
     The application itself is not changed.
     """
@@ -107,7 +107,7 @@ def with_plugin_commands(app: typer.Typer) -> typer.Typer:
 
 
 def _name(command: CommandInfo) -> str:
-    """As typed: typer derives it from the function where none is given."""
+    """Returns the name as typed: typer derives it from the function where none is given."""
     function = "" if command.callback is None else command.callback.__name__
     return command.name or function.replace("_", "-")
 

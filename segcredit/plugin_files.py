@@ -11,7 +11,7 @@ from segcredit.errors import ConfigError
 
 
 def load_code(files: Sequence[str]) -> None:
-    """Import each file once, under its stem's name.
+    """Imports each file once, under its stem's name.
 
     Raises:
         ConfigError: a file is missing, or raises while it is run.

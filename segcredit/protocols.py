@@ -1,4 +1,4 @@
-"""What a plug-in offers and what it may ask for: the interfaces of the four axes and around them.
+"""The interfaces of the four axes and around them: of plug-ins, and of what plug-ins may ask for.
 
 A plug-in is a frozen dataclass whose fields are its hyper-parameters. A class that names one of
 these protocols as its base inherits the neutral answer to every method that it leaves out, so
@@ -30,14 +30,14 @@ class Segmenter(Protocol):
 
     @property
     def causal(self) -> bool:
-        """Whether the boundary before token t depends on tokens before t alone.
+        """True where the boundary before token t depends on tokens before t alone.
 
         Only then does a baseline at the boundaries leave the policy gradient unbiased.
         """
         ...
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Cut every completion; pure, and blind to padding and to the order of the batch."""
+        """Cuts every completion; pure, and blind to padding and to the order of the batch."""
         ...
 
 
@@ -46,7 +46,7 @@ class TextSegmenter(Segmenter):
 
     @abstractmethod
     def split(self, text: str) -> Sequence[int]:
-        """Ascending character offsets, in [0, len(text)], at which segments begin.
+        """Returns ascending character offsets, in [0, len(text)], at which segments begin.
 
         0 may be left out. An offset of len(text) puts an end token in a segment of its own; a
         rule that closes segments must give it to be causal.
@@ -54,7 +54,7 @@ class TextSegmenter(Segmenter):
         ...
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
-        """Each token goes to the segment of its first character."""
+        """Cuts between tokens: each goes to the segment of its first character."""
         offsets = [checked_offsets(self, self.split(text), text) for text in rollouts.texts]
         return Segmentation.from_char_starts(offsets, rollouts.token_spans, rollouts.action_mask)
 
@@ -79,11 +79,11 @@ class ValueEstimator(Protocol):
     """The state that a segment's value is of, see ``Segmentation.anchors``."""
 
     def start(self, policy: Policy) -> nn.Module:
-        """All state of a run: its parameters are trained, its ``state_dict`` is checkpointed."""
+        """Builds all state of a run: parameters are trained, the ``state_dict`` is checkpointed."""
         return nn.Module()
 
     def meet(self, state: nn.Module, prompt_keys: Sequence[str], simulator: Simulator) -> None:
-        """Called before each step's estimates, with every prompt of all processes once.
+        """Learns of prompts before each step's estimates, every prompt of all processes once.
 
         The place for what the state learns of a prompt when it first comes. Like ``update``, it is
         the same call on every process, so that their states stay the same.
@@ -97,11 +97,11 @@ class ValueEstimator(Protocol):
         segmentation: Segmentation,
         simulator: Simulator,
     ) -> Float[Tensor, "B S"]:
-        """Value at each segment's anchor, in reward units; called without gradients."""
+        """Returns the value at each segment's anchor, in reward units; called without gradients."""
         ...
 
     def targets(self, values: SegmentValues) -> Float[Tensor, "B S"]:
-        """Regression targets of the values; normally one call of ``lambda_returns``."""
+        """Computes regression targets of the values; normally one call of ``lambda_returns``."""
         return values.values
 
     def loss(
@@ -113,17 +113,17 @@ class ValueEstimator(Protocol):
         values: SegmentValues,
         targets_BS: Float[Tensor, "B S"],
     ) -> Float[Tensor, "B S"]:
-        """Loss of each segment's value, not reduced; zeros when nothing is learned.
+        """Computes the loss of each segment's value, not reduced; zeros when nothing is learned.
 
         ``values`` are those estimated at sampling time, for value clipping.
         """
         return torch.zeros_like(targets_BS)
 
     def update(self, state: nn.Module, rollouts: RolloutBatch, simulator: Simulator) -> None:
-        """Called once after each step's policy update, with the rollouts of all processes."""
+        """Updates the state after each step's policy update, from the rollouts of all processes."""
 
     def prompt_weights(self, state: nn.Module, prompt_keys: Sequence[str]) -> Float[Tensor, "K"]:
-        """How much each candidate prompt should be drawn; ones when indifferent."""
+        """Returns the weight of each candidate prompt in a draw; ones when indifferent."""
         return torch.ones(len(prompt_keys))
 
 
@@ -132,7 +132,7 @@ class AdvantageScheme(Protocol):
     """The third axis: from values and rewards to credit."""
 
     def __call__(self, values: SegmentValues) -> Float[Tensor, "B S"]:
-        """The advantage of each segment; what stands outside ``values.mask`` is ignored."""
+        """Computes each segment's advantage; what stands outside ``values.mask`` is ignored."""
         ...
 
 
@@ -141,12 +141,12 @@ class ProcessReward(Protocol):
     """Rewards inside a completion, added to each segment's token rewards."""
 
     def reward(self, rollouts: RolloutBatch, segmentation: Segmentation) -> Float[Tensor, "B S"]:
-        """The reward earned by each segment, in reward units."""
+        """Computes the reward earned by each segment, in reward units."""
         ...
 
 
 IMAGE_SLOT = "<image>"
-"""Where in a prompt's text an image belongs."""
+"""The mark of an image's place in a prompt's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +168,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a task's verifier says of one completion."""
+    """A task's verdict on one completion."""
 
     reward: float
     correct: bool
-    """Whether the final answer is right: ``accuracy`` counts this."""
+    """True where the final answer is right: ``accuracy`` counts this."""
     faithful: bool | None = None
-    """Whether every step is true, where the task can tell."""
+    """True where every step is true; None where the task cannot tell."""
     answer: str | None = None
     """The final answer as the task reads it, for votes: equal strings are one. '' where the text
     has none; None where the task does not tell."""
@@ -188,15 +188,15 @@ class PromptStream(Protocol):
     """
 
     def take(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """The next ``count`` prompts; the generator is the step's, for streams without a place."""
+        """Returns the next ``count`` prompts; the generator is for streams without a position."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as plain values."""
+        """Returns the position, as plain values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position."""
+        """Goes on from a position."""
         ...
 
 
@@ -221,28 +221,28 @@ class Task(Protocol):
     """Prompts and their verifier."""
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Training prompts; the generator's state alone decides which."""
+        """Draws training prompts; the generator's state alone decides which."""
         ...
 
     def stream(self, seed: int) -> PromptStream:
-        """The prompts of a run; those of ``prompts``, drawn anew for every step (neutral answer).
+        """Returns the prompts of a run; drawn anew by ``prompts`` for every step (neutral answer).
 
         A task whose problems are finite, or costly to reach, gives them in passes instead.
         """
         return _Drawn(self)
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
-        """A fixed list of held-out prompts, none of which ``prompts`` ever gives."""
+        """Returns a fixed list of held-out prompts, none of which ``prompts`` ever gives."""
         ...
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """Judge one completion's text, special tokens removed; truncated: no end token came."""
+        """Judges one completion's text, special tokens removed; truncated: no end token came."""
         ...
 
     def demonstrations(
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:
-        """Prompts with completions to imitate, for a policy that needs a supervised start.
+        """Returns prompts with completions to imitate, for a policy that needs a supervised start.
 
         Raises:
             TaskError: the task has none (the neutral answer).
@@ -253,7 +253,7 @@ class Task(Protocol):
         )
 
     def alphabet(self) -> str:
-        """Every character that prompts and completions are made of; '' where it is open."""
+        """Returns every character of prompts and completions; '' where any may come."""
         return ""
 
 
@@ -269,17 +269,17 @@ class Policy(Protocol):
     """Divides the logits in sampling and scoring alike."""
 
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:
-        """Score the completions in one forward pass, with gradients."""
+        """Scores the completions in one forward pass, with gradients."""
         ...
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
-        """Token ids of texts, left-padded, and their mask."""
+        """Returns token ids of texts, left-padded, and their mask."""
         ...
 
     def encode_prompts(
         self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
-        """Token ids of prompts, left-padded, their mask, and what else the policy reads of each.
+        """Returns token ids of prompts, left-padded, their mask, and what else is read of each.
 
         The last, of images, is one mapping a row, the same object where the prompt is; empty for
         a policy that reads text alone. ``room``: tokens that are to follow a prompt.
@@ -292,7 +292,7 @@ class Policy(Protocol):
     def decode(
         self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
-        """Texts of completions, special tokens removed, and the characters of each token."""
+        """Returns texts of completions without special tokens, and the characters of each token."""
         ...
 
     def generate(
@@ -304,7 +304,7 @@ class Policy(Protocol):
         params: SamplingParams,
         generator: torch.Generator,
     ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
-        """Completion ids, their mask up to and including the first end token, and truncation."""
+        """Returns completion ids, their mask up to the first end token and it, and truncation."""
         ...
 
     def resume(
@@ -318,7 +318,7 @@ class Policy(Protocol):
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
-        """New tokens after the prompt and all tokens before each position, holes included.
+        """Samples new tokens after the prompt and all tokens before each position, holes included.
 
         ``params.max_new_tokens`` limits whole completions, the tokens before the position included.
         ``instead_N`` stands in the place of the token just before each position; after an end
@@ -335,7 +335,7 @@ class Policy(Protocol):
         micro_tokens: int,
         generator: torch.Generator,
     ) -> Int[Tensor, "N"]:
-        """Tokens that the policy might have chosen in the place of those that it chose.
+        """Draws tokens that the policy might have chosen in the place of those that it chose.
 
         As many for each token as ``counts_BT`` says, row by row and token by token: drawn from
         the policy's distribution there without the token that is there, renormalised.
@@ -343,16 +343,16 @@ class Policy(Protocol):
         ...
 
     def trunk(self) -> nn.Module:
-        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H)."""
+        """Copies the network under the output layer, as a module: rollouts -> (B,T,H)."""
         ...
 
 
 @runtime_checkable
 class PolicySource(Protocol):
-    """What is registered under ``segcredit.policies``: how a policy comes to be."""
+    """A source of policies, as registered under ``segcredit.policies``."""
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
-        """A policy (see ``Policy``) ready to be trained; the same for the same arguments.
+        """Loads a policy (see ``Policy``) ready to be trained; the same for the same arguments.
 
         Raises:
             PolicyError: the model cannot be had, or lacks something; says what.
@@ -376,7 +376,7 @@ class Sampler(Protocol):
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> Int[Tensor, "B T"]:
-        """One completion a row; what follows a row's first end token is ignored.
+        """Samples one completion a row; what follows a row's first end token is ignored.
 
         ``cache``: keys and values of every prompt column but the last, as the model's own cache
         class; spares their computation, and a sampler may do without. ``inputs``: what the model
@@ -388,12 +388,12 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Simulator(Protocol):
-    """What an estimator may ask for; policy, verifier and sampler stand behind it."""
+    """The requests that an estimator may make; policy, verifier and sampler stand behind them."""
 
     def sample(
         self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
     ) -> RolloutBatch:
-        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        """Samples ``count`` rewarded completions of each prompt, in the order of the keys."""
         ...
 
     def resume(
@@ -405,9 +405,9 @@ class Simulator(Protocol):
         *,
         greedy: bool = False,
     ) -> Continuations:
-        """Continue ``count`` times from the prompt and every token before each position."""
+        """Continues ``count`` times from the prompt and every token before each position."""
         ...
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
-        """Log-probs, entropies and hidden states under the current policy, without gradients."""
+        """Computes log-probs, entropies and hidden states under the policy, without gradients."""
         ...

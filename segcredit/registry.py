@@ -33,12 +33,12 @@ from segcredit.protocols import (
 
 T = TypeVar("T")
 LOCAL = "(this session)"
-"""What stands for the distribution of a plug-in registered by decorator."""
+"""The distribution shown of a plug-in registered by decorator."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """Where a plug-in comes from; ``error`` is the sentence when it cannot be imported."""
+    """The origin of a plug-in; ``error`` is the sentence when it cannot be imported."""
 
     name: str
     distribution: str
@@ -64,11 +64,11 @@ class Registry(Generic[T]):
         self._local: dict[str, type[T]] = {}
 
     def names(self) -> list[str]:
-        """Every registered name, sorted; imports no plug-in."""
+        """Returns every registered name, sorted; imports no plug-in."""
         return sorted({*self._local, *(point.name for point in self._points())})
 
     def add(self, name: str, plugin: type[T]) -> None:
-        """Register a class for this session, as the decorators of ``segcredit.register`` do.
+        """Registers a class for this session, as the decorators of ``segcredit.register`` do.
 
         A class of the same module and name replaces its earlier self, so that a notebook cell
         can be run twice.
@@ -87,7 +87,7 @@ class Registry(Generic[T]):
         self._local[name] = plugin
 
     def find(self, name: str) -> type[T]:
-        """The class registered under a name.
+        """Returns the class registered under a name.
 
         Raises:
             RegistryError: no such name, two distributions claim it, or its import fails.
@@ -106,7 +106,7 @@ class Registry(Generic[T]):
         return self._load(points[0])
 
     def build(self, name: str, **options: Any) -> T:
-        """An instance with these options; the plug-ins inside a wrapper are built as well.
+        """Builds an instance with these options, and the plug-ins inside a wrapper as well.
 
         Raises:
             RegistryError: as ``find``, or an option is unknown, missing or of the wrong type.
@@ -133,11 +133,11 @@ class Registry(Generic[T]):
             raise RegistryError(f"{self.kind} {name!r} refuses its options: {error}") from error
 
     def resolve(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The table that names this plug-in with every option, defaults included."""
+        """Returns the table that names this plug-in with every option, defaults included."""
         return {"name": name, **_fields(self.build(name, **options), self, options)}
 
     def info(self, name: str) -> PluginInfo:
-        """Where a plug-in comes from; loads it, and tells of a failure instead of raising."""
+        """Tells where a plug-in comes from; loads it, and returns a failure instead of raising."""
         point = next((p for p in self._points() if p.name == name), None)
         owner = point.dist if point is not None else None
         try:
@@ -154,7 +154,7 @@ class Registry(Generic[T]):
         )
 
     def identity(self, name: str) -> str:
-        """What names the code behind a plug-in: its wheel's version, or a hash of its source file.
+        """Returns a name of a plug-in's code: its wheel's version, or a hash of its source file.
 
         The file counts where it is not part of an installed, versioned wheel: registered in this
         session, or an editable install, whose files change under the same version.
@@ -198,7 +198,7 @@ class Registry(Generic[T]):
             ) from error
 
     def _convert(self, name: str, key: str, hint: Any, value: Any) -> Any:
-        """An option's value as its field's type: checked by pydantic, or built if a plug-in."""
+        """Returns an option's value as its field's type: checked, or built if it is a plug-in."""
         inner = _registry_of(hint)
         if inner is not None:
             return inner.from_table(value)
@@ -213,7 +213,7 @@ class Registry(Generic[T]):
             ) from error
 
     def from_table(self, table: str | Mapping[str, Any] | T) -> T:
-        """Build from what a config holds: a bare name, or a table with ``name`` and options."""
+        """Builds from what a config holds: a bare name, or a table with ``name`` and options."""
         if isinstance(table, str):
             return self.build(table)
         if isinstance(table, Mapping):
@@ -223,7 +223,7 @@ class Registry(Generic[T]):
 
 
 def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of a plug-in as plain data; a plug-in inside becomes its own table."""
+    """Returns every field of a plug-in as plain data; a plug-in inside becomes its own table."""
     if not dataclasses.is_dataclass(plugin):
         return dict(options)
     hints = _option_types(type(plugin))
@@ -241,13 +241,13 @@ def _fields(plugin: Any, registry: Registry[Any], options: Mapping[str, Any]) ->
 
 
 def _plain(value: object) -> object:
-    """An option's value as a config holds it: a table for a dataclass that groups options."""
+    """Returns an option's value as a config holds it: a table for a dataclass of options."""
     grouped = dataclasses.is_dataclass(type(value))
     return dataclasses.asdict(cast(Any, value)) if grouped else value
 
 
 def _option_types(plugin: type[Any]) -> dict[str, Any]:
-    """Name and type of each option: the dataclass's fields."""
+    """Returns name and type of each option: the dataclass's fields."""
     if not dataclasses.is_dataclass(plugin):
         return {}
     hints = get_type_hints(plugin, include_extras=True)
@@ -255,14 +255,14 @@ def _option_types(plugin: type[Any]) -> dict[str, Any]:
 
 
 def _required(plugin: type[Any]) -> set[str]:
-    """Options without a default."""
+    """Returns the options without a default."""
     absent = dataclasses.MISSING
     fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
     return {f.name for f in fields if f.default is absent and f.default_factory is absent}
 
 
 def _registry_of(hint: Any) -> Registry[Any] | None:
-    """The registry whose plug-ins a field of this type holds, None for plain data."""
+    """Returns the registry whose plug-ins a field of this type holds, None for plain data."""
     held = {hint, *get_args(hint)}
     return next((r for r in ALL.values() if r.protocol in held), None)
 
@@ -277,13 +277,13 @@ def _listed(names: Any) -> str:
 
 @functools.cache  # a grid asks for thousands of identities, and each look reads every distribution
 def _registered_modules() -> frozenset[str]:
-    """Modules of all installed plug-ins, of every kind."""
+    """Returns the modules of all installed plug-ins, of every kind."""
     points = (point for plugins in ALL.values() for point in entry_points(group=plugins.group))
     return frozenset(point.module for point in points)
 
 
 def _source(plugin: type) -> bytes:
-    """A plug-in's file; where it is alone in its package, all of the package's files.
+    """Reads a plug-in's file; where it is alone in its package, all of the package's files.
 
     Plug-ins that stand side by side are a file each, and an edit of one is none of the others.
     """
@@ -333,19 +333,23 @@ ALL: dict[str, Registry[Any]] = {
 
 
 def plugin_label(plugins: Registry[Any], table: Mapping[str, Any]) -> str:
-    """Writes a plug-in with those options that are not its defaults: ``random(fraction=0.2)``.
+    """Returns a plug-in's name with the options that are not its defaults, plug-ins inside alike.
 
     Args:
-        plugins: the registry that knows it, and every plug-in inside it.
+        plugins: the registry that knows it.
         table: its ``name`` beside its options.
     """
-    name = str(table["name"])
-    usual = {field.name: field.default for field in dataclasses.fields(plugins.find(name))}
-    options = [
-        f"{key}={plugin_label(plugins, cast('Mapping[str, Any]', value))}"
-        if isinstance(value, dict)
-        else f"{key}={value}"
-        for key, value in table.items()
-        if key != "name" and value != usual.get(key)
-    ]
-    return f"{name}({', '.join(options)})" if options else name
+    plugin = plugins.find(str(table["name"]))
+    fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
+    usual, hints = {field.name: field.default for field in fields}, _option_types(plugin)
+    options: list[str] = []
+    for key, value in table.items():
+        if key == "name" or value == usual.get(key):
+            continue
+        # A mapping is a plug-in only where the field holds one: it may be an option like any other.
+        inner = _registry_of(hints.get(key))
+        shown = str(value)
+        if inner is not None and isinstance(value, Mapping):
+            shown = plugin_label(inner, cast("Mapping[str, Any]", value))
+        options.append(f"{key}={shown}")
+    return f"{table['name']}({', '.join(options)})" if options else str(table["name"])

@@ -1,4 +1,4 @@
-"""``surrogate_loss`` with its choices as names and numbers, for tables of cases."""
+"""Losses with their choices as names and numbers, for tables of cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from torch import Tensor
 from segcredit import objective
 from segcredit.objective import Aggregation, Importance, Reinforce
 
-NORM_MODES = ("sequence_mean_token_norm", "sequence_sum_norm")
+
+def aggregation_of(mode: str, length: float | None = None) -> Aggregation:
+    """Returns a mode with its length, of which the modes that divide by none make nothing."""
+    return Aggregation(mode) if length is None else Aggregation(mode).for_length(float(length))
+
+
+def aggregate_loss(
+    loss: Tensor, weights: Tensor, aggregate: str, *, norm_length: float | None = None, **rest: Any
+) -> Tensor:
+    """Calls the public function with the aggregation that the mode and length stand for."""
+    how = aggregation_of(aggregate, norm_length)
+    return objective.aggregation.aggregate_loss(loss, weights, how, **rest)
 
 
 def bound_of(options: dict[str, Any]) -> objective.Bound:
@@ -43,7 +54,7 @@ def surrogate_loss(*tensors: Any, **options: Any) -> tuple[Tensor, dict[str, Ten
         "sequence": lambda: objective.SequenceRatio(gradient),
     }
     surrogate = Reinforce() if level == "none" else Importance(ratios[level](), bound)
-    aggregation = Aggregation(mode, length if mode in NORM_MODES else None)
+    aggregation = aggregation_of(mode, length)
     return objective.surrogate_loss(
         *tensors, surrogate=surrogate, aggregation=aggregation, **options
     )

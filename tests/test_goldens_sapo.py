@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import oracles
-from flat_loss import surrogate_loss
+from flat_loss import aggregate_loss, surrogate_loss
 from golden_cases import (
     FLOAT32_FACTOR,
     Case,
@@ -29,7 +29,6 @@ from golden_cases import (
 )
 from segcredit import RolloutBatch, Segmentation, TokenScores, registry, top_fraction
 from segcredit.errors import RegistryError
-from segcredit.objective.aggregation import aggregate_loss
 from segcredit.objective.returns import lambda_returns, segment_values
 
 SAPO = ("sapo_adv", "sapo_segmean", "sapo_policy", "sapo_value")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flat_loss import surrogate_loss
+from flat_loss import aggregate_loss, surrogate_loss
 from golden_cases import (
     EXACT,
     FLOAT32_FACTOR,
@@ -21,7 +21,6 @@ from golden_cases import (
     segment,
 )
 from segcredit import Segmentation, group_std
-from segcredit.objective.aggregation import aggregate_loss
 from segcredit.objective.loss_masks import high_entropy
 from segcredit.objective.policy_loss import kl_divergence
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import oracles
-from flat_loss import surrogate_loss
+from flat_loss import aggregate_loss, surrogate_loss
 from golden_cases import (
     FLOAT32,
     FLOAT32_FACTOR,
@@ -32,7 +32,6 @@ from segcredit import (
     group_std,
     registry,
 )
-from segcredit.objective.aggregation import aggregate_loss
 from segcredit.objective.policy_loss import kl_divergence
 from segcredit.objective.returns import lambda_returns, segment_values
 from segcredit.testing import make_rollouts

@@ -12,14 +12,9 @@ ROOMS = ("segcredit", "segmenters", "estimators")
 
 PENDING = (
     "segcredit/cli",
-    "segcredit/config",
     "segcredit/credit_audit",
     "segcredit/display",
-    "segcredit/objective",
-    "segcredit/plugin_",
     "segcredit/policy",
-    "segcredit/protocols",
-    "segcredit/regist",
     "segcredit/study/plots/audit_",
     "segcredit/study/plots/movement_shares",
     "segcredit/study/plots/response_credit",

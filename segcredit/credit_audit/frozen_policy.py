@@ -122,9 +122,9 @@ def _learn(run: Run, practice: Practice) -> int:
     """Train the estimator's state; the tokens that it took."""
     tokens = 0
     for number, sampled in enumerate(practice.batches(), 1):
-        experience = assign(run, sampled, -number)
-        improve(run, experience, -number, policy=False)
-        tokens += sampled.tokens + experience.simulator.tokens
+        batch = assign(run, sampled, -number)
+        improve(run, batch, -number, policy=False)
+        tokens += sampled.tokens + batch.simulator.tokens
     return tokens
 
 

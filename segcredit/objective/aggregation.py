@@ -1,4 +1,4 @@
-"""How the losses of tokens, or of segments, become one number. Pure.
+"""One number from the losses of tokens, or of segments. Pure.
 
 Shapes: ``B`` completions, ``N`` tokens or segments.
 """
@@ -66,16 +66,15 @@ class Aggregation:
 def aggregate_loss(
     loss: Float[Tensor, "B N"],
     weights: Float[Tensor, "B N"],
-    aggregate: Aggregate,
+    aggregation: Aggregation,
     *,
     count_weights: Float[Tensor, "B N"] | None = None,
-    norm_length: float | None = None,
     denominator: float | Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Computes one number from the losses of tokens, or of segments.
 
     ==========================  ==============================================  ===============
-    ``aggregate``               numerator                                       own denominator
+    mode                        numerator                                       own denominator
     ==========================  ==============================================  ===============
     token_mean                  Σ w l over everything                           Σ c
     sequence_mean_token_mean    Σ over rows of (Σ w l / Σ c)                    rows
@@ -89,10 +88,9 @@ def aggregate_loss(
     Args:
         loss: (B,N) one a token or segment; not read where the weight is 0.
         weights: (B,N) w in [0,1].
-        aggregate: the mode.
+        aggregation: the mode, and its length; without one N is taken, which depends on padding.
         count_weights: (B,N) c in [0,1], what the denominators count; None = the weights. Other
             than they, tokens may be left out of the loss and still count.
-        norm_length: constant of the ``norm`` modes; None = N, which depends on padding.
         denominator: replaces the own denominator, so that micro-batches and processes add up to
             the loss of the whole minibatch: its Σ c for ``token_mean``, its rows otherwise.
 
@@ -105,24 +103,17 @@ def aggregate_loss(
     weighted = (loss * weights).masked_fill(weights <= 0, 0)
     per_row_B = counts.sum(1)
     rows = (per_row_B > 0).sum()
-    length = loss.shape[1] if norm_length is None else norm_length
-    if aggregate == "token_mean":
+    length = aggregation.norm_length or max(loss.shape[1], 1)
+    if aggregation.mode == "token_mean":
         total, own = weighted.sum(), per_row_B.sum()
-    elif aggregate == "sequence_mean_token_mean":
+    elif aggregation.mode == "sequence_mean_token_mean":
         safe_B = torch.where(per_row_B > 0, per_row_B, 1)
         total, own = (weighted.sum(1) / safe_B).sum(), rows
-    elif aggregate == "sequence_mean_token_sum":
+    elif aggregation.mode == "sequence_mean_token_sum":
         total, own = weighted.sum(), rows
-    elif aggregate == "sequence_mean_token_norm":
-        total, own = weighted.sum() / max(length, 1e-8), rows
-    elif aggregate == "sequence_sum_norm":
-        total, own = weighted.sum() / max(length, 1e-8), torch.ones_like(rows)
-    else:
-        raise ShapeError(
-            f"aggregate {aggregate!r} does not exist; expected token_mean,"
-            " sequence_mean_token_mean, sequence_mean_token_sum, sequence_mean_token_norm or"
-            " sequence_sum_norm."
-        )
+    else:  # both divide by a length, and differ in whether they divide by the rows
+        total = weighted.sum() / length
+        own = rows if aggregation.mode == "sequence_mean_token_norm" else torch.ones_like(rows)
     if denominator is not None:
         return total / denominator
     return total / torch.where(own > 0, own, 1)
@@ -134,7 +125,7 @@ def _as_it_is(count: Tensor) -> Tensor:
 
 def loss_count(
     weights: Float[Tensor, "B N"],
-    aggregate: Aggregate,
+    aggregation: Aggregation,
     *,
     sum_up: Callable[[Tensor], Tensor] = _as_it_is,
 ) -> Float[Tensor, ""]:
@@ -142,11 +133,11 @@ def loss_count(
 
     Args:
         weights: (B,N) of the minibatch: its ``count_weights`` where those are given.
-        aggregate: the mode.
+        aggregation: the mode.
         sum_up: adds a number up over those who hold parts of the minibatch.
     """
-    if aggregate == "token_mean":
+    if aggregation.mode == "token_mean":
         return sum_up(weights.sum())
-    if aggregate == "sequence_sum_norm":
+    if aggregation.mode == "sequence_sum_norm":
         return weights.new_ones(())
     return sum_up((weights.sum(1) > 0).sum().to(weights.dtype))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def group_mean(x: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """The mean of ``x`` over the rows of the same group, given to each of them.
+    """Computes the mean of ``x`` over the rows of a group, given to each of them.
 
     Taken of the distances from the group's first row, so that equal numbers have exactly their
     mean: 0.1 seven times adds up to more than 0.7.
@@ -25,7 +25,7 @@ def group_mean(x: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, 
 def group_std(
     x: Float[Tensor, "B"], group: Int[Tensor, "B"], *, ddof: int = 1
 ) -> Float[Tensor, "B"]:
-    """The standard deviation of ``x`` within groups; NaN where a group has ``ddof`` rows or less.
+    """Computes the standard deviation of ``x`` in groups; NaN in one of ``ddof`` rows or less.
 
     Args:
         x: (B,) one number a row.
@@ -41,20 +41,20 @@ def group_std(
 
 
 def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """How many rows share each row's group."""
+    """Counts the rows that share each row's group."""
     index_B, counts_B = _group_index(group)
     return counts_B[index_B]
 
 
 def _first_rows(index_B: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """The first row of each row's group."""
+    """Returns the first row of each row's group."""
     rows_B = torch.arange(len(index_B), device=index_B.device)
     first_B = torch.full_like(rows_B, len(index_B)).scatter_reduce(0, index_B, rows_B, "amin")
     return first_B[index_B]
 
 
 def group_place(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """How many earlier rows share each row's group: 0 for the first of them."""
+    """Counts the earlier rows that share each row's group: 0 for the first of them."""
     index_B, counts_B = _group_index(group)
     order_B = index_B.argsort(stable=True)
     begins_B = counts_B.cumsum(0) - counts_B
@@ -63,7 +63,7 @@ def group_place(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
 
 
 def _group_index(group: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Int[Tensor, "B"]]:
-    """A number below B for each row's group, and (B,) the groups' sizes (1 where unused).
+    """Returns a number below B for each row's group, and (B,) group sizes (1 where unused).
 
     By sorting rather than by ``unique``, whose size would be read back from the device.
     """

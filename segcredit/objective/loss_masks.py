@@ -1,4 +1,4 @@
-"""Which tokens the loss counts, by what the policy thought of them when it sampled. Pure.
+"""Masks and weights of the tokens in the loss, by what the sampling policy thought of them. Pure.
 
 Shapes: ``B`` completions, ``T`` completion tokens.
 """

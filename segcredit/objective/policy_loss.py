@@ -82,9 +82,8 @@ def surrogate_loss(
     loss = aggregate_loss(
         bounded.loss,
         weights_BT,
-        aggregation.mode,
+        aggregation,
         count_weights=counts_BT,
-        norm_length=aggregation.norm_length,
         denominator=denominator,
     )
     return loss, _metrics(ratio_BT, log_ratio_BT, bounded, weights_BT)

@@ -25,7 +25,7 @@ def lambda_returns(
     lam: float | Float[Tensor, "B"] = 1.0,
     clock: Clock = "segment",
 ) -> Float[Tensor, "B S"]:
-    """Lambda-returns over segments: G_m = A_m + V_m with the generalised advantage A_m.
+    """Computes lambda-returns over segments: G_m = A_m + V_m with the generalised advantage A_m.
 
     With ``clock="segment"``::
 
@@ -73,7 +73,7 @@ def lambda_returns(
 def _discounted_sums(
     deltas_SB: Float[Tensor, "S B"], decay_SB: Float[Tensor, "S B"]
 ) -> Float[Tensor, "S B"]:
-    """A_m = δ_m + decay_m A_{m+1}: a walk over segments, vectorised over the batch.
+    """Computes A_m = δ_m + decay_m A_{m+1}: a walk over segments, vectorised over the batch.
 
     Never by dividing through cumulative products of the decay: they underflow.
     """
@@ -88,7 +88,7 @@ def token_rewards(
     action_mask: Tensor,
     penalty: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
-    """The verifier's reward on the last action token, less a penalty on every action token.
+    """Places the verifier's reward on the last action token, less a penalty on each.
 
     Args:
         rewards: (B,) of each completion; a completion without action tokens keeps nothing.
@@ -102,7 +102,7 @@ def token_rewards(
 
 
 def overlong(lengths: Int[Tensor, "B"], limit: int, buffer: int) -> Float[Tensor, "B"]:
-    """How far completions reach into the last ``buffer`` tokens before the limit: 0 to 1.
+    """Computes the share, 0 to 1, of the last ``buffer`` tokens before the limit that are used.
 
     Source:
         The soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13, without its sign.
@@ -118,7 +118,7 @@ def segment_values(
     process_rewards_BS: Float[Tensor, "B S"] | None = None,
     token_weights: Float[Tensor, "B T"] | None = None,
 ) -> SegmentValues:
-    """Join an estimator's values with the rewards and sizes of the segments.
+    """Joins an estimator's values with the rewards and sizes of the segments.
 
     Args:
         rollouts: whose ``token_rewards`` are summed within segments.
@@ -156,7 +156,7 @@ def segment_values(
 def advantages(
     segmentation: Segmentation, values: SegmentValues, per_segment: Float[Tensor, "B S"]
 ) -> Advantages:
-    """Credit for tokens: each takes its segment's advantage.
+    """Returns credit for tokens: each takes its segment's advantage.
 
     Raises:
         ShapeError: the scheme did not return one advantage a segment.
@@ -166,7 +166,7 @@ def advantages(
 
 
 def fitting(values: SegmentValues, per_segment: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
-    """What an advantage scheme returned, once it is known to fit.
+    """Returns an advantage scheme's result, once it is known to fit.
 
     Raises:
         ShapeError: the scheme did not return one advantage a segment.
@@ -182,7 +182,7 @@ def fitting(values: SegmentValues, per_segment: Float[Tensor, "B S"]) -> Float[T
 def explained_variance(
     values: SegmentValues, targets_BS: Float[Tensor, "B S"]
 ) -> Float[Tensor, ""]:
-    """1 − Var(target − value) / Var(target) over all segments of the batch; NaN if no variance.
+    """Computes 1 − Var(target − value) / Var(target) over the batch's segments; NaN if undefined.
 
     The loop's targets are realised returns, not bootstrapped ones, which the values explain in
     part by construction.

@@ -108,10 +108,11 @@ def build(config: RunConfig, processes: Processes | None = None) -> Run:
     task = registry.tasks.from_table(config.task)
     policy = _policy(config, task, processes)
     if not isinstance(policy, Policy):
+        needed = {name for name in (*dir(Policy), *Policy.__annotations__) if name[0] != "_"}
         raise PolicyError(
-            f"policy {config.policy['name']!r} loaded a {type(policy).__name__} that lacks members"
-            " of segcredit.protocols.Policy; expected all of them. Usually a method was misspelt"
-            " or left out: derive the class from Policy, and see its methods."
+            f"policy {config.policy['name']!r} loaded a {type(policy).__name__} that lacks"
+            f" {', '.join(sorted(needed - {*dir(policy)}))}; expected every member of"
+            " segcredit.Policy. Usually a method was misspelt or left out."
         )
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     reference = frozen_copy(policy) if needs_reference else None

@@ -108,20 +108,20 @@ def _iterate(
         unvaried = 0
         for step in range(int(row["step"]) + 1, config.train.steps + 1):
             started = time.process_time()
-            experience = collect(run, step)
-            figures = improve(run, experience, step)
-            row = _row(run, experience, figures, row, step, started)
+            batch = collect(run, step)
+            figures = improve(run, batch, step)
+            row = _row(run, batch, figures, row, step, started)
             due = step % config.record.every == 0 or step == config.train.steps
-            found = _tables(run, experience, step) if due else {}
+            found = _tables(run, batch, step) if due else {}
             state = _state(run, row)
             with processes.error_barrier():
-                for image in images(run, experience) if due else ():
+                for image in images(run, batch) if due else ():
                     records.image(image)  # first: no table names a missing file
                 for name, columns in found.items():
                     records.table(name, step, columns)
                 _record(records, row, state, config.checkpoint.keep)
                 show(row)
-            unvaried = _require_signal(run, experience, step, unvaried)
+            unvaried = _require_signal(run, batch, step, unvaried)
             yield row
         with processes.error_barrier():
             records.finish()
@@ -139,10 +139,10 @@ def _begin(run: Run) -> Row:
         return row
     started, tokens, simulated = time.process_time(), 0, 0
     for iteration in range(1, run.config.train.value.warmup_iterations + 1):
-        experience = collect(run, -iteration)
-        improve(run, experience, -iteration, policy=False)
-        tokens += experience.sampled.tokens
-        simulated += experience.simulator.tokens
+        batch = collect(run, -iteration)
+        improve(run, batch, -iteration, policy=False)
+        tokens += batch.sampled.tokens
+        simulated += batch.simulator.tokens
     return row | _costs(run, tokens, simulated, time.process_time() - started)
 
 
@@ -154,33 +154,33 @@ def _costs(run: Run, tokens: int, simulated: int, seconds: float) -> Row:
 
 
 def _row(
-    run: Run, experience: TrainingBatch, figures: Row, before: Row, step: int, started: float
+    run: Run, batch: TrainingBatch, figures: Row, before: Row, step: int, started: float
 ) -> Row:
     """The step's metrics; costs are counted from the start of the run, evaluations left out."""
-    sampled = _sampled_figures(run, experience)
+    sampled = _sampled_figures(run, batch)
     spent = _costs(
         run,
-        experience.sampled.tokens,
-        experience.simulator.tokens,
+        batch.sampled.tokens,
+        batch.simulator.tokens,
         time.process_time() - started,
     )
     costs = {name: before[name] + more for name, more in spent.items()}
-    row: Row = {"step": step, "sampling_rounds": experience.sampled.rounds}
+    row: Row = {"step": step, "sampling_rounds": batch.sampled.rounds}
     row |= costs | {name: float(value) for name, value in sampled.items()} | figures
     last = step == run.config.train.steps
     return row | (_evaluation(run, step) if last or step % run.config.evaluate.every == 0 else {})
 
 
-def _sampled_figures(run: Run, experience: TrainingBatch) -> dict[str, Tensor]:
+def _sampled_figures(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
     """What the rollouts of all processes were like."""
-    rollouts, processes = experience.rollouts, run.processes
+    rollouts, processes = batch.rollouts, run.processes
     rewards_B = processes.joined(rollouts.rewards)
     sums = (
         rollouts.action_mask.sum().float(),
         rollouts.entropies.sum(),
         rollouts.truncated.sum().float(),
-        experience.segmentation.counts.sum().float(),
-        (experience.token_weights > 0).sum().float(),
+        batch.segmentation.counts.sum().float(),
+        (batch.token_weights > 0).sum().float(),
     )
     tokens, entropy, truncated, segments, loss_tokens = processes.sum(torch.stack(sums))
     return {
@@ -191,9 +191,7 @@ def _sampled_figures(run: Run, experience: TrainingBatch) -> dict[str, Tensor]:
         "response_length": tokens / len(rewards_B),
         "truncated": truncated / len(rewards_B),
         "segments_per_response": segments / len(rewards_B),
-        "explained_variance": explained_variance(
-            experience.whole, lambda_returns(experience.whole)
-        ),
+        "explained_variance": explained_variance(batch.whole, lambda_returns(batch.whole)),
     }
 
 
@@ -210,9 +208,9 @@ def _evaluation(run: Run, step: int) -> Row:
         )
 
 
-def _tables(run: Run, experience: TrainingBatch, step: int) -> dict[TableName, Any]:
+def _tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Any]:
     with run.whole():
-        return tables(run, experience, step)
+        return tables(run, batch, step)
 
 
 def _state(run: Run, row: Row) -> dict[str, Any] | None:
@@ -265,12 +263,12 @@ def _last_state(records: Records, *, resume: bool) -> dict[str, Any] | None:
     return state
 
 
-def _require_signal(run: Run, experience: TrainingBatch, step: int, unvaried: int) -> int:
+def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) -> int:
     """Count the first steps whose rewards were all equal; stop when they are too many.
 
     Only from the start of a run: a policy that has become perfect is no fault.
     """
-    rewards_B = run.processes.joined(experience.rollouts.token_rewards.sum(1))
+    rewards_B = run.processes.joined(batch.rollouts.token_rewards.sum(1))
     if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
         return unvaried
     limit = min(run.config.train.patience, run.config.train.steps)

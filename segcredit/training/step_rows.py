@@ -20,25 +20,25 @@ from segcredit.training.credit_assignment import TrainingBatch
 Columns = dict[str, Any]
 
 
-def tables(run: Run, experience: TrainingBatch, step: int) -> dict[TableName, Columns]:
+def tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Columns]:
     """The tables that the config asks for, by name; columns as in DESIGN section 6.
 
     The rows of all processes, process 0's first.
     """
     processes = run.processes
-    keys = [Counter(keys) for keys in processes.gather(experience.rollouts.prompt_keys)]
+    keys = [Counter(keys) for keys in processes.gather(batch.rollouts.prompt_keys)]
     earlier = sum(keys[: processes.rank], Counter[str]())
     with processes.error_barrier():
-        own = _own_tables(run, experience, step, earlier)
+        own = _own_tables(run, batch, step, earlier)
     shares = processes.gather(own)
     return {name: _joined([share[name] for share in shares]) for name in own}
 
 
-def images(run: Run, experience: TrainingBatch) -> list[bytes]:
+def images(run: Run, batch: TrainingBatch) -> list[bytes]:
     """The images of the prompts of recorded responses; files that ``tables`` names."""
     if not run.config.record.responses:
         return []
-    prompts = experience.simulator.prompts.values()
+    prompts = batch.simulator.prompts.values()
     return [image for prompt in prompts for image in prompt.images]
 
 
@@ -56,92 +56,92 @@ def _joined(shares: Sequence[Columns]) -> Columns:
 
 
 def _own_tables(
-    run: Run, experience: TrainingBatch, step: int, earlier: Counter[str]
+    run: Run, batch: TrainingBatch, step: int, earlier: Counter[str]
 ) -> dict[TableName, Columns]:
     """This process's rows; ``earlier``: completions of each prompt on processes before it."""
     wanted = run.config.record
     made: dict[TableName, Columns] = {}
     if wanted.responses:
-        made["responses"] = _responses(experience, step, earlier)
+        made["responses"] = _responses(batch, step, earlier)
     if wanted.segments:
-        made["segments"] = _segments(experience, step, earlier)
+        made["segments"] = _segments(batch, step, earlier)
     if wanted.tokens:
-        made["tokens"] = _tokens(experience, step, earlier)
+        made["tokens"] = _tokens(batch, step, earlier)
     return made
 
 
-def _responses(experience: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
-    rollouts = experience.rollouts
-    prompts = experience.simulator.prompts
+def _responses(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
+    rollouts = batch.rollouts
+    prompts = batch.simulator.prompts
     shown = {
         key: " ".join(map(image_name, prompts[key].images)) for key in set(rollouts.prompt_keys)
     }
     every_row = torch.arange(len(rollouts), device=rollouts.group.device)
     return {
-        **_names(experience, every_row, step, earlier),
+        **_names(batch, every_row, step, earlier),
         "prompt_text": [prompts[key].text for key in rollouts.prompt_keys],
         "text": list(rollouts.texts),
         "reward": rollouts.rewards.cpu().numpy(),
         "truncated": rollouts.truncated.cpu().numpy(),
         "tokens": rollouts.action_mask.sum(1).cpu().numpy(),
-        "segments": experience.segmentation.counts.cpu().numpy(),
+        "segments": batch.segmentation.counts.cpu().numpy(),
         "images": [shown[key] for key in rollouts.prompt_keys],
     }
 
 
-def _segments(experience: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
+def _segments(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     """A row a segment; ``start`` and ``end`` are token positions, the end excluded.
 
     ``ratio`` is the segment's importance ratio after the step's update: the geometric mean over
     its tokens.
     """
-    rollouts, cut = experience.rollouts, experience.segmentation
+    rollouts, cut = batch.rollouts, batch.segmentation
     mask_BS = cut.mask
     rows_N, _ = mask_BS.nonzero(as_tuple=True)
     starts_N = cut.anchors("start")[mask_BS]
     lasts_N = cut.anchors("last_token")[mask_BS]
-    after_BT = experience.simulator.score(rollouts).logprobs
+    after_BT = batch.simulator.score(rollouts).logprobs
     ratios_BS = cut.reduce(after_BT - rollouts.logprobs, "mean").exp()
     first_N = _list(rollouts.token_spans[rows_N, starts_N, 0])
     beyond_N = _list(rollouts.token_spans[rows_N, lasts_N, 1])
     spans = zip(_list(rows_N), first_N, beyond_N, strict=True)
     return {
-        **_names(experience, rows_N, step, earlier),
+        **_names(batch, rows_N, step, earlier),
         "segment": _numpy(mask_BS.nonzero()[:, 1]),
         "start": _numpy(starts_N),
         "end": _numpy(lasts_N + 1),
         "text": [rollouts.texts[row][first:beyond] for row, first, beyond in spans],
-        "value": _numpy(experience.values.values[mask_BS]),
-        "reward": _numpy(experience.values.rewards[mask_BS]),
-        "advantage": _numpy(experience.advantages.per_segment[mask_BS]),
-        "return": _numpy(experience.targets[mask_BS]),
+        "value": _numpy(batch.values.values[mask_BS]),
+        "reward": _numpy(batch.values.rewards[mask_BS]),
+        "advantage": _numpy(batch.advantages.per_segment[mask_BS]),
+        "return": _numpy(batch.targets[mask_BS]),
         "ratio": _numpy(ratios_BS[mask_BS]),
     }
 
 
-def _tokens(experience: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
+def _tokens(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     """A row an action token; ``value`` is its segment's."""
-    rollouts, cut = experience.rollouts, experience.segmentation
+    rollouts, cut = batch.rollouts, batch.segmentation
     mask_BT = rollouts.action_mask
     rows_N, positions_N = mask_BT.nonzero(as_tuple=True)
     spans = zip(_list(rows_N), _list(rollouts.token_spans[mask_BT]), strict=True)
     return {
-        **_names(experience, rows_N, step, earlier),
+        **_names(batch, rows_N, step, earlier),
         "position": _numpy(positions_N),
         "token_id": _numpy(rollouts.completion_ids[mask_BT]),
         "text": [rollouts.texts[row][first:beyond] for row, (first, beyond) in spans],
         "segment": _numpy(cut.segment_ids[mask_BT]),
         "logprob": _numpy(rollouts.logprobs[mask_BT]),
         "entropy": _numpy(rollouts.entropies[mask_BT]),
-        "value": _numpy(cut.spread(experience.values.values)[mask_BT]),
-        "advantage": _numpy(experience.advantages.per_token[mask_BT]),
+        "value": _numpy(cut.spread(batch.values.values)[mask_BT]),
+        "advantage": _numpy(batch.advantages.per_token[mask_BT]),
     }
 
 
-def _names(experience: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str]) -> Columns:
+def _names(batch: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str]) -> Columns:
     """Step, prompt and number of the response among its prompt's, for each row named."""
-    keys = experience.rollouts.prompt_keys
-    place_B = group_place(experience.rollouts.group)
+    keys = batch.rollouts.prompt_keys
+    place_B = group_place(batch.rollouts.group)
     if earlier:
         place_B = place_B + torch.tensor([earlier[key] for key in keys], device=place_B.device)
     return {

@@ -1,4 +1,4 @@
-"""Step 4 of the loop: epochs x minibatches of policy and value losses over one experience."""
+"""Step 4 of the loop: epochs x minibatches of policy and value losses over one batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segcredit.errors import TrainingError, blame
-from segcredit.objective.aggregation import aggregate_loss, loss_count
+from segcredit.objective.aggregation import Aggregation, aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
 from segcredit.rng import stream
 from segcredit.training.build import Run
@@ -62,10 +62,8 @@ def _is_maximum(name: str) -> bool:
     return name.endswith("_max")
 
 
-def improve(
-    run: Run, experience: TrainingBatch, step: int, *, policy: bool = True
-) -> dict[str, float]:
-    """Train on one experience; the policy is left alone in value warm-up.
+def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -> dict[str, float]:
+    """Trains on one batch; the policy is left alone in value warm-up.
 
     Returns:
         Means over all minibatches: ``loss, value_loss, clip_fraction, ratio_max, kl,
@@ -78,19 +76,17 @@ def improve(
     policy_epochs = run.policy.epochs if policy else 0
     for epoch in range(max(policy_epochs, run.state.epochs)):
         train_policy, train_value = epoch < policy_epochs, epoch < run.state.epochs
-        for rows in _minibatches(run, len(experience.rollouts), step, epoch):
-            counts = _Counts.of(run, experience, rows)
+        for rows in _minibatches(run, len(batch.rollouts), step, epoch):
+            counts = _Counts.of(run, batch, rows)
             with _accumulating(run):
-                losses = _accumulate(
-                    run, experience, rows, counts, meter, train_policy, train_value
-                )
+                losses = _accumulate(run, batch, rows, counts, meter, train_policy, train_value)
             for name in ("loss",) * train_policy + ("value_loss",) * train_value:
                 meter.add(name, run.processes.sum(losses[name]))
             if train_policy:
                 meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
             if train_value:
                 meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
-    _update_estimator(run, experience)
+    _update_estimator(run, batch)
     if policy:
         run.policy.next_rate()
         run.state.next_rate()
@@ -102,13 +98,13 @@ def _accumulating(run: Run) -> AbstractContextManager[None]:
     return run.processes.exchanging() if run.sharded else run.processes.error_barrier()
 
 
-def _update_estimator(run: Run, experience: TrainingBatch) -> None:
+def _update_estimator(run: Run, batch: TrainingBatch) -> None:
     """With the rollouts of all processes, where the estimator has a state to keep them in."""
-    rollouts = experience.rollouts
+    rollouts = batch.rollouts
     if run.state.module.state_dict():
         rollouts = everyones(run.processes, rollouts)
     with run.whole(), torch.no_grad(), blame("estimator", run.config.estimator["name"]):
-        simulator = SharedSimulator(experience.simulator, run.processes)
+        simulator = SharedSimulator(batch.simulator, run.processes)
         run.method.estimator.update(run.state.module, rollouts, simulator)
 
 
@@ -135,18 +131,20 @@ class _Counts:
     segments: Tensor
 
     @classmethod
-    def of(cls, run: Run, experience: TrainingBatch, rows: Tensor) -> _Counts:
-        """Of the given rows of an experience, and of the other processes' rows."""
+    def of(cls, run: Run, batch: TrainingBatch, rows: Tensor) -> _Counts:
+        """Of the given rows of an batch, and of the other processes' rows."""
         sum_up = run.processes.sum
-        imitated_BT = (
-            experience.token_weights[rows] * (experience.rollouts.rewards[rows] > 0)[:, None]
-        )
+        imitated_BT = batch.token_weights[rows] * (batch.rollouts.rewards[rows] > 0)[:, None]
         found = (
-            loss_count(experience.count_weights[rows], run.config.loss.aggregate, sum_up=sum_up),
-            loss_count(imitated_BT, "token_mean", sum_up=sum_up),
             loss_count(
-                experience.values.mask[rows].float(),
-                run.config.train.value.aggregate,
+                batch.count_weights[rows],
+                Aggregation(run.config.loss.aggregate),
+                sum_up=sum_up,
+            ),
+            loss_count(imitated_BT, Aggregation("token_mean"), sum_up=sum_up),
+            loss_count(
+                batch.values.mask[rows].float(),
+                Aggregation(run.config.train.value.aggregate),
                 sum_up=sum_up,
             ),
         )
@@ -155,7 +153,7 @@ class _Counts:
 
 def _accumulate(
     run: Run,
-    experience: TrainingBatch,
+    batch: TrainingBatch,
     rows: Tensor,
     counts: _Counts,
     meter: Meter,
@@ -168,35 +166,35 @@ def _accumulate(
         Its parts of the losses by name, 0 where it has none.
     """
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
-    for chosen, weight in _pieces(run, experience, rows):
+    for chosen, weight in _pieces(run, batch, rows):
         figures = meter if weight else Meter()
-        scores = _scores(run, experience, chosen, train_policy)
+        scores = _scores(run, batch, chosen, train_policy)
         parts: dict[str, Tensor] = {}
         if train_policy:
-            parts["loss"] = _policy_loss(run, experience, chosen, scores, counts, figures)
+            parts["loss"] = _policy_loss(run, batch, chosen, scores, counts, figures)
         if train_value:
-            parts["value_loss"] = _value_loss(run, experience, chosen, scores, counts.segments)
+            parts["value_loss"] = _value_loss(run, batch, chosen, scores, counts.segments)
         for name, part in parts.items():
             _backward(part * weight)
             totals[name] = totals[name] + part.detach() * weight
     return totals
 
 
-def _scores(run: Run, experience: TrainingBatch, rows: Tensor, gradients: bool) -> TokenScores:
+def _scores(run: Run, batch: TrainingBatch, rows: Tensor, gradients: bool) -> TokenScores:
     """Of a micro-batch, under the current policy."""
-    kept = experience.sampled.scores
+    kept = batch.sampled.scores
     if kept is not None and gradients:
         return kept.select(rows)
     with torch.set_grad_enabled(gradients):
-        return run.policy.module(experience.rollouts.select(rows))
+        return run.policy.module(batch.rollouts.select(rows))
 
 
-def _pieces(run: Run, experience: TrainingBatch, rows: Tensor) -> list[tuple[Tensor, float]]:
+def _pieces(run: Run, batch: TrainingBatch, rows: Tensor) -> list[tuple[Tensor, float]]:
     """Rows of each micro-batch, and how far it counts: 1, or 0 for one that only keeps step.
 
     Where parameters are spread, every process must run as many passes as the others.
     """
-    mask_BT, budget = experience.rollouts.action_mask[rows], run.config.train.micro_tokens
+    mask_BT, budget = batch.rollouts.action_mask[rows], run.config.train.micro_tokens
     own = [rows[piece] for piece in micro_batches(mask_BT, budget)]
     idle = run.processes.most(len(own)) - len(own) if run.sharded else 0
     first = torch.zeros(1, dtype=torch.long, device=rows.device)
@@ -209,26 +207,26 @@ def _backward(loss: Tensor) -> None:
 
 def _policy_loss(
     run: Run,
-    experience: TrainingBatch,
+    batch: TrainingBatch,
     rows: Tensor,
     scores: TokenScores,
     counts: _Counts,
     meter: Meter,
 ) -> Tensor:
     """Surrogate, KL and imitation loss of a micro-batch, over the minibatch's denominators."""
-    config, rollouts = run.config.loss, experience.rollouts.select(rows)
+    config, rollouts = run.config.loss, batch.rollouts.select(rows)
     aggregation = config.aggregation(run.config.rollouts.max_new_tokens)
-    weights_BT = experience.token_weights[rows]
+    weights_BT = batch.token_weights[rows]
     total, figures = surrogate_loss(
         scores.logprobs,
         rollouts.logprobs,
-        experience.advantages.per_token[rows],
+        batch.advantages.per_token[rows],
         rollouts.action_mask,
-        experience.ratio_segmentation.select(rows),
+        batch.ratio_segmentation.select(rows),
         surrogate=config.surrogate(),
         aggregation=aggregation,
         token_weights=weights_BT,
-        count_weights=experience.count_weights[rows],
+        count_weights=batch.count_weights[rows],
         denominator=counts.tokens,
     )
     tokens = weights_BT.sum()
@@ -242,9 +240,8 @@ def _policy_loss(
         kl = aggregate_loss(
             kl_BT,
             weights_BT,
-            aggregation.mode,
-            count_weights=experience.count_weights[rows],
-            norm_length=aggregation.norm_length,
+            aggregation,
+            count_weights=batch.count_weights[rows],
             denominator=counts.tokens,
         )
         meter.add("reference_kl", (kl_BT * weights_BT).sum() / tokens.clamp(min=1), tokens)
@@ -252,7 +249,7 @@ def _policy_loss(
     if config.imitation > 0:
         imitated_BT = weights_BT * (rollouts.rewards > 0)[:, None]
         total = total + config.imitation * aggregate_loss(
-            -scores.logprobs, imitated_BT, "token_mean", denominator=counts.imitated
+            -scores.logprobs, imitated_BT, Aggregation("token_mean"), denominator=counts.imitated
         )
     for name, figure in figures.items():
         meter.add(name, figure, tokens)
@@ -260,21 +257,21 @@ def _policy_loss(
 
 
 def _value_loss(
-    run: Run, experience: TrainingBatch, rows: Tensor, scores: TokenScores, count: Tensor
+    run: Run, batch: TrainingBatch, rows: Tensor, scores: TokenScores, count: Tensor
 ) -> Tensor:
     """The estimator's loss over a micro-batch's segments, over the minibatch's denominator."""
-    values = experience.values.select(rows)
+    values = batch.values.select(rows)
     with blame("estimator", run.config.estimator["name"]):
         loss_BS = run.method.estimator.loss(
             run.state.module,
-            experience.rollouts.select(rows),
-            experience.segmentation.select(rows),
+            batch.rollouts.select(rows),
+            batch.segmentation.select(rows),
             scores,
             values,
-            experience.targets[rows],
+            batch.targets[rows],
         )
-    aggregate = run.config.train.value.aggregate
-    return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregate, denominator=count)
+    aggregation = Aggregation(run.config.train.value.aggregate)
+    return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregation, denominator=count)
 
 
 def _apply(run: Run, trained: Trained[object], what: str, step: int) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flat_loss import surrogate_loss
+from flat_loss import aggregate_loss, surrogate_loss
 from segcredit import objective
 from segcredit.errors import ShapeError
 from segcredit.objective import (
@@ -27,7 +27,7 @@ from segcredit.objective import (
     SoftGate,
     TruncatedIS,
 )
-from segcredit.objective.aggregation import aggregate_loss, loss_count
+from segcredit.objective.aggregation import loss_count
 from segcredit.objective.policy_loss import kl_divergence
 from segcredit.segmentation import Segmentation
 from strategies import cuts, normal
@@ -513,7 +513,7 @@ def test_micro_batches_with_counts_of_their_own_add_up(
         slope = torch.autograd.grad(found, at)[0]
         return torch.cat([found.detach()[None], slope.flatten()])
 
-    shared = loss_count(counts, aggregate).clamp(min=1e-9)
+    shared = loss_count(counts, Aggregation(aggregate)).clamp(min=1e-9)
     rows = list(range(len(mask)))
     pieces = [loss(rows[first : first + size], shared) for first in range(0, len(rows), size)]
     joined = torch.cat([sum(piece[:1] for piece in pieces), *(piece[1:] for piece in pieces)])

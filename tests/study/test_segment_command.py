@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from segcredit import registry
+from segcredit import TextSegmenter, registry
 from segcredit.cli import main
 from segcredit.errors import PolicyError, StudyError
 from segcredit.study.segmenting.cut import chosen_segmenters, load_policy, segment_documents
@@ -208,6 +209,25 @@ def test_segmenters_by_name_or_by_table(code):
     assert list(chosen) == ["newline", "wrapped(inner=random(fraction=0.2))"]
     inner = registry.segmenters.build("random", fraction=0.2)
     assert chosen["wrapped(inner=random(fraction=0.2))"].inner == inner
+
+
+class Spaces(TextSegmenter):
+    causal = True
+
+    def split(self, text):
+        return [place for place, letter in enumerate(text) if letter == " "]
+
+
+@dataclass(frozen=True)
+class Weighted(Spaces):
+    weights: dict[str, int] = field(default_factory=dict)
+
+
+def test_a_segmenter_without_fields_or_with_a_mapping_has_a_label(monkeypatch):
+    monkeypatch.setitem(registry.segmenters._local, "spaces", Spaces)
+    monkeypatch.setitem(registry.segmenters._local, "weighted", Weighted)
+    specs = ["spaces", '{name="weighted", weights={a=1}}']
+    assert list(chosen_segmenters(specs, policy=False)) == ["spaces", "weighted(weights={'a': 1})"]
 
 
 def test_a_label_names_the_options_that_are_not_defaults():

@@ -10,7 +10,7 @@ import torch
 
 from flat_loss import surrogate_loss
 from segcredit import ProcessReward, load_config, read_runs, registry, train
-from segcredit.errors import PluginError, RecordError, TaskError, TrainingError
+from segcredit.errors import PluginError, PolicyError, RecordError, TaskError, TrainingError
 from segcredit.training.build import build, run_hash
 from segcredit.training.credit_assignment import collect
 from segcredit.training.rollouts.completions import micro_batches
@@ -232,6 +232,20 @@ def test_a_plugin_that_raises_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("segmenters.entropy.top_fraction", lambda *a: 1 / 0)
     with pytest.raises(PluginError, match="segmenter 'entropy' raised ZeroDivisionError"):
         train(load_config("sapo", SMALL), tmp_path / "run")
+
+
+@dataclass(frozen=True)
+class NoPolicy:
+    def load(self, task, sampler, *, temperature, seed):
+        return torch.nn.Linear(2, 2)
+
+
+def test_a_policy_that_lacks_members_is_refused_by_their_names(monkeypatch):
+    monkeypatch.setitem(registry.policies._local, "none", NoPolicy)
+    config = load_config("grpo", [*SMALL, "policy=none"])
+    said = r"policy 'none' loaded a Linear that lacks alternatives, decode, .*temperature, trunk;"
+    with pytest.raises(PolicyError, match=said):
+        build(config)
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):

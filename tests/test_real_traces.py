@@ -9,25 +9,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from segcredit import registry
-from segcredit.credit_audit import metrics
-from segcredit.credit_audit.metrics.moments import candidates, ids_from
-from segcredit.credit_audit.thought_anchors import budgets as budgets
-from segcredit.credit_audit.thought_anchors.cuts import (
+from thought_anchors import budgets as budgets
+from thought_anchors.cuts import (
     marked_sentences,
     sentence_lengths,
     sentence_signals,
 )
-from segcredit.credit_audit.thought_anchors.metric_rows import (
+from thought_anchors.metric_rows import (
     BY_LENGTH,
     CHANCE,
     ORACLE,
     AnchorFigures,
 )
-from segcredit.credit_audit.thought_anchors.signals import scored_trace, token_cuts
-from segcredit.credit_audit.thought_anchors.trace_truth import anchor_truth
-from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace
+from thought_anchors.signals import scored_trace, token_cuts
+from thought_anchors.trace_truth import anchor_truth
+from thought_anchors.traces import SUSPECT, AnchorTrace
+
+from segcredit import registry
+from segcredit.credit_audit import metrics
+from segcredit.credit_audit.metrics.moments import candidates, ids_from
 from segcredit.errors import PolicyError, StudyError
 from segcredit.study.segmenting.cut import load_policy
 from segcredit.training.rollouts.from_texts import rollouts_of_texts

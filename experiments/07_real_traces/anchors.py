@@ -18,17 +18,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from segcredit.credit_audit.metrics.moments import Fork
-from segcredit.credit_audit.thought_anchors.cuts import marked_sentences, sentence_signals
-from segcredit.credit_audit.thought_anchors.metric_rows import (
+from thought_anchors.cuts import marked_sentences, sentence_signals
+from thought_anchors.metric_rows import (
     BY_LENGTH,
     CHANCE,
     FORKS,
     AnchorFigures,
 )
-from segcredit.credit_audit.thought_anchors.signals import scored_trace, token_cuts
-from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
+from thought_anchors.signals import scored_trace, token_cuts
+from thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
+
+from segcredit.credit_audit.metrics.moments import Fork
 from segcredit.errors import SegcreditError, StudyError
 from segcredit.study.segmenting.cut import (
     TextSegments,

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
-from segcredit.credit_audit.thought_anchors import budgets as budgets
-from segcredit.credit_audit.thought_anchors.metric_rows import FORKS, AnchorFigures
-from segcredit.credit_audit.thought_anchors.traces import load_anchors
+from thought_anchors import budgets as budgets
+from thought_anchors.metric_rows import FORKS, AnchorFigures
+from thought_anchors.traces import load_anchors
 
 DRAWS = 400
 

@@ -16,8 +16,8 @@ import numpy as np
 from scipy.linalg import helmert
 
 from segcredit.credit_audit.metrics import Resampling, Truth
-from segcredit.credit_audit.thought_anchors.traces import AnchorTrace, Floats
 from segcredit.errors import StudyError
+from thought_anchors.traces import AnchorTrace, Floats
 
 Unit = Literal["problem", "trace"]
 """What intervals draw: traces of one problem share what is hard about it."""

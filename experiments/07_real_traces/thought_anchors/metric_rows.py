@@ -17,10 +17,10 @@ from segcredit.credit_audit import metrics
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Ints
 from segcredit.credit_audit.metrics.estimate import quotient
 from segcredit.credit_audit.metrics.moments import Fork, candidates, ids_from, of
-from segcredit.credit_audit.thought_anchors import budgets as budgets
-from segcredit.credit_audit.thought_anchors.cuts import sentence_lengths
-from segcredit.credit_audit.thought_anchors.trace_truth import anchor_truth, split_truth
-from segcredit.credit_audit.thought_anchors.traces import AnchorTrace
+from thought_anchors import budgets as budgets
+from thought_anchors.cuts import sentence_lengths
+from thought_anchors.trace_truth import anchor_truth, split_truth
+from thought_anchors.traces import AnchorTrace
 
 CHANCE, BY_LENGTH, ORACLE = "chance", "chance by length", "oracle"
 FORKS: tuple[Fork, ...] = ("end", "start")

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from thought_anchors.trace_truth import anchor_truth, split_truth
+from thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
 
 from segcredit.credit_audit import metrics
 from segcredit.credit_audit.metrics.moments import product, segment_gains, square
-from segcredit.credit_audit.thought_anchors.trace_truth import anchor_truth, split_truth
-from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
 from segcredit.errors import StudyError
 
 N = 100

@@ -13,7 +13,7 @@ from segcredit.credit_audit.metrics.arrays import Floats, Ints
 from segcredit.segmentation import Anchor
 
 Batches = dict[str, dict[str, list[float]]]
-"""By group of parameters, by figure: a number a batch, see ``audit.gradient_moments``."""
+"""By group of parameters, by metric: a number a batch, see ``audit.gradient_moments``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,5 +40,5 @@ class Credits:
     """Of learning, sampling included, and of valuing; the gradients' are not."""
 
     def of(self, advantage: str) -> Credit:
-        """The credit of one scheme, as the figures take it."""
+        """The credit of one scheme, as the metrics take it."""
         return Credit(self.segment_ids, self.advantages[advantage], self.state_values, self.anchor)

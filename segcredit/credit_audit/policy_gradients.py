@@ -30,7 +30,7 @@ from segcredit.training.rollouts.completions import as_rollouts, complete, micro
 from segcredit.types import RolloutBatch, SamplingParams
 
 Parameters = npt.NDArray[np.float32]
-HALVES = 2
+SPLITS = 2
 _ROWS = 512
 """Completions of the reference that are sampled at a time."""
 _KEY = "segcredit"
@@ -64,7 +64,7 @@ def parameter_groups(policy: nn.Module) -> dict[str, npt.NDArray[np.int64]]:
 def reference_gradient(
     run: Run, prompts: Sequence[Prompt], samples: int, file: Path, of: str
 ) -> Parameters:
-    """(2,D) the gradient from many completions of some prompts, in two independent halves.
+    """(2,D) the gradient from many completions of some prompts, in two independent splits.
 
     Each prompt has equally many; each is held against the mean of the others (RLOO), which leaves
     the expectation alone. Taken from ``file`` where that holds the same.
@@ -72,22 +72,22 @@ def reference_gradient(
     Args:
         run: the policy and the task.
         prompts: whose expected reward's gradient it is.
-        samples: completions, at least; 2 a prompt and half.
+        samples: completions, at least; 2 a prompt and split.
         file: where it is kept.
         of: what it is of, such as the truth's hash.
     """
-    each = max(2, -(-samples // (HALVES * len(prompts))))
+    each = max(2, -(-samples // (SPLITS * len(prompts))))
     label = json.dumps({"of": of, "each": each})
     found = _read(file, label)
     if found is None:
-        found = np.stack([_half(run, prompts, each, half) for half in range(HALVES)])
+        found = np.stack([_split(run, prompts, each, split) for split in range(SPLITS)])
         write_atomically(file, save({"gradient": found}, metadata={_KEY: label}))
     return found
 
 
-def _half(run: Run, prompts: Sequence[Prompt], each: int, half: int) -> Parameters:
+def _split(run: Run, prompts: Sequence[Prompt], each: int, split: int) -> Parameters:
     """(D,) from completions of its own."""
-    generator = stream(run.config.seed, "reference", half)
+    generator = stream(run.config.seed, "reference", split)
     total: Parameters | None = None
     for piece in _pieces(prompts, max(1, _ROWS // each)):
         rollouts = _rewarded(run, [prompt for prompt in piece for _ in range(each)], generator)

@@ -1,4 +1,4 @@
-"""From a config to an audit on disk: truth, reference gradient, credits, figures.
+"""From a config to an audit on disk: truth, reference gradient, credits, metrics.
 
     config.toml  environment.json  status.json    as of any run
     truth/                  the values of the frozen policy's completions, see study.truth.store
@@ -21,8 +21,8 @@ from typing import Any
 from segcredit import registry
 from segcredit.credit_audit.credits import Credits
 from segcredit.credit_audit.frozen_policy import (
+    FrozenPolicy,
     Practice,
-    Subject,
     batches_of,
     credits_of,
     frozen_rollouts,
@@ -30,9 +30,8 @@ from segcredit.credit_audit.frozen_policy import (
 from segcredit.credit_audit.policy_gradients import reference_gradient
 from segcredit.credit_audit.settings import AuditConfig, Unit, digest, load_audit_config
 from segcredit.credit_audit.store import read_credits, write_credits, write_table
-from segcredit.credit_audit.table import HALVES, JUDGES, SEEN, rows
-from segcredit.credit_audit.truth import Progress as TruthProgress
-from segcredit.credit_audit.truth import StoredTruth, measure_truth
+from segcredit.credit_audit.table import JUDGES, SEEN, SPLITS, rows
+from segcredit.credit_audit.truth import StoredTruth, TruthProgress, measure_truth
 from segcredit.errors import PluginError, RecordError, StorageError, StudyError
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.run_lock import run_lock
@@ -45,7 +44,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class AuditProgress:
     """How far an audit is."""
 
     stage: str
@@ -55,7 +54,7 @@ class Progress:
     """Of the parts of the truth, or of the units."""
 
 
-Watch = Callable[[Progress], None]
+Watch = Callable[[AuditProgress], None]
 
 
 def audit(
@@ -102,17 +101,17 @@ def audit_directory(config: AuditConfig, output: str | Path | None = None) -> Pa
 
 def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> None:
     truth = _truth(config, place, tell)
-    subject = _subject(config, truth)
+    frozen = _frozen_policy(config, truth)
     found, failed = dict[str, Credits](), dict[str, str]()
     units = config.units()
     for number, unit in enumerate(units):
-        tell(Progress(str(unit), number, len(units)))
+        tell(AuditProgress(str(unit), number, len(units)))
         name = _name(config, unit, truth)
         try:
-            found[name] = read_credits(directory, name) or _made(directory, name, subject, unit)
+            found[name] = read_credits(directory, name) or _made(directory, name, frozen, unit)
         except PluginError as error:
             failed[str(unit)] = memory_advice(error) or str(error)
-    tell(Progress("figures", len(units), len(units)))
+    tell(AuditProgress("metrics", len(units), len(units)))
     if not found:
         raise StudyError(f"none of the {len(units)} units could be worked out: {failed}")
     label = {
@@ -121,13 +120,13 @@ def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> No
         "truth": _relative(place, directory),
         "resampling": dataclasses.asdict(config.audit.resampling),
     }
-    table = rows(truth, list(found.values()), config.audit, subject.reference)
+    table = rows(truth, list(found.values()), config.audit, frozen.reference)
     write_table(directory, table, label)
 
 
 def _truth(config: AuditConfig, place: Path, tell: Watch) -> StoredTruth:
     def watch(progress: TruthProgress) -> None:
-        tell(Progress("truth", progress.done, progress.parts))
+        tell(AuditProgress("truth", progress.done, progress.parts))
 
     asked = config.audit
     return measure_truth(
@@ -136,18 +135,18 @@ def _truth(config: AuditConfig, place: Path, tell: Watch) -> StoredTruth:
         prompts=asked.prompts,
         completions=asked.completions,
         continuations=asked.continuations,
-        halves=HALVES,
+        splits=SPLITS,
         watch=watch,
     )
 
 
-def _made(directory: Path, name: str, subject: Subject, unit: Unit) -> Credits:
-    found = credits_of(subject, unit)
+def _made(directory: Path, name: str, frozen: FrozenPolicy, unit: Unit) -> Credits:
+    found = credits_of(frozen, unit)
     write_credits(directory, name, found)
     return found
 
 
-def _subject(config: AuditConfig, truth: StoredTruth) -> Subject:
+def _frozen_policy(config: AuditConfig, truth: StoredTruth) -> FrozenPolicy:
     """The policy, as it is to be judged.
 
     Raises:
@@ -162,9 +161,9 @@ def _subject(config: AuditConfig, truth: StoredTruth) -> Subject:
         file = truth.path / f"gradient_{asked.gradient_samples}.safetensors"
         of, samples = truth.hash, asked.gradient_samples
         reference = reference_gradient(run, truth.prompts, samples, file, of)
-    return Subject(
+    return FrozenPolicy(
         run=run,
-        frozen=frozen_rollouts(truth, SEEN, run.actor),
+        judged=frozen_rollouts(truth, SEEN, run.actor),
         practice=Practice(run, asked.training_steps),
         schemes={name: registry.advantages.from_table(table) for name, table in tables},
         batches=batches_of(truth, asked.gradient_batches),
@@ -220,7 +219,7 @@ def _relative(place: Path, directory: Path) -> str:
     return os.path.relpath(place.absolute(), directory.absolute())
 
 
-def _unwatched(_: Progress) -> None:
+def _unwatched(_: AuditProgress) -> None:
     """Nobody looks."""
 
 

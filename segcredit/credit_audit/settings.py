@@ -198,5 +198,5 @@ def _require_different(labels: Mapping[str, Sequence[str]]) -> None:
         if doubled:
             raise ConfigError(
                 f"audit.{axis}: {doubled[0]} stands there twice; expected each once, since its"
-                " figures could not be told apart. Give one of them other options, or drop it."
+                " metrics could not be told apart. Give one of them other options, or drop it."
             )

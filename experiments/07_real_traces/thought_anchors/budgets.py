@@ -12,14 +12,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from segcredit.credit_audit.metrics import Figure, Truth
+from segcredit.credit_audit.metrics import Estimate, Truth
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Ints, require_shape
-from segcredit.credit_audit.metrics.estimate import quotient
+from segcredit.credit_audit.metrics.estimates import quotient
 from segcredit.credit_audit.metrics.moments import Fork, candidates, of, square
 from segcredit.errors import StudyError
 
 
-def weighted_share(truth: Truth, weights: ArrayLike, *, fork: Fork = "end") -> Figure:
+def weighted_share(truth: Truth, weights: ArrayLike, *, fork: Fork = "end") -> Estimate:
     """The expected share of the true squared change on boundaries: Σ w_t D_t² / Σ D_t².
 
     With zeros and ones it is ``share_on_boundaries``.
@@ -30,7 +30,7 @@ def weighted_share(truth: Truth, weights: ArrayLike, *, fork: Fork = "end") -> F
 
 def weighted_ratio(
     truth: Truth, weights: ArrayLike, others: ArrayLike, *, fork: Fork = "end"
-) -> Figure:
+) -> Estimate:
     """The expected squared change on boundaries over that of other weights: Σ w D² / Σ w' D²."""
     squares_BT = square(truth.advantages) * candidates(truth, fork)
     first_BT, second_BT = _fitting(truth, weights), _fitting(truth, others)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Truth, require_shape
-from segcredit.credit_audit.metrics.estimate import Figure
+from segcredit.credit_audit.metrics.estimates import Estimate
 from segcredit.credit_audit.metrics.moments import of, square
 from segcredit.errors import StudyError
 
@@ -22,11 +22,11 @@ def lift(
     quantiles: Sequence[float],
     *,
     threshold: float | None = None,
-) -> dict[float, Figure]:
+) -> dict[float, Estimate]:
     """Lift(A, D) = P(D | A) / P(D): jumps among the tokens whose signal is above a quantile.
 
     A are the tokens with a signal above its q-quantile over all tokens. D is a jump |V(t+1) − V(t)|
-    of at least ``threshold`` in the mean of the halves; without a threshold tokens count by their
+    of at least ``threshold`` in the mean of the splits; without a threshold tokens count by their
     true squared change instead, so that Lift is E[D_t² | A] / E[D_t²], which noise in the truth
     does not bias. 1 is chance. That the quantile is itself of the prompts drawn is in the interval.
 
@@ -61,7 +61,7 @@ def lift(
     return {q: _lift(truth, signal_BT, jumps_BT, q) for q in quantiles}
 
 
-def _lift(truth: Truth, signal_BT: Floats, jumps_BT: Floats, q: float) -> Figure:
+def _lift(truth: Truth, signal_BT: Floats, jumps_BT: Floats, q: float) -> Estimate:
     """Lift at one quantile.
 
     Drawing other prompts moves the quantile. To first order that exchanges tokens at the quantile,

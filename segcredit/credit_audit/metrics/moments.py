@@ -1,4 +1,4 @@
-"""What the figures are made of: products of halves, boundaries, and sums over segments.
+"""What the metrics are made of: products of splits, boundaries, and sums over segments.
 
 Letters as in ``segcredit.credit_audit.metrics.arrays``; ``S`` segments, ``N`` any number of places.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Ints, Truth
-from segcredit.credit_audit.metrics.estimate import Combine, Figure, figure
+from segcredit.credit_audit.metrics.estimates import Combine, Estimate, estimate
 from segcredit.errors import StudyError
 
 Fork = Literal["end", "start"]
@@ -19,16 +19,16 @@ Fork = Literal["end", "start"]
 
 
 def product(first_BHN: Floats, second_BHN: Floats) -> Floats:
-    """(B,N) the mean of first_h × second_g over all pairs of different halves h ≠ g.
+    """(B,N) the mean of first_h × second_g over all pairs of different splits h ≠ g.
 
-    Unbiased for the product of the two truths, since the noise of different halves is
+    Unbiased for the product of the two truths, since the noise of different splits is
     independent::
 
         (Σ_h x_h · Σ_h y_h − Σ_h x_h y_h) / (H (H − 1))
     """
-    halves = first_BHN.shape[1]
+    splits = first_BHN.shape[1]
     mixed = first_BHN.sum(1) * second_BHN.sum(1) - (first_BHN * second_BHN).sum(1)
-    return mixed / (halves * (halves - 1))
+    return mixed / (splits * (splits - 1))
 
 
 def square(x_BHN: Floats) -> Floats:
@@ -94,10 +94,10 @@ def segment_gains(truth: Truth, ids_BT: Ints) -> Floats:
     return np.stack(gains, axis=1)
 
 
-def of(truth: Truth, combine: Combine, *moments: ArrayLike) -> Figure:
-    """The figure of some moments (B,) or (B,N); the latter are summed over N."""
+def of(truth: Truth, combine: Combine, *moments: ArrayLike) -> Estimate:
+    """The metric of some moments (B,) or (B,N); the latter are summed over N."""
     columns = [np.asarray(x, dtype=np.float64) for x in moments]
     moments_BK = np.stack([x if x.ndim == 1 else x.sum(1) for x in columns], axis=1)
-    return figure(
+    return estimate(
         truth.prompts, moments_BK, combine, weights=truth.weights, resampling=truth.resampling
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Truth
-from segcredit.credit_audit.metrics.estimate import Combine, Figure
+from segcredit.credit_audit.metrics.estimates import Combine, Estimate
 from segcredit.credit_audit.metrics.moments import of, square
 
 
@@ -26,7 +26,7 @@ class Matched:
     there: Bools
     """(B,N) where the completion has such a place."""
 
-    def figure(self, truth: Truth, combine: Combine) -> Figure:
+    def metric(self, truth: Truth, combine: Combine) -> Estimate:
         """A function of number, sums and products: see ``Spread``."""
         estimate_BN = np.where(self.there, self.estimate, 0.0)
         true_BHN = np.where(self.there[:, None], self.true, 0.0)
@@ -38,7 +38,7 @@ class Matched:
 class Spread:
     """Means, variances and covariance of an estimate x and the truth y, from their moments.
 
-    y² is the product of different halves, so that noise in the truth biases nothing here.
+    y² is the product of different splits, so that noise in the truth biases nothing here.
     """
 
     def __init__(self, moments: Floats) -> None:
@@ -56,7 +56,7 @@ def correlation(moments: Floats) -> Floats:
     return np.where(at.var_x == 0, 0.0, at.cov / np.sqrt(at.var_x * at.var_y))
 
 
-def response(moments: Floats) -> Floats:
+def slope(moments: Floats) -> Floats:
     """cov(x, y) / var y: by how much x moves where y moves by 1."""
     at = Spread(moments)
     return at.cov / at.var_y

@@ -1,6 +1,6 @@
 """Where the value moves: on the boundaries of a definition, inside its segments, by kind of token.
 
-All squares are products of different halves. Letters as in
+All squares are products of different splits. Letters as in
 ``segcredit.credit_audit.metrics.arrays``.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from segcredit.credit_audit.metrics.arrays import Floats, Ints, Truth, require_ids, require_shape
-from segcredit.credit_audit.metrics.estimate import Figure, quotient
+from segcredit.credit_audit.metrics.estimates import Estimate, quotient
 from segcredit.credit_audit.metrics.moments import (
     Fork,
     boundaries,
@@ -26,7 +26,7 @@ from segcredit.credit_audit.metrics.moments import (
 from segcredit.errors import StudyError
 
 
-def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Figure:
+def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Estimate:
     """The share of the true squared value change that falls on the tokens at which is cut.
 
     Σ_{t ∈ boundaries} D_t² / Σ_{t ∈ candidates} D_t² with D_t = V(t+1) − V(t). Candidates are all
@@ -48,7 +48,7 @@ def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "e
 
 def random_share_on_boundaries(
     truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end"
-) -> Figure:
+) -> Estimate:
     """What ``share_on_boundaries`` is on average if each completion's cuts are dealt at random.
 
     Exact, without draws: c cuts among n candidates take the share c / n of the completion's change.
@@ -58,7 +58,7 @@ def random_share_on_boundaries(
     return of(truth, quotient, expected_BT, squares_BT)
 
 
-def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Figure:
+def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Estimate:
     """``share_on_boundaries`` over that of random boundaries, as many in each completion.
 
     1 is chance, for any number of segments; NaN for a definition that never cuts.
@@ -69,7 +69,7 @@ def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") 
     return of(truth, quotient, squares_BT * chosen_BT, expected_BT)
 
 
-def share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
+def share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
     """The share of the true squared value change that credit constant in segments cannot show.
 
     Σ_t (D_t − D̄_k)² / Σ_t D_t², D̄_k being the mean of the token's segment. The share kept between
@@ -81,7 +81,7 @@ def share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
     return of(truth, quotient, lost_B, all_B)
 
 
-def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
+def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
     """What ``share_within`` is on average if each completion's cuts are dealt at random.
 
     Exact, without draws: the change over every run of tokens, times the probability that c cuts in
@@ -94,7 +94,7 @@ def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
 
 def share_by_class(
     truth: Truth, classes: ArrayLike, names: Sequence[str]
-) -> dict[str, tuple[Figure, Figure]]:
+) -> dict[str, tuple[Estimate, Estimate]]:
     """The share of the true squared value change on each kind of token.
 
     Args:
@@ -117,7 +117,7 @@ def share_by_class(
             " expected a name for each class."
         )
     squares_BT = square(truth.advantages)
-    found: dict[str, tuple[Figure, Figure]] = {}
+    found: dict[str, tuple[Estimate, Estimate]] = {}
     for number, name in enumerate(names):
         inside_BT = truth.mask & (classes_BT == number)
         moments = squares_BT * inside_BT, squares_BT, inside_BT, truth.mask

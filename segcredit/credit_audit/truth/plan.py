@@ -30,7 +30,7 @@ class Plan:
     prompts: list[Prompt]
     completions: int
     continuations: float
-    halves: int
+    splits: int
     identity: Identity
 
     @property
@@ -49,17 +49,17 @@ def plan_truth(
     prompts: int,
     completions: int,
     continuations: float,
-    halves: int,
+    splits: int,
 ) -> Plan:
     """The prompts and the identity of a truth; the policy is not yet needed.
 
     Raises:
         StudyError: a number is too small, or an answer cannot be stored.
     """
-    if min(prompts, completions) < 1 or not continuations > 0 or halves < 2:
+    if min(prompts, completions) < 1 or not continuations > 0 or splits < 2:
         raise StudyError(
             f"prompts are {prompts}, completions {completions}, continuations {continuations} and"
-            f" halves {halves}; expected at least 1, 1, more than 0 and at least 2. There is"
+            f" splits {splits}; expected at least 1, 1, more than 0 and at least 2. There is"
             " nothing to audit without prompts, and no square without two independent values."
         )
     task = registry.tasks.from_table(config.task)
@@ -74,11 +74,11 @@ def plan_truth(
         "prompts": prompts,
         "completions": completions,
         "continuations": float(continuations),
-        "halves": halves,
+        "halves": splits,
         "prompts_a_part": PROMPTS_A_PART,
     }
     named = identity(config, found, settings)
-    return Plan(config, found, completions, continuations, halves, named)
+    return Plan(config, found, completions, continuations, splits, named)
 
 
 def _require_plain_answers(prompts: Sequence[Prompt], config: RunConfig) -> None:
@@ -112,7 +112,7 @@ def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
         prompts,
         rollouts,
         continuations=plan.continuations,
-        halves=plan.halves,
+        splits=plan.splits,
         max_new_tokens=config.rollouts.max_new_tokens,
         micro_tokens=config.train.micro_tokens,
         generator=stream(config.seed, "truth/continuations", number),

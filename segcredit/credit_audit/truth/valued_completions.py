@@ -12,7 +12,7 @@ from segcredit.types import RolloutBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Truth:
+class ValuedCompletions:
     """What every question of an audit is put to, however it came to be known.
 
     Letters as in ``segcredit.credit_audit.truth.measure``.
@@ -24,11 +24,11 @@ class Truth:
     prompt_numbers: Int[Tensor, "B"]
     """Of each completion, its place in ``prompts``."""
     values: Float[Tensor, "B H E"]
-    """float64, in reward units, H independent halves; NaN beyond a completion's end."""
+    """float64, in reward units, H independent splits; NaN beyond a completion's end."""
     errors: Float[Tensor, "B H E"]
-    """Standard errors of one half's values; 0 where the truth is exact."""
+    """Standard errors of one split's values; 0 where the truth is exact."""
     jump_errors: Float[Tensor, "B H T"]
-    """Standard errors of one half's V(t+1) - V(t)."""
+    """Standard errors of one split's V(t+1) - V(t)."""
     counts: Int[Tensor, "B H T"]
     """Continuations that left at each token."""
     tokens: int

@@ -26,7 +26,7 @@ _KEY = b"segcredit"
 Rows = list[dict[str, Any]]
 
 
-def write_sealed(
+def write_checksummed(
     file: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, label: Mapping[str, Any]
 ) -> None:
     """The rows with a label beside them; appears whole or not at all.
@@ -48,7 +48,7 @@ def write_sealed(
     write_atomically(file, buffer.getvalue())
 
 
-def read_sealed(file: Path) -> tuple[dict[str, Any], Rows]:
+def read_checksummed(file: Path) -> tuple[dict[str, Any], Rows]:
     """The label and the rows.
 
     Raises:

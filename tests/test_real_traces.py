@@ -152,7 +152,7 @@ def test_weights_say_what_the_audit_says(some, fork):
     counts_B = (marks_BT & candidates(truth, fork)).sum(1)
     share = metrics.share_on_boundaries(truth, ids_BT, fork=fork)
     assert budgets.weighted_share(truth, marks_BT, fork=fork).value == pytest.approx(share.value)
-    random_BT = budgets.random_places(truth, counts_B, fork=fork)
+    random_BT = budgets.uniform_places(truth, counts_B, fork=fork)
     expected = metrics.random_share_on_boundaries(truth, ids_BT, fork=fork).value
     assert budgets.weighted_share(truth, random_BT, fork=fork).value == pytest.approx(expected)
     ratio = metrics.boundary_ratio(truth, ids_BT, fork=fork).value
@@ -193,10 +193,10 @@ def test_thinning_at_random_leaves_the_ratio_to_chance(some):
     thin = budgets.weighted_ratio(
         truth.select([0]),
         budgets.at_budget(truth, all_BT, counts_B)[:1],
-        budgets.random_places(truth, counts_B)[:1],
+        budgets.uniform_places(truth, counts_B)[:1],
     )
     full = budgets.weighted_ratio(
-        truth.select([0]), all_BT[:1], budgets.random_places(truth, own_B)[:1]
+        truth.select([0]), all_BT[:1], budgets.uniform_places(truth, own_B)[:1]
     )
     assert thin.value == pytest.approx(full.value)
 

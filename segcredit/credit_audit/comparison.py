@@ -1,4 +1,4 @@
-"""Which of two differ: paired differences of metrics, on the same draws of the same prompts."""
+"""Paired differences of metrics between plug-ins, on the same draws of the same prompts."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -28,7 +28,7 @@ Key = tuple[str, ...]
 def compare_credits(
     audit: Audit, metric: str = "correlation", at: str = "token", *, between: Axis = "segmenter"
 ) -> pd.DataFrame:
-    """A metric of every two plug-ins of one axis, all else equal, with the difference's interval.
+    """Compares every two plug-ins of one axis by a metric, all else equal, in pairs.
 
     Two intervals that overlap do not say that two metrics are alike: most of what makes them
     uncertain, which prompts were drawn, is common to both. An interval that holds 0 is no ranking;

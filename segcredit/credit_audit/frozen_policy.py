@@ -32,14 +32,14 @@ from segcredit.training.update import improve
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrozenPolicy:
-    """What every unit of an audit has in common."""
+    """The policy under audit, with all that the units of an audit have in common."""
 
     run: Run
     """The policy and the task."""
     judged: Sampled
     """The completions that are judged, see ``frozen_rollouts``."""
     practice: Practice
-    """What an estimator with a state learns from."""
+    """Batches that an estimator with a state learns from."""
     schemes: Mapping[str, AdvantageScheme]
     batches: Sequence[Tensor]
     """Row numbers of the completions whose gradients are taken together."""
@@ -63,7 +63,7 @@ class Practice:
         """Spent on sampling."""
 
     def batches(self) -> list[Sampled]:
-        """All of them, with the steps −1, −2, ... as a warm-up's; sampled when first asked for."""
+        """Returns all batches, numbered −1, −2, ... as in a warm-up; they are sampled once."""
         started = time.process_time()
         while len(self._batches) < self._steps:
             self._batches.append(sample(self._run, -len(self._batches) - 1))
@@ -72,7 +72,7 @@ class Practice:
 
 
 def frozen_rollouts(truth: ValuedCompletions, split: int, policy: Policy) -> Sampled:
-    """A truth's completions, with one part of its values for those plug-ins that read values.
+    """Returns a truth's completions, with one split of its values for plug-ins that read values.
 
     On the policy's device, and with what the policy reads of the prompts besides their ids.
     """
@@ -85,13 +85,13 @@ def frozen_rollouts(truth: ValuedCompletions, split: int, policy: Policy) -> Sam
 
 
 def batches_of(truth: ValuedCompletions, count: int) -> list[Tensor]:
-    """Row numbers of batches of whole prompts, as many as asked for or as there are prompts."""
+    """Deals whole prompts into batches: row numbers, of as many batches as asked for at most."""
     pieces = torch.arange(len(truth.prompts)).tensor_split(min(count, len(truth.prompts)))
     return [torch.isin(truth.prompt_numbers, piece).nonzero()[:, 0] for piece in pieces]
 
 
 def credits_of(frozen: FrozenPolicy, unit: Unit) -> Credits:
-    """Let an estimator learn on the frozen policy, then value and credit the judged completions.
+    """Lets an estimator learn on the frozen policy, then values and credits the judged completions.
 
     Raises:
         PluginError: a plug-in raised, or returned what does not fit; names it.
@@ -119,7 +119,7 @@ def credits_of(frozen: FrozenPolicy, unit: Unit) -> Credits:
 
 
 def _learn(run: Run, practice: Practice) -> int:
-    """Train the estimator's state; the tokens that it took."""
+    """Trains the estimator's state; returns the tokens that it took."""
     tokens = 0
     for number, sampled in enumerate(practice.batches(), 1):
         batch = assign(run, sampled, -number)
@@ -129,14 +129,14 @@ def _learn(run: Run, practice: Practice) -> int:
 
 
 def _spread(found: TrainingBatch, scheme: AdvantageScheme, name: str) -> Tensor:
-    """(B,T) the advantages of one scheme."""
+    """Returns (B,T) the advantages of one scheme."""
     with blame("advantage", name):
         per_segment = scheme(found.values)
         return returns.advantages(found.segmentation, found.values, per_segment).per_token
 
 
 def _token_values(run: Run, found: TrainingBatch) -> Tensor:
-    """(B,T) the value of every state, by the same estimator over segments of one token."""
+    """Returns (B,T) the value of every state, by the same estimator over segments of one token."""
     mask_BT = found.rollouts.action_mask
     every = Segmentation.from_starts(mask_BT, mask_BT)
     name = run.config.estimator["name"]
@@ -148,7 +148,7 @@ def _token_values(run: Run, found: TrainingBatch) -> Tensor:
 
 
 def _gradients(frozen: FrozenPolicy, advantages: Mapping[str, Tensor]) -> dict[str, Batches]:
-    """By scheme, what its gradients are beside the reference."""
+    """Returns by scheme the moments of its gradients beside the reference."""
     if frozen.reference is None:
         return {}
     groups = parameter_groups(cast(nn.Module, frozen.run.actor))

@@ -118,7 +118,7 @@ def signals(
     jump: float,
     classes: tuple[Ints, list[str]],
 ) -> Found:
-    """Yields where the value moves whatever the definition: Lift of the policy's signals, and classes.
+    """Yields where the value moves whatever the definition: Lift of signals, and classes.
 
     Args:
         judge: the parts of the truth that no plug-in has seen.

@@ -26,7 +26,7 @@ class Metric:
     summary: str
     """One line, as a caption."""
     levels: tuple[str, ...] = ("",)
-    """Where it is taken; none where the audit decides: quantiles, classes, groups of parameters."""
+    """Places where it is taken; none if the audit decides (quantiles, classes, groups)."""
     best: Reference = None
     chance: Reference = None
     """Value for blind credit, or for as many boundaries drawn uniformly."""

@@ -39,7 +39,7 @@ _KEY = "segcredit"
 def policy_gradient(
     run: Run, rollouts: RolloutBatch, advantages_BT: Tensor, batches: Sequence[Tensor]
 ) -> Parameters:
-    """(N,D) the gradient of each batch of completions, under their advantages.
+    """Computes (N,D) the gradient of each batch of completions, under their advantages.
 
     Args:
         run: the policy.
@@ -64,7 +64,7 @@ def parameter_groups(policy: nn.Module) -> dict[str, npt.NDArray[np.int64]]:
 def reference_gradient(
     run: Run, prompts: Sequence[Prompt], samples: int, file: Path, of: str
 ) -> Parameters:
-    """(2,D) the gradient from many completions of some prompts, in two independent splits.
+    """Estimates (2,D) the gradient from many completions of some prompts, in independent splits.
 
     Each prompt has equally many; each is held against the mean of the others (RLOO), which leaves
     the expectation alone. Taken from ``file`` where that holds the same.
@@ -86,7 +86,7 @@ def reference_gradient(
 
 
 def _split(run: Run, prompts: Sequence[Prompt], each: int, split: int) -> Parameters:
-    """(D,) from completions of its own."""
+    """Estimates (D,) one split of the reference, from completions of its own."""
     generator = stream(run.config.seed, "reference", split)
     total: Parameters | None = None
     for piece in _pieces(prompts, max(1, _ROWS // each)):
@@ -116,7 +116,7 @@ def _rewarded(run: Run, prompts: Sequence[Prompt], generator: torch.Generator) -
 
 
 def _gradient(run: Run, rollouts: RolloutBatch, advantages_BT: Tensor, rows: Tensor) -> Parameters:
-    """(D,) the mean over these completions."""
+    """Computes (D,) the mean over these completions."""
     parameters = [parameter for _, parameter in _trained(cast(nn.Module, run.actor))]
     rows = rows.to(rollouts.action_mask.device)
     total: Tensor | None = None
@@ -135,7 +135,7 @@ def _trained(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _group(name: str) -> str:
-    """The part of the network that a parameter is in: up to a layer's number, or one name."""
+    """Names the part of the network that a parameter is in: up to a layer's number, or one name."""
     parts = list(itertools.dropwhile(lambda part: part == "model", name.split(".")))
     numbered = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbered[0] + 1] if numbered else parts[:1])
@@ -146,7 +146,7 @@ def _pieces(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
 
 
 def _read(file: Path, label: str) -> Parameters | None:
-    """What the file holds; None where there is none, a damaged one, or another reference."""
+    """Reads the file; None where there is none, a damaged one, or another reference."""
     if not file.exists():
         return None
     opened: Callable[..., Any] = safe_open

@@ -45,13 +45,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class AuditProgress:
-    """How far an audit is."""
+    """Progress of an audit, told before each part and each unit."""
 
     stage: str
-    """What is being done, such as ``truth`` or ``entropy with critic``."""
+    """Work in progress, such as ``truth`` or ``entropy with critic``."""
     done: int
     total: int
-    """Of the parts of the truth, or of the units."""
+    """Number of the truth's parts, or of the units."""
 
 
 Watch = Callable[[AuditProgress], None]
@@ -64,7 +64,7 @@ def audit(
     truth: str | Path | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """Judge every segmenter, estimator and advantage scheme of a config on a frozen policy.
+    """Judges every segmenter, estimator and advantage scheme of a config on a frozen policy.
 
     Args:
         config: as ``load_audit_config`` gives it, or what that takes.
@@ -95,7 +95,7 @@ def audit(
 
 
 def audit_directory(config: AuditConfig, output: str | Path | None = None) -> Path:
-    """Where an audit of this config is recorded."""
+    """Returns the directory in which an audit of this config is recorded."""
     return Path(output) if output is not None else Path("runs") / config.hash()
 
 
@@ -147,7 +147,7 @@ def _made(directory: Path, name: str, frozen: FrozenPolicy, unit: Unit) -> Credi
 
 
 def _frozen_policy(config: AuditConfig, truth: StoredTruth) -> FrozenPolicy:
-    """The policy, as it is to be judged.
+    """Builds the policy, and all that is judged on it.
 
     Raises:
         StudyError: the policy is not the truth's, or there is no credit to give.
@@ -172,7 +172,7 @@ def _frozen_policy(config: AuditConfig, truth: StoredTruth) -> FrozenPolicy:
 
 
 def _name(config: AuditConfig, unit: Unit, truth: StoredTruth) -> str:
-    """Of everything that decides a unit's credits."""
+    """Names a unit's file: the hash of everything that decides its credits."""
     asked = config.audit
     code = config.plugin_identities()
     used = {
@@ -193,14 +193,14 @@ def _name(config: AuditConfig, unit: Unit, truth: StoredTruth) -> str:
 
 
 def _is_of(path: str, config: AuditConfig, unit: Unit) -> bool:
-    """Whether a plug-in of the lists, such as ``audit.segmenters.3``, is one of a unit's."""
+    """Tells whether a plug-in of the lists, such as ``audit.segmenters.3``, is one of a unit's."""
     _, axis, number = path.split(".")[:3]
     own = {"segmenters": unit.segmenter, "estimators": unit.estimator}
     return axis not in own or config.labels[axis][int(number)] == own[axis]
 
 
 def _require_variance(truth: StoredTruth) -> None:
-    """That there is any credit to give."""
+    """Refuses a truth whose values are all alike, so that there is no credit to give."""
     values = truth.values[:, JUDGES][truth.values[:, JUDGES].isfinite()]
     if float(values.amax() - values.amin()) > 0:
         return
@@ -215,17 +215,17 @@ def _require_variance(truth: StoredTruth) -> None:
 
 
 def _relative(place: Path, directory: Path) -> str:
-    """Where the truth is, from the audit: the two may be moved together."""
+    """Returns the path from audit to truth, so that the two may be moved together."""
     return os.path.relpath(place.absolute(), directory.absolute())
 
 
 def _unwatched(_: AuditProgress) -> None:
-    """Nobody looks."""
+    """Ignores progress."""
 
 
 @contextmanager
 def _recorded_failure(records: RunRecords) -> Generator[None]:
-    """What stops the audit is written to its status, and raised."""
+    """Writes what stops the audit to its status, and raises it."""
     try:
         yield
     except (StorageError, KeyboardInterrupt) as error:

@@ -36,11 +36,11 @@ _SCHEMA = pa.schema(
     }
 )
 _WHOLE = ("segmenter", "estimator", "causal", "anchor", "gradients", "tokens", "cpu_seconds")
-"""What does not belong to a completion; kept in the file's metadata."""
+"""Fields that are not of a completion; kept in the file's metadata."""
 
 
 def write_credits(path: Path, name: str, found: Credits) -> None:
-    """One unit's file.
+    """Writes one unit's file.
 
     Raises:
         StorageError: the disk refuses it.
@@ -53,7 +53,7 @@ def write_credits(path: Path, name: str, found: Credits) -> None:
 
 
 def read_credits(path: Path, name: str) -> Credits | None:
-    """One unit's credits; None where there are none, or only a damaged file."""
+    """Reads one unit's credits; None where there are none, or only a damaged file."""
     try:
         label, rows = read_checksummed(_file(path, name))
     except StudyError:
@@ -75,7 +75,7 @@ def read_credits(path: Path, name: str) -> Credits | None:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[str, Any]) -> None:
-    """The table of metrics.
+    """Writes the table of metrics.
 
     Args:
         path: the audit's directory.
@@ -88,7 +88,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[st
 
 
 def table_label(path: Path) -> dict[str, Any]:
-    """What an audit's table is of, as ``write_table`` was told.
+    """Reads the label of an audit's table, as ``write_table`` was given it.
 
     Raises:
         StudyError: there is no table, or it cannot be read.
@@ -137,7 +137,7 @@ def _token_values(rows: Sequence[Mapping[str, Any]]) -> Floats | None:
 
 
 def _padded(rows: Sequence[Sequence[float]], fill: float) -> Floats:
-    """(B,T) lists of different lengths, right-padded."""
+    """Pads lists of different lengths on the right, to (B,T)."""
     padded = np.full((len(rows), max(map(len, rows), default=0)), fill)
     for row, values in enumerate(rows):
         padded[row, : len(values)] = values

@@ -24,7 +24,7 @@ SPLITS = 1 + len(JUDGES)
 
 
 def arrays(truth: StoredTruth, resampling: Resampling) -> Truth:
-    """All parts of a truth, as the metrics take it."""
+    """Returns all splits of a truth, in the form that metrics take."""
     return Truth(
         values=truth.values.numpy(),
         mask=truth.rollouts.action_mask.numpy(),
@@ -40,7 +40,7 @@ def rows(
     settings: AuditSettings,
     reference: Parameters | None,
 ) -> Iterator[Row]:
-    """The whole table.
+    """Yields the whole table.
 
     Args:
         truth: with the parts that plug-ins have seen, and those that judge.
@@ -77,7 +77,7 @@ def _of_unit(judge: Truth, found: Credits) -> Iterator[Row]:
 def _of_truth(
     truth: StoredTruth, judge: Truth, settings: AuditSettings, reference: Parameters | None
 ) -> Iterator[Row]:
-    """What no definition of segments has a part in."""
+    """Yields the metrics in which no definition of segments has a part."""
     rollouts = truth.rollouts
     signals = {"entropy": rollouts.entropies.numpy(), "surprisal": -rollouts.logprobs.numpy()}
     classes = token_classes(rollouts.texts, rollouts.token_spans.numpy(), settings.classes)
@@ -95,7 +95,7 @@ def _of_truth(
 def token_classes(
     texts: Sequence[str], spans_BT2: Ints, patterns: Mapping[str, str]
 ) -> tuple[Ints, list[str]]:
-    """The class of each token, by what stands at its first character.
+    """Sorts tokens into classes, by what stands at their first character.
 
     Args:
         texts: of the completions.

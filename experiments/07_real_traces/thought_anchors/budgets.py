@@ -49,15 +49,15 @@ def budget(truth: Truth, fraction: float, *, fork: Fork = "end") -> Ints:
     return np.ceil(candidates(truth, fork).sum(1) * fraction - 1e-9).astype(np.int64)
 
 
-def random_places(truth: Truth, counts: ArrayLike, *, fork: Fork = "end") -> Floats:
-    """(B,T) chance: c of n places, each with probability c / n."""
+def uniform_places(truth: Truth, counts: ArrayLike, *, fork: Fork = "end") -> Floats:
+    """Returns (B,T) the weights of uniform draws: c of n places, each with probability c / n."""
     return sized_places(truth, counts, np.ones(truth.mask.shape), fork=fork)
 
 
 def sized_places(
     truth: Truth, counts: ArrayLike, sizes: ArrayLike, *, fork: Fork = "end"
 ) -> Floats:
-    """(B,T) chance by size: c places, each with a probability in proportion to its size.
+    """Returns (B,T) the weights of draws by size: c places, each with a probability in proportion to its size.
 
     A place that would have more than 1 is chosen for certain, and the others share the rest.
 
@@ -134,7 +134,7 @@ def drawn_shares(
 ) -> Floats:
     """(R,) the share on boundaries of c places in each completion that are drawn at random.
 
-    Their mean is known without draws (``random_places``); this is how far they lie about it.
+    Their mean is known without draws (``uniform_places``); this is how far they lie about it.
     """
     generator = np.random.default_rng(seed)
     squares_BT = square(truth.advantages)

@@ -138,14 +138,14 @@ class AnchorMetrics:
 
     def _by_length(self, marks_BT: Bools, fork: Fork) -> Estimates:
         counts_B = (marks_BT & candidates(self.truth, fork)).sum(1)
-        chance_BT = budgets.random_places(self.truth, counts_B, fork=fork)
+        uniform_BT = budgets.uniform_places(self.truth, counts_B, fork=fork)
         sized_BT = budgets.sized_places(self.truth, counts_B, self.lengths, fork=fork)
         return {
             "over chance by length": budgets.weighted_ratio(
                 self.truth, marks_BT, sized_BT, fork=fork
             ),
             "of chance by length": budgets.weighted_ratio(
-                self.truth, sized_BT, chance_BT, fork=fork
+                self.truth, sized_BT, uniform_BT, fork=fork
             ),
         }
 
@@ -185,7 +185,7 @@ class AnchorMetrics:
         for name, signal_BT in signals.items():
             weights[name] = budgets.strongest(truth, signal_BT, counts_B, fork=fork)
         weights[BY_LENGTH] = budgets.sized_places(truth, counts_B, self.lengths, fork=fork)
-        weights[CHANCE] = budgets.random_places(truth, counts_B, fork=fork)
+        weights[CHANCE] = budgets.uniform_places(truth, counts_B, fork=fork)
         shares = {
             name: budgets.weighted_share(truth, chosen_BT, fork=fork)
             for name, chosen_BT in weights.items()

@@ -1,4 +1,4 @@
-"""What an audit compares: the true values of some completions, and the credit that was given them.
+"""True values of some completions, and credit that was given them: what an audit compares.
 
 Letters: ``B`` completions, ``T`` tokens, ``E`` = T + 1 states (the one before each token, and the
 end), ``H`` independent splits of the truth, ``P`` prompts.
@@ -81,11 +81,11 @@ class Truth:
         return np.where(self.mask[:, None], self.values[:, :, :-1], 0.0)
 
     def keep(self, splits: Sequence[int]) -> Truth:
-        """The same with some of the splits, such as those that did not choose the boundaries."""
+        """Returns the same with some of the splits, such as those that chose no boundaries."""
         return dataclasses.replace(self, values=self.values[:, list(splits)])
 
     def select(self, rows: ArrayLike) -> Truth:
-        """The given completions."""
+        """Returns the same with some of the completions."""
         index = np.asarray(rows)
         names = ("values", "mask", "prompts", "rewards", "weights")
         return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
@@ -119,7 +119,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credit:
-    """What one (segmenter, estimator, advantage) says of the completions of a truth.
+    """Credit that one segmenter, estimator and scheme give the completions of a truth.
 
     Metrics take it to be independent of the truth's noise: an estimator that uses one split of the
     continuations is judged on the others (``Truth.keep``).
@@ -155,7 +155,7 @@ class Credit:
 
 
 def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
-    """Raises a StudyError where an array has another shape."""
+    """Refuses an array of another shape."""
     if array.shape != shape:
         raise StudyError(
             f"{name} has shape {array.shape}; expected {shape}, as the other arrays of these"
@@ -164,7 +164,7 @@ def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...])
 
 
 def require_ids(truth: Truth, segment_ids: ArrayLike) -> Ints:
-    """(B,T) the ids of segments, once it is sure that they fit the truth.
+    """Returns (B,T) the ids of segments, once it is sure that they fit the truth.
 
     Raises:
         StudyError: another shape or mask, or ids that do not begin at 0 and grow by 0 or 1.

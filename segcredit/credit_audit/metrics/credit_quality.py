@@ -1,4 +1,4 @@
-"""How good credit is: advantages beside the true ones, per token, per segment, per response.
+"""Quality of credit: advantages beside the true ones, by token, by segment, by completion.
 
 Letters as in ``segcredit.credit_audit.metrics.arrays``.
 """
@@ -38,7 +38,7 @@ Level = Literal["token", "segment", "completion"]
 
 
 def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
-    """Pearson's correlation of the advantages with the true ones, over all places of all prompts.
+    """Computes Pearson's correlation of the advantages with the true ones, over all places.
 
     Levels: each token's advantage with V(t+1) − V(t); each segment's with the change of V over it;
     the sum of a completion's segments' with R − V(s1). Taken about the means, since a constant
@@ -51,7 +51,7 @@ def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Estimat
 
 
 def slope(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
-    """By how much the advantage moves where the true one moves by 1: 1 is unbiased, 0 is blind.
+    """Computes by how much the advantage moves where the true one moves by 1; 0 is blind.
 
     cov(A, D) / var D, the straight line of E[A | D]; 1 less this is the share of the true advantage
     that credit leaves out on average (its bias). Not improved by a scale that fits the noise.
@@ -60,7 +60,7 @@ def slope(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
 
 
 def noise(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
-    """The variance of the advantages about their line of ``slope``, in units of var D.
+    """Computes the variance of the advantages about their line of ``slope``, in units of var D.
 
     0 is none. Beside the slope only: credit of 0 has none either. Divided by slope² it is what is
     left after scaling to slope 1, and equals 1 / correlation² − 1.
@@ -69,7 +69,7 @@ def noise(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
 
 
 def sign_agreement(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
-    """Whether credit has the sign of the true advantage, large ones counting more.
+    """Computes how often credit has the sign of the true advantage, large ones counting more.
 
     E[sign(A) · D] / √E[D²]. The sign of a noisy D is biased towards a coin's; D itself is not, so
     that the numerator takes D, and the denominator the product of splits. 0 is chance, also for
@@ -81,7 +81,7 @@ def sign_agreement(truth: Truth, credit: Credit, level: Level = "token") -> Esti
 
 
 def sign_ceiling(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
-    """``sign_agreement`` of the sign of the truth itself, chosen on one split, judged on others.
+    """Computes ``sign_agreement`` of the truth's own sign, chosen on one split, judged on others.
 
     Exact for an exact truth; otherwise a lower bound, since a noisy split gets signs wrong.
     """
@@ -94,7 +94,7 @@ def sign_ceiling(truth: Truth, credit: Credit, level: Level = "token") -> Estima
 
 
 def mass_kept(truth: Truth, credit: Credit) -> Estimate:
-    """Conservation of credit: how much of R − V(s1) the advantages of the segments add up to.
+    """Computes how much of R − V(s1) the advantages of the segments add up to.
 
     Σ S · (R − V(s1)) / Σ (R − V(s1))² over completions, S the sum of a completion's segments'
     advantages. 1 conserves it, as TD advantages of exact values do; 0 is credit that has nothing
@@ -105,7 +105,7 @@ def mass_kept(truth: Truth, credit: Credit) -> Estimate:
 
 
 def mass_error(truth: Truth, credit: Credit) -> Estimate:
-    """E (S − (R − V(s1)))² / E (R − V(s1))²: 0 conserves each completion's credit.
+    """Computes E (S − (R − V(s1)))² / E (R − V(s1))²: 0 conserves each completion's credit.
 
     Credit of 0 has 1, and credit with the whole of R in each of its segments more.
     """
@@ -115,7 +115,7 @@ def mass_error(truth: Truth, credit: Credit) -> Estimate:
 
 
 def baseline_bias(truth: Truth, segment_ids: ArrayLike, anchor: Anchor = "start") -> Estimate:
-    """How far a definition's baseline depends on the very token that it is for.
+    """Computes how far a definition's baseline depends on the very token that it is for.
 
     cov(V(anchor), D) / E D² over tokens, V(anchor) that of the token's segment.
 
@@ -142,14 +142,14 @@ def baseline_bias(truth: Truth, segment_ids: ArrayLike, anchor: Anchor = "start"
 
 
 def anchors(ids_BT: Ints, anchor: Anchor) -> Ints:
-    """(B,S) the token before which each segment is valued; 0 where there is no segment."""
+    """Returns (B,S) the token before which each segment is valued; 0 where there is no segment."""
     marks_BT = begins(ids_BT) if anchor == "start" else finishes(ids_BT)
     places_BT = np.broadcast_to(np.arange(ids_BT.shape[1], dtype=np.float64), ids_BT.shape)
     return segment_sums(places_BT * marks_BT, ids_BT).astype(np.int64)
 
 
 def _matched(truth: Truth, credit: Credit, level: Level) -> Matched:
-    """Advantages beside the true ones."""
+    """Returns advantages beside the true ones, at the places of a level."""
     require_known("level", [level], _LEVELS)
     require_ids(truth, credit.segment_ids)
     return Matched(*_LEVELS[level](truth, credit))
@@ -167,7 +167,7 @@ def _segments(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
 
 
 def _completions(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
-    """One place a completion: the sum over segments beside R − V(s1)."""
+    """Returns one place a completion: the sum over segments beside R − V(s1)."""
     means_BS, _, _ = _segments(truth, credit)
     gains_BH1 = truth.rewards[:, None, None] - truth.values[:, :, :1]
     return means_BS.sum(1, keepdims=True), gains_BH1, np.ones((len(means_BS), 1), dtype=bool)
@@ -177,7 +177,7 @@ _LEVELS = {"token": _tokens, "segment": _segments, "completion": _completions}
 
 
 def _sign(moments: Floats) -> Floats:
-    """E[xy] / √E[y²]."""
+    """Computes E[xy] / √E[y²]."""
     at = noise_corrected.Spread(moments)
     return at.xy / np.sqrt(at.yy)
 

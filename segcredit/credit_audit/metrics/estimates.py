@@ -1,9 +1,9 @@
 """An estimate with its interval: a smooth function of sums over completions, resampled by prompt.
 
-Every estimate of an audit is f(m): ``m`` are means over prompts of a few moments, f a smooth function
-of them (``combine``). So intervals are made here, once for all: prompts are drawn with replacement,
-and f is taken of the means of each draw. All estimates of the same prompts share their draws, so that
-two estimates have a difference with an interval of its own.
+Every estimate of an audit is f(m): ``m`` are means over prompts of a few moments, f a smooth
+function of them (``combine``). So intervals are made here, once for all: prompts are drawn with
+replacement, and f is taken of the means of each draw. All estimates of the same prompts share their
+draws, so that two estimates have a difference with an interval of its own.
 
 Letters: ``P`` prompts, ``K`` moments, ``R`` resamples.
 """
@@ -25,9 +25,9 @@ Combine = Callable[[Floats], Floats]
 """(..., K) moments -> (...) the estimate; smooth, and the same for all multiples of the moments."""
 
 _STEP = 1e-4
-"""Of the numerical derivative, in standard deviations of a moment's mean over prompts."""
+"""Step of the numerical derivative, in standard deviations of a moment's mean over prompts."""
 _LEAST = 1 / 3
-"""Of the estimate's own error, what a draw's counts as at least. Where a few prompts make an estimate,
+"""Least error of a draw, as a share of the estimate's own. Where a few prompts make an estimate,
 draws without them have next to no error, and ratios that say nothing of how far off it is."""
 _NOTHING = 1e-9
 """Standard errors below this share of the estimate's size are rounding."""
@@ -35,7 +35,7 @@ _NOTHING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How intervals are made.
+    """Confidence and draws of intervals.
 
     Args:
         confidence: the share that an interval is to cover, in (0, 1).
@@ -62,7 +62,7 @@ class Estimate:
     error: float
     """The standard error over prompts, by the delta method."""
     prompts: int
-    """How many were resampled: the unit of the interval."""
+    """Number of prompts drawn from: the unit of the interval."""
     keys: NDArray[np.int64] = field(repr=False)
     """(P,) the prompts."""
     moments: Floats = field(repr=False)
@@ -83,13 +83,13 @@ def estimate(
     resampling: Resampling | None = None,
     log: bool = False,
 ) -> Estimate:
-    """An estimate from the moments of completions.
+    """Makes an estimate from the moments of completions.
 
     The interval is studentised: each resample's distance from the estimate is divided by its own
     standard error (the delta method's, with the derivative of ``combine`` by central differences),
     and the quantiles of that, times the estimate's error, are laid around it. A draw's error counts
-    as a third of the estimate's at least, lest one that misses the few prompts that make an estimate
-    throw an end to where no estimate can be. It is off by O(1/P) where a percentile interval is off
+    as a third of the estimate's at least, lest one that misses the few prompts that make it throw
+    an end to where no estimate can be. It is off by O(1/P) where a percentile interval is off
     by O(1/√P); coverage: docs/audit_coverage.csv.
 
     Args:
@@ -118,7 +118,7 @@ def estimate(
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """The first estimate less the second, on the same resamples of the same prompts.
+    """Computes the first estimate less the second, on the same draws of the same prompts.
 
     Two intervals that overlap do not say that two estimates are alike; this does: most of what
     makes estimates uncertain, which prompts were drawn, is common to both.
@@ -141,7 +141,7 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def quotient(moments: Floats) -> Floats:
-    """The first of two moments over the second: the ``combine`` of a mean or a share."""
+    """Computes the first of two moments over the second: the ``combine`` of a mean or a share."""
     return moments[..., 0] / moments[..., 1]
 
 
@@ -171,7 +171,7 @@ def _estimate(
 def _interval(
     combine: Combine, moments_PK: Floats, resampling: Resampling
 ) -> tuple[float, float, float]:
-    """Standard error, low and high end."""
+    """Returns standard error, low and high end."""
     count = len(moments_PK)
     mean_K = moments_PK.mean(0)
     steps_K = _STEP * moments_PK.std(0) / np.sqrt(count)
@@ -188,7 +188,7 @@ def _interval(
 def _errors(
     combine: Combine, means_RK: Floats, centred_PK: Floats, drawn_RP: Floats, steps_K: Floats
 ) -> Floats:
-    """(R,) standard error of the estimate in each draw: √(Σ_p w_p (∇f·(m_p − m̄))² / (P(P − 1)))."""
+    """Computes (R,) the standard error in each draw: √(Σ_p w_p (∇f·(m_p − m̄))² / (P(P − 1)))."""
     count = len(centred_PK)
     shifts_K1K = np.diag(steps_K)[:, None]
     rises_KR = combine(means_RK + shifts_K1K) - combine(means_RK - shifts_K1K)
@@ -201,7 +201,7 @@ def _errors(
 
 
 def _student(values_R: Floats, errors_R: Floats, confidence: float) -> tuple[float, float]:
-    """Low and high end of the studentised interval, from what was found and what was drawn."""
+    """Returns low and high end of the first row's studentised interval, by the other draws."""
     value, error = float(values_R[0]), float(errors_R[0])
     rounding = _NOTHING * max(1.0, abs(value))
     if error <= rounding:
@@ -221,7 +221,7 @@ def _student(values_R: Floats, errors_R: Floats, confidence: float) -> tuple[flo
 
 @lru_cache(maxsize=16)
 def _draws(count: int, resampling: Resampling) -> Floats:
-    """(R,P) how often each prompt is drawn; the same for all estimates of as many prompts."""
+    """Draws (R,P) how often each prompt is in; the same for all estimates of as many prompts."""
     generator = np.random.default_rng(resampling.seed)
     shares_P = np.full(count, 1 / count)
     drawn_RP = generator.multinomial(count, shares_P, size=resampling.resamples)

@@ -27,7 +27,7 @@ class Matched:
     """(B,N) where the completion has such a place."""
 
     def metric(self, truth: Truth, combine: Combine) -> Estimate:
-        """A function of number, sums and products: see ``Spread``."""
+        """Estimates a function of number, sums and products, see ``Spread``."""
         estimate_BN = np.where(self.there, self.estimate, 0.0)
         true_BHN = np.where(self.there[:, None], self.true, 0.0)
         mean_BN = true_BHN.mean(1)
@@ -51,53 +51,53 @@ class Spread:
 
 
 def correlation(moments: Floats) -> Floats:
-    """cov(x, y) / √(var x · var y); 0 where x does not vary."""
+    """Computes cov(x, y) / √(var x · var y); 0 where x does not vary."""
     at = Spread(moments)
     return np.where(at.var_x == 0, 0.0, at.cov / np.sqrt(at.var_x * at.var_y))
 
 
 def slope(moments: Floats) -> Floats:
-    """cov(x, y) / var y: by how much x moves where y moves by 1."""
+    """Computes cov(x, y) / var y: by how much x moves where y moves by 1."""
     at = Spread(moments)
     return at.cov / at.var_y
 
 
 def residual(moments: Floats) -> Floats:
-    """(var x − cov² / var y) / var y: what of x is not a straight line in y, in units of var y."""
+    """Computes (var x − cov² / var y) / var y: what of x is no straight line in y, over var y."""
     at = Spread(moments)
     return (at.var_x - at.cov**2 / at.var_y) / at.var_y
 
 
 def calibration(moments: Floats) -> Floats:
-    """cov(x, y) / var x: by how much y moves where x moves by 1."""
+    """Computes cov(x, y) / var x: by how much y moves where x moves by 1."""
     at = Spread(moments)
     return at.cov / at.var_x
 
 
 def intercept(moments: Floats) -> Floats:
-    """What y is on average where x is 0, on the straight line of ``calibration``."""
+    """Computes what y is on average where x is 0, on the straight line of ``calibration``."""
     at = Spread(moments)
     return at.y - at.cov / at.var_x * at.x
 
 
 def explained(moments: Floats) -> Floats:
-    """1 − var(y − x) / var y."""
+    """Computes 1 − var(y − x) / var y."""
     at = Spread(moments)
     return (2 * at.cov - at.var_x) / at.var_y
 
 
 def relative_error(moments: Floats) -> Floats:
-    """E(x − y)² / var y."""
+    """Computes E(x − y)² / var y."""
     at = Spread(moments)
     return (at.xx - 2 * at.xy + at.yy) / at.var_y
 
 
 def offset(moments: Floats) -> Floats:
-    """E(x − y)."""
+    """Computes E(x − y)."""
     at = Spread(moments)
     return at.x - at.y
 
 
 def _no_rounding(variance: Floats, size: Floats) -> Floats:
-    """A variance of exactly 0 where rounding is all that is left."""
+    """Returns a variance that is exactly 0 where rounding is all that is left."""
     return np.where(variance <= 1e-14 * size, 0.0, variance)

@@ -1,4 +1,4 @@
-"""Whether a definition cuts where the value jumps most: the oracle, and agreement with it.
+"""The oracle, which cuts where the value jumps most, and a definition's agreement with it.
 
 The oracle cuts a completion at its largest true changes. It chooses them on some splits of the
 truth and is judged on others: chosen and judged on the same noise, it would seem better than any
@@ -33,7 +33,7 @@ from segcredit.errors import StudyError
 
 
 def oracle_ids(truth: Truth, cuts: ArrayLike, *, split: int = 0, fork: Fork = "end") -> Ints:
-    """Segment ids that cut each completion at its largest changes of V in one split of the truth.
+    """Cuts each completion at its largest changes of V in one split of the truth.
 
     Judge them on the others: ``truth.keep([1, 2])`` where split 0 chose. Squares need two splits to
     be judged on, hence a truth of three or more (unless it is exact).
@@ -54,7 +54,7 @@ def oracle_ids(truth: Truth, cuts: ArrayLike, *, split: int = 0, fork: Fork = "e
 
 
 def oracle_share(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Estimate:
-    """``share_on_boundaries`` of the oracle with as many cuts in each completion: the most to have.
+    """Computes ``share_on_boundaries`` of the oracle with as many cuts: the most to have.
 
     Chosen on each split in turn, judged by products of the others. A noisy split chooses worse, so
     that this is a lower bound for the oracle with the exact truth.
@@ -81,7 +81,7 @@ def oracle_share(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") ->
 def jump_agreement(
     truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end"
 ) -> dict[str, Estimate]:
-    """The share of a definition's boundaries that are among the largest changes of V, equally many.
+    """Computes the share of a definition's boundaries that the oracle has too, of equally many.
 
     At equal numbers precision and recall are the same. Averaged over the splits that choose.
 
@@ -105,7 +105,7 @@ def jump_agreement(
 
 
 def _largest(truth: Truth, cuts_B: Ints, split: int, fork: Fork) -> Bools:
-    """(B,T) the candidates with the largest changes in one split; the earlier of equal ones."""
+    """Marks (B,T) the candidates with the largest changes in a split; the earlier of equals."""
     sizes_BT: Floats = np.abs(truth.advantages[:, split])
     sizes_BT = np.where(candidates(truth, fork), sizes_BT, -1.0)
     ranks_BT = np.argsort(np.argsort(-sizes_BT, axis=1, kind="stable"), axis=1)

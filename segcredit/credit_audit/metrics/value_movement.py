@@ -1,4 +1,4 @@
-"""Where the value moves: on the boundaries of a definition, inside its segments, by kind of token.
+"""Moves of the value: on the boundaries of a definition, inside its segments, by kind of token.
 
 All squares are products of different splits. Letters as in
 ``segcredit.credit_audit.metrics.arrays``.
@@ -27,7 +27,7 @@ from segcredit.errors import StudyError
 
 
 def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Estimate:
-    """The share of the true squared value change that falls on the tokens at which is cut.
+    """Computes the share of the true squared value change that falls on the tokens at boundaries.
 
     Σ_{t ∈ boundaries} D_t² / Σ_{t ∈ candidates} D_t² with D_t = V(t+1) − V(t). Candidates are all
     tokens but the last (fork "end") or the first ("start"), where there is a boundary whatever the
@@ -49,7 +49,7 @@ def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "e
 def random_share_on_boundaries(
     truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end"
 ) -> Estimate:
-    """What ``share_on_boundaries`` is on average if each completion's cuts are dealt at random.
+    """Computes ``share_on_boundaries`` in expectation, of each completion's cuts dealt at random.
 
     Exact, without draws: c cuts among n candidates take the share c / n of the completion's change.
     """
@@ -59,7 +59,7 @@ def random_share_on_boundaries(
 
 
 def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Estimate:
-    """``share_on_boundaries`` over that of random boundaries, as many in each completion.
+    """Computes ``share_on_boundaries`` over that of as many random boundaries in each completion.
 
     1 is chance, for any number of segments; NaN for a definition that never cuts.
     """
@@ -70,7 +70,7 @@ def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") 
 
 
 def share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
-    """The share of the true squared value change that credit constant in segments cannot show.
+    """Computes the share of the squared value change that credit constant in segments cannot show.
 
     Σ_t (D_t − D̄_k)² / Σ_t D_t², D̄_k being the mean of the token's segment. The share kept between
     segments, 1 less this, is Σ_k Δ_k² / n_k / Σ_t D_t² with Δ_k the change of V over segment k of
@@ -82,7 +82,7 @@ def share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
 
 
 def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
-    """What ``share_within`` is on average if each completion's cuts are dealt at random.
+    """Computes ``share_within`` in expectation, of each completion's cuts dealt at random.
 
     Exact, without draws: the change over every run of tokens, times the probability that c cuts in
     the n − 1 places between n tokens make just that run a segment. Cost: O(T²) a completion.
@@ -95,7 +95,7 @@ def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
 def share_by_class(
     truth: Truth, classes: ArrayLike, names: Sequence[str]
 ) -> dict[str, tuple[Estimate, Estimate]]:
-    """The share of the true squared value change on each kind of token.
+    """Computes the share of the true squared value change on each kind of token.
 
     Args:
         truth: of the completions.
@@ -126,20 +126,20 @@ def share_by_class(
 
 
 def _enrichment(moments: Floats) -> Floats:
-    """(change in class / change) / (tokens in class / tokens)."""
+    """Computes (change in class / change) / (tokens in class / tokens)."""
     inside, everywhere, tokens, all_tokens = np.moveaxis(moments, -1, 0)
     return inside * all_tokens / (everywhere * tokens)
 
 
 def _cut_rate(truth: Truth, segment_ids: ArrayLike, fork: Fork) -> Floats:
-    """(B,1) cuts over candidates of each completion."""
+    """Computes (B,1) cuts over candidates of each completion."""
     ids_BT = require_ids(truth, segment_ids)
     places_B1 = candidates(truth, fork).sum(1, keepdims=True)
     return boundaries(truth, ids_BT, fork).sum(1, keepdims=True) / np.maximum(places_B1, 1)
 
 
 def _within(truth: Truth, ids_BT: Ints) -> tuple[Floats, Floats]:
-    """(B,) the squared change that segment means leave, and all of it."""
+    """Computes (B,) the squared change that segment means leave, and all of it."""
     all_B = square(truth.advantages).sum(1)
     gains_BS = square(segment_gains(truth, ids_BT))
     kept_B = (gains_BS / np.maximum(segment_lengths(ids_BT), 1)).sum(1)
@@ -147,7 +147,7 @@ def _within(truth: Truth, ids_BT: Ints) -> tuple[Floats, Floats]:
 
 
 def _random_kept(truth: Truth, ids_BT: Ints) -> Floats:
-    """(B,) the expected Σ_k Δ_k² / n_k of as many cuts at random."""
+    """Computes (B,) the expected Σ_k Δ_k² / n_k of as many cuts at random."""
     lengths_B1 = truth.lengths[:, None]
     cuts_B1 = ids_BT.max(1, keepdims=True, initial=0)
     ways_B1 = _log_choose(np.maximum(lengths_B1 - 1, 0), cuts_B1)
@@ -166,7 +166,7 @@ def _random_kept(truth: Truth, ids_BT: Ints) -> Floats:
 
 
 def _log_choose(places: Ints, cuts: Ints) -> Floats:
-    """The logarithm of the binomial coefficient, −∞ where it is 0."""
+    """Computes the logarithm of the binomial coefficient, −∞ where it is 0."""
     possible = (cuts >= 0) & (cuts <= places)
     places, cuts = np.where(possible, places, 0), np.where(possible, cuts, 0)
     log = gammaln(places + 1) - gammaln(cuts + 1) - gammaln(places - cuts + 1)

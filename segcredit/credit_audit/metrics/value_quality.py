@@ -1,4 +1,4 @@
-"""How good an estimator's values are: beside the true ones at its anchors, and along segments.
+"""Quality of an estimator's values: beside the true ones at its anchors, and along segments.
 
 Letters as in ``segcredit.credit_audit.metrics.arrays``.
 """
@@ -32,7 +32,7 @@ the second."""
 
 
 def value_metrics(truth: Truth, credit: Credit, part: Part = "all") -> dict[str, Estimate]:
-    """The estimator's values at the anchors of its segments, beside the true values there.
+    """Compares the estimator's values at the anchors of its segments with the true values there.
 
     One place a segment. Products with the truth are debiased.
 
@@ -44,8 +44,9 @@ def value_metrics(truth: Truth, credit: Credit, part: Part = "all") -> dict[str,
     Returns:
         - ``explained_variance``: 1 − var(V − v) / var V; 1 is best, 0 any constant, below 0 worse
           than a constant.
-        - ``calibration_slope``, ``calibration_intercept``: of E[V | v], the line that calibrates the values; 1 and 0 are
-          calibrated, a slope below 1 is overconfident. NaN for values that do not vary.
+        - ``calibration_slope``, ``calibration_intercept``: of E[V | v], the line that calibrates
+          the values; 1 and 0 are calibrated, a slope below 1 is overconfident. NaN for values that
+          do not vary.
         - ``bias``: E(v − V), in reward units.
         - ``error``: E(v − V)² / var V; 0 is best, 1 is what the mean of V itself has.
 
@@ -60,7 +61,7 @@ def value_metrics(truth: Truth, credit: Credit, part: Part = "all") -> dict[str,
 def value_consistency(
     truth: Truth, segment_ids: ArrayLike, token_values: ArrayLike
 ) -> dict[str, Estimate]:
-    """How much an estimator's values, one a token, spread inside segments, and how much V does.
+    """Computes how much an estimator's values, one a token, and V vary inside segments.
 
     The spread is the mean of (v_t − v̄_k)² over tokens, v̄_k the mean over the token's segment.
 
@@ -91,7 +92,7 @@ def value_consistency(
 
 
 def _anchored(truth: Truth, credit: Credit, part: Part) -> Matched:
-    """Values and truth at the anchors, (B,S)."""
+    """Returns values and truth at the anchors, (B,S)."""
     if credit.state_values is None:
         raise StudyError(
             "the credit has no state_values; expected the estimator's value at each anchor. An"
@@ -118,14 +119,14 @@ _METRICS: dict[str, Combine] = {
 
 
 def _spread(x_BHT: Floats, ids_BT: Ints) -> Floats:
-    """(B,) Σ (x − x̄_k)² by products of different splits."""
+    """Computes (B,) Σ (x − x̄_k)² by products of different splits."""
     sums_BHS = np.stack([segment_sums(x_BT, ids_BT) for x_BT in np.moveaxis(x_BHT, 1, 0)], axis=1)
     between_BS = square(sums_BHS) / np.maximum(segment_lengths(ids_BT), 1)
     return square(np.where(ids_BT[:, None] >= 0, x_BHT, 0.0)).sum(1) - between_BS.sum(1)
 
 
 def _spread_of_estimate(x_BT: Floats, ids_BT: Ints) -> Floats:
-    """(B,) the same of what has no noise: two equal splits."""
+    """Computes (B,) the same of what has no noise, as two equal splits."""
     return _spread(np.repeat(x_BT[:, None], 2, axis=1), ids_BT)
 
 

@@ -13,7 +13,7 @@ from segcredit.types import RolloutBatch
 def exact_truth(
     simulator: ToySimulator, rollouts: RolloutBatch, *, splits: int = 2
 ) -> ValuedCompletions:
-    """Values of whole completions of the toy policy, in the form of measured ones.
+    """Computes the values of the toy policy's completions, in the form of measured ones.
 
     Args:
         simulator: of the policy; its rewards are those of ``rollouts``.

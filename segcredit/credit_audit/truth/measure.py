@@ -72,7 +72,7 @@ def measure(
     micro_tokens: int,
     generator: torch.Generator,
 ) -> MeasuredValues:
-    """Values of every state of some completions of a frozen policy.
+    """Measures the value of every state of some completions of a frozen policy.
 
     Args:
         policy: that sampled them, unchanged since.
@@ -123,7 +123,7 @@ def measure(
 
 
 def leaving(rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
-    """1 - p of each token in float64; 0 off the mask and where it is at most ``CERTAIN``."""
+    """Computes 1 - p of each token in float64; 0 off the mask and up to ``CERTAIN``."""
     leave_BT = -torch.expm1(rollouts.logprobs.double()).clamp(max=0.0)
     return leave_BT.masked_fill(~rollouts.action_mask | (leave_BT <= CERTAIN), 0.0)
 
@@ -131,7 +131,7 @@ def leaving(rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
 def allocation(
     leave_BT: Float[Tensor, "B T"], mask_BT: Tensor, continuations: float
 ) -> Float[Tensor, "B T"]:
-    """How many continuations should leave at each token, in each split; below 1: how likely one.
+    """Allots continuations to each token, in each split; below 1, the probability of one.
 
     In proportion to (1 - p) sqrt(w / c), which, were U equally noisy everywhere, would make the
     mean squared error of V smallest for a number of tokens (Neyman's allocation with costs): c
@@ -151,7 +151,7 @@ def allocation(
 
 
 def _counts(wanted_BT: Tensor, splits: int, generator: torch.Generator) -> Tensor:
-    """(B,H,T) continuations: as wanted, or one with the wanted probability."""
+    """Draws (B,H,T) the numbers of continuations: as wanted, or one with the wanted probability."""
     shape = (wanted_BT.shape[0], splits, wanted_BT.shape[1])
     drawn_BHT = torch.rand(shape, dtype=torch.float64, generator=generator)
     wanted_B1T = wanted_BT[:, None]
@@ -170,7 +170,7 @@ def _leave(
     micro_tokens: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, int]:
-    """(N,) rewards after leaving, row by row and token by token, and the tokens sampled."""
+    """Samples (N,) rewards after leaving, row by row and token by token, and counts tokens."""
     asked_BT = counts_BT > 0
     rows_N, places_N = (
         x.repeat_interleave(counts_BT[asked_BT]) for x in asked_BT.nonzero(as_tuple=True)
@@ -196,7 +196,7 @@ def _leave(
 
 
 def _by_state(rewards_N: Tensor, counts_BHT: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,H,T) means of each split's continuations, and (B,T) the variance of one continuation.
+    """Computes (B,H,T) means of each split's continuations, and (B,T) the variance of one.
 
     The draws of a state are in one run, splits one after the other. Its splits draw alike, so
     that their spreads are pooled: two splits of one continuation each still say something.
@@ -216,7 +216,7 @@ def _by_state(rewards_N: Tensor, counts_BHT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _telescope(rewards_B: Tensor, weights_BHT: Tensor, means_BHT: Tensor) -> Tensor:
-    """(B,H,E) values, from the end to the beginning; beyond it, where weights are 0, the reward.
+    """Computes (B,H,E) values from the end to the beginning; behind the end they are the reward.
 
     V(t) = V(t+1) + w (mean - V(t+1)): each state needs the one after it.
     """
@@ -231,7 +231,7 @@ def _telescope(rewards_B: Tensor, weights_BHT: Tensor, means_BHT: Tensor) -> Ten
 def _errors(
     leave_BT: Tensor, roulette_BT: Tensor, values_BHE: Tensor, noise_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(B,E) and (B,T) standard errors of one split's values and jumps.
+    """Computes (B,E) and (B,T) the standard errors of one split's values and jumps.
 
     With q = 1 - p and v the variance of V(t+1), a token that every split draws at adds U's noise:
     var V(t) = p² v + q² noise, var jump = q² (v + noise). At one of the roulette the jump's
@@ -251,7 +251,7 @@ def _errors(
 
 
 def _beyond(mask_BT: Tensor) -> Tensor:
-    """(B,E) the states after a completion's end."""
+    """Marks (B,E) the states behind a completion's end."""
     states_E = torch.arange(mask_BT.shape[1] + 1, device=mask_BT.device)
     return states_E > mask_BT.sum(1, keepdim=True)
 

@@ -49,7 +49,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a file holds besides its rows, and the rows."""
+    """Content of a file: its label and its rows."""
 
     number: int
     truth: str
@@ -64,7 +64,7 @@ class Part:
 def part_rows(
     rollouts: RolloutBatch, measured: MeasuredValues, prompt_numbers: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A row a completion, as the file holds it."""
+    """Returns a row a completion, as the file holds it."""
     return [_row(rollouts, measured, row, number) for row, number in enumerate(prompt_numbers)]
 
 
@@ -96,7 +96,7 @@ def _row(
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Appears whole or not at all.
+    """Writes a part's file, which appears whole or not at all.
 
     Raises:
         StorageError: the disk refuses it.
@@ -106,7 +106,7 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path, number: int, truth: str) -> Part | None:
-    """The part; None where there is none, or not the one that is asked for, or a damaged one."""
+    """Reads a part; None where there is none, or another than is asked for, or a damaged one."""
     try:
         label, rows = read_checksummed(path)
         part = Part(**label, rows=rows)
@@ -117,7 +117,7 @@ def read_part(path: Path, number: int, truth: str) -> Part | None:
 
 
 def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> RolloutBatch:
-    """The completions as they were sampled; ids of padding are 0."""
+    """Rebuilds the completions as they were sampled; ids of padding are 0."""
     lengths_B = torch.tensor([len(row["token_ids"]) for row in rows])
     mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
@@ -150,7 +150,7 @@ def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> Ro
 
 
 def by_split(rows: Sequence[dict[str, Any]], name: str, fill: float = torch.nan) -> Tensor:
-    """(B,H,·) a column of the splits, padded on the right."""
+    """Returns (B,H,·) a column of the splits, padded on the right."""
     kind = torch.long if name == "counts" else torch.float64
     width = max(len(split) for row in rows for split in row[name])
     return torch.tensor(

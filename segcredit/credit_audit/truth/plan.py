@@ -1,4 +1,4 @@
-"""What a stored truth consists of before it is measured, and how one part of it is measured."""
+"""Plan of a truth that is to be measured, and the measurement of one part of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPTS_A_PART = 8
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be measured."""
+    """Plan of a truth that is to be measured."""
 
     config: RunConfig
     prompts: list[Prompt]
@@ -35,11 +35,11 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        """How many files it has."""
+        """Number of its files."""
         return -(-len(self.prompts) // PROMPTS_A_PART)
 
     def numbers(self, part: int) -> range:
-        """The prompts of a part."""
+        """Returns the numbers of a part's prompts."""
         first = part * PROMPTS_A_PART
         return range(first, min(first + PROMPTS_A_PART, len(self.prompts)))
 
@@ -51,7 +51,7 @@ def plan_truth(
     continuations: float,
     splits: int,
 ) -> Plan:
-    """The prompts and the identity of a truth; the policy is not yet needed.
+    """Plans a truth: its prompts and its identity; the policy is not yet needed.
 
     Raises:
         StudyError: a number is too small, or an answer cannot be stored.
@@ -94,7 +94,7 @@ def _require_plain_answers(prompts: Sequence[Prompt], config: RunConfig) -> None
 
 
 def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
-    """Sample and value the completions of a part, from its own streams."""
+    """Samples and values the completions of a part, from its own random streams."""
     started, config = time.process_time(), plan.config
     numbers = [place for place in plan.numbers(number) for _ in range(plan.completions)]
     prompts = [plan.prompts[place] for place in numbers]

@@ -58,7 +58,7 @@ class StoredTruth(ValuedCompletions):
         return hash_of(self.identity)
 
     def require_config(self, config: RunConfig) -> None:
-        """That this is the truth of a config's policy and task.
+        """Refuses a config with another policy or task than the truth's.
 
         Raises:
             StudyError: it is another one's; names what differs.
@@ -67,7 +67,7 @@ class StoredTruth(ValuedCompletions):
         require_same(self.path, {key: self.identity.get(key) for key in now}, now)
 
     def require_policy(self, policy: Policy, *, micro_tokens: int) -> None:
-        """That a policy gives the completions the log-probs that they were sampled with.
+        """Refuses a policy that gives the completions other log-probs than they were sampled with.
 
         What no hash of a config sees: other weights under the same name.
 
@@ -79,7 +79,7 @@ class StoredTruth(ValuedCompletions):
 
 @dataclass(frozen=True, slots=True)
 class TruthProgress:
-    """How far a measurement is, told after each part."""
+    """Progress of a measurement, told after each part."""
 
     done: int
     parts: int
@@ -102,7 +102,7 @@ def measure_truth(
     splits: int = 2,
     watch: Watch | None = None,
 ) -> StoredTruth:
-    """Measure the values of a frozen policy's completions, or go on where that was interrupted.
+    """Measures the values of a frozen policy's completions, or goes on after an interruption.
 
     Args:
         config: whose policy, as it loads, answers the evaluation prompts of its task.
@@ -132,7 +132,7 @@ def measure_truth(
 
 
 def load_truth(path: str | Path) -> StoredTruth:
-    """A finished truth.
+    """Reads a finished truth.
 
     Raises:
         StudyError: there is none, it is unfinished, or a part of it is missing or damaged.
@@ -168,7 +168,7 @@ def load_truth(path: str | Path) -> StoredTruth:
 
 
 def _begin(path: Path, plan: Plan) -> None:
-    """A directory of this truth, or a refusal."""
+    """Prepares the directory of this truth, or refuses that of another."""
     if (path / TRUTH).exists():
         require_same(path, _read(path)["identity"], plan.identity)
     else:
@@ -238,7 +238,7 @@ def _part_file(path: Path, number: int) -> Path:
 
 
 def _measure_parts(path: Path, plan: Plan, missing: list[int]) -> Iterator[TruthProgress]:
-    """Measure what is missing, a part at a time."""
+    """Measures what is missing, a part at a time."""
     run = build(plan.config)
     cast(nn.Module, run.actor).requires_grad_(False)
     _require_parts_policy(path, plan, missing, run.actor)
@@ -253,7 +253,7 @@ def _measure_parts(path: Path, plan: Plan, missing: list[int]) -> Iterator[Truth
 
 
 def _require_parts_policy(path: Path, plan: Plan, missing: list[int], policy: Policy) -> None:
-    """That the policy is the one of the parts that are there already."""
+    """Refuses a policy other than that of the parts that are there already."""
     there = [number for number in range(plan.parts) if number not in missing]
     part = _part(path, plan.identity, there[0]) if there else None
     if part is not None:

@@ -13,7 +13,7 @@ from segcredit.types import RolloutBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ValuedCompletions:
-    """What every question of an audit is put to, however it came to be known.
+    """Completions of a frozen policy, with the value of each of their states.
 
     Letters as in ``segcredit.credit_audit.truth.measure``.
     """
@@ -22,7 +22,7 @@ class ValuedCompletions:
     """The completions, whole: whatever a plug-in reads, without the policy."""
     prompts: list[Prompt]
     prompt_numbers: Int[Tensor, "B"]
-    """Of each completion, its place in ``prompts``."""
+    """Places in ``prompts``, of each completion."""
     values: Float[Tensor, "B H E"]
     """float64, in reward units, H independent splits; NaN beyond a completion's end."""
     errors: Float[Tensor, "B H E"]

@@ -49,7 +49,7 @@ def audit_intervals(
     run: str = "",
     width: float = PAGE,
 ) -> Figure:
-    """Draws one metric of an audit as dots with intervals: a row a segmenter, a marker an estimator.
+    """Draws a metric of an audit as dots with intervals: a row a segmenter, a mark an estimator.
 
     Each advantage scheme has a panel, all of one scale; metrics that no scheme has a part in have
     one panel, those of the segmenter alone one marker. Segmenters stand in the order of the table.

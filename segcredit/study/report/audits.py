@@ -49,7 +49,7 @@ class _Found:
     """Reasons by what the audit left out."""
 
     def get(self, name: str, at: str, *of: str) -> dict[str, Any] | None:
-        """Returns the row of a metric, of a segmenter, estimator and scheme or the first of these."""
+        """Returns a metric's row, of a segmenter, estimator and scheme or the first of these."""
         known = [*of, "", "", ""][:3]
         tries = [known, [known[0], known[1], ""], [known[0], "", ""]]
         found = (self.rows.get((name, at, *key)) for key in tries)
@@ -235,7 +235,7 @@ def _values(found: _Found, place: str) -> Iterator[Block]:
         f"{place}-explained",
         lambda width: audit_intervals(found.table, *headlines("values")[0], width=width),
         "Explained variance at late anchors: an estimator that knows no more than how hard a"
-        " prompt is does well early on, and gives no credit inside a response.",
+        " prompt is does well early on, and gives no credit inside a completion.",
     )
 
 

@@ -322,7 +322,7 @@ def exact_gradients(
         found |= {
             f"gradient.{group}.cosine": float(np.mean(drawn_g @ r / lengths)) / np.sqrt(size),
             f"gradient.{group}.projection": along / size,
-            f"gradient.{group}.noise": scatter / size,
+            f"gradient.{group}.gradient_noise": scatter / size,
             f"gradient.{group}.signal_to_noise": along / np.sqrt(scatter * size),
         }
     return found

@@ -57,7 +57,7 @@ def uniform_places(truth: Truth, counts: ArrayLike, *, fork: Fork = "end") -> Fl
 def sized_places(
     truth: Truth, counts: ArrayLike, sizes: ArrayLike, *, fork: Fork = "end"
 ) -> Floats:
-    """Returns (B,T) the weights of draws by size: c places, each with a probability in proportion to its size.
+    """Returns (B,T) the weights of draws by size: c places, likelier in proportion to their size.
 
     A place that would have more than 1 is chosen for certain, and the others share the rest.
 

@@ -101,6 +101,7 @@ def credits_of(frozen: FrozenPolicy, unit: Unit) -> Credits:
     learns = bool(run.state.module.state_dict())
     learned_on = _learn(run, frozen.practice) if learns else 0
     found = assign(run, frozen.judged, 0)
+    # Batches are sampled once for all estimators; what that took counts for each that learns.
     spent = time.process_time() - started + (spent_before if learns else 0.0)
     advantages = {name: _spread(found, scheme, name) for name, scheme in frozen.schemes.items()}
     return Credits(

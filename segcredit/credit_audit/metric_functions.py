@@ -69,8 +69,8 @@ def movement(judge: Truth, whole: Truth, ids_BT: Ints) -> Found:
     """Yields where the value moves, given a definition of segments.
 
     Args:
-        judge: the parts of the truth that no plug-in has seen.
-        whole: all parts, of which the oracle chooses on each and is judged on the others.
+        judge: the splits of the truth that no plug-in has seen.
+        whole: all splits, of which the oracle chooses on each and is judged on the others.
         ids_BT: (B,T) the definition's segments.
     """
     for (name, at), function in MOVEMENT.items():
@@ -91,7 +91,7 @@ def values(judge: Truth, given: Credit, token_values_BT: Floats | None) -> Found
     """Yields how good an estimator's values are at its anchors, and along the segments.
 
     Args:
-        judge: the parts of the truth that no plug-in has seen.
+        judge: the splits of the truth that no plug-in has seen.
         given: with the values at the anchors.
         token_values_BT: (B,T) the same estimator's before every token; None = no consistency.
     """
@@ -121,7 +121,7 @@ def signals(
     """Yields where the value moves whatever the definition: Lift of signals, and classes.
 
     Args:
-        judge: the parts of the truth that no plug-in has seen.
+        judge: the splits of the truth that no plug-in has seen.
         signals_BT: (B,T) by name, such as entropies.
         quantiles: of the signals, each in [0,1).
         jump: what counts as one where Lift has a threshold, in reward units.

@@ -1,7 +1,7 @@
 """The metrics of an audit: where each is taken, what is best, and what chance has.
 
 Whatever lists metrics (the report, the command line, figures, docs/audit.md) takes them from here.
-Pure data, so that a figure of a table loads no model.
+Pure data, so that whoever prints a heading loads neither arrays nor models.
 """
 
 from __future__ import annotations

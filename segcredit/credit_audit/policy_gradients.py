@@ -31,6 +31,7 @@ from segcredit.types import RolloutBatch, SamplingParams
 
 Parameters = npt.NDArray[np.float32]
 SPLITS = 2
+"""Independent estimates of the reference: its squared length is the product of the two."""
 _ROWS = 512
 """Completions of the reference that are sampled at a time."""
 _KEY = "segcredit"

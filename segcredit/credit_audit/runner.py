@@ -1,8 +1,8 @@
 """From a config to an audit on disk: truth, reference gradient, credits, metrics.
 
     config.toml  environment.json  status.json    as of any run
-    truth/                  the values of the frozen policy's completions, see study.truth.store
-    credits/  audit.parquet     see study.auditing.store
+    truth/                  values of the frozen policy's completions, see truth.store
+    credits/  audit.parquet     see store
 
 Running an audit again does what is missing, or what changed: nothing is measured twice.
 """

@@ -60,7 +60,7 @@ class AuditSettings(BaseModel):
     """Number of the task's evaluation prompts. Intervals draw them anew, hence two at least."""
     completions: int = Field(ge=1)
     continuations: float = Field(gt=0)
-    """A token and independent part of the truth, see ``truth.measure``; may be below 1."""
+    """Number for each token in each split of the truth, see ``truth.measure``; may be below 1."""
     training_steps: int = Field(ge=0)
     quantiles: tuple[Quantile, ...]
     jump: float = Field(gt=0)

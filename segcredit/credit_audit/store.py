@@ -59,6 +59,7 @@ def read_credits(path: Path, name: str) -> Credits | None:
     except StudyError:
         return None
     schemes = cast("list[str]", label.pop("schemes", []))
+    # Before the label is held against the fields: an older file has one name less.
     label["gradients"] = _renamed(label.get("gradients", {}))
     if label.pop("name", None) != name or set(label) != set(_WHOLE):
         return None

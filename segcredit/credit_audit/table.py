@@ -19,7 +19,7 @@ from segcredit.credit_audit.truth import StoredTruth
 Row = dict[str, Any]
 
 SEEN, JUDGES = 0, (1, 2)
-"""The part of the truth that plug-ins may read, and those that they are judged on."""
+"""Split of the truth that plug-ins may read, and those that they are judged on."""
 SPLITS = 1 + len(JUDGES)
 
 
@@ -43,7 +43,7 @@ def rows(
     """Yields the whole table.
 
     Args:
-        truth: with the parts that plug-ins have seen, and those that judge.
+        truth: with the split that plug-ins have seen, and those that judge.
         credits: of every unit.
         settings: quantiles, classes, and how intervals are made.
         reference: (2,D) splits of the reference gradient; None where there is none.

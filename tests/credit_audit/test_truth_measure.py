@@ -30,7 +30,13 @@ REWARD = functools.cache(toy_reward)
 
 
 class ToyTask(Task):
-    """Verifies by the toy's reward."""
+    """Verifies by the toy's reward; nobody asks it for prompts."""
+
+    def prompts(self, count, generator):
+        raise NotImplementedError
+
+    def evaluation(self, count):
+        raise NotImplementedError
 
     def verify(self, prompt, text, *, truncated):
         return Verdict(reward=REWARD(prompt.key, text), correct=False)

@@ -24,8 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from segcredit.cli.plugin_commands import PluginCommand, plugin_commands
 from segcredit.errors import RegistryError
-from segcredit.plugin_commands import PluginCommand, plugin_commands
 
 # A command waits for the modules it uses, and for no other command's.
 if TYPE_CHECKING:

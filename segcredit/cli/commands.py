@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from segcredit.cli.plugin_commands import with_plugin_commands
 from segcredit.errors import ConfigError, SegcreditError
-from segcredit.plugin_commands import with_plugin_commands
 
 if TYPE_CHECKING:
     from segcredit.study.grid import Progress as GridProgress
@@ -67,8 +67,8 @@ def train(
     code: Code = None,
 ) -> None:
     """Train one run; under torchrun, in as many processes as it starts."""
+    from segcredit.cli.display import training_progress
     from segcredit.config import load_config
-    from segcredit.display import training_progress
     from segcredit.plugin_files import load_code
     from segcredit.training.build import started_processes
     from segcredit.training.loop import iterate, run_directory
@@ -111,7 +111,7 @@ def evaluate(
     code: Code = None,
 ) -> None:
     """Judge a policy on held-out prompts: accuracy, pass@k, the majority's vote."""
-    from segcredit.display import evaluation_table
+    from segcredit.cli.display import evaluation_table
     from segcredit.plugin_files import load_code
     from segcredit.study.evaluation import evaluate_subject, subject
 
@@ -157,7 +157,7 @@ def grid(
     code: Code = None,
 ) -> None:
     """Run every cell of an ablation grid; running it again continues."""
-    from segcredit.display import GridDisplay, plan_lines
+    from segcredit.cli.display import GridDisplay, plan_lines
     from segcredit.plugin_files import load_code
     from segcredit.study.grid import plan, run_grid, survey
 
@@ -222,9 +222,9 @@ def audit(
     code: Code = None,
 ) -> None:
     """Judge segmenters, estimators and advantages on a frozen policy, without training it."""
+    from segcredit.cli.display import AuditDisplay, audit_table
     from segcredit.credit_audit import audit as run_audit
     from segcredit.credit_audit import audit_directory, failed_units, load_audit_config
-    from segcredit.display import AuditDisplay, audit_table
     from segcredit.plugin_files import load_code
     from segcredit.records.tables import read_runs
 
@@ -270,7 +270,7 @@ def results(
     ] = False,
 ) -> None:
     """A table with intervals over seeds, what they show, and the learning curves."""
-    from segcredit.display import results_table
+    from segcredit.cli.display import results_table
     from segcredit.records.tables import read_runs
     from segcredit.study.export_tables import require_format, table_of, write_table
     from segcredit.study.plots import learning_curves, save
@@ -353,7 +353,7 @@ def segment(
     code: Code = None,
 ) -> None:
     """Show the segments of texts in colour, several segmenters side by side."""
-    from segcredit.display import show_segments, show_summary
+    from segcredit.cli.display import show_segments, show_summary
     from segcredit.plugin_files import load_code
     from segcredit.study.segmenting import cut, tables
     from segcredit.study.segmenting.texts import read_documents
@@ -383,7 +383,7 @@ def new_segmenter(
     ] = None,
 ) -> None:
     """Write an installable package with a segmenter to begin from, and its test."""
-    from segcredit.testing.new_segmenter import write_package
+    from segcredit.cli.new_segmenter import write_package
 
     folder = write_package(name, output)
     for file in sorted(folder.rglob("*")):
@@ -412,7 +412,7 @@ def save_policy(
 @app.command("list")
 def list_plugins(code: Code = None) -> None:
     """Every registered plug-in with its distribution, file and first docstring line."""
-    from segcredit.display import plugin_table
+    from segcredit.cli.display import plugin_table
     from segcredit.plugin_files import load_code
 
     load_code(code or [])

@@ -11,9 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("segcredit", "segmenters", "estimators")
 
 PENDING = (
-    "segcredit/cli",
     "segcredit/credit_audit",
-    "segcredit/display",
     "segcredit/policy",
     "segcredit/study/plots/audit_",
     "segcredit/study/plots/movement_shares",

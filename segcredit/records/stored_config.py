@@ -52,7 +52,7 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
         RecordError: the directory holds another config, or a value is none that TOML can hold.
         StorageError: it cannot be written.
     """
-    file, text = path / CONFIG, _toml(config)
+    file, text = path / CONFIG, f"{_FIRST}{toml_text(config)}{_LAST}"
     found = _found(path)
     if found is not None:
         _require_same(path, differences(found, tomllib.loads(text)))
@@ -60,6 +60,22 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
     if file.exists():
         _set_aside(file)
     write_atomically(file, text.encode())
+
+
+def toml_text(config: Mapping[str, Any]) -> str:
+    """Writes a config as TOML, without the keys that are None.
+
+    Raises:
+        RecordError: a value is none that TOML can hold.
+    """
+    try:
+        return tomli_w.dumps(_plain(config))
+    except (TypeError, ValueError) as error:
+        raise RecordError(
+            f"The config cannot be written as TOML ({error}); expected tables, lists, text,"
+            " numbers, booleans and dates. Usually a default is a Python object, or a list"
+            " holds None: give the option a plain value."
+        ) from error
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -97,17 +113,6 @@ def _require_same(path: Path, differing: str) -> None:
             " directory holds one run, since its rows could not be told apart otherwise. Choose"
             " another --output, or delete the directory."
         )
-
-
-def _toml(config: Mapping[str, Any]) -> str:
-    try:
-        return f"{_FIRST}{tomli_w.dumps(_plain(config))}{_LAST}"
-    except (TypeError, ValueError) as error:
-        raise RecordError(
-            f"The config cannot be written as TOML ({error}); expected tables, lists, text,"
-            " numbers, booleans and dates. Usually a default is a Python object, or a list"
-            " holds None: give the option a plain value."
-        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -62,6 +62,7 @@ _HOMES = {
     "segcredit.errors": (
         "BusyError",
         "ConfigError",
+        "MissingPackageError",
         "PluginError",
         "PolicyError",
         "RecordError",

@@ -273,7 +273,6 @@ def results(
     from segcredit.cli.display import results_table
     from segcredit.records.tables import read_runs
     from segcredit.study.export_tables import require_format, table_of, write_table
-    from segcredit.study.plots import learning_curves, save
     from segcredit.study.statistics import compare as compare_groups
     from segcredit.study.statistics import summarise
 
@@ -293,6 +292,8 @@ def results(
         for sentence in found["comparison"]["finding"]:
             out.print(_escaped(sentence), soft_wrap=True, highlight=False)
     if figure is not None:
+        from segcredit.study.plots import learning_curves, save
+
         drawn = save(learning_curves(runs, metric=metric, by=columns), figure)
         out.print(f"Learning curves: {drawn}", soft_wrap=True, highlight=False)
     if export is not None:

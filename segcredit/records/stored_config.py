@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -76,6 +78,11 @@ def toml_text(config: Mapping[str, Any]) -> str:
             " numbers, booleans and dates. Usually a default is a Python object, or a list"
             " holds None: give the option a plain value."
         ) from error
+
+
+def digest(content: object) -> str:
+    """Computes the SHA-256 of plain data, in whatever order its keys are."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -368,7 +368,10 @@ def segment(
     found = cut.segment_documents(documents, chosen, loaded)
     if output is not None:
         found = tables.written(found, output)
-    summaries = show_segments(out, found, chosen, quiet=quiet)
+    summaries = {label: tables.Summary() for label in chosen}
+    for document, segments in tables.counted(found, summaries):
+        if not quiet:
+            show_segments(out, document, segments)
     show_summary(out, summaries)
     if output is not None:
         out.print(f"Segments written to {output}", soft_wrap=True, markup=False)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from segcredit.study.evaluation import Figure
     from segcredit.study.grid import Cell
     from segcredit.study.grid import Progress as GridProgress
-    from segcredit.study.segmenting.cut import Segmented, TextSegments
+    from segcredit.study.segmenting.cut import TextSegments
     from segcredit.study.segmenting.tables import Summary
     from segcredit.study.segmenting.texts import Document
 
@@ -276,42 +276,23 @@ def plugin_table(rows: Iterable[tuple[str, PluginInfo]]) -> Table:
     return table
 
 
-def show_segments(
-    out: Console, segmented: Iterable[Segmented], labels: Iterable[str], *, quiet: bool
-) -> dict[str, Summary]:
-    """Shows each text with its segments in alternating colours; returns totals by segmenter.
+def show_segments(out: Console, document: Document, found: Mapping[str, TextSegments]) -> None:
+    """Shows a text with its segments in alternating colours.
 
-    Args:
-        out: where to show them.
-        segmented: the texts.
-        labels: of the segmenters, all of which every text has.
-        quiet: count only.
+    A column a segmenter, or a row each where columns would be too narrow to read.
     """
-    from segcredit.study.segmenting.tables import Summary
-
-    summaries = {label: Summary() for label in labels}
-    for document, found in segmented:
-        for label, segments in found.items():
-            summaries[label].add(document, segments)
-        if not quiet:
-            out.print(_side_by_side(document, found, out.width))
-    return summaries
-
-
-def _side_by_side(document: Document, found: Mapping[str, TextSegments], width: int) -> Table:
-    """Builds a column a segmenter, or a row each where columns would be too narrow to read."""
     cells = {label: _coloured(document.text, segments) for label, segments in found.items()}
     title = Text(f"text {document.name}".translate(_CONTROLS))
-    if width >= len(cells) * _NARROWEST:
+    if out.width >= len(cells) * _NARROWEST:
         table = Table(title=title, expand=True)
         for label in cells:
             table.add_column(escape(label), ratio=1)
         table.add_row(*cells.values())
-        return table
-    table = Table(title=title, expand=True, show_header=False, show_lines=True)
-    for label, cell in cells.items():
-        table.add_row(Text(label), cell)
-    return table
+    else:
+        table = Table(title=title, expand=True, show_header=False, show_lines=True)
+        for label, cell in cells.items():
+            table.add_row(Text(label), cell)
+    out.print(table)
 
 
 def _coloured(text: str, found: TextSegments) -> Text:

@@ -119,7 +119,7 @@ def test_list_shows_every_kind(capsys):
 
 
 def test_list_follows_a_plugin_through_its_package(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("segcredit.cli.out.width", 400)
     package = tmp_path / "outside_rules" / "deep"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").write_text("raise SystemExit('was run')")
@@ -262,7 +262,7 @@ def test_a_command_that_cannot_be_had_is_a_sentence(offered, capsys, name, words
 
 
 def test_list_reads_what_it_does_not_import(offered, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("segcredit.cli.out.width", 400)
     assert call("list") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "greet-them Say hello to somebody." in shown
@@ -272,7 +272,7 @@ def test_list_reads_what_it_does_not_import(offered, capsys, monkeypatch):
 
 
 def test_list_check_imports_everything_and_shows_what_fails(offered, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("segcredit.cli.out.width", 400)
     assert call("list", "--check") == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "greet-them Say hello to somebody." in shown

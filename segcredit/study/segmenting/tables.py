@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,16 @@ def require_output(path: Path, source: str) -> None:
         )
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise StudyError(f"--output {path} is the source itself; choose another file.")
+
+
+def counted(
+    segmented: Iterable[Segmented], summaries: Mapping[str, Summary]
+) -> Iterator[Segmented]:
+    """Passes everything through, and adds each text to its segmenters' summaries."""
+    for document, found in segmented:
+        for label, segments in found.items():
+            summaries[label].add(document, segments)
+        yield document, found
 
 
 def written(segmented: Iterable[Segmented], path: Path) -> Iterator[Segmented]:

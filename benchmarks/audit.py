@@ -110,17 +110,17 @@ def _continued(
     before_NT = rollouts.completion_ids[rows_N, :t]
     ids_NL = torch.cat([rollouts.prompt_ids[rows_N], before_NT], 1)
     there_NT = torch.ones_like(before_NT, dtype=torch.bool)
-    ids_NF, mask_NF, cut_N = run.actor.generate(
+    made = run.actor.generate(
         ids_NL,
         torch.cat([rollouts.prompt_mask[rows_N], there_NT], 1),
         params=SamplingParams(max_new_tokens=LIMIT - t),
         generator=source,
     )
-    whole = torch.cat([before_NT, ids_NF], 1), torch.cat([there_NT, mask_NF], 1)
+    whole = torch.cat([before_NT, made.ids], 1), torch.cat([there_NT, made.mask], 1)
     texts, _ = run.actor.decode(*whole)
-    verdicts = verify(run.task, [prompts[row] for row in rows_N.tolist()], texts, cut_N)
+    verdicts = verify(run.task, [prompts[row] for row in rows_N.tolist()], texts, made.truncated)
     rewards_N = torch.tensor([verdict.reward for verdict in verdicts], dtype=torch.float64)
-    return rewards_N, int(mask_NF.sum())
+    return rewards_N, int(made.mask.sum())
 
 
 def measured(

@@ -69,7 +69,7 @@ def train(
     """Trains one run; under torchrun, in as many processes as it starts."""
     from segcredit.cli.display import training_progress
     from segcredit.config import load_config
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.training.build import started_processes
     from segcredit.training.loop import iterate, run_directory
 
@@ -112,7 +112,7 @@ def evaluate(
 ) -> None:
     """Judges a policy on held-out prompts: accuracy, pass@k, maj@k."""
     from segcredit.cli.display import evaluation_table
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.evaluation import evaluate_subject, subject
 
     load_code(code or [])
@@ -158,7 +158,7 @@ def grid(
 ) -> None:
     """Runs every cell of an ablation grid; running it again continues."""
     from segcredit.cli.display import GridDisplay, plan_lines
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.grid import plan, run_grid, survey
 
     load_code(code or [])
@@ -225,8 +225,8 @@ def audit(
     from segcredit.cli.display import AuditDisplay, audit_table
     from segcredit.credit_audit import audit as run_audit
     from segcredit.credit_audit import audit_directory, failed_units, load_audit_config
-    from segcredit.plugin_files import load_code
     from segcredit.records.tables import read_runs
+    from segcredit.register import load_code
 
     load_code(code or [])
     chosen = [f"audit.segmenters={_inline_list(segmenter)}"] if segmenter else []
@@ -355,7 +355,7 @@ def segment(
 ) -> None:
     """Shows the segments of texts in colour, several segmenters side by side."""
     from segcredit.cli.display import show_segments, show_summary
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.segmenting import cut, tables
     from segcredit.study.segmenting.texts import read_documents
 
@@ -406,7 +406,7 @@ def save_policy(
     code: Code = None,
 ) -> None:
     """Writes a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.export_policy import save_policy as write
 
     load_code(code or [])
@@ -423,7 +423,7 @@ def list_plugins(
     """Lists every plug-in with its distribution, file and first docstring line."""
     from segcredit.cli.display import plugin_table
     from segcredit.cli.plugin_list import plugin_rows
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
 
     load_code(code or [])
     rows = list(plugin_rows(check=check))
@@ -440,8 +440,8 @@ def config(
 ) -> None:
     """Prints the complete config with every default; without a source, lists the presets."""
     from segcredit.config import load_config, presets
-    from segcredit.plugin_files import load_code
     from segcredit.records.stored_config import toml_text
+    from segcredit.register import load_code
 
     load_code(code or [])
     if source is None:

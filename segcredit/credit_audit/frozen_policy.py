@@ -130,7 +130,7 @@ def _learn(run: Run, practice: Practice) -> int:
 
 def _spread(found: TrainingBatch, scheme: AdvantageScheme, name: str) -> Tensor:
     """(B,T) the advantages of one scheme."""
-    with blame("advantage", name):
+    with blame("advantage", name, scheme):
         per_segment = scheme(found.values)
         return returns.advantages(found.segmentation, found.values, per_segment).per_token
 
@@ -140,7 +140,7 @@ def _token_values(run: Run, found: TrainingBatch) -> Tensor:
     mask_BT = found.rollouts.action_mask
     every = Segmentation.from_starts(mask_BT, mask_BT)
     name = run.config.estimator["name"]
-    with torch.no_grad(), blame("estimator", name):
+    with torch.no_grad(), blame("estimator", name, run.method.estimator):
         values_BS = run.method.estimator.estimate(
             run.state.module, found.rollouts, every, found.simulator
         )

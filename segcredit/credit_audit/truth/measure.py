@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from segcredit.errors import StudyError
-from segcredit.protocols import Policy, Prompt, Task
+from segcredit.protocols import Policy, Prompt, SupportsAlternatives, Task, capability
 from segcredit.training.rollouts.completions import resume
 from segcredit.types import RolloutBatch, SamplingParams
 
@@ -177,7 +177,8 @@ def _leave(
     )
     if not len(rows_N):
         return rollouts.rewards.new_empty(0, dtype=torch.float64), 0
-    instead_N = policy.alternatives(
+    other = capability(policy, SupportsAlternatives, "the audit's lift")
+    instead_N = other.alternatives(
         rollouts, counts_BT, micro_tokens=micro_tokens, generator=generator
     )
     found, tokens = resume(

@@ -12,8 +12,8 @@ from segcredit.config import RunConfig
 from segcredit.credit_audit.truth.identity import Identity, hash_of, identity
 from segcredit.credit_audit.truth.measure import measure
 from segcredit.credit_audit.truth.parts import Part, part_rows
-from segcredit.errors import StudyError
-from segcredit.protocols import Policy, Prompt, Task
+from segcredit.errors import StudyError, blame
+from segcredit.protocols import Policy, Prompt, Task, checked_prompts
 from segcredit.rng import stream
 from segcredit.training.rollouts.completions import as_rollouts, complete
 from segcredit.types import SamplingParams
@@ -63,7 +63,8 @@ def plan_truth(
             " nothing to audit without prompts, and no square without two independent values."
         )
     task = registry.tasks.from_table(config.task)
-    found = list(task.evaluation(prompts))
+    with blame("task", config.task["name"], task):
+        found = list(checked_prompts("evaluation", task.evaluation(prompts)))
     if len(found) < prompts:
         raise StudyError(
             f"the task {config.task['name']!r} has {len(found)} evaluation prompts; expected the"

@@ -5,7 +5,7 @@ import torch
 
 from segcredit import load_config
 from segcredit.errors import TaskError
-from segcredit.policy.prefix_cache import Prefixes
+from segcredit.policy.prefix_cache import PrefixCache
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
 from small import SMALL
@@ -54,7 +54,7 @@ def test_a_prefix_is_the_prompt_and_every_token_before_the_position(experience):
     rollouts, policy = experience.rollouts, experience.simulator.policy
     rows, positions = torch.tensor([3, 0, 3]), torch.tensor([2, 0, 5])
     base = policy.model.base_model
-    prefixes = Prefixes.read(base, rollouts, torch.tensor([0, 3]))
+    prefixes = PrefixCache.read(base, rollouts, torch.tensor([0, 3]))
     ids, mask, cache = prefixes.before(rows, positions)
     for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
         prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]]

@@ -167,7 +167,9 @@ def test_prefixes_need_not_be_cached(run: Any) -> None:
     prompts, rollouts = whole(run, greedy=False)
     prefixes = PrefixCache.read(run.actor.model.base_model, rollouts, torch.arange(len(prompts)))
     assert len(prefixes.layers) == 2
-    bare = PrefixCache(prefixes.rows_R, prefixes.ids_RL, prefixes.mask_RL, prefixes.prompt_width, [])
+    bare = PrefixCache(
+        prefixes.rows_R, prefixes.ids_RL, prefixes.mask_RL, prefixes.prompt_width, []
+    )
     rows, positions = states(rollouts)
     for one, other in zip(
         prefixes.before(rows, positions)[:2], bare.before(rows, positions)[:2], strict=True

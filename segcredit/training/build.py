@@ -199,7 +199,7 @@ def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
                 temperature = config.rollouts.temperature
                 loaded = [source.load(task, sampler, temperature=temperature, seed=config.seed)]
     (policy,) = loaded
-    processes.align([*policy.parameters(), *policy.buffers()])
+    processes.broadcast([*policy.parameters(), *policy.buffers()])
     return policy
 
 
@@ -231,7 +231,7 @@ def _state(
     """Starts the estimator's state, the same on every process."""
     with forked(config.seed, "estimator"):
         state = estimator.start(policy)
-    processes.align([*state.parameters(), *state.buffers()])
+    processes.broadcast([*state.parameters(), *state.buffers()])
     return _trained(config, processes, state, config.train.value)
 
 

@@ -22,18 +22,18 @@ from segcredit import (
 )
 
 
-class TrunkCritic(nn.Module):
-    """A copy of the policy's network with a linear output that begins at 0."""
+class BackboneCritic(nn.Module):
+    """A copy of the policy's backbone with a linear output that begins at 0."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self.trunk = policy.trunk()
+        self.backbone = policy.trunk()
         self.output = _zero_output(policy.hidden_size)
 
     def forward(self, rollouts: RolloutBatch, scores: TokenScores | None) -> Tensor:
         """Returns (B,T) the value before each token."""
         # A view could be changed in place, which FSDP2 warns of.
-        return self.output(self.trunk(rollouts)).squeeze(-1).clone()
+        return self.output(self.backbone(rollouts)).squeeze(-1).clone()
 
 
 class HeadCritic(nn.Module):
@@ -70,8 +70,8 @@ class Critic(ValueEstimator):
     training cost, ``head`` adds next to nothing.
 
     Args:
-        network: ``trunk``, a copy of the policy's network, or ``head``, a small network on the
-            policy's detached hidden states.
+        network: ``trunk``, a copy of the policy's backbone (``backbone`` is another name of it),
+            or ``head``, a small network on the policy's detached hidden states.
         width: hidden units of ``head``.
         gamma, lam, clock: of the regression targets, see ``segcredit.lambda_returns``. Other
             than the advantage's, they decouple the two (VC-PPO, arXiv 2503.01491).
@@ -83,7 +83,7 @@ class Critic(ValueEstimator):
         PPO's reference code, Schulman et al. 2017, arXiv 1707.06347.
     """
 
-    network: Literal["trunk", "head"] = "trunk"
+    network: Literal["trunk", "backbone", "head"] = "trunk"
     width: int = 128
     gamma: float = 1.0
     lam: float = 1.0
@@ -93,7 +93,7 @@ class Critic(ValueEstimator):
 
     def start(self, policy: Policy) -> nn.Module:
         """Builds the network, its output 0."""
-        return TrunkCritic(policy) if self.network == "trunk" else HeadCritic(policy, self.width)
+        return HeadCritic(policy, self.width) if self.network == "head" else BackboneCritic(policy)
 
     def estimate(
         self,
@@ -103,7 +103,7 @@ class Critic(ValueEstimator):
         simulator: Simulator,
     ) -> Tensor:
         """Returns (B,S) the network's value at each anchor."""
-        # The trunk reads tokens; only the head needs the policy's states, a pass of its own.
+        # The backbone reads tokens; only the head needs the policy's states, a pass of its own.
         scores = simulator.score(rollouts) if self.network == "head" else None
         return self._values(state, rollouts, segmentation, scores)
 

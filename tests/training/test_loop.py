@@ -218,8 +218,8 @@ def test_equal_rewards_from_the_start_stop_the_run_after_patience(tmp_path):
 
 def test_empty_completions_stop_the_run(tmp_path, monkeypatch):
     def nothing(self, *args, **options):
-        ids, mask, cut = generate(self, *args, **options)
-        return ids, torch.zeros_like(mask), cut
+        made = generate(self, *args, **options)
+        return replace(made, mask=torch.zeros_like(made.mask))
 
     from segcredit.policy.causal_lm import CausalPolicy
 

@@ -256,7 +256,9 @@ def test_files_of_one_stem_are_two_and_one_that_exits_is_refused(tmp_path):
         load_code([str(tmp_path / "absent.py")])
 
 
-def test_the_command_line_never_calls_it_a_fault_of_segcredit(tmp_path, capsys):
+def test_the_command_line_never_calls_it_a_fault_of_segcredit(tmp_path, monkeypatch, capsys):
+    # The file registers for the whole process; no other test is to meet it.
+    monkeypatch.setattr(registry.tasks, "_local", dict(registry.tasks._local))
     file = tmp_path / "task.py"
     file.write_text(
         "from dataclasses import dataclass\nimport segcredit\n\n"

@@ -1,4 +1,4 @@
-"""How often the intervals of the audit's metrics hold the true metric, on the toy policy.
+"""Measures how often the intervals of the audit's metrics hold the true one, on the toy policy.
 
 python docs/audit_coverage.py      writes docs/audit_coverage.csv (about 2.5 CPU-minutes)
 
@@ -75,7 +75,7 @@ class Population:
 
     @property
     def prompts(self) -> np.ndarray:
-        """Of each row."""
+        """The number of each row's prompt, (rows,)."""
         return np.arange(len(self.rewards)) // self.each
 
 
@@ -130,7 +130,7 @@ def _gradients(policy: ToyPolicy, rollouts) -> np.ndarray:  # noqa: ANN001
 
 @dataclass(frozen=True)
 class Sample:
-    """What is audited: rows of the population with a truth of them."""
+    """Audited rows of the population, with a truth of them."""
 
     truth: Truth
     ids: np.ndarray
@@ -329,7 +329,7 @@ def exact_gradients(
 
 
 def exact_values(everything: Population, repeats: int = 6) -> tuple[dict, dict]:
-    """Of every metric its exact value, and what the noisy ones are with noise, on average."""
+    """Returns every metric's exact value, and those that noise biases as they are on average."""
     rows = np.arange(len(everything.rewards))
     options = {"weights": everything.shares}
     whole = sample(everything, rows, everything.prompts, generator=None, **options)

@@ -44,7 +44,7 @@ alone."""
 
 
 def introduction() -> str:
-    """What is compared with what."""
+    """Returns the page's first paragraphs: what is compared with what."""
     probabilities = toy().everything.logprobs.exp()
     return f"""Is the gradient that a combination of plug-ins follows, in expectation, the gradient
 of the expected reward? A toy policy over three symbols (a space, a newline, "a") and

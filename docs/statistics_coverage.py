@@ -1,4 +1,4 @@
-"""How often the intervals of segcredit.study.statistics cover what they should, by seeds.
+"""Measures how often intervals of segcredit.study.statistics cover what they should, by seeds.
 
 python docs/statistics_coverage.py      prints the table of docs/statistics.md (some minutes)
 

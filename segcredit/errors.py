@@ -123,8 +123,8 @@ def require_type(method: str, found: object, expected: type[object]) -> None:
     """Raises a ShapeError where a plug-in's method returned something of another type."""
     if not isinstance(found, expected):
         raise ShapeError(
-            f"{method} returned {'nothing' if found is None else f'a {type(found).__name__}'};"
-            f" expected a {expected.__name__}. Usually a return statement was forgotten, or"
+            f"{method} returned {'nothing' if found is None else type(found).__name__};"
+            f" expected {expected.__name__}. Usually a return statement was forgotten, or"
             " returns another thing."
         )
 

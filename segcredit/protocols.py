@@ -20,7 +20,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from segcredit.errors import PluginError, PolicyError, ShapeError, TaskError, require_type
+from segcredit.errors import (
+    PluginError,
+    PolicyError,
+    ShapeError,
+    TaskError,
+    blame,
+    require_type,
+)
 from segcredit.segmentation import Anchor, Segmentation
 from segcredit.types import (
     Continuations,
@@ -90,6 +97,24 @@ def checked_offsets(plugin: object, offsets: object, text: str) -> Sequence[int]
             " count characters rather than bytes."
         )
     return known
+
+
+def checked_segments(segmenter: Segmenter, name: str, rollouts: RolloutBatch) -> Segmentation:
+    """Cuts rollouts into segments, once these are known to cover the action tokens.
+
+    Args:
+        segmenter: is asked.
+        name: of the segmenter, in messages.
+        rollouts: are cut.
+
+    Raises:
+        PluginError: the segmenter raised, or returned segments of something else; names it.
+    """
+    with blame("segmenter", name, segmenter):
+        segmentation = segmenter.segment(rollouts)
+        require_type("segment", segmentation, Segmentation)
+        segmentation.require_covers(rollouts.action_mask)
+    return segmentation
 
 
 def missing_members(plugin: object, protocol: type) -> list[str]:
@@ -230,7 +255,7 @@ class Verdict:
     has none; None where the task does not tell."""
 
 
-def checked_prompts(method: str, found: object, count: int = 0) -> Sequence[Prompt]:
+def checked_prompts(method: str, found: object, count: int) -> Sequence[Prompt]:
     """Returns what a task's method gave, once it is known to be prompts, at least ``count``.
 
     Raises:
@@ -427,7 +452,7 @@ class SupportsResume(Protocol):
 
 @runtime_checkable
 class SupportsAlternatives(Protocol):
-    """The capability to draw other tokens than a completion's own; needed by the audit's lift."""
+    """The capability to draw other tokens than a completion's own; needed by the audit's truth."""
 
     @abstractmethod
     def alternatives(

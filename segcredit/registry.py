@@ -13,6 +13,8 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import sys
+import traceback
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -95,6 +97,10 @@ class Registry(Generic[T]):
                 " choose another one."
             )
         self._local[name] = plugin
+
+    def local(self) -> list[type[T]]:
+        """Returns the classes that were registered in this session."""
+        return list(self._local.values())
 
     def find(self, name: str) -> type[T]:
         """Returns the class registered under a name.
@@ -337,6 +343,26 @@ def _source(plugin: type) -> bytes:
         return path.read_bytes()
     parts = sorted(part for part in path.parent.iterdir() if part.is_file())
     return b"".join(part.name.encode() + part.read_bytes() for part in parts)
+
+
+def plugin_fault(error: BaseException) -> str | None:
+    """Returns the sentence for an error that came through a plug-in's code; None for any other.
+
+    The last resort, for what was raised where no plug-in was named: in a policy of one's own, say.
+    """
+    local = {found.__module__ for plugins in ALL.values() for found in plugins.local()}
+    # What the package brings is its own fault.
+    modules = {m for m in local | _registered_modules() if not m.startswith("segcredit.")}
+    files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
+    lines = [at for at in traceback.extract_tb(error.__traceback__) if at.filename in files]
+    if not lines:
+        return None
+    at = lines[-1]
+    return (
+        f"the plug-in file {at.filename}, line {at.lineno}, in {at.name}, raised"
+        f" {type(error).__name__}: {error}. Mend it there; segcredit.testing's checks find more of"
+        " such cases, and SEGCREDIT_TRACEBACK=1 shows where it was asked."
+    )
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -116,7 +116,7 @@ FAULTS = [
     (
         "segmenters",
         {"segment": gives([[0, 1]])},
-        "returned a list; expected a Segmentation",
+        "returned list; expected Segmentation",
     ),
     (
         "segmenters",
@@ -133,7 +133,7 @@ FAULTS = [
         {"estimate": gives(torch.zeros(2))},
         r"estimate returned shape \(2,\);",
     ),
-    ("estimators", {"targets": gives(1.0)}, "targets returned a float; expected a Tensor"),
+    ("estimators", {"targets": gives(1.0)}, "targets returned float; expected Tensor"),
     ("estimators", {"targets": gives(torch.zeros(3, 1))}, r"targets returned shape \(3, 1\)"),
     ("estimators", {"update": raises}, "estimator 'mine'.*raised KeyError"),
     ("advantages", {"__call__": raises}, "advantage 'mine'.*raised KeyError"),
@@ -145,11 +145,12 @@ FAULTS = [
     ("tasks", {"prompts": raises}, "task 'mine'.*raised KeyError"),
     ("tasks", {"prompts": gives(None)}, "task 'mine'.*stream returned nothing"),
     ("tasks", {"prompts": gives(["1+1="])}, "returned a str among its prompts"),
+    ("tasks", {"prompts": lambda *_: [PROMPT]}, "returned 1 prompts; expected at least 4"),
     ("tasks", {"evaluation": raises}, "task 'mine'.*raised KeyError"),
     ("tasks", {"evaluation": gives(None)}, "evaluation returned nothing"),
-    ("tasks", {"stream": gives(3)}, "stream returned a int; expected a PromptStream"),
+    ("tasks", {"stream": gives(3)}, "stream returned int; expected PromptStream"),
     ("tasks", {"verify": raises}, "verifier of task .*raised KeyError"),
-    ("tasks", {"verify": gives(1.0)}, "verify returned a float; expected a Verdict"),
+    ("tasks", {"verify": gives(1.0)}, "verify returned float; expected Verdict"),
     ("tasks", {"alphabet": raises}, "policy 'tiny'.*raised KeyError"),
     ("policies", {"load": raises}, "policy 'mine'.*raised KeyError"),
     ("policies", {"load": gives(None)}, "policy 'mine'.*load returned nothing"),
@@ -273,4 +274,27 @@ def test_the_command_line_never_calls_it_a_fault_of_segcredit(tmp_path, monkeypa
     assert "task 'unverified'" in said
     assert "lacks verify" in said
     assert "task.py" in said
+    assert "fault of segcredit" not in said
+
+
+def test_a_policy_of_ones_own_that_raises_is_named_by_its_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry.policies, "_local", dict(registry.policies._local))
+    file = tmp_path / "torn.py"
+    file.write_text(
+        "import segcredit\nfrom segcredit.policy.tiny.tiny_lm import Tiny\n\n"
+        '@segcredit.register.policy("torn")\n'
+        "class Torn(segcredit.PolicySource):\n"
+        "    def load(self, task, sampler, *, temperature, seed):\n"
+        "        policy = Tiny(steps=2).load(task, sampler, temperature=temperature, seed=seed)\n"
+        "        policy.decode = self.decode\n"
+        "        return policy\n"
+        "    def decode(self, ids, mask):\n"
+        "        return {}['text']\n"
+    )
+    small = [key for key in SMALL if not key.startswith("policy.")]
+    run = ["--code", str(file), "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main(["train", "grpo", *small, "policy=torn", *run])
+    said = capsys.readouterr().err
+    assert f"the plug-in file {file}, line 11, in decode, raised KeyError" in said
     assert "fault of segcredit" not in said

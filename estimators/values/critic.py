@@ -94,11 +94,16 @@ class Critic(ValueEstimator):
     anchor: Anchor = "start"
     value_clip: float | None = None
 
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The capability to copy the backbone, unless the critic is a head."""
+        return () if self.network == "head" else (SupportsBackbone,)
+
     def start(self, policy: Policy) -> nn.Module:
         """Builds the network, its output 0."""
         if self.network == "head":
             return HeadCritic(policy, self.width)
-        return BackboneCritic(capability(policy, SupportsBackbone, "a critic's backbone"))
+        return BackboneCritic(capability(policy, SupportsBackbone, "a critic"))
 
     def estimate(
         self,

@@ -468,12 +468,17 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise
+        from segcredit.registry import plugin_fault
         from segcredit.training.out_of_memory import memory_advice
 
-        text = memory_advice(error) or (
-            f"unexpected {type(error).__name__}: {error}. This is a fault of segcredit, of a"
-            " plug-in or of a library, rather than of your input. SEGCREDIT_TRACEBACK=1 shows"
-            " where; a run's status.json holds it too."
+        text = (
+            memory_advice(error)
+            or plugin_fault(error)
+            or (
+                f"unexpected {type(error).__name__}: {error}. This is a fault of segcredit or"
+                " of a library, rather than of your input. SEGCREDIT_TRACEBACK=1 shows"
+                " where; a run's status.json holds it too."
+            )
         )
         Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
         sys.exit(1)

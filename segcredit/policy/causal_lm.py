@@ -389,7 +389,8 @@ class CausalPolicy(_Deterministic):
 
     def sync(self) -> None:
         """Tells the sampler that the model's weights have changed."""
-        self.sampler.sync(self.model)
+        with blame("sampler", type(self.sampler).__name__, self.sampler):
+            self.sampler.sync(self.model)
 
     def _distributions(
         self, hidden_NH: Tensor, ids_N: Tensor

@@ -140,7 +140,7 @@ def assemble(config: RunConfig, processes: Processes, task: Task, policy: nn.Mod
         reference = reference.to(processes.device)
         _shard(config, processes, reference, _USES)
     with blame("task", config.task["name"], task):
-        held_out = checked_prompts("evaluation", task.evaluation(config.evaluate.prompts))
+        held_out = checked_prompts("evaluation", task.evaluation(config.evaluate.prompts), 0)
         names = ("prompts", "further prompts")
         streams = [task.stream(derived_seed(config.seed, name)) for name in names]
         require_type("stream", streams[0], PromptStream)
@@ -278,7 +278,7 @@ def _pool(task: Task, config: RunConfig) -> tuple[Prompt, ...]:
         return ()
     with blame("task", config.task["name"], task):
         drawn = task.prompts(sizes.prompt_pool, stream(config.seed, "pool"))
-        checked_prompts("prompts", drawn)
+        checked_prompts("prompts", drawn, 0)
     pool = tuple({prompt.key: prompt for prompt in drawn}.values())
     if len(pool) < sizes.prompts:
         raise ConfigError(

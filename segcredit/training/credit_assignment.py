@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from segcredit.config import LossConfig
-from segcredit.errors import blame, require_type
+from segcredit.errors import blame
 from segcredit.objective import loss_masks, returns
-from segcredit.protocols import Prompt, Segmenter
+from segcredit.protocols import Prompt, checked_segments
 from segcredit.rng import stream
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run
@@ -128,11 +128,11 @@ def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
 def _segmentations(run: Run, rollouts: RolloutBatch) -> tuple[Segmentation, Segmentation]:
     """Cuts the rollouts into segments of credit, and into those of the importance ratio."""
     config = run.config
-    segmentation = _segment(run.method.segmenter, config.segmenter["name"], rollouts)
+    segmentation = checked_segments(run.method.segmenter, config.segmenter["name"], rollouts)
     if run.method.ratio_segmenter is None or config.loss.ratio_segmenter is None:
         return segmentation, segmentation
     name = config.loss.ratio_segmenter["name"]
-    return segmentation, _segment(run.method.ratio_segmenter, name, rollouts)
+    return segmentation, checked_segments(run.method.ratio_segmenter, name, rollouts)
 
 
 def _values(
@@ -182,19 +182,6 @@ def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
         chosen_BT = rollouts.action_mask
     weights_BT = every_BT * chosen_BT
     return weights_BT, every_BT if loss.count == "all" else weights_BT
-
-
-def _segment(segmenter: Segmenter, name: str, rollouts: RolloutBatch) -> Segmentation:
-    """Cuts rollouts into segments, and checks that these cover the action tokens.
-
-    Raises:
-        PluginError: they do not, or the segmenter raised; names it.
-    """
-    with blame("segmenter", name, segmenter):
-        segmentation = segmenter.segment(rollouts)
-        require_type("segment", segmentation, Segmentation)
-        segmentation.require_covers(rollouts.action_mask)
-    return segmentation
 
 
 def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor | None:

@@ -292,7 +292,7 @@ def test_a_capability_is_missed_when_the_run_is_built_and_by_whom_it_is_needed(m
     for preset, said in (
         ("vineppo", "estimator 'monte_carlo' needs a policy .*SupportsResume, and Plain lacks"),
         ("spo_tree", "layout='tree' needs a policy with the methods of segcredit.SupportsResume"),
-        ("ppo", "a critic's backbone needs a policy .*SupportsBackbone, and Plain lacks backbone"),
+        ("ppo", "estimator 'critic' needs a policy .*SupportsBackbone, and Plain lacks backbone"),
     ):
         with pytest.raises(PolicyError, match=said):
             build(load_config(preset, [*small, "rollouts.completions=8"]))

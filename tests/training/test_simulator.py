@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segcredit import load_config
-from segcredit.errors import PluginError
+from segcredit.errors import ShapeError
 from segcredit.policy.prefix_cache import PrefixCache
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
@@ -79,7 +79,7 @@ def test_a_prefix_is_the_prompt_and_every_token_before_the_position(batch):
 
 
 def test_a_foreign_prompt_is_refused(batch):
-    with pytest.raises(PluginError, match="not among the 4 prompts of this step"):
+    with pytest.raises(ShapeError, match="not among the 4 prompts of this step"):
         batch.simulator.sample(["1+1"], 1)
 
 

@@ -64,7 +64,7 @@ def plan_truth(
         )
     task = registry.tasks.from_table(config.task)
     with blame("task", config.task["name"], task):
-        found = list(checked_prompts("evaluation", task.evaluation(prompts)))
+        found = list(checked_prompts("evaluation", task.evaluation(prompts), 0))
     if len(found) < prompts:
         raise StudyError(
             f"the task {config.task['name']!r} has {len(found)} evaluation prompts; expected the"

@@ -159,7 +159,8 @@ def _prompts(run: Run, source: PromptStream, generator: torch.Generator) -> Sequ
     sizes = run.config.rollouts
     if sizes.prompt_choice == "uniform":
         with blame("task", run.config.task["name"], run.task):
-            return checked_prompts("its stream", source.take(sizes.prompts, generator))
+            drawn = source.take(sizes.prompts, generator)
+            return checked_prompts("its stream", drawn, sizes.prompts)
     keys = [prompt.key for prompt in run.pool]
     estimator = run.method.estimator
     with blame("estimator", run.config.estimator["name"], estimator):

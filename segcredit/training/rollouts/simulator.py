@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from segcredit.errors import PluginError
+from segcredit.errors import ShapeError
 from segcredit.protocols import Policy, Prompt, Simulator, Task
 from segcredit.training.distributed.all_gather import join_rows
 from segcredit.training.distributed.processes import CPU, Processes
@@ -48,7 +48,8 @@ class PolicySimulator(Simulator):
         """Samples and verifies ``count`` completions of each prompt, in the order of the keys.
 
         Raises:
-            TaskError: a key is not of this step, or the verifier raised.
+            ShapeError: a key is not of this step.
+            TaskError: the verifier raised.
         """
         prompts = [self._prompt(key) for key in prompt_keys for _ in range(count)]
         completions = complete(
@@ -83,7 +84,7 @@ class PolicySimulator(Simulator):
             (N, count) rewards of the whole completions, and whether each was truncated.
 
         Raises:
-            PluginError: a prompt is not of this step.
+            ShapeError: a prompt is not of this step.
             TaskError: the verifier raised.
         """
         rows_M, positions_M = rows_N.repeat_interleave(count), positions_N.repeat_interleave(count)
@@ -111,7 +112,7 @@ class PolicySimulator(Simulator):
 
     def _prompt(self, key: str) -> Prompt:
         if key not in self.prompts:
-            raise PluginError(
+            raise ShapeError(
                 f"prompt {key!r} is not among the {len(self.prompts)} prompts of this step. An"
                 " estimator may ask only for prompts whose keys it was given."
             )
@@ -140,7 +141,8 @@ class SharedSimulator(Simulator):
         """Samples and verifies ``count`` completions of each prompt, in the order of the keys.
 
         Raises:
-            TaskError: a key is not of this step, or the verifier raised.
+            ShapeError: a key is not of this step.
+            TaskError: the verifier raised.
             TrainingError: another process failed; gives its sentence.
         """
         found: list[RolloutBatch] = []
@@ -165,19 +167,10 @@ class SharedSimulator(Simulator):
     ) -> Continuations:
         """Continues from the prompt and every token before each position, holes included.
 
-        Args:
-            rollouts: the same on all processes, as are the states.
-            rows_N: (N,) the row of each state.
-            positions_N: (N,) the token of it that is drawn anew first.
-            count: continuations of each state.
-            params: how they are sampled; None = the run's own.
-
-        Returns:
-            (N, count) rewards of the whole completions, and whether each was truncated.
+        Rollouts and states are the same on all processes; arguments, result and errors as of
+        ``PolicySimulator.resume``.
 
         Raises:
-            PluginError: a prompt is not of this step.
-            TaskError: the verifier raised.
             TrainingError: another process failed; gives its sentence.
         """
         here = self._share_of(rows_N)

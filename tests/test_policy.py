@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from segcredit.errors import PolicyError, TaskError
-from segcredit.policy.causal_lm import CausalPolicy, Trunk
+from segcredit.policy.causal_lm import Backbone, CausalPolicy
 from segcredit.policy.checkpoints.pretrained import Pretrained
 from segcredit.policy.samplers.generate import Generate, generation_config, seeded
 from segcredit.policy.tiny import tiny_lm as tiny_module
@@ -334,7 +334,7 @@ def test_trunk_is_a_copy_with_the_same_states(policy: Any) -> None:
 
 
 def test_policies_stay_in_evaluation_mode_and_can_be_copied(policy: Any) -> None:
-    assert isinstance(policy.trunk(), Trunk)
+    assert isinstance(policy.trunk(), Backbone)
     assert not any(module.training for module in policy.train().modules())
     assert not any(module.training for module in policy.trunk().train().modules())
     rollouts = _sampled(policy)

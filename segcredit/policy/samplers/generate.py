@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from segcredit.protocols import Sampler
-from segcredit.types import SamplingParams
+from segcredit.types import SampledTokens, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Generate(Sampler):
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
-    ) -> Int[Tensor, "B T"]:
-        """Samples a completion for each row: ids as long as the longest, padded after its end.
+    ) -> SampledTokens:
+        """Samples a completion for each row, as long as the longest, padded after its end.
 
         Args:
             model: a causal model of transformers.
@@ -61,7 +61,7 @@ class Generate(Sampler):
                 **({} if cache is None else {cache_name(model): cache}),
                 **(inputs or {}),
             )
-        return ids_BL[:, prompt_ids.shape[1] :]
+        return SampledTokens(ids_BL[:, prompt_ids.shape[1] :])
 
 
 def cache_name(model: nn.Module) -> str:

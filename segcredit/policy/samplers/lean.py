@@ -21,7 +21,7 @@ from segcredit.policy.samplers.generate import cache_name
 from segcredit.policy.samplers.kv_cache import filled, keep_rows, roomy_cache
 from segcredit.policy.samplers.llama_decoding import LlamaSteps, is_small_llama
 from segcredit.protocols import Sampler
-from segcredit.types import SamplingParams
+from segcredit.types import SampledTokens, SamplingParams
 
 KEPT = 0.75
 """Share of rows that go on, at or below which the ended ones are taken out.
@@ -56,8 +56,8 @@ class Lean(Sampler):
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
-    ) -> Int[Tensor, "B T"]:
-        """Samples a completion for each row: ids as long as the longest.
+    ) -> SampledTokens:
+        """Samples a completion for each row, as long as the longest.
 
         After an end token stands ``pad_id``, or what was drawn before the row left the batch.
 
@@ -76,7 +76,7 @@ class Lean(Sampler):
         """
         drawn_BT = prompt_ids.new_full((len(prompt_ids), params.max_new_tokens), pad_id)
         if not drawn_BT.numel():
-            return drawn_BT
+            return SampledTokens(drawn_BT)
         # An empty list would make a tensor of floats.
         ends = prompt_ids.new_tensor(list(params.stop_ids), dtype=torch.long)
         suppressed = prompt_ids.new_tensor(list(params.suppressed_ids), dtype=torch.long)
@@ -86,7 +86,7 @@ class Lean(Sampler):
                 model, prompt_ids, prompt_mask, params.max_new_tokens, cache, inputs or {}
             )
             columns = _fill(drawn_BT, steps, logits_NV, draw, ends)
-        return drawn_BT[:, :columns]
+        return SampledTokens(drawn_BT[:, :columns])
 
 
 @runtime_checkable

@@ -6,12 +6,12 @@ Letters as in ``segcredit.types``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from segcredit.errors import TaskError
+from segcredit.errors import PluginError
 from segcredit.protocols import Policy, Prompt, Simulator, Task
 from segcredit.training.distributed.all_gather import join_rows
 from segcredit.training.distributed.processes import CPU, Processes
@@ -27,7 +27,8 @@ class PolicySimulator(Simulator):
         policy: the current policy.
         task: whose verifier judges.
         prompts: the prompts that may be asked for, by key.
-        max_new_tokens: limit of a completion, prefix included.
+        params: how completions are sampled where the asker does not say; the limit includes what
+            stands before a position.
         micro_tokens: most tokens in one scoring pass.
         generator: where the draws come from.
     """
@@ -35,14 +36,14 @@ class PolicySimulator(Simulator):
     policy: Policy
     task: Task
     prompts: Mapping[str, Prompt]
-    max_new_tokens: int
+    params: SamplingParams
     micro_tokens: int
     generator: torch.Generator
     tokens: int = 0
     """Tokens sampled so far for whoever asked."""
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """Samples and verifies ``count`` completions of each prompt, in the order of the keys.
 
@@ -54,7 +55,7 @@ class PolicySimulator(Simulator):
             self.policy,
             self.task,
             prompts,
-            params=SamplingParams(max_new_tokens=self.max_new_tokens, greedy=greedy),
+            params=params or self.params,
             generator=self.generator,
         )
         self.tokens += int(completions.mask.sum())
@@ -67,7 +68,7 @@ class PolicySimulator(Simulator):
         positions_N: Tensor,
         count: int,
         *,
-        greedy: bool = False,
+        params: SamplingParams | None = None,
     ) -> Continuations:
         """Continues from the prompt and every token before each position, holes included.
 
@@ -76,13 +77,14 @@ class PolicySimulator(Simulator):
             rows_N: (N,) the row of each state.
             positions_N: (N,) the token of it that is drawn anew first.
             count: continuations of each state.
-            greedy: takes the likeliest tokens instead of drawing.
+            params: how they are sampled; None = the run's own.
 
         Returns:
             (N, count) rewards of the whole completions, and whether each was truncated.
 
         Raises:
-            TaskError: a prompt is not of this step, or the verifier raised.
+            PluginError: a prompt is not of this step.
+            TaskError: the verifier raised.
         """
         rows_M, positions_M = rows_N.repeat_interleave(count), positions_N.repeat_interleave(count)
         resumed, tokens = resume(
@@ -92,7 +94,7 @@ class PolicySimulator(Simulator):
             rollouts,
             rows_M,
             positions_M,
-            params=SamplingParams(max_new_tokens=self.max_new_tokens, greedy=greedy),
+            params=params or self.params,
             micro_tokens=self.micro_tokens,
             generator=self.generator,
         )
@@ -109,7 +111,7 @@ class PolicySimulator(Simulator):
 
     def _prompt(self, key: str) -> Prompt:
         if key not in self.prompts:
-            raise TaskError(
+            raise PluginError(
                 f"prompt {key!r} is not among the {len(self.prompts)} prompts of this step. An"
                 " estimator may ask only for prompts whose keys it was given."
             )
@@ -127,9 +129,13 @@ class SharedSimulator(Simulator):
 
     own: PolicySimulator
     processes: Processes
+    params: SamplingParams = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", self.own.params)
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """Samples and verifies ``count`` completions of each prompt, in the order of the keys.
 
@@ -140,7 +146,7 @@ class SharedSimulator(Simulator):
         found: list[RolloutBatch] = []
         with self.processes.error_barrier():
             if share := self.processes.share(prompt_keys):
-                found = [self.own.sample(share, count, greedy=greedy)]
+                found = [self.own.sample(share, count, params=params)]
         if self.processes.count == 1:
             return found[0]
         # A process without a share has nothing to send, and still takes part in gathering.
@@ -155,7 +161,7 @@ class SharedSimulator(Simulator):
         positions_N: Tensor,
         count: int,
         *,
-        greedy: bool = False,
+        params: SamplingParams | None = None,
     ) -> Continuations:
         """Continues from the prompt and every token before each position, holes included.
 
@@ -164,18 +170,19 @@ class SharedSimulator(Simulator):
             rows_N: (N,) the row of each state.
             positions_N: (N,) the token of it that is drawn anew first.
             count: continuations of each state.
-            greedy: takes the likeliest tokens instead of drawing.
+            params: how they are sampled; None = the run's own.
 
         Returns:
             (N, count) rewards of the whole completions, and whether each was truncated.
 
         Raises:
-            TaskError: a prompt is not of this step, or the verifier raised.
+            PluginError: a prompt is not of this step.
+            TaskError: the verifier raised.
             TrainingError: another process failed; gives its sentence.
         """
         here = self._share_of(rows_N)
         with self.processes.error_barrier():
-            found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, greedy=greedy)
+            found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, params=params)
         tokens = self.processes.gather(found.tokens)
         return Continuations(
             rewards=self.processes.all_gather(found.rewards),

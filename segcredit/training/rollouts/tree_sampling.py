@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from segcredit.errors import blame
+from segcredit.errors import blame, require_type
 from segcredit.protocols import Policy, Prompt, Segmenter, Task
+from segcredit.segmentation import Segmentation
 from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, join, resume
 from segcredit.types import SamplingParams
 
@@ -62,8 +63,10 @@ def grow(
             continue
         # Scored anew at each level: segmenters may read log-probs and entropies of all rows.
         rollouts = as_rollouts(leaves, policy, micro_tokens=micro_tokens)
-        with blame("segmenter", type(segmenter).__name__):
+        with blame("segmenter", type(segmenter).__name__, segmenter):
             segmentation = segmenter.segment(rollouts)
+            require_type("segment", segmentation, Segmentation)
+            segmentation.require_covers(rollouts.action_mask)
         # A row whose level-th segment is its last one ends there: it has no node to branch at.
         rows_N = (segmentation.counts > level).nonzero()[:, 0]
         if not len(rows_N):

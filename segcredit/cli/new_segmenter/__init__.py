@@ -1,4 +1,4 @@
-"""A package with one segmenter in it, to begin from: it installs, and its test passes."""
+"""A new package with one segmenter in it, to begin from: it installs, and its test passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FILES = {
 
 
 def write_package(name: str, folder: Path | None = None) -> Path:
-    """Write the package of a new segmenter.
+    """Writes the package of a new segmenter.
 
     Args:
         name: what it will be registered as.
@@ -81,12 +81,12 @@ def _class_name(name: str) -> str:
 
 
 def _write(target: Path, words: dict[str, str]) -> None:
-    """Every file beside the target first, so that it appears whole or not at all."""
+    """Writes every file beside the target first, so that it appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         scratch.chmod(0o755)  # mkdtemp's is closed to others
-        templates = resources.files("segcredit").joinpath("testing", "new_segmenter", "templates")
+        templates = resources.files("segcredit").joinpath("cli", "new_segmenter", "templates")
         for template, path in _FILES.items():
             text = templates.joinpath(f"{template}.template").read_text(encoding="utf-8")
             file = scratch / Template(path).substitute(words)

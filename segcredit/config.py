@@ -234,7 +234,7 @@ class EvaluateConfig(_Section):
     every: int = Field(ge=1)
     prompts: int = Field(ge=1)
     completions: int = Field(ge=1)
-    """Sampled completions of each prompt; with more than one there are pass@k and a vote."""
+    """Sampled completions of each prompt; with more than one there are pass@k and maj@k."""
 
 
 def _as_list(value: object) -> object:

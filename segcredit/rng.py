@@ -41,7 +41,7 @@ def python_random(generator: torch.Generator) -> random.Random:
 
 
 def derived_seed(seed: int, name: str, step: int = 0) -> int:
-    """Returns a seed of its own for one purpose, for what keeps streams of its own."""
+    """Returns a seed of its own for one purpose, for what keeps generators of its own."""
     digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

@@ -1,4 +1,4 @@
-"""Advantages in units of the spread of returns."""
+"""Advantages in units of the standard deviation of returns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from segcredit import AdvantageScheme, SegmentValues, group_size, group_std
 class GroupScaled(AdvantageScheme):
     """A / (s + eps), with s² = max(variance of the returns, variance_floor).
 
-    Assumption: returns of different prompts are comparable only in units of their spread; prompts
+    Assumption: returns of different prompts are comparable only in units of their std; prompts
     that are almost always or almost never solved then count for more. Degenerate case: a group
     whose returns are all equal has advantages of 0 under a group baseline, and stays at 0. One
-    row alone has no spread, and s is 1. Cost: none.
+    row alone has no std, and s is 1. Cost: none.
 
     Args:
         inner: the scheme that is scaled.
@@ -52,6 +52,6 @@ class GroupScaled(AdvantageScheme):
         """Returns (B,S) scaled advantages."""
         returns_B = values.rewards.sum(1)
         pool_B = values.group if self.over == "group" else torch.zeros_like(values.group)
-        spread_B = group_std(returns_B, pool_B, ddof=self.ddof).clamp(min=self.variance_floor**0.5)
-        spread_B = spread_B.masked_fill(group_size(pool_B) == 1, 1)
-        return self.inner(values) / (spread_B + self.eps)[:, None]
+        std_B = group_std(returns_B, pool_B, ddof=self.ddof).clamp(min=self.variance_floor**0.5)
+        std_B = std_B.masked_fill(group_size(pool_B) == 1, 1)
+        return self.inner(values) / (std_B + self.eps)[:, None]

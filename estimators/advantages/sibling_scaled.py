@@ -1,4 +1,4 @@
-"""Advantages in units of the spread among a state's children."""
+"""Advantages in units of the standard deviation among a state's children."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SiblingScaled(AdvantageScheme):
     one child, or children whose q do not differ, there is no unit to measure in and A is left as
     it is. With ``tree`` and ``td`` it is 0 there (but for rounding, which dividing by eps would
     blow up to 1 in float32). Independent rollouts share their prompt alone: the first segment is
-    scaled by the group's spread, and no other. Cost: one sort of the batch's segments.
+    scaled by the group's std, and no other. Cost: one sort of the batch's segments.
 
     Args:
         inner: the scheme that is scaled.
@@ -52,18 +52,18 @@ class SiblingScaled(AdvantageScheme):
         # One number a child, the mean over its rows, and with it the state that it is a child of.
         q_C = torch.zeros_like(edges_C, dtype=q_N.dtype).index_add(0, child_N, q_N)
         q_C = q_C / torch.bincount(child_N, minlength=len(edges_C))
-        spread_C = self._spread(q_C, edges_C // values.mask.numel())
+        std_C = self._std(q_C, edges_C // values.mask.numel())
         divisors_BS = torch.ones_like(advantages_BS)
-        divisors_BS[mask_BS] = spread_C[child_N].to(advantages_BS.dtype)
+        divisors_BS[mask_BS] = std_C[child_N].to(advantages_BS.dtype)
         return advantages_BS / divisors_BS
 
-    def _spread(self, q_C: Tensor, states_C: Tensor) -> Tensor:
+    def _std(self, q_C: Tensor, states_C: Tensor) -> Tensor:
         """Returns (C,) the divisor of each child's advantage."""
-        spread_C = group_std(q_C, states_C, ddof=self.ddof)
+        std_C = group_std(q_C, states_C, ddof=self.ddof)
         # The same value summed in another order differs in its last digits.
         rounding_C = 100 * torch.finfo(q_C.dtype).eps * group_mean(q_C.abs(), states_C)
-        # A single child's spread is 0 or NaN, and neither is above anything.
-        return torch.where(spread_C > rounding_C, spread_C + self.eps, 1.0)
+        # A single child's std is 0 or NaN, and neither is above anything.
+        return torch.where(std_C > rounding_C, std_C + self.eps, 1.0)
 
 
 def _edges(values: SegmentValues) -> Tensor:

@@ -169,7 +169,7 @@ def explained_variance(
 
     The loop's targets are realised returns, not bootstrapped ones, which the values explain in
     part by construction.
-    Computed over the whole batch: the mean of minibatches' figures is another, wrong number.
+    Computed over the whole batch: the mean over minibatches is another, wrong number.
     """
     weight_BS = values.mask.to(targets_BS.dtype)
     residual = _variance(targets_BS - values.values, weight_BS)

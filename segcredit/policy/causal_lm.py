@@ -49,7 +49,7 @@ class _Deterministic(nn.Module):
     """
 
     def train(self: M, mode: bool = True) -> M:
-        """Evaluation mode, whatever the argument."""
+        """Sets evaluation mode, whatever the argument."""
         return super().train(False)
 
 
@@ -63,7 +63,7 @@ class Backbone(_Deterministic):
         self.train()
 
     def forward(self, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
-        """The state that each action token was drawn from; zeros on other tokens."""
+        """Computes the state that each action token was drawn from; zeros on other tokens."""
         return token_states(self.base, rollouts, self.inputs)
 
 
@@ -126,7 +126,7 @@ class CausalPolicy(_Deterministic):
         _require_plain_logits(model, self.end_ids[0])
 
     def forward(self, rollouts: RolloutBatch) -> TokenScores:
-        """Score the completions: log-probs, entropies (nats) and states, zeros on masked tokens.
+        """Scores the completions: log-probs, entropies (nats) and states, zeros on masked tokens.
 
         Trailing columns without action tokens and leading columns without prompts cost nothing.
         """
@@ -141,7 +141,7 @@ class CausalPolicy(_Deterministic):
         )
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
-        """Token ids of texts, left-padded, and their mask, on the model's device.
+        """Encodes texts as token ids, left-padded, with their mask, on the model's device.
 
         What the tokenizer puts around a text, such as a begin token, is put here.
 
@@ -155,7 +155,7 @@ class CausalPolicy(_Deterministic):
     def encode_prompts(
         self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
-        """Token ids of prompts, left-padded, their mask, and what else the model reads of each.
+        """Encodes prompts: left-padded ids, their mask, and what else the model reads of each.
 
         Args:
             prompts: a prompt may come more than once.
@@ -184,7 +184,7 @@ class CausalPolicy(_Deterministic):
         return *self._padded([extra[IDS][0].tolist() for extra in extras], texts), extras
 
     def _ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of each prompt: of its text, or of its chat; each is read once."""
+        """Encodes each prompt's text, or its chat, as token ids; each different one once."""
         different = {id(prompt): prompt for prompt in prompts}
         plain = [prompt for prompt in different.values() if prompt.chat is None]
         tokenizer = cast(Any, self.tokenizer)
@@ -195,7 +195,7 @@ class CausalPolicy(_Deterministic):
         return [read[id(prompt)] for prompt in prompts]
 
     def _padded(self, rows: Sequence[list[int]], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids of texts with padding on their left, and their mask."""
+        """Pads ids of texts on their left; returns them with their mask."""
         if not all(rows):
             empty = texts[[len(row) for row in rows].index(0)]
             raise PolicyError(
@@ -212,7 +212,7 @@ class CausalPolicy(_Deterministic):
     def decode(
         self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
-        """Texts of the masked tokens, special ones removed, and the characters of each token.
+        """Decodes the masked tokens to texts, without special ones, with each one's characters.
 
         Tokens outside the mask are zero-width: they are not in the text.
         """
@@ -321,7 +321,7 @@ class CausalPolicy(_Deterministic):
         micro_tokens: int,
         generator: torch.Generator,
     ) -> Int[Tensor, "N"]:
-        """Tokens drawn in the place of those that are there, ``counts_BT`` of each."""
+        """Draws tokens in the place of those that are there, ``counts_BT`` of each."""
         drawn: list[Tensor] = [rollouts.completion_ids.new_empty(0)]
         # Whole rows in their order, few enough that their distributions can be held at once.
         width = rollouts.prompt_ids.shape[1] + rollouts.completion_ids.shape[1]
@@ -339,7 +339,7 @@ class CausalPolicy(_Deterministic):
         return torch.cat(drawn)
 
     def _shares(self, hidden_NH: Tensor) -> Tensor:
-        """(N,V) the distributions sampled from."""
+        """Computes (N,V) probabilities of the distributions sampled from."""
         output = _output_layer(self.model)
         logits_NV = output(hidden_NH.to(output.weight.dtype)).float() / self.temperature
         suppressed = _index(list(self.suppressed_ids), logits_NV)
@@ -395,7 +395,7 @@ class CausalPolicy(_Deterministic):
     def _distributions(
         self, hidden_NH: Tensor, ids_N: Tensor
     ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-        """Log-probs of the ids and entropies, in nats, of the distributions sampled from."""
+        """Computes log-probs of ids, and entropies, in nats, of the distributions sampled from."""
         logprobs_N, entropies_N = token_distributions(
             _output_layer(self.model),
             hidden_NH,
@@ -421,31 +421,31 @@ def _checked_ids(drawn: SampledTokens, rows: int, most: int) -> Int[Tensor, "B T
 
 
 def _draws(shares_MV: Tensor, counts_M: Tensor, generator: torch.Generator) -> Int[Tensor, "N"]:
-    """Categories drawn from each row's shares, as many as asked for, row by row.
+    """Draws categories from each row's shares, as many as asked for, row by row.
 
     By the inverse of the cumulated shares, which takes no memory of draws times vocabulary, and
     never gives a share of 0. The generator may live on another device.
     """
     cumulated_MV = shares_MV.double().cumsum(1)
     asked_MC = torch.arange(int(counts_M.max()), device=counts_M.device) < counts_M[:, None]
-    chance_MC = torch.rand(
+    uniform_MC = torch.rand(
         asked_MC.shape, dtype=torch.float64, generator=generator, device=generator.device
     )
     drawn_MC = torch.searchsorted(
-        cumulated_MV, chance_MC.to(shares_MV.device) * cumulated_MV[:, -1:], right=True
+        cumulated_MV, uniform_MC.to(shares_MV.device) * cumulated_MV[:, -1:], right=True
     )
     return drawn_MC[asked_MC]
 
 
 def _first_rows(ids_BP: Tensor, extras: Sequence[Mapping[str, Tensor]]) -> Int[Tensor, "B"]:
-    """Of each row the first one with the same prompt and images."""
+    """Finds the first row with the same prompt and images as each row."""
     keys = list(zip(map(id, extras), map(tuple, ids_BP.cpu().numpy().tolist()), strict=True))
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     return torch.tensor([first[key] for key in keys], device=ids_BP.device)
 
 
 def _scatter(x_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """(N,) entries at the True places of the mask, zeros elsewhere."""
+    """Puts (N,) entries at the True places of the mask, zeros elsewhere."""
     return x_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_N)
 
 
@@ -462,7 +462,7 @@ def _require_no_images(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Non
 def _require_room(
     model: PreTrainedModel, prompts: Sequence[Prompt], mask_PL: Tensor, room: int
 ) -> None:
-    """That prompts with what follows them are no longer than the model was made for."""
+    """Checks that prompts with what follows them are no longer than the model's context."""
     config: Any = model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None or mask_PL.shape[1] + room <= limit:
@@ -482,12 +482,12 @@ def _index(ids: list[int], like: Tensor) -> Tensor:
 
 
 def _output_layer(model: PreTrainedModel) -> Any:
-    """A linear layer, or one with adapters."""
+    """Returns the layer of the logits: a linear one, or one with adapters."""
     return model.get_output_embeddings()
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokenizer's end token and those that the checkpoint's generation config adds."""
+    """Lists the tokenizer's end token, and those that the checkpoint's generation config adds."""
     of_tokenizer = cast(Any, tokenizer).eos_token_id
     if of_tokenizer is None:
         raise PolicyError(
@@ -507,7 +507,7 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: tuple[int, ...]) -> int
 
 @torch.no_grad()
 def _require_plain_logits(model: PreTrainedModel, end_id: int) -> None:
-    """Refuse models that scale or cap their logits: scoring would silently disagree."""
+    """Refuses models that scale or cap their logits: scoring would silently disagree."""
     # Some other token could be an image's, which needs an image.
     ids_BL = torch.tensor([[end_id, end_id]], device=model.device)
     states_BLH = cast(Any, model.base_model)(input_ids=ids_BL, use_cache=False).last_hidden_state

@@ -1,4 +1,4 @@
-"""Policies that read images: what has to be known of a model and its processor.
+"""Policies that read images: the facts that have to be known of a model and its processor.
 
 Everything is read off the two, and checked on one prompt against the model's own ``generate``:
 where a class needs what is not known here, a sentence says so, instead of wrong log-probs.
@@ -43,7 +43,7 @@ def vision_policy(
     chat: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> CausalPolicy:
-    """The policy of an image-and-text model of transformers, which need not have torchvision.
+    """Builds the policy of an image-and-text model of transformers, without torchvision.
 
     The ids that stand for images are suppressed: a completion that named one could not be scored.
 
@@ -94,13 +94,13 @@ def vision_policy(
 
 
 def _slot_ids(config: Any) -> tuple[int, ...]:
-    """Tokens that the model replaces by what it sees."""
+    """Lists the tokens that the model replaces by what it sees."""
     found = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
     return tuple(token for token in found if token is not None)
 
 
 def _ids_of_images(config: Any, processor: Any) -> list[int]:
-    """Every token that has to do with images: of the config, the processor, the tokenizer."""
+    """Lists the tokens that have to do with images: of config, processor and tokenizer."""
     of_config = [token for name, token in config.to_dict().items() if _OF_IMAGES.search(name)]
     of_processor = list(getattr(processor, "image_token_ids", None) or ())
     tokenizer = processor.tokenizer
@@ -111,7 +111,7 @@ def _ids_of_images(config: Any, processor: Any) -> list[int]:
 
 
 def _slot(config: Any, processor: Any) -> str:
-    """An image's place in plain text; between marks where the model has them."""
+    """Returns an image's place in plain text, between marks where the model has them."""
     marks = (getattr(config, f"vision_{side}_token_id", None) for side in ("start", "end"))
     before, after = (
         "" if mark is None else processor.tokenizer.convert_ids_to_tokens(mark) for mark in marks
@@ -124,14 +124,14 @@ def _parameters(module: Any) -> set[str]:
 
 
 def _some_text(tokenizer: Any) -> str:
-    """A token of the vocabulary that is text; small vocabularies refuse any other."""
+    """Returns a token of the vocabulary that is text; small vocabularies refuse any other."""
     special = {*tokenizer.all_special_ids}
     plain = (n for n in range(len(tokenizer)) if n not in special)
     return next((text for text in map(tokenizer.decode, plain) if text.isalnum()), "")
 
 
 def _gradient() -> bytes:
-    """A small picture in which no two places are alike."""
+    """Draws a small picture in which no two places are alike."""
     buffer = BytesIO()
     picture = Image.linear_gradient("L").resize((64, 64))
     Image.merge("RGB", [picture, picture.rotate(90), picture.rotate(180)]).save(buffer, "PNG")
@@ -155,7 +155,7 @@ def _require_inputs(
 def _require_agreement(
     model: PreTrainedModel, inputs: ModelInputs, probe: Mapping[str, Tensor], of_images: list[int]
 ) -> None:
-    """That one pass gives the log-probs that the model's own generation has, step by step."""
+    """Checks that one pass gives the log-probs that the model's own generation has."""
     device = model.device
     prompt = {name: x.to(device) for name, x in probe.items()}
     mask_1P = torch.ones_like(prompt[IDS])

@@ -83,7 +83,7 @@ class Run:
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a part of the parameters in training."""
+        """True where each process holds a part of the parameters in training."""
         return self.config.train.parallel == "sharded" and self.processes.count > 1
 
     def whole(self) -> AbstractContextManager[None]:

@@ -170,7 +170,9 @@ def test_micro_batches_change_nothing(tmp_path):
         one = train(load_config("ppo", SMALL), tmp_path / "one")
     with steps.compared():
         many = train(load_config("ppo", [*SMALL, "train.micro_tokens=40"]), tmp_path / "many")
-    assert steps.off < ROUNDING
+    # Ten: pieces change the shape of every product, whose roundings then pass through the layers
+    # before it (7 tenths of one were seen); a piece that is lost is off by hundreds.
+    assert steps.off < 10 * ROUNDING
     losses = [metrics(path).loss[1:].to_numpy() for path in (one, many)]
     np.testing.assert_allclose(*losses, atol=1e-6)
     mask = torch.rand(9, 13) < 0.5

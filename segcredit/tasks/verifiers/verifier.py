@@ -40,7 +40,7 @@ class Math(Verifier):
     """Right where the last answer, best in a LaTeX box, is mathematically the true one.
 
     As math-verify sees it, in a process with a time limit; what takes longer is wrong. Every right
-    answer is one vote, however it is written.
+    answer is one to maj@k, however it is written.
     """
 
     seconds: float

@@ -29,8 +29,8 @@ NOUN = re.compile(
 )
 """Words in s that are no verb, of those that once began a function's docstring."""
 RETIRED = re.compile(
-    r"\b(learners?|(?<!\")halves\b(?! the)|loose files?|majority votes?|penalized|everyones|experiences?"
-    r"|exclusive\(|Prefixes|random streams?|sealed|[Tt]runk critics?|TrunkCritic|Trunk"
+    r"\b(learners?|(?<!\")halves\b(?! the)|loose files?|majority votes?|penalized|everyones"
+    r"|experiences?|exclusive\(|Prefixes|random streams?|sealed|[Tt]runk critics?|TrunkCritic|Trunk"
     r"|(chance|spread)_[A-Z0-9]+|(are|is) spread over (all )?(the )?processes)(?!\w)"
 )
 

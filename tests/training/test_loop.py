@@ -170,9 +170,10 @@ def test_micro_batches_change_nothing(tmp_path):
         one = train(load_config("ppo", SMALL), tmp_path / "one")
     with steps.compared():
         many = train(load_config("ppo", [*SMALL, "train.micro_tokens=40"]), tmp_path / "many")
-    # Ten: pieces change the shape of every product, whose roundings then pass through the layers
-    # before it (7 tenths of one were seen); a piece that is lost is off by hundreds.
-    assert steps.off < 10 * ROUNDING
+    # Pieces change the order of sums in every block, forward and backward, and errors of blocks
+    # add up: attention and MLP of two layers, and the output. Seen is .71 of one rounding; a piece
+    # that is left out is off by 1.5 million of them.
+    assert steps.off < 2 * (2 * 2 + 1) * ROUNDING
     losses = [metrics(path).loss[1:].to_numpy() for path in (one, many)]
     np.testing.assert_allclose(*losses, atol=1e-6)
     mask = torch.rand(9, 13) < 0.5

@@ -196,8 +196,8 @@ def _errors(
     influences_RP = slopes_RK @ centred_PK.T
     weighed_RP = drawn_RP * influences_RP
     squares_R = np.einsum("rp,rp->r", weighed_RP, influences_RP)
-    spread_R = np.maximum(squares_R - weighed_RP.sum(1) ** 2 / count, 0.0)
-    return np.sqrt(spread_R / (count * (count - 1)))
+    scatter_R = np.maximum(squares_R - weighed_RP.sum(1) ** 2 / count, 0.0)
+    return np.sqrt(scatter_R / (count * (count - 1)))
 
 
 def _student(values_R: Floats, errors_R: Floats, confidence: float) -> tuple[float, float]:

@@ -96,10 +96,10 @@ def jump_agreement(
     oracles = [_largest(truth, cuts_B, split, fork) for split in range(truth.splits)]
     found_B = np.mean([(chosen_BT & oracle).sum(1) for oracle in oracles], axis=0)
     both_B = np.mean([(one & two).sum(1) for one, two in _pairs(oracles)], axis=0)
-    chance_B = cuts_B**2 / np.maximum(candidates(truth, fork).sum(1), 1)
+    uniform_B = cuts_B**2 / np.maximum(candidates(truth, fork).sum(1), 1)
     return {
         "agreement": of(truth, quotient, found_B, cuts_B),
-        "chance": of(truth, quotient, chance_B, cuts_B),
+        "chance": of(truth, quotient, uniform_B, cuts_B),
         "ceiling": of(truth, quotient, both_B, cuts_B),
     }
 

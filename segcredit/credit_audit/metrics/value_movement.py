@@ -160,8 +160,8 @@ def _random_kept(truth: Truth, ids_BT: Ints) -> Floats:
         ends_BN = (first_1N > 0).astype(int) + (first_1N + run < lengths_B1)
         # Of the n − 1 places, run − 1 lie inside and stay whole, those at its ends are cut.
         log_BN = _log_choose(lengths_B1 - run - ends_BN, cuts_B1 - ends_BN)
-        chance_BN = np.exp(log_BN - ways_B1)
-        kept_B += np.where(inside_BN, gains_BN * chance_BN, 0.0).sum(1) / run
+        probability_BN = np.exp(log_BN - ways_B1)
+        kept_B += np.where(inside_BN, gains_BN * probability_BN, 0.0).sum(1) / run
     return kept_B
 
 

@@ -95,7 +95,7 @@ def _require_plain_answers(prompts: Sequence[Prompt], config: RunConfig) -> None
 
 
 def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
-    """Samples and values the completions of a part, from its own random streams."""
+    """Samples and values the completions of a part, from its own random generators."""
     started, config = time.process_time(), plan.config
     numbers = [place for place in plan.numbers(number) for _ in range(plan.completions)]
     prompts = [plan.prompts[place] for place in numbers]

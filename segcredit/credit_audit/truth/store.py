@@ -4,7 +4,7 @@
                     environment; when it is finished, tokens and CPU-seconds spent
     parts/          part_00000.parquet, ...: the completions of a few prompts and their values
 
-A part appears whole or not at all, and draws from random streams of its own: what a killed process
+A part appears whole or not at all, and draws from generators of its own: what a killed process
 left is taken as it is, what is damaged is measured again, and the result is the same, bit for bit
 on the same machine, as if nothing had happened.
 """

@@ -21,6 +21,9 @@ from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from segcredit.errors import RegistryError, did_you_mean
+from segcredit.objective.aggregation import Aggregation
+from segcredit.objective.importance_ratio import Ratio
+from segcredit.objective.ratio_clipping import Bound
 from segcredit.protocols import (
     AdvantageScheme,
     PolicySource,
@@ -321,6 +324,9 @@ samplers: Registry[Sampler] = Registry("sampler", "segcredit.samplers", Sampler)
 process_rewards: Registry[ProcessReward] = Registry(
     "process reward", "segcredit.process_rewards", ProcessReward
 )
+ratios: Registry[Ratio] = Registry("importance ratio", "segcredit.ratios", Ratio)
+bounds: Registry[Bound] = Registry("bound", "segcredit.bounds", Bound)
+aggregations: Registry[Aggregation] = Registry("aggregation", "segcredit.aggregations", Aggregation)
 ALL: dict[str, Registry[Any]] = {
     "segmenters": segmenters,
     "estimators": estimators,
@@ -329,6 +335,9 @@ ALL: dict[str, Registry[Any]] = {
     "policies": policies,
     "samplers": samplers,
     "process_rewards": process_rewards,
+    "ratios": ratios,
+    "bounds": bounds,
+    "aggregations": aggregations,
 }
 
 

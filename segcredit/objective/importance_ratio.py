@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -25,6 +25,9 @@ RatioGradient = Literal["full", "own_token"]
 
 class Ratio(ABC):
     """A level of the importance ratio."""
+
+    reads_segments: ClassVar[bool] = True
+    """False where ``average`` does without the segmentation."""
 
     @abstractmethod
     def average(
@@ -45,6 +48,8 @@ class Ratio(ABC):
 @dataclass(frozen=True, slots=True)
 class TokenRatio(Ratio):
     """A ratio for each token, as in PPO."""
+
+    reads_segments: ClassVar[bool] = False
 
     def average(self, log_ratio: Tensor, action_mask: Tensor, segmentation: Segmentation) -> Tensor:
         """Returns the log-ratios as they are."""
@@ -85,6 +90,7 @@ class SequenceRatio(Ratio):
         GSPO, arXiv 2507.18071.
     """
 
+    reads_segments: ClassVar[bool] = False
     gradient: RatioGradient = "full"
 
     def __post_init__(self) -> None:

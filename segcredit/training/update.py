@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from segcredit.config import LossConfig
 from segcredit.errors import TrainingError, blame
 from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
@@ -135,8 +136,10 @@ class _Counts:
         """Of the given rows of an batch, and of the other processes' rows."""
         sum_up = run.processes.sum
         imitated_BT = batch.token_weights[rows] * (batch.rollouts.rewards[rows] > 0)[:, None]
+        with blame("aggregation", run.config.loss.aggregate["name"]):
+            tokens = loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up)
         found = (
-            loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up),
+            tokens,
             loss_count(imitated_BT, TokenMean(), sum_up=sum_up),
             loss_count(
                 batch.values.mask[rows].float(), run.method.value_aggregation, sum_up=sum_up
@@ -211,18 +214,19 @@ def _policy_loss(
     config, rollouts = run.config.loss, batch.rollouts.select(rows)
     aggregation = run.method.aggregation
     weights_BT = batch.token_weights[rows]
-    total, figures = surrogate_loss(
-        scores.logprobs,
-        rollouts.logprobs,
-        batch.advantages.per_token[rows],
-        rollouts.action_mask,
-        batch.ratio_segmentation.select(rows),
-        surrogate=run.method.surrogate,
-        aggregation=aggregation,
-        token_weights=weights_BT,
-        count_weights=batch.count_weights[rows],
-        denominator=counts.tokens,
-    )
+    with blame("loss", _name(config)):
+        total, figures = surrogate_loss(
+            scores.logprobs,
+            rollouts.logprobs,
+            batch.advantages.per_token[rows],
+            rollouts.action_mask,
+            batch.ratio_segmentation.select(rows),
+            surrogate=run.method.surrogate,
+            aggregation=aggregation,
+            token_weights=weights_BT,
+            count_weights=batch.count_weights[rows],
+            denominator=counts.tokens,
+        )
     tokens = weights_BT.sum()
     if config.kl_loss > 0 and rollouts.reference_logprobs is not None:
         kl_BT = kl_divergence(
@@ -248,6 +252,11 @@ def _policy_loss(
     for name, figure in figures.items():
         meter.add(name, figure, tokens)
     return total
+
+
+def _name(loss: LossConfig) -> str:
+    """Joins the names of the plug-ins that make a loss, any of which may have failed."""
+    return ", ".join(table["name"] for table in (loss.ratio, loss.bound, loss.aggregate) if table)
 
 
 def _value_loss(

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 from segcredit.errors import PluginError
-from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, ValueEstimator
+from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, Task, ValueEstimator
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
 from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
+from segcredit.testing.task_rules import TASK_RULES
 
 Check = tuple[str, Callable[[], None]]
 
@@ -56,6 +57,15 @@ def check_process_reward(plugin: ProcessReward) -> None:
     _run(process_reward_checks(plugin))
 
 
+def check_task(plugin: Task) -> None:
+    """Runs every check of ``task_checks``.
+
+    Raises:
+        PluginError: the first rule that the task breaks.
+    """
+    _run(task_checks(plugin))
+
+
 def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Check]:
     """Returns the rules for segmenters, each with a name.
 
@@ -81,6 +91,11 @@ def advantage_checks(plugin: AdvantageScheme) -> list[Check]:
 def process_reward_checks(plugin: ProcessReward) -> list[Check]:
     """Returns the rules for process rewards, each with a name."""
     return _checks("process reward", plugin, PROCESS_REWARD_RULES)
+
+
+def task_checks(plugin: Task) -> list[Check]:
+    """Returns the rules for tasks, each with a name."""
+    return _checks("task", plugin, TASK_RULES)
 
 
 def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:

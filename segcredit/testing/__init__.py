@@ -15,10 +15,12 @@ from segcredit.testing.checks import (
     check_estimator,
     check_process_reward,
     check_segmenter,
+    check_task,
     estimator_checks,
     parametrize_with_checks,
     process_reward_checks,
     segmenter_checks,
+    task_checks,
 )
 from segcredit.testing.rollouts import (
     ALPHABET,
@@ -43,6 +45,7 @@ __all__ = [
     "check_estimator",
     "check_process_reward",
     "check_segmenter",
+    "check_task",
     "estimator_checks",
     "make_rollouts",
     "pad_rollouts",
@@ -50,5 +53,6 @@ __all__ = [
     "process_reward_checks",
     "random_text",
     "segmenter_checks",
+    "task_checks",
     "toy_rollouts",
 ]

@@ -25,7 +25,7 @@ _FILES = {
 
 
 def write_package(name: str, folder: Path | None = None) -> Path:
-    """Write the package of a new segmenter.
+    """Writes the package of a new segmenter.
 
     Args:
         name: what it will be registered as.
@@ -81,7 +81,7 @@ def _class_name(name: str) -> str:
 
 
 def _write(target: Path, words: dict[str, str]) -> None:
-    """Every file beside the target first, so that it appears whole or not at all."""
+    """Writes every file beside the target first, so that it appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

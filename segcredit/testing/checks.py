@@ -10,10 +10,14 @@ from functools import partial
 from typing import Any
 
 from segcredit.errors import PluginError
+from segcredit.objective.aggregation import Aggregation
+from segcredit.objective.importance_ratio import Ratio
+from segcredit.objective.ratio_clipping import Bound
 from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, Task, ValueEstimator
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
+from segcredit.testing.loss_rules import AGGREGATION_RULES, BOUND_RULES, RATIO_RULES
 from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
 from segcredit.testing.task_rules import TASK_RULES
@@ -66,6 +70,15 @@ def check_task(plugin: Task) -> None:
     _run(task_checks(plugin))
 
 
+def check_loss(plugin: Ratio | Bound | Aggregation) -> None:
+    """Runs every check of ``loss_checks``.
+
+    Raises:
+        PluginError: the first rule that the part of a loss breaks.
+    """
+    _run(loss_checks(plugin))
+
+
 def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Check]:
     """Returns the rules for segmenters, each with a name.
 
@@ -98,12 +111,21 @@ def task_checks(plugin: Task) -> list[Check]:
     return _checks("task", plugin, TASK_RULES)
 
 
+def loss_checks(plugin: Ratio | Bound | Aggregation) -> list[Check]:
+    """Returns the rules for a part of a loss, each with a name."""
+    if isinstance(plugin, Ratio):
+        return _checks("importance ratio", plugin, RATIO_RULES)
+    if isinstance(plugin, Bound):
+        return _checks("bound", plugin, BOUND_RULES)
+    return _checks("aggregation", plugin, AGGREGATION_RULES)
+
+
 def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
     """Decorates a test that takes ``check`` and calls it: one named test for each rule.
 
     Args:
-        plugins: segmenters, value estimators, advantage schemes and process rewards, mixed as you
-            like.
+        plugins: segmenters, value estimators, advantage schemes, process rewards, importance
+            ratios, bounds and aggregations, mixed as you like.
     """
     import pytest  # only for those who test with it
 
@@ -120,14 +142,17 @@ def _checks_of(plugin: object) -> list[Check]:
         return segmenter_checks(plugin)
     if isinstance(plugin, ValueEstimator):
         return estimator_checks(plugin)
+    # Before advantage schemes: of those no more is known than that they can be called.
+    if isinstance(plugin, Ratio | Bound | Aggregation):
+        return loss_checks(plugin)
     if isinstance(plugin, AdvantageScheme):
         return advantage_checks(plugin)
     if isinstance(plugin, ProcessReward):
         return process_reward_checks(plugin)
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
-        " estimator, an advantage scheme or a process reward. Give instances rather than classes,"
-        " and name the protocol as base."
+        " estimator, an advantage scheme, a process reward, an importance ratio, a bound or an"
+        " aggregation. Give instances rather than classes, and name the protocol as base."
     )
 
 

@@ -35,6 +35,7 @@ from segcredit import (
 from segcredit.objective.policy_loss import kl_divergence
 from segcredit.objective.returns import lambda_returns, segment_values
 from segcredit.testing import make_rollouts
+from segcredit.types import SamplingParams
 
 MODES = {
     "token-mean": "token_mean",
@@ -132,12 +133,13 @@ class GreedyRewards(Simulator):
     """A simulator whose greedy completions earn what the case says; a prompt's key is its row."""
 
     rewards: Tensor
+    params: SamplingParams = SamplingParams(max_new_tokens=4)
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """One completion a key."""
-        assert greedy
+        assert params == SamplingParams(max_new_tokens=4, greedy=True)
         assert count == 1
         drawn = make_rollouts(len(prompt_keys), dtype=self.rewards.dtype)
         return drawn.replace(rewards=self.rewards[torch.tensor([int(key) for key in prompt_keys])])

@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segcredit.errors import ShapeError
+from segcredit.errors import ShapeError, blame
+from segcredit.types import require_shape
 
 
 class Aggregation(ABC):
@@ -182,7 +183,9 @@ def aggregate_loss(
     """
     counts = weights if count_weights is None else count_weights
     weighted = (loss * weights).masked_fill(weights <= 0, 0)
-    total = aggregation.numerator(weighted, counts)
+    with blame("aggregation", type(aggregation).__name__, aggregation):
+        total = aggregation.numerator(weighted, counts)
+        require_shape("numerator", total, ())
     if denominator is not None:
         return total / denominator
     own = loss_count(counts, aggregation)
@@ -206,7 +209,10 @@ def loss_count(
         aggregation: the aggregation.
         sum_up: adds a number up over those who hold parts of the minibatch.
     """
-    own = aggregation.denominator(weights)
+    with blame("aggregation", type(aggregation).__name__, aggregation):
+        own = aggregation.denominator(weights)
+        if own is not None:
+            require_shape("denominator", own, ())
     return weights.new_ones(()) if own is None else sum_up(own)
 
 

@@ -16,9 +16,10 @@ from typing import ClassVar, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from segcredit.errors import ShapeError
+from segcredit.errors import ShapeError, blame, require_type
 from segcredit.objective.ratio_clipping import Bound, Bounded
 from segcredit.segmentation import Segmentation
+from segcredit.types import require_shape
 
 RatioGradient = Literal["full", "own_token"]
 
@@ -150,9 +151,19 @@ class Importance(Surrogate):
         segmentation: Segmentation,
     ) -> tuple[Tensor, Bounded]:
         """Computes the ratios at their level, and the bounded loss."""
-        held_BT = self.bound.before_mean(log_ratio, advantages)
-        ratio_BT = self.ratio.average(held_BT, action_mask, segmentation).exp()
-        return ratio_BT, self.bound(ratio_BT, log_ratio, advantages, logprobs)
+        bound, ratio = type(self.bound).__name__, type(self.ratio).__name__
+        with blame("bound", bound, self.bound):
+            held_BT = self.bound.before_mean(log_ratio, advantages)
+            require_shape("before_mean", held_BT, log_ratio.shape)
+        with blame("importance ratio", ratio, self.ratio):
+            mean_BT = self.ratio.average(held_BT, action_mask, segmentation)
+            require_shape("average", mean_BT, log_ratio.shape)
+        ratio_BT = mean_BT.exp()
+        with blame("bound", bound, self.bound):
+            bounded = self.bound(ratio_BT, log_ratio, advantages, logprobs)
+            require_type("its call", bounded, Bounded)
+            require_shape("the loss of its call", bounded.loss, log_ratio.shape)
+        return ratio_BT, bounded
 
 
 def _moved_by(gradient: RatioGradient, mean_BT: Tensor, log_ratio_BT: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ def surrogate_loss(
         k1 estimate of the step's divergence from the sampling policy).
 
     Raises:
-        ShapeError: shapes that do not fit, those of a bound's losses among them.
+        ShapeError: shapes that do not fit.
+        PluginError: ratio, bound or aggregation raised, or returned something else than it must.
     """
     _require_fit(logprobs, sampling_logprobs, advantages, action_mask)
     weights_BT = _weights(token_weights, action_mask, logprobs)
@@ -79,11 +80,6 @@ def surrogate_loss(
     ratio_BT, bounded = surrogate(
         log_ratio_BT, advantages_BT, logprobs_BT, action_mask, segmentation
     )
-    if bounded.loss.shape != logprobs.shape:
-        raise ShapeError(
-            f"the bound returned losses of shape {tuple(bounded.loss.shape)}; expected"
-            f" {tuple(logprobs.shape)}, one for each token."
-        )
     loss = aggregate_loss(
         bounded.loss,
         weights_BT,

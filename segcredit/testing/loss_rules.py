@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from segcredit.objective.aggregation import Aggregation
 from segcredit.objective.importance_ratio import Importance, TokenRatio
 from segcredit.objective.policy_loss import LOG_RATIO_LIMIT
-from segcredit.objective.ratio_clipping import Bounded
 from segcredit.segmentation import Segmentation
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 
@@ -36,17 +33,10 @@ def _loss(checked: CheckedPlugin, log_ratio: Tensor, advantages: Tensor) -> tupl
     cut = Segmentation.from_starts(mask_BT, mask_BT)
     with checked.using("token ratios"):
         surrogate = Importance(TokenRatio(), checked.plugin)
-        found = cast(object, surrogate(moving, advantages, logprobs, mask_BT, cut)[1])
-    if not isinstance(found, Bounded) or found.loss.shape != _SHAPE:
-        checked.broke(
-            "its call gives a Bounded with one loss a token",
-            found=f"{type(found).__name__}",
-            expected=f"segcredit.Bounded, its loss of shape {_SHAPE}",
-            cause="a tensor without Bounded around it, or a mean in place of the tokens' losses",
-        )
+        loss = surrogate(moving, advantages, logprobs, mask_BT, cut)[1].loss
     with checked.using("the slope of its losses"):
-        slopes = torch.autograd.grad(found.loss.sum(), logprobs)[0]
-    return found.loss.detach(), slopes
+        slopes = torch.autograd.grad(loss.sum(), logprobs)[0]
+    return loss.detach(), slopes
 
 
 def _bound_is_finite(checked: CheckedPlugin) -> None:

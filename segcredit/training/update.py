@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from segcredit.config import LossConfig
 from segcredit.errors import TrainingError, blame
 from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
@@ -23,7 +22,7 @@ from segcredit.training.distributed.processes import Processes
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import micro_batches
 from segcredit.training.rollouts.simulator import SharedSimulator
-from segcredit.types import TokenScores
+from segcredit.types import TokenScores, require_shape
 
 
 class Meter:
@@ -87,6 +86,9 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
                 meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
             if train_value:
                 meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
+    if policy:
+        with run.whole():
+            run.actor.sync()
     _update_estimator(run, batch)
     if policy:
         run.policy.next_rate()
@@ -104,9 +106,10 @@ def _update_estimator(run: Run, batch: TrainingBatch) -> None:
     rollouts = batch.rollouts
     if run.state.module.state_dict():
         rollouts = everyones(run.processes, rollouts)
-    with run.whole(), torch.no_grad(), blame("estimator", run.config.estimator["name"]):
+    name, estimator = run.config.estimator["name"], run.method.estimator
+    with run.whole(), torch.no_grad(), blame("estimator", name, estimator):
         simulator = SharedSimulator(batch.simulator, run.processes)
-        run.method.estimator.update(run.state.module, rollouts, simulator)
+        estimator.update(run.state.module, rollouts, simulator)
 
 
 def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]:
@@ -136,10 +139,8 @@ class _Counts:
         """Of the given rows of an batch, and of the other processes' rows."""
         sum_up = run.processes.sum
         imitated_BT = batch.token_weights[rows] * (batch.rollouts.rewards[rows] > 0)[:, None]
-        with blame("aggregation", run.config.loss.aggregate["name"]):
-            tokens = loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up)
         found = (
-            tokens,
+            loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up),
             loss_count(imitated_BT, TokenMean(), sum_up=sum_up),
             loss_count(
                 batch.values.mask[rows].float(), run.method.value_aggregation, sum_up=sum_up
@@ -214,19 +215,18 @@ def _policy_loss(
     config, rollouts = run.config.loss, batch.rollouts.select(rows)
     aggregation = run.method.aggregation
     weights_BT = batch.token_weights[rows]
-    with blame("loss", _name(config)):
-        total, figures = surrogate_loss(
-            scores.logprobs,
-            rollouts.logprobs,
-            batch.advantages.per_token[rows],
-            rollouts.action_mask,
-            batch.ratio_segmentation.select(rows),
-            surrogate=run.method.surrogate,
-            aggregation=aggregation,
-            token_weights=weights_BT,
-            count_weights=batch.count_weights[rows],
-            denominator=counts.tokens,
-        )
+    total, figures = surrogate_loss(
+        scores.logprobs,
+        rollouts.logprobs,
+        batch.advantages.per_token[rows],
+        rollouts.action_mask,
+        batch.ratio_segmentation.select(rows),
+        surrogate=run.method.surrogate,
+        aggregation=aggregation,
+        token_weights=weights_BT,
+        count_weights=batch.count_weights[rows],
+        denominator=counts.tokens,
+    )
     tokens = weights_BT.sum()
     if config.kl_loss > 0 and rollouts.reference_logprobs is not None:
         kl_BT = kl_divergence(
@@ -254,18 +254,14 @@ def _policy_loss(
     return total
 
 
-def _name(loss: LossConfig) -> str:
-    """Joins the names of the plug-ins that make a loss, any of which may have failed."""
-    return ", ".join(table["name"] for table in (loss.ratio, loss.bound, loss.aggregate) if table)
-
-
 def _value_loss(
     run: Run, batch: TrainingBatch, rows: Tensor, scores: TokenScores, count: Tensor
 ) -> Tensor:
     """The estimator's loss over a micro-batch's segments, over the minibatch's denominator."""
     values = batch.values.select(rows)
-    with blame("estimator", run.config.estimator["name"]):
-        loss_BS = run.method.estimator.loss(
+    estimator = run.method.estimator
+    with blame("estimator", run.config.estimator["name"], estimator):
+        loss_BS = estimator.loss(
             run.state.module,
             batch.rollouts.select(rows),
             batch.segmentation.select(rows),
@@ -273,6 +269,7 @@ def _value_loss(
             values,
             batch.targets[rows],
         )
+        require_shape("loss", loss_BS, values.mask.shape)
     aggregation = run.method.value_aggregation
     return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregation, denominator=count)
 

@@ -1,4 +1,4 @@
-"""What a stored truth is the truth of, and how it differs from what is asked for."""
+"""Identity of a stored truth, and its differences from what is asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from segcredit.config import RunConfig
 from segcredit.errors import StudyError
 from segcredit.protocols import Prompt
-from segcredit.records.stored_config import differences
+from segcredit.records.stored_config import differences, digest
 from segcredit.training.build import plugin_identities
 
 _FORMAT = 1
@@ -20,7 +20,7 @@ Identity = dict[str, Any]
 
 
 def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> Identity:
-    """Everything that decides a truth, as nested plain data.
+    """Returns everything that decides a truth, as nested plain data.
 
     What judges it later (segmenter, estimator, advantage, the loss) is left out: one truth serves
     many questions.
@@ -29,14 +29,14 @@ def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str
         "format": _FORMAT,
         **whose(config),
         "train": {"micro_tokens": config.train.micro_tokens},
-        "prompts": _digest([_content(prompt) for prompt in prompts]),
+        "prompts": digest([_content(prompt) for prompt in prompts]),
         "truth": dict(settings),
     }
     return json.loads(json.dumps(found, default=str))
 
 
 def whose(config: RunConfig) -> Identity:
-    """The policy and the task that a truth is of, with the code behind them."""
+    """Returns the policy and the task that a truth is of, with the code behind them."""
     used = {
         path: found
         for path, found in plugin_identities(config).items()
@@ -53,12 +53,12 @@ def whose(config: RunConfig) -> Identity:
 
 
 def hash_of(found: Identity) -> str:
-    """Ten hexadecimal digits that name a truth."""
-    return _digest(found)[:10]
+    """Returns ten hexadecimal digits that name a truth."""
+    return digest(found)[:10]
 
 
 def require_same(path: object, there: Identity, now: Identity) -> None:
-    """Raises where two identities differ, naming the keys.
+    """Refuses an identity that differs from another, naming the keys.
 
     Raises:
         StudyError: they differ.
@@ -79,7 +79,3 @@ def _content(prompt: Prompt) -> list[Any]:
     # Truths that were measured before there were chats keep their identity.
     chat = () if prompt.chat is None else (list(prompt.chat),)
     return [prompt.key, prompt.text, prompt.answer, *images, *chat]
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from segcredit.errors import PolicyError
+from segcredit.errors import PolicyError, require_package
 from segcredit.policy.cache_folder import cache_folder, locked
 
 _FORMAT = 1
@@ -62,11 +62,7 @@ def _found(model: str) -> Path:
             " 'package:file.gguf' for one inside an installed package. Usually the path is"
             " misspelt or the package not installed: check policy.model."
         )
-    if importlib.util.find_spec("gguf") is None:
-        raise PolicyError(
-            f"the model {model!r} is a GGUF file, and the package gguf, which reads them, is not"
-            " installed. Install it with pip install 'segcredit[gguf]'."
-        )
+    require_package("gguf", "gguf", f"the model {model!r}, a GGUF file,")
     return path
 
 

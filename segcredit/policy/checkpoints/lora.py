@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from segcredit.atomic_files import write_atomically
-from segcredit.errors import PolicyError
+from segcredit.errors import PolicyError, require_package
 from segcredit.rng import initialised
 
 
@@ -55,13 +54,10 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
         seed: decides the first A.
 
     Raises:
-        PolicyError: peft is not installed, or no layer has such a name.
+        MissingPackageError: peft is not installed.
+        PolicyError: no layer has such a name.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise PolicyError(
-            "policy.lora asks for adapters, and the package peft, which makes them, is not"
-            " installed. Install it with pip install 'segcredit[lora]', or leave policy.lora out."
-        )
+    require_package("peft", "lora", "policy.lora", instead="leave policy.lora out")
     from peft import LoraConfig, inject_adapter_in_model
 
     adapters = LoraConfig(

@@ -239,7 +239,7 @@ def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
                     require_type("load", found, nn.Module)
                 loaded = [found]
     (policy,) = loaded
-    processes.align([*policy.parameters(), *policy.buffers()])
+    processes.broadcast([*policy.parameters(), *policy.buffers()])
     return policy
 
 
@@ -283,7 +283,7 @@ def _state(
     with forked(config.seed, "estimator"), blame("estimator", name, estimator):
         state = estimator.start(policy)
         require_type("start", state, nn.Module)
-    processes.align([*state.parameters(), *state.buffers()])
+    processes.broadcast([*state.parameters(), *state.buffers()])
     return _trained(config, processes, state, config.train.value)
 
 

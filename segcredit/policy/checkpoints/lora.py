@@ -29,6 +29,7 @@ class LoRA:
     rank: int = 16
     """Rows of A, columns of B."""
     alpha: float = 32.0
+    """Weight of the adapters, times ``rank``."""
     targets: tuple[str, ...] = ()
     """Ends of the names of the layers, such as ``q_proj``; none: every linear layer but the
     output layer."""
@@ -44,7 +45,7 @@ class LoRA:
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
-    """Give a model adapters, and freeze everything else; it computes what it did before.
+    """Adds adapters to a model and freezes everything else; it computes what it did before.
 
     The model keeps its class, so that all else treats it as any other.
 
@@ -77,26 +78,34 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether ``add_adapters`` gave it some; peft leaves their options on the model."""
+    """Tells whether ``add_adapters`` gave a model adapters."""
+    # peft leaves their options on the model.
     return "peft_config" in vars(model)
 
 
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters alone, as ``peft.PeftModel.from_pretrained`` reads them."""
+    """Writes a model's adapters alone, as ``peft.PeftModel.from_pretrained`` reads them.
+
+    Args:
+        model: of ``add_adapters``.
+        folder: must be there.
+    """
     from peft import get_peft_model_state_dict
 
     adapters: Any = next(iter(cast(Any, model).peft_config.values()))
     adapters.base_model_name_or_path = model.name_or_path
     adapters.save_pretrained(folder)
     state: dict[str, Tensor] = get_peft_model_state_dict(model)
+    # peft's own model has the network under these two names; ours has no such wrapping.
     named = {f"base_model.model.{name}": x.contiguous() for name, x in state.items()}
     write_atomically(folder / "adapter_model.safetensors", save(named))
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Add the adapters to the weights under them, and take them out."""
+    """Adds a model's adapters to the weights under them, and takes them out, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    # Collected first: the loop changes the modules that it would walk over.
     layers = [(n, layer) for n, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     for name, layer in layers:
         layer.merge()

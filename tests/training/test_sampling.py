@@ -244,7 +244,7 @@ def test_weights_that_cannot_be_drawn_from_are_a_sentence(
 
 def test_an_estimator_that_fails_to_weigh_is_named(weighted: Run) -> None:
     run = with_estimator(weighted, Favourites(("heavy",)))
-    with pytest.raises(PluginError, match="estimator 'group_mean' raised"):
+    with pytest.raises(PluginError, match="estimator 'group_mean'.* raised"):
         sample(run, 1)
 
 

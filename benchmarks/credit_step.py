@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from segcredit import registry
-from segcredit.objective import Aggregation, Clip, Importance, SegmentRatio, surrogate_loss
+from segcredit.objective import Clip, Importance, SegmentRatio, TokenMean, surrogate_loss
 from segcredit.objective.returns import advantages, segment_values, token_rewards
 from segcredit.segmentation import Segmentation, top_fraction
 from segcredit.types import Advantages, RolloutBatch
@@ -85,7 +85,7 @@ def surrogate(
         rollouts.action_mask,
         segmentation,
         surrogate=Importance(SegmentRatio(), Clip(0.2, 0.28, dual=3.0)),
-        aggregation=Aggregation("token_mean"),
+        aggregation=TokenMean(),
     )
     loss.backward()
 

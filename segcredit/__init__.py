@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from segcredit.config import RunConfig as RunConfig
     from segcredit.config import load_config as load_config
     from segcredit.credit_audit import audit as audit
+    from segcredit.objective.aggregation import Aggregation as Aggregation
     from segcredit.objective.group_statistics import group_mean as group_mean
     from segcredit.objective.group_statistics import group_size as group_size
     from segcredit.objective.group_statistics import group_std as group_std
+    from segcredit.objective.importance_ratio import Ratio as Ratio
+    from segcredit.objective.ratio_clipping import Bound as Bound
+    from segcredit.objective.ratio_clipping import Bounded as Bounded
     from segcredit.objective.returns import Clock as Clock
     from segcredit.objective.returns import explained_variance as explained_variance
     from segcredit.objective.returns import lambda_returns as lambda_returns
@@ -65,6 +69,7 @@ _HOMES = {
         "explained_variance",
         "lambda_returns",
     ),
+    "segcredit.objective": ("Aggregation", "Bound", "Bounded", "Ratio"),
     "segcredit.errors": (
         "BusyError",
         "ConfigError",

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from importlib import resources
 from math import prod
 from pathlib import Path
@@ -22,25 +24,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
 
-from segcredit import registry
-from segcredit.errors import ConfigError, ShapeError, did_you_mean
-from segcredit.objective.aggregation import Aggregate, Aggregation
-from segcredit.objective.importance_ratio import (
-    Importance,
-    Ratio,
-    RatioGradient,
-    Reinforce,
-    SegmentRatio,
-    SequenceRatio,
-    Surrogate,
-    TokenRatio,
-)
+from segcredit import old_keys, registry
+from segcredit.errors import ConfigError, did_you_mean
 from segcredit.objective.policy_loss import KL
-from segcredit.objective.ratio_clipping import Bound, Clip, LogClip, SoftGate, TruncatedIS
 
 
 def _as_table(value: object) -> object:
@@ -53,6 +44,27 @@ def _as_table(value: object) -> object:
 
 Plugin = Annotated[dict[str, Any], BeforeValidator(_as_table)]
 """A plug-in: a bare name, or a table of ``name`` and the plug-in's options."""
+
+NO_RATIO = "none"
+"""The absence of an importance ratio, as a config writes it: TOML has no None."""
+
+
+def _as_ratio(value: object) -> object:
+    if value is None or value == NO_RATIO or value == {"name": NO_RATIO}:
+        return None
+    table = _as_table(value)
+    if isinstance(table, Mapping) and table["name"] == NO_RATIO:
+        raise ValueError(f"{NO_RATIO!r} is the absence of a ratio and has no options")
+    return cast(object, table)
+
+
+def _as_written(ratio: dict[str, Any] | None) -> dict[str, Any] | str:
+    return NO_RATIO if ratio is None else ratio
+
+
+RatioTable = Annotated[
+    dict[str, Any] | None, BeforeValidator(_as_ratio), PlainSerializer(_as_written)
+]
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -74,10 +86,10 @@ class RolloutsConfig(_Section):
     branches: tuple[Annotated[int, Field(ge=1)], ...]
     """Children of a node at each level of a tree, the trunks first; level k branches where the
     k-th segment ends. Their product is ``completions``."""
-    keep: Literal["all", "varied_groups"]
-    """``varied_groups`` draws further prompts for groups whose rewards are all equal."""
-    keep_rounds: int = Field(ge=1)
-    """Most rounds of sampling a step; after them, the varied groups that were found are used."""
+    dynamic_sampling: bool
+    """Draws further prompts for groups whose rewards are all equal."""
+    dynamic_sampling_rounds: int = Field(ge=1)
+    """Most rounds of sampling a step; after them, the groups that were found are used."""
     prompt_choice: Literal["uniform", "weighted"]
     """``weighted``: from a fixed pool, by the estimator's ``prompt_weights``."""
     prompt_pool: int = Field(ge=1)
@@ -100,23 +112,18 @@ class RolloutsConfig(_Section):
                 f" {self.max_new_tokens}; expected no more, since even an empty completion would be"
                 " penalised"
             )
-        if self.layout == "tree" and self.keep != "all":
-            raise ValueError("keep = 'varied_groups' is for layout = 'independent' alone")
+        if self.layout == "tree" and self.dynamic_sampling:
+            raise ValueError("dynamic_sampling is for layout = 'independent' alone")
         return self
 
 
 class LossConfig(_Section):
     """The policy's objective, see ``segcredit.objective.policy_loss.surrogate_loss``."""
 
-    ratio: Literal["none", "token", "segment", "sequence"]
-    ratio_gradient: RatioGradient
-    bound: Literal["clip", "log_clip", "capped_weight", "soft_gate"]
-    clip_low: float = Field(ge=0)
-    clip_high: float = Field(ge=0)
-    clip_bounds: Literal["around_one", "absolute"]
-    dual_clip: float | None = Field(default=None, gt=1)
-    gate_positive: float = Field(gt=0)
-    gate_negative: float = Field(gt=0)
+    ratio: RatioTable
+    """The level of the importance ratio; ``none`` is REINFORCE, with neither ratio nor bound."""
+    bound: Plugin | None = None
+    """None with ``ratio = "none"`` alone."""
     tokens: Literal["all", "low_probability", "high_entropy"]
     """The action tokens that the loss is taken over."""
     probability_below: float = Field(gt=0, le=1)
@@ -127,8 +134,7 @@ class LossConfig(_Section):
     """The count of a token that several completions of a tree share: once, or in each row."""
     count: Literal["chosen", "all"]
     """The tokens in the loss's denominators: the chosen ones, or those left out as well."""
-    aggregate: Aggregate
-    norm_length: float | None = Field(default=None, gt=0)
+    aggregate: Plugin
     ratio_segmenter: Plugin | None = None
     """Over whose segments ``ratio = "segment"`` averages; None = the credit segments."""
     kl_penalty: float = Field(ge=0)
@@ -142,55 +148,19 @@ class LossConfig(_Section):
     """Weight of the mean of −log π over the tokens of completions with a positive reward."""
 
     @model_validator(mode="after")
-    def _bounds_fit(self) -> LossConfig:
-        if self.clip_bounds == "absolute" and self.bound == "log_clip":
+    def _ratio_and_bound_fit(self) -> LossConfig:
+        if self.ratio is None and (given := self.bound or self.ratio_segmenter) is not None:
+            key = "ratio_segmenter" if self.bound is None else "bound"
             raise ValueError(
-                "clip_bounds is 'absolute' with bound 'log_clip'; log_clip takes distances from 0"
-                " nats: leave clip_bounds at 'around_one'"
+                f"ratio is 'none' and {key} is {given['name']!r}; expected no {key}, since"
+                " -A log π has no ratio. Leave it out, or choose a ratio, such as 'token'"
             )
-        if self.dual_clip is not None and self.bound != "clip":
+        if self.ratio is not None and self.bound is None:
             raise ValueError(
-                f"dual_clip is {self.dual_clip} with bound {self.bound!r}; expected it with bound"
-                " 'clip', or None"
+                f"ratio is {self.ratio['name']!r} without a bound; expected one, such as bound ="
+                ' { name = "clip", low = 0.2, high = 0.2 }'
             )
-        try:
-            self.surrogate()
-        except ShapeError as error:
-            raise ValueError(str(error)) from error
         return self
-
-    def surrogate(self) -> Surrogate:
-        """Returns the ratio and the bound as ``segcredit.objective.surrogate_loss`` takes them."""
-        if self.ratio == "none":
-            return Reinforce()
-        return Importance(self._ratio(), self._bound())
-
-    def aggregation(self, longest: int) -> Aggregation:
-        """Returns the aggregation; ``longest`` is the length, in tokens, where none is given."""
-        plain = Aggregation(self.aggregate)
-        return plain.for_length(float(self.norm_length or longest))
-
-    def _ratio(self) -> Ratio:
-        if self.ratio == "segment":
-            return SegmentRatio(self.ratio_gradient)
-        return SequenceRatio(self.ratio_gradient) if self.ratio == "sequence" else TokenRatio()
-
-    def _bound(self) -> Bound:
-        low, high, absolute = self.clip_low, self.clip_high, self.clip_bounds == "absolute"
-        if self.bound == "log_clip":
-            return LogClip(low, high)
-        if self.bound == "capped_weight":
-            # A ratio is never negative: a distance above 1 is no lower bound at all.
-            return TruncatedIS(*((low, high) if absolute else (max(1 - low, 0.0), 1 + high)))
-        if self.bound == "soft_gate":
-            return SoftGate(self.gate_positive, self.gate_negative)
-        if absolute and not low <= 1 <= high:
-            raise ShapeError(
-                f"clip_bounds is 'absolute' with bound 'clip' and the interval [{low}, {high}];"
-                " expected one around 1, such as [0.8, 1.2]."
-            )
-        low, high = (1 - low, high - 1) if absolute else (low, high)
-        return Clip(low, high, self.dual_clip)
 
 
 class ValueConfig(_Section):
@@ -201,7 +171,7 @@ class ValueConfig(_Section):
     epochs: int = Field(ge=0)
     warmup_iterations: int = Field(ge=0)
     """Iterations before the first policy step in which the value estimator alone is trained."""
-    aggregate: Aggregate
+    aggregate: Plugin
 
 
 class TrainConfig(_Section):
@@ -303,7 +273,7 @@ class RunConfig(_Section):
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Yields dotted path, registry and table of every plug-in that the run uses."""
         for path, key in _PLUGIN_PATHS.items():
-            table = _get(self.model_dump(), path)
+            table: dict[str, Any] | None = reduce(getattr, path.split("."), cast(Any, self))
             if table is not None:
                 yield path, registry.ALL[key], table
 
@@ -321,7 +291,17 @@ class RunConfig(_Section):
                 _set(values, path, plugins.resolve(name, options))
             except registry.RegistryError as error:
                 raise registry.RegistryError(f"{path}: {error}") from error
+        self._require_segments_read()
         return RunConfig.model_validate(values)
+
+    def _require_segments_read(self) -> None:
+        ratio, segmenter = self.loss.ratio, self.loss.ratio_segmenter
+        if ratio is None or segmenter is None or registry.ratios.find(ratio["name"]).reads_segments:
+            return
+        raise ConfigError(
+            f"loss.ratio_segmenter is {segmenter['name']!r} with loss.ratio {ratio['name']!r},"
+            " which reads no segments; expected it with a ratio that does, such as 'segment'."
+        )
 
 
 _PLUGIN_PATHS = {
@@ -332,7 +312,11 @@ _PLUGIN_PATHS = {
     "estimator": "estimators",
     "advantage": "advantages",
     "process_reward": "process_rewards",
+    "loss.ratio": "ratios",
     "loss.ratio_segmenter": "segmenters",
+    "loss.bound": "bounds",
+    "loss.aggregate": "aggregations",
+    "train.value.aggregate": "aggregations",
 }
 
 
@@ -406,7 +390,18 @@ def lay_over_preset(layer: Mapping[str, Any]) -> dict[str, Any]:
             f" {', '.join(names)}. A method of your own needs the keys segmenter, estimator,"
             " advantage and loss.ratio beside its name."
         )
-    return _merge(values, layer)
+    renewed = copy.deepcopy(dict(layer))
+    for sentence in old_keys.renew(renewed, values):
+        warnings.warn(sentence, FutureWarning, stacklevel=2)
+    return _without_unused_bound(_merge(values, renewed), renewed)
+
+
+def _without_unused_bound(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values without a bound that lies below a layer without a ratio."""
+    loss, own = values["loss"], layer.get("loss", {})
+    if isinstance(own, Mapping) and "bound" not in own and loss.get("ratio") == NO_RATIO:
+        del loss["bound"]
+    return values
 
 
 def check(values: Mapping[str, Any]) -> RunConfig:
@@ -521,9 +516,3 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
             )
         values = cast(dict[str, Any], child)
     values[last] = value
-
-
-def _get(values: Mapping[str, Any], path: str) -> Any:
-    for part in path.split("."):
-        values = values[part]
-    return values

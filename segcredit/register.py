@@ -39,6 +39,9 @@ task = _decorator(registry.tasks)
 policy = _decorator(registry.policies)
 sampler = _decorator(registry.samplers)
 process_reward = _decorator(registry.process_rewards)
+ratio = _decorator(registry.ratios)
+bound = _decorator(registry.bounds)
+aggregation = _decorator(registry.aggregations)
 
 
 def load_code(files: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from segcredit.errors import RegistryError, SegcreditError, did_you_mean
 
 # The protocols import torch, which a list of names does not wait for.
 if TYPE_CHECKING:
+    from segcredit.objective import Aggregation, Bound, Ratio
     from segcredit.protocols import (
         AdvantageScheme,
         PolicySource,
@@ -59,7 +60,7 @@ class Registry(Generic[T]):
     Args:
         kind: what one plug-in is called in messages, such as "segmenter".
         group: the entry-point group.
-        protocol: the name, in ``segcredit.protocols``, of what the plug-ins' instances are.
+        protocol: the public name, in ``segcredit``, of what the plug-ins' instances are.
     """
 
     def __init__(self, kind: str, group: str, protocol: str) -> None:
@@ -70,10 +71,8 @@ class Registry(Generic[T]):
 
     @property
     def protocol(self) -> type[T]:
-        """The class of ``segcredit.protocols`` that describes the plug-ins' instances."""
-        from segcredit import protocols
-
-        return cast("type[T]", getattr(protocols, self._protocol))
+        """The public class that describes the plug-ins' instances."""
+        return cast("type[T]", getattr(importlib.import_module("segcredit"), self._protocol))
 
     def names(self) -> list[str]:
         """Returns every registered name, sorted; imports no plug-in."""
@@ -390,6 +389,11 @@ samplers: Registry[Sampler] = Registry("sampler", "segcredit.samplers", "Sampler
 process_rewards: Registry[ProcessReward] = Registry(
     "process reward", "segcredit.process_rewards", "ProcessReward"
 )
+ratios: Registry[Ratio] = Registry("importance ratio", "segcredit.ratios", "Ratio")
+bounds: Registry[Bound] = Registry("bound", "segcredit.bounds", "Bound")
+aggregations: Registry[Aggregation] = Registry(
+    "aggregation", "segcredit.aggregations", "Aggregation"
+)
 ALL: dict[str, Registry[Any]] = {
     "segmenters": segmenters,
     "estimators": estimators,
@@ -398,6 +402,9 @@ ALL: dict[str, Registry[Any]] = {
     "policies": policies,
     "samplers": samplers,
     "process_rewards": process_rewards,
+    "ratios": ratios,
+    "bounds": bounds,
+    "aggregations": aggregations,
 }
 
 

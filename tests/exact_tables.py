@@ -156,7 +156,7 @@ def ratio_error(cut: Cut, ratio_cut: Cut, ratio: str, gradient: str, bound: str)
 
 @functools.cache
 def ratios() -> Table:
-    bounds = ("clip", "log_clip", "capped_weight", "soft_gate")
+    bounds = ("clip", "log_clip", "truncated_is", "soft_gate")
     levels = [("none", NEWLINE), ("token", NEWLINE), ("segment", NEWLINE)]
     levels += [("segment", FIXED), ("sequence", NEWLINE)]
     rows: list[Row] = []
@@ -165,7 +165,7 @@ def ratios() -> Table:
             row: Row = [ratio if cut is NEWLINE else f"{ratio} of {cut}", gradient]
             across = gradient == "full" and (ratio == "sequence" or cut is not NEWLINE)
             for bound in bounds:
-                why = "c" if across and bound != "capped_weight" else ""
+                why = "c" if across and bound != "truncated_is" else ""
                 row.append(Figure(ratio_error(NEWLINE, cut, ratio, gradient, bound), why))
             rows.append(row)
     return Table(
@@ -174,8 +174,8 @@ def ratios() -> Table:
         " are 1. There every bound has the gradient −A ∇log π, and a ratio over a credit segment"
         " only redistributes it among tokens that have the same advantage. A ratio that spans"
         " several credit segments does not, unless its gradient flows through each token's own"
-        " log-prob or, as under `capped_weight`, not at all. Over `whole` every line is exact.",
-        ["ratio", "ratio_gradient", *(f"`{bound}`" for bound in bounds)],
+        " log-prob or, as under `truncated_is`, not at all. Over `whole` every line is exact.",
+        ["ratio", "gradient", *(f"`{bound}`" for bound in bounds)],
         rows,
     )
 

@@ -6,13 +6,32 @@ from typing import Any
 
 from torch import Tensor
 
-from segcredit import objective
+from segcredit import objective, old_keys
 from segcredit.objective import Aggregation, Importance, Reinforce
+
+AGGREGATIONS: dict[str, type[Aggregation]] = {
+    "token_mean": objective.TokenMean,
+    "sequence_mean_token_mean": objective.SequenceMeanTokenMean,
+    "sequence_mean_token_sum": objective.SequenceMeanTokenSum,
+    "sequence_mean_token_norm": objective.SequenceMeanTokenNorm,
+    "sequence_sum_norm": objective.SequenceSumNorm,
+}
+BOUNDS: dict[str, Any] = {
+    "clip": objective.Clip,
+    "log_clip": objective.LogClip,
+    "truncated_is": objective.TruncatedIS,
+    "soft_gate": objective.SoftGate,
+}
+_OPTIONS = (
+    *("clip_low", "clip_high", "clip_bounds", "dual_clip"),
+    *("gate_positive", "gate_negative"),
+)
 
 
 def aggregation_of(mode: str, length: float | None = None) -> Aggregation:
     """Returns a mode with its length, of which the modes that divide by none make nothing."""
-    return Aggregation(mode) if length is None else Aggregation(mode).for_length(float(length))
+    plain = AGGREGATIONS[mode]()
+    return plain if length is None else plain.for_length(float(length))
 
 
 def aggregate_loss(
@@ -24,23 +43,15 @@ def aggregate_loss(
 
 
 def bound_of(options: dict[str, Any]) -> objective.Bound:
-    """Takes a bound's options out of ``options``, and returns the bound."""
-    name, low, high = (
-        options.pop("bound", "clip"),
-        options.pop("clip_low"),
-        options.pop("clip_high"),
-    )
-    absolute = options.pop("clip_bounds", "around_one") == "absolute"
-    dual = options.pop("dual_clip", None)
-    gates = options.pop("gate_positive", 1.0), options.pop("gate_negative", 1.05)
-    if name == "clip":
-        return objective.Clip(*((1 - low, high - 1) if absolute else (low, high)), dual)
-    if name == "log_clip":
-        return objective.LogClip(low, high)
-    if name == "capped_weight":
-        interval = (low, high) if absolute else (max(1 - low, 0.0), 1 + high)
-        return objective.TruncatedIS(*interval)
-    return {"soft_gate": objective.SoftGate}[name](*gates)
+    """Takes a bound's options out of ``options``, as configs once gave them, and returns it."""
+    flat = {key: options.pop(key) for key in _OPTIONS if key in options}
+    name = options.pop("bound", "clip")
+    loss = {"bound": name, "clip_low": 0.2, **flat}
+    if name != "clip":
+        loss.pop("dual_clip", None)
+    old_keys.renew({"loss": loss}, {})
+    table = dict(loss["bound"])
+    return BOUNDS[table.pop("name")](**table)
 
 
 def surrogate_loss(*tensors: Any, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -294,7 +294,7 @@ def main() -> None:
             for name, case in (EQUAL | SHARDED).items()
         },
         "alike_tracker": lambda: alike(processes, "single_stream", ["rollouts.prompts=6"]),
-        "alike_varied": lambda: alike(processes, "dapo", ["rollouts.keep=varied_groups"]),
+        "alike_varied": lambda: alike(processes, "dapo", ["rollouts.dynamic_sampling=true"]),
         "alike_critic": lambda: alike(processes, "sapo", FIVE),
         "moved": lambda: moved(processes, "ppo", ["estimator.network=backbone", *FIVE]),
         "refused": lambda: refused(processes),

@@ -1,5 +1,7 @@
 """Configs: layers, overrides, plug-in tables, and the sentences of what is wrong."""
 
+import warnings
+
 import pytest
 
 from segcredit.config import load_config, presets
@@ -49,7 +51,11 @@ def test_an_option_inside_a_wrapper_is_reached_by_its_path():
         ("train.stepz=3", ConfigError, ["train.stepz", "did you mean 'steps'"]),
         ("train.steps=many", ConfigError, ["train.steps", "integer", "many"]),
         ("train.steps", ConfigError, ["dotted.key=value"]),
-        ("loss.ratio=word", ConfigError, ["loss.ratio", "segment"]),
+        ("loss.ratio=word", RegistryError, ["loss.ratio", "segment"]),
+        ("loss.bound=clipp", RegistryError, ["loss.bound", "did you mean 'clip'"]),
+        ("loss.bound.positive=1", RegistryError, ["'clip' has no option", "low, high, dual"]),
+        ("loss.aggregate.norm_length=9", RegistryError, ["has no option 'norm_length'"]),
+        ("loss.ratio.gradient=half", RegistryError, ["loss.ratio", "'full' or 'own_token'"]),
         ("segmenter=newlin", RegistryError, ["segmenter", "did you mean 'newline'"]),
         ("segmenter.top=0.1", RegistryError, ["no option 'top'", "top_fraction"]),
         ("segmenter.top_fraction=2", RegistryError, ["top_fraction is 2.0", "at most 1"]),
@@ -88,10 +94,17 @@ def test_a_method_without_axes_says_what_it_needs():
     [
         (["rollouts.layout=tree", "rollouts.branches=[2,3]"], "product is completions = 8"),
         (["rollouts.overlong_buffer=65"], "even an empty completion"),
-        (["loss.bound=log_clip", "loss.clip_bounds=absolute"], "log_clip takes distances"),
+        (["loss.ratio=none", "loss.bound=clip"], "ratio is 'none' and bound is 'clip'"),
+        (["loss.ratio=none", "loss.ratio_segmenter=whole"], "expected no ratio_segmenter"),
+        (["loss.ratio={name='none', gradient='full'}"], "'none' is the absence of a ratio"),
+        (["loss.ratio_segmenter=whole"], "'token', which reads no segments"),
+        (["loss.bound=log_clip", "loss.clip_bounds=absolute"], "takes distances from 0 nats"),
         (["loss.bound=soft_gate", "loss.dual_clip=3.0"], "with bound 'clip'"),
+        (["loss.clip_bounds=absolute", "loss.clip_low=2"], "expected one around 1"),
+        (["loss.clip_low=low"], "loss.clip_low is 'low'; expected a number"),
+        (["rollouts.keep=some"], "expected 'all' or 'varied_groups'"),
         (
-            ["rollouts.layout=tree", "rollouts.branches=[2,4]", "rollouts.keep=varied_groups"],
+            ["rollouts.layout=tree", "rollouts.branches=[2,4]", "rollouts.dynamic_sampling=true"],
             "layout = 'independent' alone",
         ),
     ],
@@ -104,3 +117,106 @@ def test_options_that_do_not_go_together_are_a_sentence(
     assert sentence in str(caught.value)
     assert "Value error" not in str(caught.value)
     assert "found {" not in str(caught.value)
+
+
+NEW_FORMS = [
+    ("sapo", ["loss.clip_low=0.1"], 'loss.bound = { name = "clip", low = 0.1, high = 0.2 }'),
+    (
+        "dapo",
+        ["loss.clip_high=0.3"],
+        'loss.bound = { name = "clip", low = 0.2, high = 0.3, dual = 10.0 }',
+    ),
+    (
+        "grpo",
+        ["loss.dual_clip=3.0"],
+        'loss.bound = { name = "clip", low = 0.2, high = 0.2, dual = 3.0 }',
+    ),
+    (
+        "grpo",
+        ["loss.clip_bounds=absolute", "loss.clip_low=0.5", "loss.clip_high=1.5"],
+        'loss.bound = { name = "clip", low = 0.5, high = 0.5 }',
+    ),
+    (
+        "grpo",
+        ["loss.bound=log_clip", "loss.clip_low=0.4"],
+        'loss.bound = { name = "log_clip", low = 0.4, high = 0.2 }',
+    ),
+    (
+        "cispo",
+        ["loss.clip_high=4.0"],
+        'loss.bound = { name = "truncated_is", low = 0.0, high = 4.0 }',
+    ),
+    (
+        "cispo",
+        ["loss.clip_bounds=around_one", "loss.clip_low=0.5", "loss.clip_high=1.0"],
+        'loss.bound = { name = "truncated_is", low = 0.5, high = 2.0 }',
+    ),
+    (
+        "grpo",
+        ["loss.bound=capped_weight"],
+        'loss.bound = { name = "truncated_is", low = 0.8, high = 1.2 }',
+    ),
+    (
+        "grpo",
+        ["loss.bound={name='capped_weight', high=3.0}"],
+        'loss.bound = { name = "truncated_is", high = 3.0 }',
+    ),
+    (
+        "soft_gate",
+        ["loss.gate_negative=2.0", "loss.clip_low=0.1"],
+        'loss.bound = { name = "soft_gate", positive = 1.0, negative = 2.0 }',
+    ),
+    (
+        "gspo",
+        ["loss.ratio_gradient=own_token"],
+        'loss.ratio = { name = "sequence", gradient = "own_token" }',
+    ),
+    ("grpo", ["loss.ratio_gradient=own_token"], 'loss.ratio = "token"'),
+    (
+        "dr_grpo",
+        ["loss.norm_length=24"],
+        'loss.aggregate = { name = "sequence_mean_token_norm", norm_length = 24 }',
+    ),
+    ("grpo", ["rollouts.keep=varied_groups"], "rollouts.dynamic_sampling = true"),
+    ("dapo", ["rollouts.keep=all"], "rollouts.dynamic_sampling = false"),
+    ("dapo", ["rollouts.keep_rounds=2"], "rollouts.dynamic_sampling_rounds = 2"),
+]
+
+
+@pytest.mark.parametrize(("method", "old", "new"), NEW_FORMS)
+def test_old_keys_are_read_with_a_sentence_that_shows_the_new_form(
+    method: str, old: list[str], new: str
+) -> None:
+    with pytest.warns(FutureWarning) as caught:
+        found = load_config(method, old)
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 1
+    assert f"read as {new}. Write that instead." in said[0]
+    assert all(text.partition("=")[0] in said[0] for text in old if "bound" not in text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found == load_config(method, [new.replace(" = ", "=", 1)])
+
+
+def test_an_old_bound_without_a_ratio_is_left_out_with_a_sentence() -> None:
+    with pytest.warns(FutureWarning, match=r"loss.clip_low: nothing is bounded"):
+        assert load_config("rloo", ["loss.clip_low=0.1"]) == load_config("rloo")
+
+
+def test_the_bound_below_goes_with_the_ratio_and_comes_back_with_one() -> None:
+    assert load_config("sapo", ["loss.ratio=none"]).loss.bound is None
+    assert load_config("rloo", ["loss.ratio=token"]).loss.bound == load_config("sapo").loss.bound
+    assert load_config("rloo").model_dump()["loss"]["ratio"] == "none"
+
+
+def test_options_of_a_bound_are_reached_by_their_path_and_its_name_replaces_it() -> None:
+    assert load_config("dapo", ["loss.bound.low=0.1"]).loss.bound == {
+        "name": "clip",
+        "low": 0.1,
+        "high": 0.28,
+        "dual": 10.0,
+    }
+    by_name = load_config("dapo", ["loss.bound=log_clip"]).loss.bound
+    assert by_name == {"name": "log_clip", "low": 0.4, "high": 0.4}
+    table = {"method": "dapo", "loss": {"bound": {"name": "clip", "high": 0.3}}}
+    assert load_config(table).loss.bound == {"name": "clip", "low": 0.2, "high": 0.3, "dual": None}

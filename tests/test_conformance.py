@@ -34,6 +34,9 @@ INNER = {
     "estimators": "zero",
     "advantages": "gae",
     "process_rewards": "equations",
+    "ratios": "",
+    "bounds": "",
+    "aggregations": "",
 }
 WRAPPED = ("inner", "first", "second", "to")
 

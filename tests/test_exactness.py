@@ -39,7 +39,7 @@ from segcredit import AdvantageScheme, ValueEstimator
 from segcredit.objective.returns import advantages, segment_values
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "exactness.py"
-BOUNDS = ("clip", "log_clip", "capped_weight", "soft_gate")
+BOUNDS = ("clip", "log_clip", "truncated_is", "soft_gate")
 
 
 @functools.cache

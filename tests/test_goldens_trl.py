@@ -74,7 +74,7 @@ def bound(case: Case) -> dict[str, Any]:
     distances = {"clip_low": args["epsilon_low"], "clip_high": args["epsilon_high"]}
     if args["loss_type"] == "cispo":
         return {
-            "bound": "capped_weight",
+            "bound": "truncated_is",
             "clip_bounds": "absolute",
             "clip_low": 0.0,
             "clip_high": args["epsilon_high"],

@@ -286,10 +286,10 @@ def test_verl_policy_geo_mean(case: Case) -> None:
 
 @cases("verl_policy_cispo")
 def test_verl_policy_cispo(case: Case) -> None:
-    """``ratio="token"`` with ``bound="capped_weight"``."""
+    """``ratio="token"`` with ``bound="truncated_is"``."""
     data = case.load()
     mode = aggregation(case, case.args["loss_agg_mode"])
-    metrics = policy_loss(case, data, ratio="token", bound="capped_weight", **mode)
+    metrics = policy_loss(case, data, ratio="token", bound="truncated_is", **mode)
     assert_close(case, metrics["clip_fraction"], data["pg_clipfrac"], atol=FLOAT32_FACTOR)
 
 

@@ -112,8 +112,8 @@ def test_what_is_published_is_in_force(tmp_path: Path) -> None:
     assert config.segmenter["top_fraction"] == 0.3
     gae = config.advantage["inner"]
     assert (gae["lam"], gae["gamma"], config.estimator["gamma"]) == (0.99, 1.0, 1.0)
-    assert (config.loss.ratio, config.loss.kl_penalty) == ("segment", 0.001)
-    assert (config.loss.clip_low, config.loss.clip_high) == (0.2, 0.2)
+    assert (config.loss.ratio["name"], config.loss.kl_penalty) == ("segment", 0.001)
+    assert config.loss.bound == {"name": "clip", "low": 0.2, "high": 0.2, "dual": None}
     grpo = next(c for label, c in every.items() if "method=grpo" in label)
     assert (grpo.rollouts.completions, grpo.loss.kl_loss, grpo.loss.kl_penalty) == (8, 0.01, 0)
     vc = next(c for label, c in every.items() if "vc_ppo" in label)

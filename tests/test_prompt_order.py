@@ -119,7 +119,7 @@ def test_warm_up_and_further_rounds_leave_the_steps_their_prompts(
     assert critic.further_prompts.state_dict() != before
     assert [set(collect(critic, step).rollouts.prompt_keys) for step in (1, 2)] == expected
     # All rewards are equal, so that further rounds are drawn.
-    again = build(override(config("grpo", policy, source), "rollouts.keep=varied_groups"))
+    again = build(override(config("grpo", policy, source), "rollouts.dynamic_sampling=true"))
     sampled = collect(again, 1)
     assert sampled.sampled.rounds > 1
     collect(again, 2)

@@ -32,7 +32,7 @@ def documented(table: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run of a method with a critic, with every option on that adds a column."""
-    own = ["train.steps=2", "loss.kl_loss=0.01", "loss.dual_clip=3.0", "loss.norm_length=24.0"]
+    own = ["train.steps=2", "loss.kl_loss=0.01", "loss.bound.dual=3.0"]
     own += ["loss.ratio_segmenter=whole", "process_reward=equations", "evaluate.completions=2"]
     path = tmp_path_factory.mktemp("runs") / "run"
     return read_runs(train(load_config("sapo", [*SMALL, *own]), path))

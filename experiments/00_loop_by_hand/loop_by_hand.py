@@ -17,10 +17,10 @@ from torch import nn
 
 from segcredit import PolicySimulator, RolloutBatch, SamplingParams, SegmentValues, registry, rng
 from segcredit.objective import (
-    Aggregation,
     Clip,
     Importance,
     SegmentRatio,
+    SequenceMeanTokenMean,
     TokenRatio,
     surrogate_loss,
 )
@@ -154,7 +154,7 @@ def train(method: str, steps: int, seed: int) -> tuple[nn.Module, nn.Module]:
                         batch.action_mask,
                         cuts,
                         surrogate=axes["surrogate"],
-                        aggregation=Aggregation("sequence_mean_token_mean"),
+                        aggregation=SequenceMeanTokenMean(),
                     )
                     descend(loss, policy, policy_optimizer)
                 if critic_optimizer:

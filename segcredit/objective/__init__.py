@@ -1,6 +1,11 @@
 """Pure torch maths of the objective: returns, policy loss, ratio clipping, aggregation."""
 
 from segcredit.objective.aggregation import Aggregation as Aggregation
+from segcredit.objective.aggregation import SequenceMeanTokenMean as SequenceMeanTokenMean
+from segcredit.objective.aggregation import SequenceMeanTokenNorm as SequenceMeanTokenNorm
+from segcredit.objective.aggregation import SequenceMeanTokenSum as SequenceMeanTokenSum
+from segcredit.objective.aggregation import SequenceSumNorm as SequenceSumNorm
+from segcredit.objective.aggregation import TokenMean as TokenMean
 from segcredit.objective.importance_ratio import Importance as Importance
 from segcredit.objective.importance_ratio import Ratio as Ratio
 from segcredit.objective.importance_ratio import Reinforce as Reinforce

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from segcredit.errors import ShapeError
+from segcredit.errors import ShapeError, blame, require_type
 from segcredit.objective.ratio_clipping import Bound, Bounded
 from segcredit.segmentation import Segmentation
+from segcredit.types import require_shape
 
 RatioGradient = Literal["full", "own_token"]
 
 
 class Ratio(ABC):
     """A level of the importance ratio."""
+
+    reads_segments: ClassVar[bool] = True
+    """False where ``average`` does without the segmentation."""
 
     @abstractmethod
     def average(
@@ -45,6 +49,8 @@ class Ratio(ABC):
 @dataclass(frozen=True, slots=True)
 class TokenRatio(Ratio):
     """A ratio for each token, as in PPO."""
+
+    reads_segments: ClassVar[bool] = False
 
     def average(self, log_ratio: Tensor, action_mask: Tensor, segmentation: Segmentation) -> Tensor:
         """Returns the log-ratios as they are."""
@@ -85,6 +91,7 @@ class SequenceRatio(Ratio):
         GSPO, arXiv 2507.18071.
     """
 
+    reads_segments: ClassVar[bool] = False
     gradient: RatioGradient = "full"
 
     def __post_init__(self) -> None:
@@ -144,9 +151,19 @@ class Importance(Surrogate):
         segmentation: Segmentation,
     ) -> tuple[Tensor, Bounded]:
         """Computes the ratios at their level, and the bounded loss."""
-        held_BT = self.bound.before_mean(log_ratio, advantages)
-        ratio_BT = self.ratio.average(held_BT, action_mask, segmentation).exp()
-        return ratio_BT, self.bound(ratio_BT, log_ratio, advantages, logprobs)
+        bound, ratio = type(self.bound).__name__, type(self.ratio).__name__
+        with blame("bound", bound, self.bound):
+            held_BT = self.bound.before_mean(log_ratio, advantages)
+            require_shape("before_mean", held_BT, log_ratio.shape)
+        with blame("importance ratio", ratio, self.ratio):
+            mean_BT = self.ratio.average(held_BT, action_mask, segmentation)
+            require_shape("average", mean_BT, log_ratio.shape)
+        ratio_BT = mean_BT.exp()
+        with blame("bound", bound, self.bound):
+            bounded = self.bound(ratio_BT, log_ratio, advantages, logprobs)
+            require_type("its call", bounded, Bounded)
+            require_shape("the loss of its call", bounded.loss, log_ratio.shape)
+        return ratio_BT, bounded
 
 
 def _moved_by(gradient: RatioGradient, mean_BT: Tensor, log_ratio_BT: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def surrogate_loss(
 
     Raises:
         ShapeError: shapes that do not fit.
+        PluginError: ratio, bound or aggregation raised, or returned something else than it must.
     """
     _require_fit(logprobs, sampling_logprobs, advantages, action_mask)
     weights_BT = _weights(token_weights, action_mask, logprobs)

@@ -13,6 +13,7 @@ import tomli_w
 
 from segcredit.atomic_files import unwritten, write_atomically
 from segcredit.errors import RecordError
+from segcredit.old_keys import renew_stored
 
 CONFIG = "config.toml"
 
@@ -22,7 +23,7 @@ _LAST = "# end of the config\n"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads the config of a run directory, as nested plain values.
+    """Reads the config of a run directory, as nested plain values; old keys in today's form.
 
     Raises:
         RecordError: there is none, it is not TOML, or only its beginning is there.
@@ -32,7 +33,9 @@ def read_config(path: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         if _is_torn(text):
             raise ValueError("it ends before its last line")
-        return tomllib.loads(text)
+        found = tomllib.loads(text)
+        renew_stored(found)
+        return found
     except (OSError, ValueError) as error:
         raise RecordError(
             f"{file} cannot be read ({error}); expected the config that a run stored there."

@@ -9,15 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from segcredit.config import load_config, preset_text, presets
+from segcredit import registry
+from segcredit.config import NO_RATIO, load_config, preset_text, presets
 from segcredit.errors import StudyError
+from segcredit.registry import plugin_label
 
 BEGIN, END = (
     "<!-- methods: written by python -m segcredit.study.method_table -->",
     "<!-- /methods -->",
 )
-_LOSS = {"bound": "clip", "ratio_gradient": "full", "tokens": "all"}
-_ROLLOUTS = {"layout": "independent", "keep": "all", "prompt_choice": "uniform"}
+_USUAL: dict[str, dict[str, Any]] = {
+    "loss": {"bound": "clip", "tokens": "all"},
+    "rollouts": {"layout": "independent", "dynamic_sampling": False, "prompt_choice": "uniform"},
+}
 
 
 def method_table() -> str:
@@ -55,7 +59,7 @@ def _row(name: str) -> list[str]:
         _plugin(config.segmenter),
         _plugin(config.estimator),
         _plugin(config.advantage),
-        config.loss.ratio,
+        _ratio(config.loss.ratio),
         ", ".join(_options(config.model_dump())),
     ]
 
@@ -66,15 +70,22 @@ def _plugin(table: dict[str, Any]) -> str:
     return f"`{table['name']}`" + (f" of {_plugin(inner)}" if inner else "")
 
 
+def _ratio(table: dict[str, Any] | None) -> str:
+    """Writes the level of the importance ratio, and its gradient where it is not the usual one."""
+    if table is None:
+        return NO_RATIO
+    return plugin_label(registry.ratios, table)
+
+
 def _options(config: dict[str, Any]) -> list[str]:
     """Returns the loss's and the loop's choices that are not the usual ones."""
-    found = [f"`{config['loss']['aggregate']}`"]
-    for section, usual in (("loss", _LOSS), ("rollouts", _ROLLOUTS)):
-        found += [
-            f"{key} `{config[section][key]}`"
-            for key, value in usual.items()
-            if config[section][key] != value
-        ]
+    found = [f"`{config['loss']['aggregate']['name']}`"]
+    for section, usual in _USUAL.items():
+        for key, value in usual.items():
+            chosen = config[section][key]
+            name = chosen["name"] if isinstance(chosen, dict) else chosen
+            if chosen is not None and name != value:
+                found.append(f"`{key}`" if name is True else f"{key} `{name}`")
     if config["process_reward"] is not None:
         found.append(f"process reward {_plugin(config['process_reward'])}")
     return found

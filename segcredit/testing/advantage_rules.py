@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from segcredit.testing.checked_plugin import Rule, Subject, shuffled
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
 from segcredit.types import SegmentValues
 
 
 def _values(lengths: Sequence[int] = (3, 1, 0, 5, 2, 4, 1), seed: int = 0) -> SegmentValues:
-    """Random values and rewards of rows with so many segments, two or three rows a group."""
+    """Draws values and rewards of rows with so many segments, two or three rows a group."""
     source = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(*lengths, 1))
     mask_BS = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
@@ -27,25 +27,27 @@ def _values(lengths: Sequence[int] = (3, 1, 0, 5, 2, 4, 1), seed: int = 0) -> Se
     )
 
 
-def _advantage(subject: Subject, values: SegmentValues, what: str = "ragged segments") -> Tensor:
-    """Checked advantages, 0 outside the mask."""
-    with subject.using(what):
-        advantages_BS = subject.plugin(values)
-    subject.require_values(advantages_BS, values.mask, f"its call, on {what},")
+def _advantage(
+    checked: CheckedPlugin, values: SegmentValues, what: str = "ragged segments"
+) -> Tensor:
+    """Returns the scheme's advantages, checked, and 0 outside the mask."""
+    with checked.using(what):
+        advantages_BS = checked.plugin(values)
+    checked.require_values(advantages_BS, values.mask, f"its call, on {what},")
     return advantages_BS.masked_fill(~values.mask, 0)
 
 
-def _advantage_for_each_segment(subject: Subject) -> None:
-    _advantage(subject, _values())
+def _advantage_for_each_segment(checked: CheckedPlugin) -> None:
+    _advantage(checked, _values())
 
 
-def _advantage_is_pure(subject: Subject) -> None:
+def _advantage_is_pure(checked: CheckedPlugin) -> None:
     values = _values()
-    first_BS = _advantage(subject, values)
-    subject.require_untouched(_values(), values, "its call")
+    first_BS = _advantage(checked, values)
+    checked.require_untouched(_values(), values, "its call")
     torch.rand(3)
-    if not torch.equal(first_BS, _advantage(subject, values)):
-        subject.broke(
+    if not torch.equal(first_BS, _advantage(checked, values)):
+        checked.broke(
             "the same values always give the same advantages",
             found="other advantages at the second call",
             expected="the same",
@@ -53,45 +55,45 @@ def _advantage_is_pure(subject: Subject) -> None:
         )
 
 
-def _advantage_ignores_batch_order(subject: Subject) -> None:
+def _advantage_ignores_batch_order(checked: CheckedPlugin) -> None:
     values = _values()
     order = shuffled(len(values.mask))
-    subject.require_close(
-        _advantage(subject, values.select(order), "rows in another order"),
-        _advantage(subject, values)[order],
+    checked.require_close(
+        _advantage(checked, values.select(order), "rows in another order"),
+        _advantage(checked, values)[order],
         rule="a row's advantages do not depend on the order of the batch",
         cause="rows taken for groups by their place; use values.group",
     )
 
 
-def _advantage_ignores_padding(subject: Subject) -> None:
+def _advantage_ignores_padding(checked: CheckedPlugin) -> None:
     values = _values()
     names = ("values", "rewards", "lengths", "weights", "node_ids")
     tables = {name: getattr(values, name) for name in names}
     wide = {name: torch.cat([x, torch.zeros_like(x)], dim=1) for name, x in tables.items()}
     mask_BS = torch.cat([values.mask, torch.zeros_like(values.mask)], dim=1)
     padded = _advantage(
-        subject, values.replace(**wide, mask=mask_BS), "twice as many columns of segments"
+        checked, values.replace(**wide, mask=mask_BS), "twice as many columns of segments"
     )
-    subject.require_close(
+    checked.require_close(
         padded[:, : values.mask.shape[1]],
-        _advantage(subject, values),
+        _advantage(checked, values),
         rule="columns without segments are not read",
         cause="a mean over the table instead of over values.mask",
     )
 
 
-def _advantage_survives_short_rows(subject: Subject) -> None:
+def _advantage_survives_short_rows(checked: CheckedPlugin) -> None:
     for lengths in ([1], [4], [0, 0], [1, 0], [1, 1, 1]):
-        _advantage(subject, _values(lengths), f"rows of {lengths} segments")
+        _advantage(checked, _values(lengths), f"rows of {lengths} segments")
     same = _values()
-    _advantage(subject, same.replace(rewards=same.mask.float()), "rewards that are all equal")
+    _advantage(checked, same.replace(rewards=same.mask.float()), "rewards that are all equal")
 
 
-def _advantage_pickles(subject: Subject) -> None:
-    again = subject.unpickled()
+def _advantage_pickles(checked: CheckedPlugin) -> None:
+    again = checked.unpickled()
     again_BS = _advantage(again, _values())
-    subject.require_same_unpickled(again_BS, _advantage(subject, _values()), "advantages")
+    checked.require_same_unpickled(again_BS, _advantage(checked, _values()), "advantages")
 
 
 ADVANTAGE_RULES: tuple[Rule, ...] = (

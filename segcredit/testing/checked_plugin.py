@@ -17,7 +17,7 @@ _TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class CheckedPlugin:
     """The plug-in under test, as messages name it.
 
     Args:
@@ -30,11 +30,11 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Its kind and class."""
+        """Kind and class of the plug-in."""
         return f"{self.kind} {type(self.plugin).__name__!r}"
 
     def broke(self, rule: str, *, found: str, expected: str, cause: str) -> NoReturn:
-        """Raise the sentence for a broken rule."""
+        """Raises the sentence for a broken rule."""
         raise PluginError(
             f"{self.name} breaks the rule that {rule}: found {found}; expected {expected}."
             f" The usual cause: {cause}."
@@ -42,7 +42,7 @@ class Subject:
 
     @contextmanager
     def using(self, what: str) -> Generator[None, None, None]:
-        """Anything that the plug-in raises becomes a sentence that names it."""
+        """Turns anything that the plug-in raises inside into a sentence that names it."""
         try:
             yield
         except PluginError as error:
@@ -52,14 +52,14 @@ class Subject:
                 f"{self.name} raised {type(error).__name__} on {what}: {error}"
             ) from error
 
-    def unpickled(self) -> Subject:
-        """The plug-in as another process would get it."""
+    def unpickled(self) -> CheckedPlugin:
+        """Returns the plug-in as another process would get it."""
         with self.using("pickling"):
             plugin = pickle.loads(pickle.dumps(self.plugin))
-        return Subject(self.kind, plugin)
+        return CheckedPlugin(self.kind, plugin)
 
     def require_same_unpickled(self, found: Tensor, wanted: Tensor, what: str) -> None:
-        """The unpickled plug-in gave exactly what the plug-in itself gives."""
+        """Requires that the unpickled plug-in gave exactly what the plug-in itself gives."""
         if not torch.equal(found, wanted):
             self.broke(
                 "a plug-in survives pickling",
@@ -69,7 +69,7 @@ class Subject:
             )
 
     def require_values(self, found: object, mask_BS: Tensor, source: str) -> None:
-        """A table of finite floats, one for each segment."""
+        """Requires a table of finite floats, one for each segment."""
         rule = f"{source.rstrip(',')} gives one finite number for each segment"
         expected = f"a float tensor of shape {tuple(mask_BS.shape)}, finite wherever a segment is"
         if not isinstance(found, Tensor) or found.shape != mask_BS.shape:
@@ -90,7 +90,7 @@ class Subject:
             )
 
     def require_untouched(self, before: Any, after: Any, source: str) -> None:
-        """The input is bit for bit what it was, field by field."""
+        """Requires that an input is bit for bit what it was, field by field."""
         for field in dataclasses.fields(before):
             old, new = getattr(before, field.name), getattr(after, field.name)
             same = torch.equal(old, new) if isinstance(old, Tensor) else old == new
@@ -104,7 +104,7 @@ class Subject:
                 )
 
     def require_close(self, found: Tensor, wanted: Tensor, *, rule: str, cause: str) -> None:
-        """The same numbers, but for what another order of sums changes."""
+        """Requires the same numbers, but for what another order of sums changes."""
         alike = found.shape == wanted.shape
         if alike and torch.allclose(found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
             return
@@ -116,9 +116,9 @@ class Subject:
         self.broke(rule, found=apart, expected=f"the same numbers within {_TOLERANCE}", cause=cause)
 
 
-Rule = Callable[[Subject], None]
+Rule = Callable[[CheckedPlugin], None]
 
 
 def shuffled(count: int) -> list[int]:
-    """An order that leaves no row in place and tears neighbours apart."""
+    """Returns an order that leaves no row in place and tears neighbours apart."""
     return [*range(1, count, 2), *range(0, count, 2)] if count > 1 else [0]

@@ -10,18 +10,23 @@ from functools import partial
 from typing import Any
 
 from segcredit.errors import PluginError
-from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, ValueEstimator
+from segcredit.objective.aggregation import Aggregation
+from segcredit.objective.importance_ratio import Ratio
+from segcredit.objective.ratio_clipping import Bound
+from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, Task, ValueEstimator
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
-from segcredit.testing.checked_plugin import Rule, Subject
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
+from segcredit.testing.loss_rules import AGGREGATION_RULES, BOUND_RULES, RATIO_RULES
 from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
+from segcredit.testing.task_rules import TASK_RULES
 
 Check = tuple[str, Callable[[], None]]
 
 
 def check_segmenter(plugin: Segmenter, causal: bool | None = None) -> None:
-    """Run every check of ``segmenter_checks``.
+    """Runs every check of ``segmenter_checks``.
 
     Raises:
         PluginError: the first rule that the segmenter breaks.
@@ -30,7 +35,7 @@ def check_segmenter(plugin: Segmenter, causal: bool | None = None) -> None:
 
 
 def check_estimator(plugin: ValueEstimator) -> None:
-    """Run every check of ``estimator_checks``.
+    """Runs every check of ``estimator_checks``.
 
     Raises:
         PluginError: the first rule that the value estimator breaks.
@@ -39,7 +44,7 @@ def check_estimator(plugin: ValueEstimator) -> None:
 
 
 def check_advantage(plugin: AdvantageScheme) -> None:
-    """Run every check of ``advantage_checks``.
+    """Runs every check of ``advantage_checks``.
 
     Raises:
         PluginError: the first rule that the advantage scheme breaks.
@@ -48,7 +53,7 @@ def check_advantage(plugin: AdvantageScheme) -> None:
 
 
 def check_process_reward(plugin: ProcessReward) -> None:
-    """Run every check of ``process_reward_checks``.
+    """Runs every check of ``process_reward_checks``.
 
     Raises:
         PluginError: the first rule that the process reward breaks.
@@ -56,8 +61,26 @@ def check_process_reward(plugin: ProcessReward) -> None:
     _run(process_reward_checks(plugin))
 
 
+def check_task(plugin: Task) -> None:
+    """Runs every check of ``task_checks``.
+
+    Raises:
+        PluginError: the first rule that the task breaks.
+    """
+    _run(task_checks(plugin))
+
+
+def check_loss(plugin: Ratio | Bound | Aggregation) -> None:
+    """Runs every check of ``loss_checks``.
+
+    Raises:
+        PluginError: the first rule that the part of a loss breaks.
+    """
+    _run(loss_checks(plugin))
+
+
 def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Check]:
-    """The rules for segmenters, each with a name.
+    """Returns the rules for segmenters, each with a name.
 
     Args:
         plugin: the segmenter.
@@ -69,26 +92,40 @@ def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Chec
 
 
 def estimator_checks(plugin: ValueEstimator) -> list[Check]:
-    """The rules for value estimators, each with a name."""
+    """Returns the rules for value estimators, each with a name."""
     return _checks("value estimator", plugin, ESTIMATOR_RULES)
 
 
 def advantage_checks(plugin: AdvantageScheme) -> list[Check]:
-    """The rules for advantage schemes, each with a name."""
+    """Returns the rules for advantage schemes, each with a name."""
     return _checks("advantage scheme", plugin, ADVANTAGE_RULES)
 
 
 def process_reward_checks(plugin: ProcessReward) -> list[Check]:
-    """The rules for process rewards, each with a name."""
+    """Returns the rules for process rewards, each with a name."""
     return _checks("process reward", plugin, PROCESS_REWARD_RULES)
 
 
+def task_checks(plugin: Task) -> list[Check]:
+    """Returns the rules for tasks, each with a name."""
+    return _checks("task", plugin, TASK_RULES)
+
+
+def loss_checks(plugin: Ratio | Bound | Aggregation) -> list[Check]:
+    """Returns the rules for a part of a loss, each with a name."""
+    if isinstance(plugin, Ratio):
+        return _checks("importance ratio", plugin, RATIO_RULES)
+    if isinstance(plugin, Bound):
+        return _checks("bound", plugin, BOUND_RULES)
+    return _checks("aggregation", plugin, AGGREGATION_RULES)
+
+
 def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
-    """Decorate a test that takes ``check`` and calls it: one named test for each rule.
+    """Decorates a test that takes ``check`` and calls it: one named test for each rule.
 
     Args:
-        plugins: segmenters, value estimators, advantage schemes and process rewards, mixed as you
-            like.
+        plugins: segmenters, value estimators, advantage schemes, process rewards, importance
+            ratios, bounds and aggregations, mixed as you like.
     """
     import pytest  # only for those who test with it
 
@@ -105,20 +142,23 @@ def _checks_of(plugin: object) -> list[Check]:
         return segmenter_checks(plugin)
     if isinstance(plugin, ValueEstimator):
         return estimator_checks(plugin)
+    # Before advantage schemes: of those no more is known than that they can be called.
+    if isinstance(plugin, Ratio | Bound | Aggregation):
+        return loss_checks(plugin)
     if isinstance(plugin, AdvantageScheme):
         return advantage_checks(plugin)
     if isinstance(plugin, ProcessReward):
         return process_reward_checks(plugin)
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
-        " estimator, an advantage scheme or a process reward. Give instances rather than classes,"
-        " and name the protocol as base."
+        " estimator, an advantage scheme, a process reward, an importance ratio, a bound or an"
+        " aggregation. Give instances rather than classes, and name the protocol as base."
     )
 
 
 def _checks(kind: str, plugin: object, rules: Sequence[Rule]) -> list[Check]:
-    subject = Subject(kind, plugin)
-    return [(rule.__name__.lstrip("_"), partial(rule, subject)) for rule in rules]
+    checked = CheckedPlugin(kind, plugin)
+    return [(rule.__name__.lstrip("_"), partial(rule, checked)) for rule in rules]
 
 
 def _run(checks: Sequence[Check]) -> None:

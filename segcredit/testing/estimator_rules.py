@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from segcredit.objective.returns import segment_values
 from segcredit.segmentation import Segmentation
-from segcredit.testing.checked_plugin import Rule, Subject, shuffled
-from segcredit.testing.rollouts import pad_rollouts
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
+from segcredit.testing.rollouts import pad_rollouts, segments_of_two
 from segcredit.testing.toy import ToySimulator, toy_rollouts
 from segcredit.types import RolloutBatch, SegmentValues
 
@@ -20,49 +20,43 @@ from segcredit.types import RolloutBatch, SegmentValues
 class _Trial:
     """An estimator with its state and rollouts to work on."""
 
-    subject: Subject
+    checked: CheckedPlugin
     state: nn.Module
     rollouts: RolloutBatch
     segmentation: Segmentation
     simulator: ToySimulator
 
     def estimate(self, what: str = "ragged rollouts") -> Tensor:
-        """Checked values; the state of the trial stays as it is."""
+        """Returns the plug-in's values, checked; the state of the trial stays as it is."""
         state, keys = copy.deepcopy(self.state), list(dict.fromkeys(self.rollouts.prompt_keys))
-        with self.subject.using(what), torch.no_grad():
-            self.subject.plugin.meet(state, keys, self.simulator)
-            values_BS = self.subject.plugin.estimate(
+        with self.checked.using(what), torch.no_grad():
+            self.checked.plugin.meet(state, keys, self.simulator)
+            values_BS = self.checked.plugin.estimate(
                 state, self.rollouts, self.segmentation, self.simulator
             )
-        self.subject.require_values(values_BS, self.segmentation.mask, f"estimate(), on {what},")
+        self.checked.require_values(values_BS, self.segmentation.mask, f"estimate(), on {what},")
         return values_BS.masked_fill(~self.segmentation.mask, 0)
 
     def on(self, rollouts: RolloutBatch, segmentation: Segmentation) -> _Trial:
-        """The same estimator on something else."""
+        """Returns the same estimator with its state, on other rollouts."""
         return dataclasses.replace(self, rollouts=rollouts, segmentation=segmentation)
 
 
-def _trial(subject: Subject, rollouts: RolloutBatch | None = None) -> _Trial:
-    """The plug-in once its state has seen a step, with segments of two tokens."""
+def _trial(checked: CheckedPlugin, rollouts: RolloutBatch | None = None) -> _Trial:
+    """Returns the plug-in once its state has seen a step, with segments of two tokens."""
     simulator = ToySimulator()
     rollouts = toy_rollouts(simulator) if rollouts is None else rollouts
-    with subject.using("start()"):
-        state = subject.plugin.start(simulator.policy)
-    _require_module(subject, state)
-    with subject.using("update()"):
-        subject.plugin.update(state, toy_rollouts(simulator), simulator)
-    return _Trial(subject, state, rollouts, _pairs(rollouts), simulator)
+    with checked.using("start()"):
+        state = checked.plugin.start(simulator.policy)
+    _require_module(checked, state)
+    with checked.using("update()"):
+        checked.plugin.update(state, toy_rollouts(simulator), simulator)
+    return _Trial(checked, state, rollouts, segments_of_two(rollouts), simulator)
 
 
-def _pairs(rollouts: RolloutBatch) -> Segmentation:
-    """A boundary before every second action token."""
-    place_BT = rollouts.action_mask.cumsum(1)
-    return Segmentation.from_starts(place_BT % 2 == 1, rollouts.action_mask)
-
-
-def _require_module(subject: Subject, state: object) -> None:
+def _require_module(checked: CheckedPlugin, state: object) -> None:
     if not isinstance(state, nn.Module):
-        subject.broke(
+        checked.broke(
             "start() returns the state as an nn.Module",
             found=f"{type(state).__name__}",
             expected="an nn.Module, an empty one when there is no state",
@@ -70,26 +64,26 @@ def _require_module(subject: Subject, state: object) -> None:
         )
 
 
-def _state_is_module(subject: Subject) -> None:
-    _trial(subject)
+def _state_is_module(checked: CheckedPlugin) -> None:
+    _trial(checked)
 
 
-def _estimates_each_segment(subject: Subject) -> None:
-    trial = _trial(subject)
+def _estimates_each_segment(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
     trial.estimate()
     mask_BT = trial.rollouts.action_mask
     for starts_BT, what in ((mask_BT, "a segment a token"), (~mask_BT, "a segment a row")):
         trial.on(trial.rollouts, Segmentation.from_starts(starts_BT, mask_BT)).estimate(what)
 
 
-def _estimator_is_pure(subject: Subject) -> None:
-    trial = _trial(subject)
+def _estimator_is_pure(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
     before = copy.deepcopy(trial.rollouts)
     first_BS = trial.estimate()
-    subject.require_untouched(before, trial.rollouts, "estimate()")
+    checked.require_untouched(before, trial.rollouts, "estimate()")
     torch.rand(3)
     if not torch.equal(first_BS, trial.estimate()):
-        subject.broke(
+        checked.broke(
             "estimate() gives the same values for the same state and rollouts",
             found="other values at the second call",
             expected="the same values",
@@ -97,12 +91,12 @@ def _estimator_is_pure(subject: Subject) -> None:
         )
 
 
-def _estimator_ignores_batch_order(subject: Subject) -> None:
-    trial = _trial(subject)
+def _estimator_ignores_batch_order(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
     order = shuffled(len(trial.rollouts))
     moved = trial.on(trial.rollouts.select(order), trial.segmentation.select(order))
     moved_BS = moved.estimate("rollouts in another order")
-    subject.require_close(
+    checked.require_close(
         moved_BS,
         trial.estimate()[order],
         rule="a completion's values do not depend on the order of the batch",
@@ -110,11 +104,11 @@ def _estimator_ignores_batch_order(subject: Subject) -> None:
     )
 
 
-def _estimator_ignores_padding(subject: Subject) -> None:
-    trial = _trial(subject)
+def _estimator_ignores_padding(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
     wide = pad_rollouts(trial.rollouts, 3, seed=1)
-    padded = trial.on(wide, _pairs(wide))
-    subject.require_close(
+    padded = trial.on(wide, segments_of_two(wide))
+    checked.require_close(
         padded.estimate("rollouts with 3 more columns of padding"),
         trial.estimate(),
         rule="padding is not read",
@@ -122,34 +116,34 @@ def _estimator_ignores_padding(subject: Subject) -> None:
     )
 
 
-def _estimator_survives_short_rows(subject: Subject) -> None:
+def _estimator_survives_short_rows(checked: CheckedPlugin) -> None:
     simulator = ToySimulator()
     for lengths in ([1], [4], [0, 0], [1, 0]):
         rollouts = toy_rollouts(simulator, lengths=lengths, hole=False)
-        _trial(subject, rollouts).estimate(f"completions of lengths {lengths}")
+        _trial(checked, rollouts).estimate(f"completions of lengths {lengths}")
 
 
 def _loss_of(trial: _Trial) -> tuple[Tensor, SegmentValues]:
-    """The checked loss of each segment, with gradients."""
+    """Returns the loss of each segment, checked, with gradients."""
     values = segment_values(trial.rollouts, trial.segmentation, trial.estimate())
-    with trial.subject.using("targets()"):
-        targets_BS = trial.subject.plugin.targets(values)
-    trial.subject.require_values(targets_BS, values.mask, "targets()")
+    with trial.checked.using("targets()"):
+        targets_BS = trial.checked.plugin.targets(values)
+    trial.checked.require_values(targets_BS, values.mask, "targets()")
     scores = trial.simulator.policy(trial.rollouts)
-    with trial.subject.using("loss()"):
-        loss_BS = trial.subject.plugin.loss(
+    with trial.checked.using("loss()"):
+        loss_BS = trial.checked.plugin.loss(
             trial.state, trial.rollouts, trial.segmentation, scores, values, targets_BS.detach() + 1
         )
-    trial.subject.require_values(loss_BS, values.mask, "loss()")
+    trial.checked.require_values(loss_BS, values.mask, "loss()")
     return loss_BS, values
 
 
-def _loss_fits_segments(subject: Subject) -> None:
-    _loss_of(_trial(subject))
+def _loss_fits_segments(checked: CheckedPlugin) -> None:
+    _loss_of(_trial(checked))
 
 
-def _loss_trains_parameters(subject: Subject) -> None:
-    trial = _trial(subject)
+def _loss_trains_parameters(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
     parameters = [p for p in trial.state.parameters() if p.requires_grad]
     if not parameters:
         return
@@ -158,7 +152,7 @@ def _loss_trains_parameters(subject: Subject) -> None:
         loss_BS.masked_fill(~values.mask, 0).sum().backward()  # pyright: ignore[reportUnknownMemberType]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not any(bool(gradient.abs().sum() > 0) for gradient in gradients):
-        subject.broke(
+        checked.broke(
             "the loss trains the state's parameters",
             found="no gradient on any of them, with targets 1 away from the values",
             expected="a gradient on at least one",
@@ -166,14 +160,14 @@ def _loss_trains_parameters(subject: Subject) -> None:
         )
 
 
-def _prompt_weights_fit(subject: Subject) -> None:
-    trial = _trial(subject)
+def _prompt_weights_fit(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
     keys = [*dict.fromkeys(trial.rollouts.prompt_keys), "a prompt never seen"]
-    with subject.using("prompt_weights()"):
-        weights_K = subject.plugin.prompt_weights(trial.state, keys)
+    with checked.using("prompt_weights()"):
+        weights_K = checked.plugin.prompt_weights(trial.state, keys)
     fits = tuple(weights_K.shape) == (len(keys),)
     if not fits or not bool((weights_K >= 0).all() & weights_K.isfinite().all()):
-        subject.broke(
+        checked.broke(
             "prompt_weights() gives every candidate prompt a weight",
             found=f"{weights_K.tolist()} for {len(keys)} prompts",
             expected=f"{len(keys)} finite numbers of at least 0",
@@ -181,15 +175,15 @@ def _prompt_weights_fit(subject: Subject) -> None:
         )
 
 
-def _state_round_trips(subject: Subject) -> None:
-    trial = _trial(subject)
+def _state_round_trips(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
     with torch.no_grad():
         for parameter in trial.state.parameters():
             parameter.add_(0.1)
-    with subject.using("loading its own state_dict into a new state"):
-        again = subject.plugin.start(trial.simulator.policy)
+    with checked.using("loading its own state_dict into a new state"):
+        again = checked.plugin.start(trial.simulator.policy)
         again.load_state_dict(copy.deepcopy(trial.state.state_dict()))
-    subject.require_close(
+    checked.require_close(
         dataclasses.replace(trial, state=again).estimate("a state that was loaded"),
         trial.estimate(),
         rule="state_dict() holds the whole state",
@@ -198,11 +192,11 @@ def _state_round_trips(subject: Subject) -> None:
     )
 
 
-def _estimator_pickles(subject: Subject) -> None:
-    again = subject.unpickled()
-    trial = _trial(subject)
-    other = dataclasses.replace(trial, subject=again)
-    subject.require_same_unpickled(other.estimate(), trial.estimate(), "values")
+def _estimator_pickles(checked: CheckedPlugin) -> None:
+    again = checked.unpickled()
+    trial = _trial(checked)
+    other = dataclasses.replace(trial, checked=again)
+    checked.require_same_unpickled(other.estimate(), trial.estimate(), "values")
 
 
 ESTIMATOR_RULES: tuple[Rule, ...] = (

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from segcredit.segmentation import Segmentation
-from segcredit.testing.checked_plugin import Rule, Subject, shuffled
-from segcredit.testing.rollouts import make_rollouts, pad_rollouts
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
+from segcredit.testing.rollouts import make_rollouts, pad_rollouts, segments_of_two
 from segcredit.types import RolloutBatch
 
 _WORKING = "12-1=11\n11+1=12\nSo 1+1=1, 2-1=1\n#### 12"
@@ -28,43 +28,37 @@ def _ragged() -> RolloutBatch:
     return rollouts.replace(reference_logprobs=rollouts.logprobs - 0.1)
 
 
-def _pairs(rollouts: RolloutBatch) -> Segmentation:
-    """A boundary before every second action token."""
-    place_BT = rollouts.action_mask.cumsum(1)
-    return Segmentation.from_starts(place_BT % 2 == 1, rollouts.action_mask)
-
-
 def _reward(
-    subject: Subject,
+    checked: CheckedPlugin,
     rollouts: RolloutBatch,
     segmentation: Segmentation | None = None,
     what: str = "ragged rollouts",
 ) -> Tensor:
-    """Checked rewards, 0 outside the mask; of segments of two tokens if none are given."""
-    cut = _pairs(rollouts) if segmentation is None else segmentation
-    with subject.using(what), torch.no_grad():
-        rewards_BS = subject.plugin.reward(rollouts, cut)
-    subject.require_values(rewards_BS, cut.mask, f"reward(), on {what},")
+    """Returns process rewards, checked, and 0 outside the mask; by default of segments of two."""
+    cut = segments_of_two(rollouts) if segmentation is None else segmentation
+    with checked.using(what), torch.no_grad():
+        rewards_BS = checked.plugin.reward(rollouts, cut)
+    checked.require_values(rewards_BS, cut.mask, f"reward(), on {what},")
     return rewards_BS.masked_fill(~cut.mask, 0)
 
 
-def _rewards_each_segment(subject: Subject) -> None:
+def _rewards_each_segment(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
-    _reward(subject, rollouts)
+    _reward(checked, rollouts)
     mask_BT = rollouts.action_mask
     for starts_BT, what in ((mask_BT, "a segment a token"), (~mask_BT, "a segment a row")):
-        _reward(subject, rollouts, Segmentation.from_starts(starts_BT, mask_BT), what)
+        _reward(checked, rollouts, Segmentation.from_starts(starts_BT, mask_BT), what)
 
 
-def _process_reward_is_pure(subject: Subject) -> None:
+def _process_reward_is_pure(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
-    cut = _pairs(rollouts)
-    first_BS = _reward(subject, rollouts, cut)
-    subject.require_untouched(_ragged(), rollouts, "reward()")
-    subject.require_untouched(_pairs(_ragged()), cut, "reward()")
+    cut = segments_of_two(rollouts)
+    first_BS = _reward(checked, rollouts, cut)
+    checked.require_untouched(_ragged(), rollouts, "reward()")
+    checked.require_untouched(segments_of_two(_ragged()), cut, "reward()")
     torch.rand(3)
-    if not torch.equal(first_BS, _reward(subject, copy.deepcopy(rollouts))):
-        subject.broke(
+    if not torch.equal(first_BS, _reward(checked, copy.deepcopy(rollouts))):
+        checked.broke(
             "the same segments always earn the same process rewards",
             found="other rewards at the second call",
             expected="the same",
@@ -73,42 +67,42 @@ def _process_reward_is_pure(subject: Subject) -> None:
         )
 
 
-def _process_reward_ignores_batch_order(subject: Subject) -> None:
+def _process_reward_ignores_batch_order(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
-    cut = _pairs(rollouts)
+    cut = segments_of_two(rollouts)
     order = shuffled(len(rollouts))
     moved_BS = _reward(
-        subject, rollouts.select(order), cut.select(order), "rollouts in another order"
+        checked, rollouts.select(order), cut.select(order), "rollouts in another order"
     )
-    subject.require_close(
+    checked.require_close(
         moved_BS,
-        _reward(subject, rollouts, cut)[order],
+        _reward(checked, rollouts, cut)[order],
         rule="a completion's process rewards do not depend on the order of the batch",
         cause="rows taken for groups by their place; use rollouts.group",
     )
 
 
-def _process_reward_ignores_padding(subject: Subject) -> None:
+def _process_reward_ignores_padding(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
     wide = pad_rollouts(rollouts, 3, seed=1)
-    subject.require_close(
-        _reward(subject, wide, what="rollouts with 3 more columns of padding"),
-        _reward(subject, rollouts),
+    checked.require_close(
+        _reward(checked, wide, what="rollouts with 3 more columns of padding"),
+        _reward(checked, rollouts),
         rule="padding is not read",
         cause="the width of the batch used as a length, or a sum taken without the action mask",
     )
 
 
-def _process_reward_ignores_spare_columns(subject: Subject) -> None:
+def _process_reward_ignores_spare_columns(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
-    cut = _pairs(rollouts)
+    cut = segments_of_two(rollouts)
     # The group of the longest row is left out; select keeps the columns that were its.
     rows = [row for row in range(len(rollouts)) if rollouts.group[row] != rollouts.group[1]]
     spare = cut.select(rows)
     alone = rollouts.select(rows)
-    fitting_BS = _reward(subject, alone, _pairs(alone), "the rows of some groups")
-    spare_BS = _reward(subject, alone, spare, "a table with columns without segments")
-    subject.require_close(
+    fitting_BS = _reward(checked, alone, segments_of_two(alone), "the rows of some groups")
+    spare_BS = _reward(checked, alone, spare, "a table with columns without segments")
+    checked.require_close(
         spare_BS[:, : fitting_BS.shape[1]],
         fitting_BS,
         rule="columns without segments are not read",
@@ -116,19 +110,19 @@ def _process_reward_ignores_spare_columns(subject: Subject) -> None:
     )
 
 
-def _process_reward_respects_holes(subject: Subject) -> None:
+def _process_reward_respects_holes(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
     names = ("logprobs", "entropies", "reference_logprobs", "token_values")
     signals = {name: getattr(rollouts, name) for name in names}
     blind = rollouts.replace(
         **{name: x.masked_fill(~rollouts.action_mask, torch.nan) for name, x in signals.items()}
     )
-    wanted_BS = _reward(subject, rollouts)
-    cut = _pairs(blind)
-    with subject.using("rollouts with NaN in holes and padding"), torch.no_grad():
-        blind_BS = subject.plugin.reward(blind, cut).masked_fill(~cut.mask, 0)
+    wanted_BS = _reward(checked, rollouts)
+    cut = segments_of_two(blind)
+    with checked.using("rollouts with NaN in holes and padding"), torch.no_grad():
+        blind_BS = checked.plugin.reward(blind, cut).masked_fill(~cut.mask, 0)
     # Not through the check for finite numbers, which would tell of another cause.
-    subject.require_close(
+    checked.require_close(
         blind_BS,
         wanted_BS,
         rule="what stands on tokens that are no actions is not read",
@@ -137,18 +131,18 @@ def _process_reward_respects_holes(subject: Subject) -> None:
     )
 
 
-def _process_reward_survives_short_rows(subject: Subject) -> None:
-    _reward(subject, make_rollouts([""]), what="a single completion of one token")
-    _reward(subject, make_rollouts(["12 + a"]), what="a batch of one row")
-    _reward(subject, make_rollouts([""] * 2, truncated=[0, 1]), what="completions of width 0")
-    _reward(subject, make_rollouts([""] * 2, truncated=[0, 1], width=3), what="empty completions")
-    _reward(subject, make_rollouts(["a", "1"], holes={0: [0, 1]}), what="a row of holes only")
-    _reward(subject, make_rollouts(["1", "1", "1"], group_size=3), what="rows that are all alike")
+def _process_reward_survives_short_rows(checked: CheckedPlugin) -> None:
+    _reward(checked, make_rollouts([""]), what="a single completion of one token")
+    _reward(checked, make_rollouts(["12 + a"]), what="a batch of one row")
+    _reward(checked, make_rollouts([""] * 2, truncated=[0, 1]), what="completions of width 0")
+    _reward(checked, make_rollouts([""] * 2, truncated=[0, 1], width=3), what="empty completions")
+    _reward(checked, make_rollouts(["a", "1"], holes={0: [0, 1]}), what="a row of holes only")
+    _reward(checked, make_rollouts(["1", "1", "1"], group_size=3), what="rows that are all alike")
 
 
-def _process_reward_pickles(subject: Subject) -> None:
-    again_BS = _reward(subject.unpickled(), _ragged())
-    subject.require_same_unpickled(again_BS, _reward(subject, _ragged()), "process rewards")
+def _process_reward_pickles(checked: CheckedPlugin) -> None:
+    again_BS = _reward(checked.unpickled(), _ragged())
+    checked.require_same_unpickled(again_BS, _reward(checked, _ragged()), "process rewards")
 
 
 PROCESS_REWARD_RULES: tuple[Rule, ...] = (

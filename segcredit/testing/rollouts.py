@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segcredit.errors import ShapeError
 from segcredit.objective.returns import token_rewards
+from segcredit.segmentation import Segmentation
 from segcredit.types import RolloutBatch
 
 PIECES = (
@@ -33,7 +34,7 @@ PIECES = (
     "Wait, ",
     "Step 2: ",
 )
-"""What random texts are made of: whatever a text segmenter might look for."""
+"""Pieces of random texts: whatever a text segmenter might look for."""
 ALPHABET = "".join(sorted({*"".join(PIECES)}))
 PAD_ID = 0
 END_ID = 1
@@ -41,7 +42,7 @@ _FIRST_ID = 2
 
 
 def random_text(pieces: int, seed: int) -> str:
-    """A text of so many random pieces; the same for the same arguments."""
+    """Returns a text of so many random pieces; the same for the same arguments."""
     return "".join(random.Random(seed).choices(PIECES, k=pieces))
 
 
@@ -56,7 +57,7 @@ def make_rollouts(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> RolloutBatch:
-    """Rollouts of given or random texts: one token a character and an end token without any.
+    """Makes rollouts of given or random texts, one token a character and an end token without any.
 
     Args:
         texts: over ``ALPHABET``, one a row; or how many rows of random text.
@@ -108,7 +109,7 @@ def make_rollouts(
 def _encode(
     texts: Sequence[str], truncated: frozenset[int], width: int | None
 ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Token ids, and where there is a token."""
+    """Returns token ids, and a mask of where there is a token."""
     rows = [
         [_id(character) for character in text] + [END_ID] * (row not in truncated)
         for row, text in enumerate(texts)
@@ -140,7 +141,7 @@ def _marked(exists_BT: Bool[Tensor, "B T"], holes: Mapping[int, Sequence[int]]) 
 
 
 def _spans(texts: Sequence[str], width: int) -> Int[Tensor, "B T 2"]:
-    """Token t is character t; the end token and padding hold no character."""
+    """Returns spans: token t is character t; the end token and padding hold no character."""
     lengths_B1 = torch.tensor([len(text) for text in texts], dtype=torch.long)[:, None]
     first_1T = torch.arange(width)[None]
     return torch.stack(
@@ -149,14 +150,14 @@ def _spans(texts: Sequence[str], width: int) -> Int[Tensor, "B T 2"]:
 
 
 def _prompts(group_B: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B Tp"], Bool[Tensor, "B Tp"]]:
-    """One to three tokens a prompt, left-padded."""
+    """Makes prompts of one to three tokens, left-padded."""
     mask_BP = torch.arange(3) >= 2 - group_B[:, None] % 3
     ids_B1 = _FIRST_ID + group_B[:, None] % len(ALPHABET)
     return torch.where(mask_BP, ids_B1, PAD_ID), mask_BP
 
 
 def pad_rollouts(rollouts: RolloutBatch, columns: int, *, seed: int = 0) -> RolloutBatch:
-    """The same rollouts with more padding on the right, and other numbers in all of it."""
+    """Returns the same rollouts with more padding on the right, and other numbers in all of it."""
     source = torch.Generator().manual_seed(seed)
     later_BT = rollouts.action_mask.flip(1).cumsum(1).flip(1)
     padding_BT = _widen(later_BT == 0, columns, True)
@@ -191,14 +192,20 @@ def _widen(x_BT: Tensor, columns: int, fill: float) -> Tensor:
 
 
 def _widen_nodes(nodes_BT: Tensor, columns: int) -> Tensor:
-    """More columns, whose nodes are shared with no token."""
+    """Adds columns, whose nodes are shared with no token."""
     first = int(nodes_BT.max()) + 1 if nodes_BT.numel() else 0
     fresh = torch.arange(first, first + len(nodes_BT) * columns).view(len(nodes_BT), columns)
     return torch.cat([nodes_BT, fresh], dim=1)
 
 
+def segments_of_two(rollouts: RolloutBatch) -> Segmentation:
+    """Cuts before every second action token."""
+    place_BT = rollouts.action_mask.cumsum(1)
+    return Segmentation.from_starts(place_BT % 2 == 1, rollouts.action_mask)
+
+
 def change_from(rollouts: RolloutBatch, position: int, *, seed: int = 0) -> RolloutBatch:
-    """Other tokens from a position on, and whatever follows from them.
+    """Replaces the tokens from a position on, and whatever follows from them.
 
     Ids, log-probs, texts and spans change from the position on. Entropies and values change only
     behind it: the distribution that token t is drawn from is settled before it is drawn. Rewards,
@@ -239,7 +246,7 @@ def _holes_of(rollouts: RolloutBatch, row: int) -> list[int]:
 
 
 def _keep(old_BT: Tensor, new_BT: Tensor | None, count: int) -> Tensor:
-    """The first columns of the old signal, then the new one's."""
+    """Returns the first columns of the old signal, then the new one's."""
     if new_BT is None:
         return old_BT
     kept = min(count, old_BT.shape[1], new_BT.shape[1])

@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 
 from segcredit.segmentation import Segmentation
-from segcredit.testing.checked_plugin import Rule, Subject, shuffled
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
 from segcredit.testing.rollouts import change_from, make_rollouts, pad_rollouts
 from segcredit.types import RolloutBatch
 
@@ -30,24 +30,24 @@ def _ragged() -> RolloutBatch:
 
 
 def _segment(
-    subject: Subject, rollouts: RolloutBatch, what: str = "ragged rollouts"
+    checked: CheckedPlugin, rollouts: RolloutBatch, what: str = "ragged rollouts"
 ) -> Segmentation:
-    with subject.using(what):
-        segmentation = subject.plugin.segment(rollouts)
+    with checked.using(what):
+        segmentation = checked.plugin.segment(rollouts)
     if not isinstance(segmentation, Segmentation):
-        subject.broke(
+        checked.broke(
             "segment() returns a Segmentation",
             found=f"{type(segmentation).__name__} on {what}",
             expected="a segcredit.Segmentation",
             cause="ids returned bare; build them with Segmentation.from_starts",
         )
     if not torch.equal(segmentation.action_mask, rollouts.action_mask):
-        _broken_mask(subject, segmentation, rollouts, what)
+        _broken_mask(checked, segmentation, rollouts, what)
     return segmentation
 
 
 def _broken_mask(
-    subject: Subject, segmentation: Segmentation, rollouts: RolloutBatch, what: str
+    checked: CheckedPlugin, segmentation: Segmentation, rollouts: RolloutBatch, what: str
 ) -> NoReturn:
     shapes = tuple(segmentation.segment_ids.shape), tuple(rollouts.action_mask.shape)
     if shapes[0] == shapes[1]:
@@ -60,7 +60,7 @@ def _broken_mask(
         )
     else:
         found = f"ids of shape {shapes[0]} for an action mask of {shapes[1]}, on {what}"
-    subject.broke(
+    checked.broke(
         "every action token, and no other token, has a segment",
         found=found,
         expected="-1 exactly where rollouts.action_mask is False (padding and holes)",
@@ -68,23 +68,23 @@ def _broken_mask(
     )
 
 
-def _segments_action_tokens(subject: Subject) -> None:
-    _segment(subject, _ragged())
+def _segments_action_tokens(checked: CheckedPlugin) -> None:
+    _segment(checked, _ragged())
 
 
-def _segmenter_is_pure(subject: Subject) -> None:
+def _segmenter_is_pure(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
     before = copy.deepcopy(rollouts)
-    _segment(subject, rollouts)
-    subject.require_untouched(before, rollouts, "segment()")
+    _segment(checked, rollouts)
+    checked.require_untouched(before, rollouts, "segment()")
 
 
-def _segmenter_is_deterministic(subject: Subject) -> None:
-    first = _segment(subject, _ragged())
+def _segmenter_is_deterministic(checked: CheckedPlugin) -> None:
+    first = _segment(checked, _ragged())
     torch.rand(3)
-    again = _segment(subject, _ragged())
+    again = _segment(checked, _ragged())
     if not torch.equal(first.segment_ids, again.segment_ids):
-        subject.broke(
+        checked.broke(
             "the same rollouts are always cut alike",
             found="other segments at the second call",
             expected="the same segments",
@@ -93,16 +93,16 @@ def _segmenter_is_deterministic(subject: Subject) -> None:
         )
 
 
-def _segmenter_ignores_batch_order(subject: Subject) -> None:
+def _segmenter_ignores_batch_order(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
-    whole = _segment(subject, rollouts)
+    whole = _segment(checked, rollouts)
     orders = [shuffled(len(rollouts)), [2], [5, 1, 2]]
     for order in orders:
-        part = _segment(subject, rollouts.select(order), f"the rows {order} alone")
+        part = _segment(checked, rollouts.select(order), f"the rows {order} alone")
         same = (part.segment_ids == whole.segment_ids[order]).all(1)
         if not bool(same.all()):
             row = order[int((~same).nonzero()[0])]
-            subject.broke(
+            checked.broke(
                 "a completion's segments do not depend on the rest of the batch",
                 found=f"other segments for completion {row} when the batch is the rows {order}",
                 expected="those of the whole batch",
@@ -110,16 +110,16 @@ def _segmenter_ignores_batch_order(subject: Subject) -> None:
             )
 
 
-def _segmenter_ignores_padding(subject: Subject) -> None:
+def _segmenter_ignores_padding(checked: CheckedPlugin) -> None:
     rollouts = _ragged()
     width = rollouts.completion_ids.shape[1]
-    narrow = _segment(subject, rollouts)
+    narrow = _segment(checked, rollouts)
     for seed in (1, 2):
         padded = pad_rollouts(rollouts, 3 * seed, seed=seed)
-        wide = _segment(subject, padded, f"rollouts with {3 * seed} more columns of padding")
+        wide = _segment(checked, padded, f"rollouts with {3 * seed} more columns of padding")
         same = (wide.segment_ids[:, :width] == narrow.segment_ids).all(1)
         if not bool(same.all()):
-            subject.broke(
+            checked.broke(
                 "padding is not read",
                 found=f"other segments for completion {int((~same).nonzero()[0])} after"
                 f" {3 * seed} columns of padding were added",
@@ -129,38 +129,38 @@ def _segmenter_ignores_padding(subject: Subject) -> None:
             )
 
 
-def _segmenter_survives_short_rows(subject: Subject) -> None:
+def _segmenter_survives_short_rows(checked: CheckedPlugin) -> None:
     short = partial(make_rollouts, token_values=True)
-    _segment(subject, short([""]), "a single completion of one token")
-    _segment(subject, short(["12 + a"]), "a batch of one row")
-    _segment(subject, short(["", ""], truncated=[0, 1]), "completions of width 0")
-    _segment(subject, short(["", ""], truncated=[0, 1], width=3), "empty completions")
-    _segment(subject, short(["a", "1"], holes={0: [0, 1]}), "a row of holes only")
+    _segment(checked, short([""]), "a single completion of one token")
+    _segment(checked, short(["12 + a"]), "a batch of one row")
+    _segment(checked, short(["", ""], truncated=[0, 1]), "completions of width 0")
+    _segment(checked, short(["", ""], truncated=[0, 1], width=3), "empty completions")
+    _segment(checked, short(["a", "1"], holes={0: [0, 1]}), "a row of holes only")
 
 
-def _segmenter_pickles(subject: Subject) -> None:
-    again = subject.unpickled()
-    ids_BT = _segment(subject, _ragged()).segment_ids
+def _segmenter_pickles(checked: CheckedPlugin) -> None:
+    again = checked.unpickled()
+    ids_BT = _segment(checked, _ragged()).segment_ids
     again_BT = _segment(again, _ragged()).segment_ids
-    subject.require_same_unpickled(again_BT, ids_BT, "segments")
+    checked.require_same_unpickled(again_BT, ids_BT, "segments")
 
 
-def _segmenter_is_causal(subject: Subject) -> None:
+def _segmenter_is_causal(checked: CheckedPlugin) -> None:
     rollouts = make_rollouts(8, holes={5: [2, 3]}, token_values=True)
-    whole = _segment(subject, rollouts)
+    whole = _segment(checked, rollouts)
     longest = rollouts.completion_ids.shape[1]
     positions = sorted({round(k * (longest - 1) / _HISTORY) for k in range(_HISTORY + 1)})
     for position in [*range(min(6, longest)), *(p for p in positions if p >= 6)]:
         for future in range(_FUTURES):
             other = change_from(rollouts, position, seed=1 + future)
-            changed = _segment(subject, other, "rollouts with another ending")
-            _compare_past(subject, whole, changed, position)
+            changed = _segment(checked, other, "rollouts with another ending")
+            _compare_past(checked, whole, changed, position)
 
 
 def _compare_past(
-    subject: Subject, whole: Segmentation, changed: Segmentation, position: int
+    checked: CheckedPlugin, whole: Segmentation, changed: Segmentation, position: int
 ) -> None:
-    """Same boundaries before the position and right before it, where both rows have the token."""
+    """Requires the same boundaries up to the position, where both rows have the token."""
     kept = min(position + 1, whole.starts.shape[1], changed.starts.shape[1])
     both = whole.action_mask[:, :kept] & changed.action_mask[:, :kept]
     # A row that ended before the position has another past: its end token was replaced.
@@ -171,7 +171,7 @@ def _compare_past(
     if not bool(moved.any()):
         return
     row, token = (int(place) for place in moved.nonzero()[0])
-    subject.broke(
+    checked.broke(
         "a causal segmenter decides on a boundary from the tokens before it alone",
         found=f"that the boundary before token {token} of completion {row}"
         f" {'vanished' if bool(whole.starts[row, token]) else 'appeared'} when the tokens from"

@@ -33,13 +33,13 @@ class ToyBackbone(nn.Module):
         self.table = nn.Embedding(prompts * self.prefixes, hidden_size)
 
     def forward(self, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
-        """(B,T,H) the state before each token."""
+        """Returns the state before each token, (B,T,H)."""
         prefixes_BT = prefix_numbers(rollouts.completion_ids, self.length)
         return self.table(rollouts.prompt_ids[:, -1:] * self.prefixes + prefixes_BT)
 
 
 def prefix_numbers(ids_BT: Int[Tensor, "B T"], length: int) -> Int[Tensor, "B T"]:
-    """A number for the prefix before each token: 0 for the empty one, then by length.
+    """Numbers the prefix before each token: 0 for the empty one, then by length.
 
     Columns beyond ``length`` hold padding; they get the number 0.
     """
@@ -76,7 +76,7 @@ class ToyPolicy(nn.Module):
             self.output = nn.Linear(hidden_size, _COUNT)
 
     def forward(self, rollouts: RolloutBatch) -> TokenScores:
-        """Score the completions, with gradients."""
+        """Scores the completions, with gradients."""
         mask_BT = rollouts.action_mask
         hidden_BTH = self.states(rollouts)
         log_BTV = torch.log_softmax(self.output(hidden_BTH) / self.temperature, dim=-1)
@@ -88,7 +88,7 @@ class ToyPolicy(nn.Module):
         )
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
-        """One token a prompt: its number."""
+        """Returns one token a prompt: its number."""
         numbers = [int(text) % self.prompts for text in texts]
         ids_P1 = torch.tensor(numbers, dtype=torch.long)[:, None]
         return ids_P1, torch.ones_like(ids_P1, dtype=torch.bool)
@@ -96,13 +96,13 @@ class ToyPolicy(nn.Module):
     def encode_prompts(
         self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
-        """One token a prompt; images are not read."""
+        """Returns one token a prompt; images are not read."""
         return *self.encode([prompt.text for prompt in prompts]), ()
 
     def decode(
         self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
-        """One character a token; masked tokens have none."""
+        """Returns one character a token; masked tokens have none."""
         ends_BT = mask.long().cumsum(1)
         texts = tuple(
             "".join(SYMBOLS[token - 1] for token in map(int, row[keep]))
@@ -147,7 +147,7 @@ class ToyPolicy(nn.Module):
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
     ) -> Generation:
-        """Samples new symbols from each position on; truncated if too few are allowed."""
+        """Draws new symbols from each position on; truncated if too few are allowed."""
         width = min(params.max_new_tokens, self.length)
         ids_NT = rollouts.completion_ids[rows_N][:, :width].clamp(1, _COUNT)
         ids_NT = nn.functional.pad(ids_NT, (0, width - ids_NT.shape[1]), value=1)
@@ -176,7 +176,7 @@ class ToyPolicy(nn.Module):
         micro_tokens: int,
         generator: torch.Generator,
     ) -> Int[Tensor, "N"]:
-        """Symbols drawn in the place of those that are there, ``counts_BT`` of each."""
+        """Draws symbols in the place of those that are there, ``counts_BT`` of each."""
         numbers_BT = prefix_numbers(rollouts.completion_ids, self.length)
         rows_N, columns_N = (counts_BT > 0).nonzero(as_tuple=True)
         shares_NV = self._next(rollouts.prompt_ids[rows_N, -1], numbers_BT[rows_N, columns_N])
@@ -189,7 +189,7 @@ class ToyPolicy(nn.Module):
 
     @torch.no_grad()
     def _next(self, prompts_B: Tensor, numbers_B: Tensor) -> Tensor:
-        """(B,V) probabilities of the next symbol after these prefixes."""
+        """Returns probabilities of the next symbol after these prefixes, (B,V)."""
         states_BH = self.states.table(prompts_B * self.states.prefixes + numbers_B)
         return torch.softmax(self.output(states_BH) / self.temperature, dim=-1)
 
@@ -201,13 +201,13 @@ class ToyPolicy(nn.Module):
         return copy.deepcopy(self.states)
 
     def enumerate(self, prompt: str = "0") -> RolloutBatch:
-        """Every completion of a prompt, in the order of their ids; rewards are 0."""
+        """Returns every completion of a prompt, in the order of their ids; rewards are 0."""
         digits_T = torch.arange(self.length - 1, -1, -1)
         ids_CT = torch.arange(_COUNT**self.length)[:, None] // _COUNT**digits_T % _COUNT + 1
         return self.rollouts([prompt] * len(ids_CT), ids_CT)
 
     def rollouts(self, prompts: Sequence[str], ids_BT: Int[Tensor, "B T"]) -> RolloutBatch:
-        """Rollouts of given completions, scored; rewards are 0."""
+        """Makes rollouts of given completions, scored; rewards are 0."""
         prompt_ids, prompt_mask = self.encode(prompts)
         mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         texts, token_spans = self.decode(ids_BT, mask_BT)
@@ -233,7 +233,7 @@ class ToyPolicy(nn.Module):
 
 
 def toy_reward(prompt: str, text: str) -> float:
-    """A reward that depends on every symbol and on their order, different for each prompt."""
+    """Returns a reward that depends on prompt, symbols and their order."""
     return (
         sum(
             (place + 1) * (zlib.crc32(f"{prompt}{place}{text[place]}".encode()) % 97)
@@ -262,11 +262,11 @@ class ToySimulator:
         self.params = SamplingParams(max_new_tokens=self.policy.length)
 
     def enumerate(self, prompt: str = "0") -> RolloutBatch:
-        """Every completion of a prompt with its reward."""
+        """Returns every completion of a prompt with its reward."""
         return self._rewarded(self.policy.enumerate(prompt))
 
     def values(self, rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
-        """(B,T) expected reward from before each token, exact; 0 beyond the toy's length."""
+        """Returns the exact expected reward from before each token; 0 beyond the toy's length."""
         values_BT = torch.zeros_like(rollouts.logprobs)
         numbers_BT = prefix_numbers(rollouts.completion_ids, self.policy.length)
         for prompt in dict.fromkeys(rollouts.prompt_keys):
@@ -277,7 +277,7 @@ class ToySimulator:
         return values_BT
 
     def _prefix_values(self, prompt: str) -> Float[Tensor, "N"]:
-        """Expected reward of every prefix, in the order of their numbers."""
+        """Computes the expected reward of every prefix, in the order of their numbers."""
         everything = self.enumerate(prompt)
         shares_C = everything.logprobs.double().sum(1).exp()
         earned_C = shares_C * everything.rewards
@@ -296,7 +296,7 @@ class ToySimulator:
     def sample(
         self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
-        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        """Samples ``count`` rewarded completions of each prompt, in the order of the keys."""
         drawn: list[Tensor] = []
         for key in prompt_keys:
             prompt_ids, prompt_mask = self.policy.encode([key] * count)
@@ -317,7 +317,7 @@ class ToySimulator:
         *,
         params: SamplingParams | None = None,
     ) -> Continuations:
-        """The expected reward of each state (greedy: that of its greedy end), ``count`` times."""
+        """Returns each state's expected reward (greedy: its greedy end's), ``count`` times."""
         if (params or self.params).greedy:
             ends = self._greedy_ends(rollouts, rows_N, positions_N)
             reached_N = self._rewarded(ends).rewards
@@ -333,7 +333,7 @@ class ToySimulator:
     def _expected(
         self, rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor
     ) -> Float[Tensor, "N"]:
-        """Values before the positions; after the last token, the reward of what is there."""
+        """Returns values before the positions; after the last token, the reward."""
         ids_NT = self._filled(rollouts, rows_N)
         keys = [rollouts.prompt_keys[row] for row in map(int, rows_N)]
         whole = self._rewarded(self.policy.rollouts(keys, ids_NT))
@@ -341,7 +341,7 @@ class ToySimulator:
         return values_NT.gather(1, positions_N.clamp(max=self.policy.length)[:, None])[:, 0]
 
     def _filled(self, rollouts: RolloutBatch, rows_N: Tensor) -> Int[Tensor, "N T"]:
-        """Ids of the toy's length: padding trimmed or made into symbols, which nothing reads."""
+        """Returns ids of the toy's length: padding is cut off, or made into symbols."""
         ids_NT = rollouts.completion_ids[rows_N][:, : self.policy.length].clamp(1, _COUNT)
         missing = self.policy.length - ids_NT.shape[1]
         return torch.cat([ids_NT, ids_NT.new_ones(len(ids_NT), missing)], dim=1)
@@ -358,7 +358,7 @@ class ToySimulator:
         return self.policy.rollouts([rollouts.prompt_keys[row] for row in map(int, rows_N)], ids_NT)
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
-        """Real scores, without gradients."""
+        """Computes real scores, without gradients."""
         with torch.no_grad():
             return self.policy(rollouts)
 
@@ -366,7 +366,7 @@ class ToySimulator:
 def toy_rollouts(
     simulator: ToySimulator, *, lengths: Sequence[int] = (4, 3, 1, 0, 4, 2), hole: bool = True
 ) -> RolloutBatch:
-    """Ragged rollouts of the toy, two a prompt, cut to given lengths; the first has a hole.
+    """Samples rollouts of the toy, two a prompt, cut to given lengths; the first has a hole.
 
     Args:
         simulator: whose policy samples; at most its policy's prompts times two rows.

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from segcredit import registry
-from segcredit.config import RunConfig, TrainConfig, ValueConfig
+from segcredit.config import LossConfig, RunConfig, TrainConfig, ValueConfig
 from segcredit.errors import ConfigError, PolicyError, TrainingError, blame, require_type
+from segcredit.objective import Aggregation, Importance, Reinforce, Surrogate
 from segcredit.policy.module_copies import frozen_copy
 from segcredit.protocols import (
     AdvantageScheme,
@@ -45,7 +46,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """The plug-ins that decide credit: where it is cut, valued and turned into advantages."""
+    """The plug-ins that decide credit and loss: where credit is cut, valued, scaled and used."""
 
     segmenter: Segmenter
     ratio_segmenter: Segmenter | None
@@ -53,6 +54,11 @@ class Method:
     estimator: ValueEstimator
     advantage: AdvantageScheme
     process_reward: ProcessReward | None
+    surrogate: Surrogate
+    aggregation: Aggregation
+    """Aggregation of the policy's loss over tokens."""
+    value_aggregation: Aggregation
+    """Aggregation of the value estimator's loss over segments."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,13 +256,23 @@ def with_credit(run: Run, config: RunConfig) -> Run:
 
 
 def _method(config: RunConfig) -> Method:
+    aggregation = registry.aggregations.from_table(config.loss.aggregate)
     return Method(
         segmenter=registry.segmenters.from_table(config.segmenter),
         ratio_segmenter=_optional(registry.segmenters, config.loss.ratio_segmenter),
         estimator=registry.estimators.from_table(config.estimator),
         advantage=registry.advantages.from_table(config.advantage),
         process_reward=_optional(registry.process_rewards, config.process_reward),
+        surrogate=_surrogate(config.loss),
+        aggregation=aggregation.for_length(float(config.rollouts.max_new_tokens)),
+        value_aggregation=registry.aggregations.from_table(config.train.value.aggregate),
     )
+
+
+def _surrogate(loss: LossConfig) -> Surrogate:
+    """Returns the ratio under its bound; REINFORCE where there is none."""
+    ratio, bound = _optional(registry.ratios, loss.ratio), _optional(registry.bounds, loss.bound)
+    return Reinforce() if ratio is None or bound is None else Importance(ratio, bound)
 
 
 def _state(

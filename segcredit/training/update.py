@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segcredit.errors import TrainingError, blame
-from segcredit.objective.aggregation import Aggregation, aggregate_loss, loss_count
+from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
 from segcredit.rng import stream
 from segcredit.training.build import Run
@@ -153,16 +153,10 @@ class _Counts:
         sum_up = run.processes.sum
         imitated_BT = batch.token_weights[rows] * (batch.rollouts.rewards[rows] > 0)[:, None]
         found = (
+            loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up),
+            loss_count(imitated_BT, TokenMean(), sum_up=sum_up),
             loss_count(
-                batch.count_weights[rows],
-                Aggregation(run.config.loss.aggregate),
-                sum_up=sum_up,
-            ),
-            loss_count(imitated_BT, Aggregation("token_mean"), sum_up=sum_up),
-            loss_count(
-                batch.values.mask[rows].float(),
-                Aggregation(run.config.train.value.aggregate),
-                sum_up=sum_up,
+                batch.values.mask[rows].float(), run.method.value_aggregation, sum_up=sum_up
             ),
         )
         # 1 where there is nothing to count: the loss is 0 there, rather than 0 / 0.
@@ -243,7 +237,7 @@ def _policy_loss(
         meter: takes the metrics, weighted by the tokens that count.
     """
     config, rollouts = run.config.loss, batch.rollouts.select(rows)
-    aggregation = config.aggregation(run.config.rollouts.max_new_tokens)
+    aggregation = run.method.aggregation
     weights_BT = batch.token_weights[rows]
     total, metrics = surrogate_loss(
         scores.logprobs,
@@ -251,7 +245,7 @@ def _policy_loss(
         batch.advantages.per_token[rows],
         rollouts.action_mask,
         batch.ratio_segmentation.select(rows),
-        surrogate=config.surrogate(),
+        surrogate=run.method.surrogate,
         aggregation=aggregation,
         token_weights=weights_BT,
         count_weights=batch.count_weights[rows],
@@ -277,7 +271,7 @@ def _policy_loss(
     if config.imitation > 0:
         imitated_BT = weights_BT * (rollouts.rewards > 0)[:, None]
         total = total + config.imitation * aggregate_loss(
-            -scores.logprobs, imitated_BT, Aggregation("token_mean"), denominator=counts.imitated
+            -scores.logprobs, imitated_BT, TokenMean(), denominator=counts.imitated
         )
     for name, metric in metrics.items():
         meter.add(name, metric, tokens)
@@ -304,7 +298,7 @@ def _value_loss(
             batch.targets[rows],
         )
         require_shape("loss", loss_BS, values.mask.shape)
-    aggregation = Aggregation(run.config.train.value.aggregate)
+    aggregation = run.method.value_aggregation
     return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregation, denominator=count)
 
 

@@ -28,6 +28,43 @@ class Operators(segcredit.TextSegmenter):
 '''
 
 
+LOSS = '''
+from dataclasses import dataclass
+import segcredit
+import torch
+
+@segcredit.register.bound("tanh")
+@dataclass(frozen=True, slots=True)
+class Tanh(segcredit.Bound):
+    """A ratio that saturates at a distance from 1."""
+
+    width: float = 0.2
+
+    def __call__(self, ratio, log_ratio, advantages, logprobs):
+        held = 1 + self.width * torch.tanh((ratio - 1) / self.width)
+        return segcredit.Bounded(-advantages * held)
+
+@segcredit.register.ratio("half")
+@dataclass(frozen=True, slots=True)
+class Half(segcredit.Ratio):
+    """The square root of the token's ratio."""
+
+    def average(self, log_ratio, action_mask, segmentation):
+        return log_ratio / 2
+
+@segcredit.register.aggregation("root_length")
+@dataclass(frozen=True, slots=True)
+class RootLength(segcredit.Aggregation):
+    """A row's sum over the root of its length."""
+
+    def numerator(self, weighted, counts):
+        return (weighted.sum(1) / counts.sum(1).clamp(min=1).sqrt()).sum()
+
+    def denominator(self, counts):
+        return (counts.sum(1) > 0).sum().to(counts.dtype)
+'''
+
+
 def call(*arguments):
     """Exit status of a command."""
     with pytest.raises(SystemExit) as stopped:
@@ -61,6 +98,30 @@ def test_a_grid_with_a_loose_file_and_a_failing_cell(tmp_path, capsys):
     assert sorted(runs.runs.status) == ["failed", "failed", "finished", "finished"]
     assert set(runs.runs.segmenter) == {"operators", "whole"}
     assert runs.steps.groupby("run").step.max().max() == 4
+
+
+def test_a_loss_of_ones_own_is_one_file(tmp_path, capsys):
+    code = tmp_path / "loss.py"
+    code.write_text(LOSS)
+    own = ["loss.ratio=half", "loss.bound={name='tanh', width=0.1}", "loss.aggregate=root_length"]
+    wider = ["loss.bound.width=0.3", "train.value.aggregate=root_length"]
+    options = ["--code", code, "--output", tmp_path / "run"]
+    assert call("train", "sapo", *SMALL, *own, *wider, *options) == 0
+    runs = read_runs(tmp_path / "run")
+    assert runs.runs[["loss.ratio", "loss.bound", "loss.aggregate"]].iloc[0].tolist() == [
+        *("half", "tanh", "root_length"),
+    ]
+    assert runs.runs["loss.bound.width"].tolist() == [0.3]
+    assert runs.steps.loss[1:].notna().all()
+    assert runs.steps.ratio_max.max() < 2
+    capsys.readouterr()
+    assert call("train", "sapo", "loss.bound=tanh", "loss.bound.low=1", *options) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "has no option 'low'" in said
+    assert "width" in said
+    assert call("list") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("tanh", "root_length", "truncated_is", "token_mean"))
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_finished_truth_is_read_without_its_policy(whole, monkeypatch):
 
 
 def test_what_judges_it_later_makes_no_other_truth(whole):
-    found = measured(whole.path, "segmenter=newline", "train.steps=7", "loss.clip_low=0.1")
+    found = measured(whole.path, "segmenter=newline", "train.steps=7", "loss.bound.low=0.1")
     assert found.hash == whole.hash
     found.require_config(config_of("estimator=group_mean"))
 

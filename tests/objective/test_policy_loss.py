@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from flat_loss import aggregate_loss, surrogate_loss
+from flat_loss import aggregate_loss, aggregation_of, surrogate_loss
 from segcredit import load_config, read_runs, train
 from segcredit.errors import ShapeError
-from segcredit.objective.aggregation import Aggregation, loss_count
+from segcredit.objective.aggregation import loss_count
 from segcredit.objective.policy_loss import kl_divergence
 from segcredit.segmentation import Segmentation
 from segcredit.training import update
@@ -134,7 +134,9 @@ def test_micro_batches_add_up_to_the_whole(
     options = {"ratio": ratio, "clip_low": 0.2, "clip_high": 0.2, "aggregate": aggregate}
     whole, _ = surrogate_loss(new, sampling, credit, mask, segmentation, **options)
     norm = aggregate == "sequence_sum_norm"
-    denominator = None if norm else loss_count(mask.double(), Aggregation(aggregate)).clamp(min=1)
+    denominator = (
+        None if norm else loss_count(mask.double(), aggregation_of(aggregate)).clamp(min=1)
+    )
     total = torch.zeros(()).double()
     for first in range(0, len(mask), size):
         rows = list(range(first, min(first + size, len(mask))))

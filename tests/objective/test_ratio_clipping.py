@@ -13,18 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flat_loss import aggregate_loss, surrogate_loss
+from flat_loss import aggregate_loss, aggregation_of, surrogate_loss
 from segcredit import objective
 from segcredit.errors import ShapeError
 from segcredit.objective import (
-    Aggregation,
     Bound,
     Bounded,
     Clip,
     LogClip,
     SegmentRatio,
+    SequenceMeanTokenNorm,
     SequenceRatio,
+    SequenceSumNorm,
     SoftGate,
+    TokenMean,
     TruncatedIS,
 )
 from segcredit.objective.aggregation import loss_count
@@ -34,7 +36,7 @@ from strategies import cuts, normal
 
 RATIOS = ("none", "token", "segment", "sequence")
 GRADIENTS = ("full", "own_token")
-BOUNDS = ("clip", "log_clip", "capped_weight", "soft_gate")
+BOUNDS = ("clip", "log_clip", "truncated_is", "soft_gate")
 AGGREGATES = (
     "token_mean",
     "sequence_mean_token_mean",
@@ -109,7 +111,7 @@ def test_log_clip() -> None:
     assert held[0].tolist() == [(a > 0 and x > 0.6) or (a < 0 and x < -0.4) for x, a in pairs]
 
 
-def test_capped_weight() -> None:
+def test_truncated_is() -> None:
     rho, credit = column(GRID, 0).requires_grad_(), column(GRID, 1)
     new = normal((1, len(GRID)), 3).requires_grad_()
     bounded = TruncatedIS(0.5, 3.0)(rho, rho.log(), credit, new)
@@ -176,7 +178,7 @@ def loop(
                 value, along, direct = -a * float(new[b, t]), 0.0, -a
             elif bound == "log_clip":
                 value, along = -a * rho, -a
-            elif bound == "capped_weight":
+            elif bound == "truncated_is":
                 direct = -min(max(rho, 1 - low), 1 + high) * a
                 value, along = direct * float(new[b, t]), 0.0
             elif bound == "soft_gate":
@@ -378,9 +380,9 @@ def test_the_first_gradient_is_minus_the_advantage(
     want = -credit.masked_fill(~mask, 0)
     torch.testing.assert_close(slope("own_token"), want, rtol=1e-12, atol=1e-12)
     # The gradient of an averaged ratio is shared: each token has the mean advantage.
-    if ratio == "segment" and bound != "capped_weight":
+    if ratio == "segment" and bound != "truncated_is":
         want = segmentation.spread(segmentation.reduce(want, "mean"))
-    if ratio == "sequence" and bound != "capped_weight":
+    if ratio == "sequence" and bound != "truncated_is":
         want = want.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1) * mask
     torch.testing.assert_close(slope("full"), want, rtol=1e-12, atol=1e-12)
 
@@ -448,8 +450,8 @@ def test_own_token_differs_from_full_where_credit_varies() -> None:
     ("bound", "around", "absolute"),
     [
         ("clip", (0.2, 0.3), (0.8, 1.3)),
-        ("capped_weight", (1.0, 4.0), (0.0, 5.0)),
-        ("capped_weight", (10.0, 0.2), (-9.0, 1.2)),
+        ("truncated_is", (1.0, 4.0), (0.0, 5.0)),
+        ("truncated_is", (10.0, 0.2), (-9.0, 1.2)),
     ],
 )
 def test_two_ways_to_write_an_interval(
@@ -513,7 +515,7 @@ def test_micro_batches_with_counts_of_their_own_add_up(
         slope = torch.autograd.grad(found, at)[0]
         return torch.cat([found.detach()[None], slope.flatten()])
 
-    shared = loss_count(counts, Aggregation(aggregate)).clamp(min=1e-9)
+    shared = loss_count(counts, aggregation_of(aggregate)).clamp(min=1e-9)
     rows = list(range(len(mask)))
     pieces = [loss(rows[first : first + size], shared) for first in range(0, len(rows), size)]
     joined = torch.cat([sum(piece[:1] for piece in pieces), *(piece[1:] for piece in pieces)])
@@ -569,12 +571,8 @@ def test_an_unclamped_k3_has_no_limit() -> None:
         (lambda: TruncatedIS(-1.0, 5.0), r"the interval \[-1.0, 5.0\]; expected"),
         (lambda: SegmentRatio("half"), "gradient 'half' does not exist; expected full"),
         (lambda: SequenceRatio("half"), "gradient 'half' does not exist; expected full"),
-        (lambda: Aggregation("median"), "aggregation 'median' does not exist; expected one of"),
-        (
-            lambda: Aggregation("token_mean", 5.0),
-            "norm_length is 5.0 with aggregation 'token_mean'",
-        ),
-        (lambda: Aggregation("sequence_sum_norm", 0.0), "norm_length is 0.0"),
+        (lambda: SequenceSumNorm(0.0), "norm_length is 0.0; expected a number of tokens above 0"),
+        (lambda: SequenceMeanTokenNorm(math.nan), "norm_length is nan"),
     ],
 )
 def test_wrong_options_are_sentences(wrong: Callable[[], object], sentence: str) -> None:
@@ -598,7 +596,7 @@ def test_a_bound_of_ones_own_is_called_with_the_ratio_at_its_level() -> None:
         mask,
         Segmentation.from_starts(mask, mask),
         surrogate=objective.Importance(SequenceRatio(), Square()),
-        aggregation=Aggregation("token_mean"),
+        aggregation=TokenMean(),
     )
     assert float(loss) == pytest.approx(-math.exp(2 * 0.1))
     assert float(figures["clip_fraction"]) == 0

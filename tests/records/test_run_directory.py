@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from segcredit.errors import RecordError
 from segcredit.records import step_tables
 from segcredit.records.run_directory import RunRecords, read_metrics
 from segcredit.records.step_tables import TABLES, table_files
+from segcredit.records.tables import flatten
 
 CONFIG: dict[str, Any] = {
     "seed": 1,
@@ -282,3 +284,57 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     table_files(tmp_path, "segments")[0].write_bytes(b"no parquet")
     with pytest.raises(RecordError, match=r"Parquet file in .*segments cannot be read"):
         run.finish()
+
+
+OLD_LOSS = """
+[loss]
+ratio = "segment"
+ratio_gradient = "own_token"
+bound = "capped_weight"
+clip_low = 0.2
+clip_high = 0.3
+clip_bounds = "around_one"
+gate_positive = 1.0
+gate_negative = 1.05
+aggregate = "sequence_mean_token_norm"
+norm_length = 24.0
+
+[rollouts]
+keep = "varied_groups"
+keep_rounds = 4
+
+[train.value]
+aggregate = "token_mean"
+"""
+
+
+def test_a_config_that_an_earlier_version_stored_is_read_in_todays_form(tmp_path: Path) -> None:
+    today = {
+        "loss": {
+            "ratio": {"name": "segment", "gradient": "own_token"},
+            "bound": {"name": "truncated_is", "low": 0.8, "high": 1.3},
+            "aggregate": {"name": "sequence_mean_token_norm", "norm_length": 24.0},
+        },
+        "rollouts": {"dynamic_sampling": True, "dynamic_sampling_rounds": 4},
+        "train": {"value": {"aggregate": {"name": "token_mean"}}},
+    }
+    records = RunRecords.create(tmp_path, today, {})
+    (tmp_path / "config.toml").write_text(OLD_LOSS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nobody is to rewrite what is stored
+        assert records.config == today
+        RunRecords.create(tmp_path, today, {})  # the same run, so that it can go on
+    other = {**today["loss"], "bound": {"name": "truncated_is", "low": 0.8, "high": 1.4}}
+    with pytest.raises(RecordError, match=r"loss.bound.high \(there 1.3, now 1.4\)"):
+        RunRecords.create(tmp_path, {**today, "loss": other}, {})
+    columns = flatten(records.config)
+    assert columns["loss.ratio"] == "segment"
+    assert (columns["loss.bound"], columns["loss.bound.high"]) == ("truncated_is", 1.3)
+    assert columns["train.value.aggregate"] == "token_mean"
+
+
+def test_an_old_run_without_a_ratio_has_no_bound(tmp_path: Path) -> None:
+    records = RunRecords.create(tmp_path, {"seed": 1}, {})
+    old = '[loss]\nratio = "none"\nratio_gradient = "full"\nbound = "clip"\nclip_low = 0.2\n'
+    (tmp_path / "config.toml").write_text(old)
+    assert records.config == {"loss": {"ratio": "none"}}

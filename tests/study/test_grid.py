@@ -127,8 +127,8 @@ def test_rules_see_what_the_preset_sets_and_the_options_of_plug_ins(tmp_path):
 def test_a_rule_may_leave_out_what_could_not_be_checked(tmp_path):
     grid = {
         "rollouts.layout": ["independent", "tree"],
-        "rollouts.keep": ["all", "varied_groups"],
-        "exclude": [{"rollouts.layout": "tree", "rollouts.keep": "varied_groups"}],
+        "rollouts.dynamic_sampling": [False, True],
+        "exclude": [{"rollouts.layout": "tree", "rollouts.dynamic_sampling": True}],
     }
     source = {"method": "sapo", "rollouts": {"branches": [2, 4], "completions": 8}, "grid": grid}
     assert len(plan(source, tmp_path)) == 3

@@ -24,19 +24,23 @@ NAMED = [
     *("sapo_released", "high_entropy_mask"),
 ]
 PUBLISHED = {
-    "gspo": {"loss.clip_low": 3e-4, "loss.clip_high": 4e-4, "loss.ratio": "sequence"},
-    "gmpo": {"loss.bound": "log_clip", "loss.clip_low": 0.4, "loss.clip_high": 0.4},
-    "cispo": {"loss.bound": "capped_weight", "loss.clip_high": 5.0, "loss.clip_bounds": "absolute"},
-    "soft_gate": {"loss.gate_positive": 1.0, "loss.gate_negative": 1.05},
-    "dapo": {"loss.clip_high": 0.28, "rollouts.keep": "varied_groups", "loss.kl_loss": 0.0},
+    "gspo": {"loss.bound.low": 3e-4, "loss.bound.high": 4e-4, "loss.ratio.name": "sequence"},
+    "gmpo": {"loss.bound.name": "log_clip", "loss.bound.low": 0.4, "loss.bound.high": 0.4},
+    "cispo": {"loss.bound": {"name": "truncated_is", "low": 0.0, "high": 5.0}},
+    "soft_gate": {"loss.bound.positive": 1.0, "loss.bound.negative": 1.05},
+    "dapo": {"loss.bound.high": 0.28, "rollouts.dynamic_sampling": True, "loss.kl_loss": 0.0},
     "vapo": {"advantage.inner.length_scale": 0.05, "estimator.lam": 1.0, "loss.imitation": 0.1},
     "vc_ppo": {"advantage.inner.lam": 0.95, "estimator.lam": 1.0},
     "vineppo": {"estimator.continuations": 9, "loss.kl_loss": 1e-4, "advantage.inner.name": "td"},
     "spo_chain": {"segmenter.below": 0.9, "segmenter.every": 5, "loss.tokens": "low_probability"},
     "single_stream": {"rollouts.completions": 1, "rollouts.prompt_choice": "weighted"},
     "pure": {"process_reward.inner.temperature": 0.1},
-    "sapo": {"estimator.anchor": "start", "estimator.value_clip": None, "loss.ratio": "segment"},
-    "sapo_released": {"estimator.anchor": "last_token", "loss.dual_clip": 3.0},
+    "sapo": {
+        "estimator.anchor": "start",
+        "estimator.value_clip": None,
+        "loss.ratio.name": "segment",
+    },
+    "sapo_released": {"estimator.anchor": "last_token", "loss.bound.dual": 3.0},
     "high_entropy_mask": {"loss.entropy_share": 0.2, "loss.tokens": "high_entropy"},
 }
 

@@ -103,7 +103,7 @@ def groups(rollouts: Any) -> dict[str, list[float]]:
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_varied_groups_are_kept_until_there_are_enough(small: Run, sums: Task, step: int) -> None:
     task = Rigged(sums)
-    run = changed(small, task=task, keep="varied_groups", keep_rounds=12)
+    run = changed(small, task=task, dynamic_sampling=True, dynamic_sampling_rounds=12)
     found = sample(run, step)
     rewards = groups(found.rollouts)
     assert len(rewards) == 4
@@ -124,7 +124,7 @@ def test_varied_groups_are_kept_until_there_are_enough(small: Run, sums: Task, s
 def test_the_first_round_is_that_of_keeping_all(small: Run, sums: Task) -> None:
     plain, varied = Rigged(sums, unvaried=0), Rigged(sums, unvaried=0)
     everything = sample(changed(small, task=plain), 3)
-    kept = sample(changed(small, task=varied, keep="varied_groups"), 3)
+    kept = sample(changed(small, task=varied, dynamic_sampling=True), 3)
     assert kept.rounds == everything.rounds == 1
     assert varied.asked == plain.asked
     assert torch.equal(kept.rollouts.completion_ids, everything.rollouts.completion_ids)
@@ -138,7 +138,9 @@ def test_where_no_group_varies_the_first_round_is_used(
 ) -> None:
     # Fractions add up inexactly: equal rewards must be seen to be equal all the same.
     task = Rigged(sums, unvaried=1, reward=reward)
-    run = changed(small, task=task, keep="varied_groups", keep_rounds=3, completions=completions)
+    run = changed(
+        small, task=task, dynamic_sampling=True, dynamic_sampling_rounds=3, completions=completions
+    )
     found = sample(run, 1)
     assert found.rounds == len(task.asked) == 3
     assert [prompt.key for prompt in found.prompts[::completions]] == task.asked[0]
@@ -148,7 +150,7 @@ def test_where_no_group_varies_the_first_round_is_used(
 
 def test_rounds_are_limited_and_what_was_found_is_used(small: Run, sums: Task) -> None:
     task = Rigged(sums, unvaried=2)
-    found = sample(changed(small, task=task, keep="varied_groups", keep_rounds=1), 1)
+    found = sample(changed(small, task=task, dynamic_sampling=True, dynamic_sampling_rounds=1), 1)
     varied = [key for key in task.asked[0] if task.varies(key)]
     assert 0 < len(varied) < 4
     assert list(groups(found.rollouts)) == varied
@@ -156,7 +158,7 @@ def test_rounds_are_limited_and_what_was_found_is_used(small: Run, sums: Task) -
 
 
 def test_a_run_that_keeps_varied_groups_trains(tmp_path: Any) -> None:
-    own = ["rollouts.keep=varied_groups", "rollouts.keep_rounds=3", "train.steps=2"]
+    own = ["rollouts.dynamic_sampling=true", "rollouts.dynamic_sampling_rounds=3", "train.steps=2"]
     config = load_config("grpo", [*SMALL, *own])
     runs = read_runs(train(config, tmp_path / "run"))
     assert np.isfinite(runs.steps.loss[1:]).all()
@@ -313,9 +315,15 @@ def test_a_penalty_and_a_divergence_are_both_paid(small: Run) -> None:
         (["layout=tree", "branches=[2,3]"], r"branches are \[2, 3\]; expected numbers whose"),
         (["layout=tree"], r"branches are \[\]; expected numbers whose product is completions = 4"),
         (["layout=tree", "branches=[4,0]"], r"rollouts.branches.1: .*greater than or equal to 1"),
-        (["layout=tree", "branches=[2,2]", "keep=varied_groups"], "is for layout = 'independent'"),
-        (["keep=some"], r"rollouts.keep: Input should be 'all' or 'varied_groups'"),
-        (["keep_rounds=0"], r"rollouts.keep_rounds: .*greater than or equal to 1; found 0"),
+        (
+            ["layout=tree", "branches=[2,2]", "dynamic_sampling=true"],
+            "is for layout = 'independent'",
+        ),
+        (["dynamic_sampling=some"], "rollouts.dynamic_sampling: Input should be a valid boolean"),
+        (
+            ["dynamic_sampling_rounds=0"],
+            r"rollouts.dynamic_sampling_rounds: .*greater than or equal to 1; found 0",
+        ),
         (["overlong_penalty=-1"], r"rollouts.overlong_penalty: .*greater than or equal to 0"),
     ],
 )

@@ -63,7 +63,7 @@ def sample(run: Run, step: int) -> Sampled:
 
 def _sampled(run: Run, step: int) -> Sampled:
     (found, tokens), rounds = _draw(run, step, 0), 1
-    if run.config.rollouts.keep == "varied_groups":
+    if run.config.rollouts.dynamic_sampling:
         found, tokens, rounds = _dynamic_sampling(run, step, found, tokens)
     # On any process: all must stop, or none.
     if not run.processes.any(bool(found.mask.any())):
@@ -204,7 +204,7 @@ def _dynamic_sampling(
     usual = len(run.processes.share(range(sizes.prompts)))
     kept, rounds = [_varied(first)], 1
     # All go on while one is short: the others would wait, and prompts are drawn by all alike.
-    while rounds < sizes.keep_rounds and run.processes.any(len(_keys(kept)) < usual):
+    while rounds < sizes.dynamic_sampling_rounds and run.processes.any(len(_keys(kept)) < usual):
         more, spent = _draw(run, step, rounds)
         kept.append(_varied(more))
         tokens, rounds = tokens + spent, rounds + 1

@@ -10,11 +10,19 @@ from functools import partial
 from typing import Any
 
 from segcredit.errors import PluginError
-from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, Task, ValueEstimator
+from segcredit.protocols import (
+    AdvantageScheme,
+    ProcessReward,
+    Sampler,
+    Segmenter,
+    Task,
+    ValueEstimator,
+)
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
 from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
+from segcredit.testing.sampler_rules import SAMPLER_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
 from segcredit.testing.task_rules import TASK_RULES
 
@@ -66,6 +74,15 @@ def check_task(plugin: Task) -> None:
     _run(task_checks(plugin))
 
 
+def check_sampler(plugin: Sampler) -> None:
+    """Runs every check of ``sampler_checks``.
+
+    Raises:
+        PluginError: the first rule that the sampler breaks.
+    """
+    _run(sampler_checks(plugin))
+
+
 def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Check]:
     """Returns the rules for segmenters, each with a name.
 
@@ -98,12 +115,16 @@ def task_checks(plugin: Task) -> list[Check]:
     return _checks("task", plugin, TASK_RULES)
 
 
+def sampler_checks(plugin: Sampler) -> list[Check]:
+    """Returns the rules for samplers, each with a name."""
+    return _checks("sampler", plugin, SAMPLER_RULES)
+
+
 def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
     """Decorates a test that takes ``check`` and calls it: one named test for each rule.
 
     Args:
-        plugins: segmenters, value estimators, advantage schemes and process rewards, mixed as you
-            like.
+        plugins: instances of any kinds that the kit has rules for, mixed as you like.
     """
     import pytest  # only for those who test with it
 
@@ -116,18 +137,13 @@ def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
 
 
 def _checks_of(plugin: object) -> list[Check]:
-    if isinstance(plugin, Segmenter):
-        return segmenter_checks(plugin)
-    if isinstance(plugin, ValueEstimator):
-        return estimator_checks(plugin)
-    if isinstance(plugin, AdvantageScheme):
-        return advantage_checks(plugin)
-    if isinstance(plugin, ProcessReward):
-        return process_reward_checks(plugin)
+    for protocol, checks in _KINDS.items():
+        if isinstance(plugin, protocol):
+            return checks(plugin)
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
-        " estimator, an advantage scheme or a process reward. Give instances rather than classes,"
-        " and name the protocol as base."
+        " estimator, an advantage scheme, a process reward, a task or a sampler. Give"
+        " instances rather than classes, and name the protocol as base."
     )
 
 
@@ -139,3 +155,14 @@ def _checks(kind: str, plugin: object, rules: Sequence[Rule]) -> list[Check]:
 def _run(checks: Sequence[Check]) -> None:
     for _, check in checks:
         check()
+
+
+_KINDS: dict[type, Callable[[Any], list[Check]]] = {
+    Segmenter: segmenter_checks,
+    ValueEstimator: estimator_checks,
+    ProcessReward: process_reward_checks,
+    Task: task_checks,
+    Sampler: sampler_checks,
+    # Last, since whatever can be called looks like one.
+    AdvantageScheme: advantage_checks,
+}

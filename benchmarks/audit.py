@@ -4,7 +4,7 @@
 
 The work of the prototype: a completion of 39 tokens for each of 32 prompts of ``arithmetic`` with
 six steps, by ``tiny`` as it is warm-started. Both ways value every state of the same completions,
-in two independent halves, one after the other in each round, in one process.
+in two independent splits, one after the other in each round, in one process.
 
 naive       K continuations of every prefix: prefixes of one length together, each prompt and
             prefix pushed through the model anew for each continuation, up to 4,096 rows at once
@@ -12,8 +12,8 @@ measure(c)  c continuations a token and half, spread by ``allocation``
 
 Columns, each the mean over rounds: tokens generated; tokens pushed through the model (its input
 ids, padding and rows that had ended included); CPU-seconds of one thread, verifying included; the
-root mean squared standard error of V and of its jumps V(t+1) - V(t), both halves together, over
-all states; the correlation of the two halves' jumps; then how many times fewer CPU-seconds than
+root mean squared standard error of V and of its jumps V(t+1) - V(t), both splits together, over
+all states; the correlation of the two splits' jumps; then how many times fewer CPU-seconds than
 naive at an equal error of V, and of the jumps, with the 95 % interval over rounds (Student's t on
 the logarithm). Errors fall with the root of the continuations, and CPU-seconds are taken to grow
 in proportion to them: the naive way's are scaled so to the other's error.
@@ -59,7 +59,7 @@ class Found:
     values: Tensor
     """(B,H,E)"""
     errors: Tensor
-    """(B,E) standard errors, all halves together."""
+    """(B,E) standard errors, all splits together."""
     jump_errors: Tensor
     """(B,T)"""
     tokens: int
@@ -90,9 +90,9 @@ def naive(run: Run, prompts: Sequence[Prompt], rollouts: RolloutBatch, k: int, s
             pieces.append(rewards)
             tokens += sampled
         rewards_BTK[mask_BT[:, t], t] = torch.cat(pieces).view(-1, k)
-    halves = rewards_BTK.unflatten(2, (2, k // 2)).mean(3).transpose(1, 2)
+    splits = rewards_BTK.unflatten(2, (2, k // 2)).mean(3).transpose(1, 2)
     ends_BH1 = rollouts.rewards.double()[:, None, None].expand(-1, 2, 1)
-    values = torch.cat([halves, ends_BH1.new_full(ends_BH1.shape, torch.nan)], 2)
+    values = torch.cat([splits, ends_BH1.new_full(ends_BH1.shape, torch.nan)], 2)
     values.scatter_(2, mask_BT.sum(1)[:, None, None].expand(-1, 2, 1), ends_BH1)
     noise_BT = rewards_BTK.var(2) / k
     noise_BE = torch.cat([noise_BT, noise_BT[:, :1] * 0], 1).nan_to_num(0)
@@ -110,23 +110,23 @@ def _continued(
     before_NT = rollouts.completion_ids[rows_N, :t]
     ids_NL = torch.cat([rollouts.prompt_ids[rows_N], before_NT], 1)
     there_NT = torch.ones_like(before_NT, dtype=torch.bool)
-    ids_NF, mask_NF, cut_N = run.actor.generate(
+    made = run.actor.generate(
         ids_NL,
         torch.cat([rollouts.prompt_mask[rows_N], there_NT], 1),
         params=SamplingParams(max_new_tokens=LIMIT - t),
         generator=source,
     )
-    whole = torch.cat([before_NT, ids_NF], 1), torch.cat([there_NT, mask_NF], 1)
+    whole = torch.cat([before_NT, made.ids], 1), torch.cat([there_NT, made.mask], 1)
     texts, _ = run.actor.decode(*whole)
-    verdicts = verify(run.task, [prompts[row] for row in rows_N.tolist()], texts, cut_N)
+    verdicts = verify(run.task, [prompts[row] for row in rows_N.tolist()], texts, made.truncated)
     rewards_N = torch.tensor([verdict.reward for verdict in verdicts], dtype=torch.float64)
-    return rewards_N, int(mask_NF.sum())
+    return rewards_N, int(made.mask.sum())
 
 
 def measured(
     run: Run, prompts: Sequence[Prompt], rollouts: RolloutBatch, continuations: float, seed: int
 ) -> Found:
-    """By ``measure``, two halves."""
+    """By ``measure``, two splits."""
     found = measure(
         run.actor,
         run.task,
@@ -210,7 +210,7 @@ def main() -> None:
     """A line a way, then how far the two ways' values are apart."""
     options = argparse.ArgumentParser()
     options.add_argument("--rounds", type=int, default=4)
-    options.add_argument("--naive", type=int, default=16, help="K; even, since it has two halves")
+    options.add_argument("--naive", type=int, default=16, help="K; even, since it has two splits")
     options.add_argument("--continuations", type=float, nargs="+", default=[0.5, 1, 2, 4])
     chosen = options.parse_args()
     torch.set_num_threads(1)
@@ -243,7 +243,7 @@ def main() -> None:
 
     print(
         f"{'':14} {'generated':>10} {'pushed':>11} {'CPU-s':>7} {'error V':>8} {'jumps':>8}"
-        f" {'halves':>6}   {'x fewer at equal V':>20} {'at equal jumps':>22}"
+        f" {'splits':>6}   {'x fewer at equal V':>20} {'at equal jumps':>22}"
     )
     for name in names:
         print(line(name, rows[name], rows[names[0]]))

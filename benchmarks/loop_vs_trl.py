@@ -50,7 +50,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from segcredit import SamplingParams, load_config, register, registry
+from segcredit import SampledTokens, SamplingParams, load_config, register, registry
 from segcredit.protocols import Prompt, Sampler, Task, Verdict
 from segcredit.training.loop import iterate
 
@@ -126,8 +126,8 @@ class Replaced(Sampler):
         never = (*params.suppressed_ids, *params.stop_ids)
         options["params"] = replace(params, suppressed_ids=never)
         SHARED.model = model
-        ids = SAMPLERS[self.inner].sample(model, prompt_ids, prompt_mask, **options)
-        return SHARED.ids if SHARED.ids.shape == ids.shape else ids
+        own = SAMPLERS[self.inner].sample(model, prompt_ids, prompt_mask, **options)
+        return SampledTokens(SHARED.ids) if SHARED.ids.shape == own.ids.shape else own
 
 
 def tiny_model(folder: Path) -> None:

@@ -54,14 +54,16 @@ def speed(policy: Any, prompts: Sequence[Prompt], sampler: Any, number: int) -> 
     tokens, started = 0, time.process_time()
     for call in range(calls):
         found = sampled(policy, prompts, sampler, number * calls + call, greedy=False)
-        tokens += int(found[1].sum())
+        tokens += int(found.mask.sum())
     return tokens / (time.process_time() - started)
 
 
 def agreement(policy: Any, prompts: Sequence[Prompt], first: Any, second: Any) -> float:
     """Share of rows with the same greedy completion."""
     rows = [sampled(policy, prompts, each, 0, greedy=True) for each in (first, second)]
-    pairs = [(ids.masked_fill(~mask, -1).tolist(), mask.sum(1).tolist()) for ids, mask, _ in rows]
+    pairs = [
+        (made.ids.masked_fill(~made.mask, -1).tolist(), made.mask.sum(1).tolist()) for made in rows
+    ]
     (mine, lengths), (theirs, others) = pairs
     same = [a[:n] == b[:m] for a, b, n, m in zip(mine, theirs, lengths, others, strict=True)]
     return float(np.mean(same))

@@ -1,11 +1,11 @@
-"""How often the intervals of the audit's figures hold the true figure, on the toy policy.
+"""How often the intervals of the audit's metrics hold the true metric, on the toy policy.
 
 python docs/audit_coverage.py      writes docs/audit_coverage.csv (about 2.5 CPU-minutes)
 
 A thousand prompts with tables and rewards of their own are the population; all their completions
-are enumerated, weighed by probability, and give each figure its exact value. Each seed draws
+are enumerated, weighed by probability, and give each metric its exact value. Each seed draws
 prompts with replacement and a few completions of each, and audits these, with the exact truth and
-with halves of a few continuations a state. 95% is asked of each interval.
+with splits of a few continuations a state. 95% is asked of each interval.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 
 from segcredit.credit_audit.metrics import (
     Credit,
-    Figure,
+    Estimate,
     Resampling,
     Truth,
     baseline_bias,
     boundary_ratio,
     correlation,
     difference,
-    gradient_figures,
+    gradient_metrics,
     jump_agreement,
     lift,
     mass_error,
@@ -43,12 +43,12 @@ from segcredit.credit_audit.metrics import (
     sign_ceiling,
     slope,
     value_consistency,
-    value_figures,
+    value_metrics,
 )
 from segcredit.testing.toy import ToyPolicy, prefix_numbers, toy_reward
 
 TABLE = Path(__file__).with_name("audit_coverage.csv")
-POPULATION, COMPLETIONS, CONTINUATIONS, HALVES = 1000, 4, 8, 3
+POPULATION, COMPLETIONS, CONTINUATIONS, SPLITS = 1000, 4, 8, 3
 PROMPTS, SEEDS, RESAMPLES = (20, 100), 400, 600
 QUANTILES, JUMP = (0.5, 0.8, 0.9), 0.2
 LENGTH, SYMBOLS = 4, 3
@@ -167,9 +167,9 @@ def sample(
     weights: np.ndarray | None = None,
     resampling: Resampling | None = None,
 ) -> Sample:
-    """Rows with their exact truth, or with sampled halves where there is a generator."""
+    """Rows with their exact truth, or with sampled splits where there is a generator."""
     if generator is None:
-        values = np.repeat(everything.values[rows][:, None], HALVES, axis=1)
+        values = np.repeat(everything.values[rows][:, None], SPLITS, axis=1)
     else:
         values = _sampled_values(everything, rows, generator)
     truth = Truth(
@@ -193,16 +193,16 @@ def sample(
 def _sampled_values(
     everything: Population, rows: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """(B,H,E) means of the rewards of continuations drawn from each state, anew in each half."""
+    """(B,H,E) means of the rewards of continuations drawn from each state, anew in each split."""
     cumulated = everything.shares.cumsum()
-    values = np.empty((len(rows), HALVES, LENGTH + 1))
+    values = np.empty((len(rows), SPLITS, LENGTH + 1))
     values[:, :, LENGTH] = everything.rewards[rows][:, None]
     for t in range(LENGTH):
         block = SYMBOLS ** (LENGTH - t)
         first = rows // block * block
         low = np.where(first > 0, cumulated[first - 1], 0.0)[:, None, None]
         high = cumulated[first + block - 1][:, None, None]
-        spots = low + (high - low) * generator.random((len(rows), HALVES, CONTINUATIONS))
+        spots = low + (high - low) * generator.random((len(rows), SPLITS, CONTINUATIONS))
         drawn = np.searchsorted(cumulated, spots)
         drawn = np.clip(drawn, first[:, None, None], (first + block - 1)[:, None, None])
         values[:, :, t] = everything.rewards[drawn].mean(2)
@@ -221,8 +221,8 @@ def draw(everything: Population, prompts: int, generator: np.random.Generator) -
     return np.clip(np.searchsorted(cumulated, spots), chosen * each, (chosen + 1) * each - 1)
 
 
-def figures(of: Sample) -> dict[str, Figure]:
-    """The figures that noise in the halves does not bias, by name."""
+def metrics(of: Sample) -> dict[str, Estimate]:
+    """The metrics that noise in the splits does not bias, by name."""
     truth, segments = of.truth, of.segments
     whole = of.credit(np.zeros_like(segments))
     credit = of.credit(segments)
@@ -241,13 +241,13 @@ def figures(of: Sample) -> dict[str, Figure]:
         found |= {f"share_by_class.{name}": share, f"share_by_class.{name}.ratio": ratio}
     for q, found_lift in lift(truth, of.entropies, QUANTILES).items():
         found[f"lift.{q}"] = found_lift
-    for level in ("token", "segment", "response"):
+    for level in ("token", "segment", "completion"):
         found[f"correlation.{level}"] = correlation(truth, credit, level)
         found[f"slope.{level}"] = slope(truth, credit, level)
         found[f"noise.{level}"] = noise(truth, credit, level)
         found[f"sign_agreement.{level}"] = sign_agreement(truth, credit, level)
     for part in ("all", "early", "late"):
-        of_values = value_figures(truth, credit, part)
+        of_values = value_metrics(truth, credit, part)
         found |= {f"values.{part}.{name}": of_values[name] for name in of_values}
     consistency = value_consistency(truth, segments, of.estimates)
     found |= {f"consistency.{name}": consistency[name] for name in consistency}
@@ -260,8 +260,8 @@ def figures(of: Sample) -> dict[str, Figure]:
     return found
 
 
-def noisy_figures(of: Sample) -> dict[str, Figure]:
-    """The figures whose value depends on the noise in the halves, by name."""
+def noisy_metrics(of: Sample) -> dict[str, Estimate]:
+    """The metrics whose value depends on the noise in the splits, by name."""
     truth, segments = of.truth, of.segments
     credit = of.credit(segments)
     found = {"oracle_share": oracle_share(truth, segments)}
@@ -269,14 +269,14 @@ def noisy_figures(of: Sample) -> dict[str, Figure]:
         found[f"lift_jumps.{q}"] = found_lift
     jumps = jump_agreement(truth, segments)
     found |= {f"jump_{name}": jumps[name] for name in jumps}
-    for level in ("token", "segment", "response"):
+    for level in ("token", "segment", "completion"):
         found[f"sign_ceiling.{level}"] = sign_ceiling(truth, credit, level)
     return found
 
 
-def all_figures(of: Sample) -> dict[str, Figure]:
-    """Every figure but those of the gradient, by name."""
-    return figures(of) | noisy_figures(of)
+def all_metrics(of: Sample) -> dict[str, Estimate]:
+    """Every metric but those of the gradient, by name."""
+    return metrics(of) | noisy_metrics(of)
 
 
 def policy_gradients(of: Sample) -> np.ndarray:
@@ -294,10 +294,10 @@ def reference_gradient(everything: Population) -> np.ndarray:
 GROUPS = {"weights": slice(0, 12), "bias": slice(12, 15)}
 
 
-def gradients(of: Sample, reference: np.ndarray) -> dict[str, Figure]:
-    """The figures of the gradient; a batch is the completions drawn of one prompt."""
+def gradients(of: Sample, reference: np.ndarray) -> dict[str, Estimate]:
+    """The metrics of the gradient; a batch is the completions drawn of one prompt."""
     batches_ND = policy_gradients(of).reshape(-1, COMPLETIONS, len(reference)).mean(1)
-    found = gradient_figures(batches_ND, reference, GROUPS, resampling=of.truth.resampling)
+    found = gradient_metrics(batches_ND, reference, GROUPS, resampling=of.truth.resampling)
     return {
         f"gradient.{group}.{name}": found[group][name] for group in found for name in found[group]
     }
@@ -322,24 +322,24 @@ def exact_gradients(
         found |= {
             f"gradient.{group}.cosine": float(np.mean(drawn_g @ r / lengths)) / np.sqrt(size),
             f"gradient.{group}.projection": along / size,
-            f"gradient.{group}.noise": scatter / size,
+            f"gradient.{group}.gradient_noise": scatter / size,
             f"gradient.{group}.signal_to_noise": along / np.sqrt(scatter * size),
         }
     return found
 
 
 def exact_values(everything: Population, repeats: int = 6) -> tuple[dict, dict]:
-    """Of every figure its exact value, and what the noisy ones are with noise, on average."""
+    """Of every metric its exact value, and what the noisy ones are with noise, on average."""
     rows = np.arange(len(everything.rewards))
     options = {"weights": everything.shares}
     whole = sample(everything, rows, everything.prompts, generator=None, **options)
-    exact = {name: found.value for name, found in all_figures(whole).items()}
+    exact = {name: found.value for name, found in all_metrics(whole).items()}
     exact |= exact_gradients(everything, whole, reference_gradient(everything))
     generator = np.random.default_rng(1)
     means: dict[str, list[np.ndarray]] = {}
     for _ in range(repeats):
         noisy = sample(everything, rows, everything.prompts, generator=generator, **options)
-        last = noisy_figures(noisy)
+        last = noisy_metrics(noisy)
         for name, found in last.items():
             means.setdefault(name, []).append(found.moments.mean(0))
     expected = {n: float(last[n].combine(np.mean(means[n], axis=0))) for n in means}
@@ -354,26 +354,26 @@ def coverage(
     resamples: int = RESAMPLES,
     repeats: int = 6,
 ) -> pd.DataFrame:
-    """A row a figure, number of prompts, kind of truth and target."""
+    """A row a metric, number of prompts, kind of truth and target."""
     exact, expected = exact_values(everything, repeats)
     reference = reference_gradient(everything)
     rows = []
     for count in prompts:
-        ends = {"exact": [], "halves": []}
+        ends = {"exact": [], "splits": []}
         for seed in range(seeds):
             generator = np.random.default_rng((seed, count))
             drawn = draw(everything, count, generator)
             units = np.repeat(np.arange(count), COMPLETIONS)
             options = {"resampling": Resampling(resamples=resamples, seed=seed)}
-            for kind, source in (("exact", None), ("halves", generator)):
+            for kind, source in (("exact", None), ("splits", generator)):
                 of = sample(everything, drawn, units, generator=source, **options)
-                found = all_figures(of) | (gradients(of, reference) if kind == "exact" else {})
+                found = all_metrics(of) | (gradients(of, reference) if kind == "exact" else {})
                 ends[kind].append({name: (f.value, f.low, f.high) for name, f in found.items()})
         for kind, per_seed in ends.items():
             for name in per_seed[0]:
                 drawn_S3 = np.array([found[name] for found in per_seed])
                 targets = {"exact": exact[name]}
-                if kind == "halves" and name in expected:
+                if kind == "splits" and name in expected:
                     targets["with_noise"] = expected[name]
                 rows += [_row(name, count, kind, *item, drawn_S3) for item in targets.items()]
     return pd.DataFrame(rows)
@@ -385,7 +385,7 @@ def _row(name: str, count: int, kind: str, target: str, value: float, drawn_S3) 
     covered = (low - rounding <= value) & (value <= high + rounding)
     width = np.median(high - low)
     return {
-        "figure": name,
+        "metric": name,
         "prompts": count,
         "truth": kind,
         "target": target,
@@ -399,8 +399,8 @@ def _row(name: str, count: int, kind: str, target: str, value: float, drawn_S3) 
 if __name__ == "__main__":
     table = coverage(population())
     table.to_csv(TABLE, index=False)
-    noisy = set(table.loc[table["target"] == "with_noise", "figure"])
-    other = (table["truth"] == "halves") & (table["target"] == "exact")
-    own = table[~(other & table["figure"].isin(noisy))]
+    noisy = set(table.loc[table["target"] == "with_noise", "metric"])
+    other = (table["truth"] == "splits") & (table["target"] == "exact")
+    own = table[~(other & table["metric"].isin(noisy))]
     print(own.groupby(["prompts", "truth", "target"])["coverage"].describe().to_string())
     print(own[~own["coverage"].between(0.92, 0.98)].to_string(index=False))

@@ -33,10 +33,14 @@ if TYPE_CHECKING:
     from segcredit.protocols import Sampler as Sampler
     from segcredit.protocols import Segmenter as Segmenter
     from segcredit.protocols import Simulator as Simulator
+    from segcredit.protocols import SupportsAlternatives as SupportsAlternatives
+    from segcredit.protocols import SupportsBackbone as SupportsBackbone
+    from segcredit.protocols import SupportsResume as SupportsResume
     from segcredit.protocols import Task as Task
     from segcredit.protocols import TextSegmenter as TextSegmenter
     from segcredit.protocols import ValueEstimator as ValueEstimator
     from segcredit.protocols import Verdict as Verdict
+    from segcredit.protocols import capability as capability
     from segcredit.records.tables import read_runs as read_runs
     from segcredit.segmentation import Anchor as Anchor
     from segcredit.segmentation import Segmentation as Segmentation
@@ -47,7 +51,9 @@ if TYPE_CHECKING:
     from segcredit.training.rollouts.simulator import PolicySimulator as PolicySimulator
     from segcredit.types import Advantages as Advantages
     from segcredit.types import Continuations as Continuations
+    from segcredit.types import Generation as Generation
     from segcredit.types import RolloutBatch as RolloutBatch
+    from segcredit.types import SampledTokens as SampledTokens
     from segcredit.types import SamplingParams as SamplingParams
     from segcredit.types import SegmentValues as SegmentValues
     from segcredit.types import TokenScores as TokenScores
@@ -86,10 +92,14 @@ _HOMES = {
         "Sampler",
         "Segmenter",
         "Simulator",
+        "SupportsAlternatives",
+        "SupportsBackbone",
+        "SupportsResume",
         "Task",
         "TextSegmenter",
         "ValueEstimator",
         "Verdict",
+        "capability",
     ),
     "segcredit.segmentation": ("Anchor", "Segmentation", "top_batch_fraction", "top_fraction"),
     "segcredit.credit_audit": ("audit",),
@@ -98,7 +108,9 @@ _HOMES = {
     "segcredit.types": (
         "Advantages",
         "Continuations",
+        "Generation",
         "RolloutBatch",
+        "SampledTokens",
         "SamplingParams",
         "SegmentValues",
         "TokenScores",

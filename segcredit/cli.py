@@ -69,7 +69,7 @@ def train(
     """Train one run; under torchrun, in as many processes as it starts."""
     from segcredit.config import load_config
     from segcredit.display import training_progress
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.training.build import started_processes
     from segcredit.training.loop import iterate, run_directory
 
@@ -112,7 +112,7 @@ def evaluate(
 ) -> None:
     """Judge a policy on held-out prompts: accuracy, pass@k, the majority's vote."""
     from segcredit.display import evaluation_table
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.evaluation import evaluate_subject, subject
 
     load_code(code or [])
@@ -158,7 +158,7 @@ def grid(
 ) -> None:
     """Run every cell of an ablation grid; running it again continues."""
     from segcredit.display import GridDisplay, plan_lines
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.grid import plan, run_grid, survey
 
     load_code(code or [])
@@ -225,8 +225,8 @@ def audit(
     from segcredit.credit_audit import audit as run_audit
     from segcredit.credit_audit import audit_directory, failed_units, load_audit_config
     from segcredit.display import AuditDisplay, audit_table
-    from segcredit.plugin_files import load_code
     from segcredit.records.tables import read_runs
+    from segcredit.register import load_code
 
     load_code(code or [])
     chosen = [f"audit.segmenters={_inline_list(segmenter)}"] if segmenter else []
@@ -354,7 +354,7 @@ def segment(
 ) -> None:
     """Show the segments of texts in colour, several segmenters side by side."""
     from segcredit.display import show_segments, show_summary
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.segmenting import cut, tables
     from segcredit.study.segmenting.texts import read_documents
 
@@ -402,7 +402,7 @@ def save_policy(
     code: Code = None,
 ) -> None:
     """Write a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
     from segcredit.study.export_policy import save_policy as write
 
     load_code(code or [])
@@ -413,7 +413,7 @@ def save_policy(
 def list_plugins(code: Code = None) -> None:
     """Every registered plug-in with its distribution, file and first docstring line."""
     from segcredit.display import plugin_table
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
 
     load_code(code or [])
     out.print(plugin_table())
@@ -429,7 +429,7 @@ def config(
     import tomli_w
 
     from segcredit.config import load_config, presets
-    from segcredit.plugin_files import load_code
+    from segcredit.register import load_code
 
     load_code(code or [])
     if source is None:

@@ -29,7 +29,7 @@ from segcredit.plugin_commands import PluginCommand, plugin_commands
 
 # A command waits for the modules it uses, and for no other command's.
 if TYPE_CHECKING:
-    from segcredit.credit_audit import Progress as AuditProgress
+    from segcredit.credit_audit import AuditProgress
     from segcredit.study.evaluation import Figure
     from segcredit.study.grid import Cell
     from segcredit.study.grid import Progress as GridProgress
@@ -190,27 +190,23 @@ class AuditDisplay:
         self._bars.update(self._known[of_truth], completed=progress.done, note=note)
 
 
-HEADLINES = {
-    "correlation": ("correlation", "token"),
-    "cosine": ("cosine", "all"),
-}
-"""What the table of an audit shows, by heading: the figure, and where it is taken."""
-
-
 def audit_table(audit: Any) -> Table:
-    """The headline figures of an audit: a row a credit, with intervals over prompts."""
-    title = "credit beside the truth: figure and 95 % interval, over prompts (cosine: over batches)"
+    """Returns the first headlines of credit and of gradients: a row a credit, with intervals."""
+    from segcredit.credit_audit.metric_list import headlines
+
+    shown = [headlines("credit")[0], headlines("gradient")[0]]
+    title = "credit beside the truth: metric and 95 % interval, over prompts (cosine: over batches)"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     axes = ["segmenter", "estimator", "advantage"]
     for name in axes:
         table.add_column(name, overflow="fold", min_width=10)
-    for heading in HEADLINES:
-        table.add_column(heading, justify="right", no_wrap=True)
+    for name, _ in shown:
+        table.add_column(name, justify="right", no_wrap=True)
     credits = audit[audit["advantage"].notna()]
     for names, rows in credits.groupby(axes, observed=True, sort=False):
-        places = rows.drop_duplicates(["figure", "at"]).set_index(["figure", "at"])
-        shown = (_with_interval(places, place) for place in HEADLINES.values())
-        table.add_row(*(escape(str(name)) for name in names), *shown)
+        places = rows.drop_duplicates(["metric", "at"]).set_index(["metric", "at"])
+        cells = (_with_interval(places, place) for place in shown)
+        table.add_row(*(escape(str(name)) for name in names), *cells)
     return table
 
 

@@ -20,8 +20,11 @@ Every message says what was found, what was expected, the usual cause and what t
 from __future__ import annotations
 
 import difflib
+import inspect
+import traceback
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 
 
 class SegcreditError(Exception):
@@ -83,19 +86,52 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def blame(kind: str, name: str) -> Generator[None]:
-    """Names the plug-in in whatever it raises."""
+def blame(kind: str, name: str, plugin: object) -> Generator[None]:
+    """Names the plug-in, its file and its line in whatever it raises.
+
+    Errors that tell of somebody else's fault pass as they are: of a task that an estimator asked
+    for completions, of a policy, of the run.
+
+    Args:
+        kind: of the plug-in, such as "segmenter".
+        name: under which it is registered.
+        plugin: the object that is asked inside.
+
+    Raises:
+        PluginError: the plug-in raised, or what it returned was refused.
+    """
     try:
         yield
-    except TrainingError:
-        raise  # such as a lost process, while all of them answered the plug-in
+    except (PluginError, PolicyError, RecordError, TaskError, TrainingError):
+        raise
     except SegcreditError as error:
-        raise PluginError(f"{kind} {name!r}: {error}") from error
+        raise PluginError(f"{kind} {name!r}{_place(error, plugin)}: {error}") from error
     except Exception as error:
         raise PluginError(
-            f"{kind} {name!r} raised {type(error).__name__}: {error}. Run segcredit.testing's"
-            " checks over it to find the case that it does not bear."
+            f"{kind} {name!r}{_place(error, plugin)} raised {type(error).__name__}: {error}. Run"
+            " segcredit.testing's checks over it to find the case that it does not bear."
         ) from error
+
+
+def require_type(method: str, found: object, expected: type[object]) -> None:
+    """Raises a ShapeError where a plug-in's method returned something of another type."""
+    if not isinstance(found, expected):
+        raise ShapeError(
+            f"{method} returned {'nothing' if found is None else f'a {type(found).__name__}'};"
+            f" expected a {expected.__name__}. Usually a return statement was forgotten, or"
+            " returns another thing."
+        )
+
+
+def _place(error: BaseException, plugin: object) -> str:
+    """Returns the file of a plug-in's class, and the last line of it that an error came through."""
+    # Not inspect.getfile: a class of a notebook's cell has no file, but its methods do.
+    methods = [inspect.unwrap(x) for x in vars(type(plugin)).values() if callable(x)]
+    files = {x.__code__.co_filename for x in methods if isinstance(x, FunctionType)} - {"<string>"}
+    lines = [at for at in traceback.extract_tb(error.__traceback__) if at.filename in files]
+    if lines:
+        return f" ({lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name})"
+    return f" ({min(files)})" if files else ""
 
 
 def require_one_of(name: str, found: str, expected: Sequence[str]) -> None:

@@ -11,17 +11,26 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from numbers import Integral
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from segcredit.errors import PluginError, TaskError
+from segcredit.errors import PluginError, PolicyError, ShapeError, TaskError, require_type
 from segcredit.segmentation import Anchor, Segmentation
-from segcredit.types import Continuations, RolloutBatch, SamplingParams, SegmentValues, TokenScores
+from segcredit.types import (
+    Continuations,
+    Generation,
+    RolloutBatch,
+    SampledTokens,
+    SamplingParams,
+    SegmentValues,
+    TokenScores,
+)
 
 
 @runtime_checkable
@@ -29,6 +38,7 @@ class Segmenter(Protocol):
     """The first axis: where a completion is cut."""
 
     @property
+    @abstractmethod
     def causal(self) -> bool:
         """True where the boundary before token t depends on tokens before t alone.
 
@@ -36,6 +46,7 @@ class Segmenter(Protocol):
         """
         ...
 
+    @abstractmethod
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts every completion; pure, and blind to padding and to the order of the batch."""
         ...
@@ -59,16 +70,45 @@ class TextSegmenter(Segmenter):
         return Segmentation.from_char_starts(offsets, rollouts.token_spans, rollouts.action_mask)
 
 
-def checked_offsets(plugin: object, offsets: Sequence[int], text: str) -> Sequence[int]:
+def checked_offsets(plugin: object, offsets: object, text: str) -> Sequence[int]:
     """Returns offsets of a text; raises a PluginError where they do not ascend inside it."""
-    edges = [0, *offsets, len(text)]
+    name = f"segmenter {type(plugin).__name__!r}"
+    many = isinstance(offsets, Iterable)
+    places: list[object] = [*cast("Iterable[object]", offsets)] if many else [None]
+    if not all(isinstance(place, Integral) for place in places):
+        raise PluginError(
+            f"{name} returned {str(offsets)[:80]} for a text of {len(text)}"
+            " characters; expected a list of whole numbers, the places of the characters at which"
+            " segments begin."
+        )
+    known = cast("list[int]", places)
+    edges = [0, *known, len(text)]
     if any(late < early for early, late in itertools.pairwise(edges)):
         raise PluginError(
-            f"segmenter {type(plugin).__name__!r} returned the offsets {list(offsets)[:10]} for a"
-            f" text of {len(text)} characters; expected ascending offsets between 0 and"
-            f" {len(text)}. Sort them, and count characters rather than bytes."
+            f"{name} returned the offsets {known[:10]} for a text of {len(text)}"
+            f" characters; expected ascending offsets between 0 and {len(text)}. Sort them, and"
+            " count characters rather than bytes."
         )
-    return offsets
+    return known
+
+
+def missing_members(plugin: object, protocol: type) -> list[str]:
+    """Returns the names of a protocol that a class or an object lacks, sorted.
+
+    A class that names the protocol as its base inherits the neutral answers, and lacks what is
+    still abstract; any other must have every member itself.
+    """
+    asked = _names([base for base in protocol.__mro__ if base.__module__ == protocol.__module__])
+    public = {name for name in asked if name[0] != "_" or name == "__call__"}
+    annotated = _names(plugin.__mro__) if isinstance(plugin, type) else set[str]()
+    abstract = frozenset[str](getattr(plugin, "__abstractmethods__", ()))
+    return sorted(public - annotated - {*dir(plugin)} | abstract)
+
+
+def _names(classes: Iterable[type]) -> set[str]:
+    """Returns the attributes of classes, those included that are annotated alone."""
+    found = [(*vars(owner), *vars(owner).get("__annotations__", {})) for owner in classes]
+    return {name for names in found for name in names}
 
 
 @runtime_checkable
@@ -77,6 +117,14 @@ class ValueEstimator(Protocol):
 
     anchor: Anchor = "start"
     """The state that a segment's value is of, see ``Segmentation.anchors``."""
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The capabilities that the policy must have, such as ``SupportsResume``; none (neutral).
+
+        Checked once, when a run is built.
+        """
+        return ()
 
     def start(self, policy: Policy) -> nn.Module:
         """Builds all state of a run: parameters are trained, the ``state_dict`` is checkpointed."""
@@ -131,6 +179,7 @@ class ValueEstimator(Protocol):
 class AdvantageScheme(Protocol):
     """The third axis: from values and rewards to credit."""
 
+    @abstractmethod
     def __call__(self, values: SegmentValues) -> Float[Tensor, "B S"]:
         """Computes each segment's advantage; what stands outside ``values.mask`` is ignored."""
         ...
@@ -140,6 +189,7 @@ class AdvantageScheme(Protocol):
 class ProcessReward(Protocol):
     """Rewards inside a completion, added to each segment's token rewards."""
 
+    @abstractmethod
     def reward(self, rollouts: RolloutBatch, segmentation: Segmentation) -> Float[Tensor, "B S"]:
         """Computes the reward earned by each segment, in reward units."""
         ...
@@ -180,6 +230,25 @@ class Verdict:
     has none; None where the task does not tell."""
 
 
+def checked_prompts(method: str, found: object, count: int = 0) -> Sequence[Prompt]:
+    """Returns what a task's method gave, once it is known to be prompts, at least ``count``.
+
+    Raises:
+        ShapeError: it is something else, or too few; ``segcredit.errors.blame`` names the task.
+    """
+    require_type(method, found, Sequence)
+    given = cast("Sequence[Prompt]", found)
+    every = cast("Sequence[object]", found)
+    odd = [type(each).__name__ for each in every if not isinstance(each, Prompt)]
+    if odd or len(given) < count:
+        what = f"a {odd[0]} among its prompts" if odd else f"{len(given)} prompts"
+        raise ShapeError(
+            f"{method} returned {what}; expected {f'at least {count} ' * bool(count)}"
+            "segcredit.Prompt objects, each with its key, text and answer."
+        )
+    return given
+
+
 @runtime_checkable
 class PromptStream(Protocol):
     """Training prompts one step after the other, from a position that a checkpoint remembers.
@@ -187,14 +256,17 @@ class PromptStream(Protocol):
     What it gives follows from its seed and the calls before alone, in every process alike.
     """
 
+    @abstractmethod
     def take(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
         """Returns the next ``count`` prompts; the generator is for streams without a position."""
         ...
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Returns the position, as plain values."""
         ...
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a position."""
         ...
@@ -220,6 +292,7 @@ class _Drawn(PromptStream):
 class Task(Protocol):
     """Prompts and their verifier."""
 
+    @abstractmethod
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
         """Draws training prompts; the generator's state alone decides which."""
         ...
@@ -231,10 +304,12 @@ class Task(Protocol):
         """
         return _Drawn(self)
 
+    @abstractmethod
     def evaluation(self, count: int) -> Sequence[Prompt]:
         """Returns a fixed list of held-out prompts, none of which ``prompts`` ever gives."""
         ...
 
+    @abstractmethod
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Judges one completion's text, special tokens removed; truncated: no end token came."""
         ...
@@ -259,23 +334,28 @@ class Task(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """A language model with the operations that reinforcement learning needs.
+    """A language model with the operations that every method needs.
 
-    An ``nn.Module`` whose call is ``score`` with gradients: ``policy(rollouts) -> TokenScores``.
+    An ``nn.Module`` whose call is the score with gradients: ``policy(rollouts) -> TokenScores``.
+    What only some methods need are capabilities, protocols of their own: ``SupportsResume``,
+    ``SupportsBackbone``, ``SupportsAlternatives``.
     """
 
     hidden_size: int
     temperature: float
     """Divides the logits in sampling and scoring alike."""
 
+    @abstractmethod
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:
         """Scores the completions in one forward pass, with gradients."""
         ...
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
         """Returns token ids of texts, left-padded, and their mask."""
         ...
 
+    @abstractmethod
     def encode_prompts(
         self, prompts: Sequence[Prompt], *, room: int = 0
     ) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"], tuple[Mapping[str, Tensor], ...]]:
@@ -289,12 +369,14 @@ class Policy(Protocol):
         """
         ...
 
+    @abstractmethod
     def decode(
         self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
         """Returns texts of completions without special tokens, and the characters of each token."""
         ...
 
+    @abstractmethod
     def generate(
         self,
         prompt_ids: Int[Tensor, "B Tp"],
@@ -303,10 +385,26 @@ class Policy(Protocol):
         *,
         params: SamplingParams,
         generator: torch.Generator,
-    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
-        """Returns completion ids, their mask up to the first end token and it, and truncation."""
+    ) -> Generation:
+        """Samples a completion for each prompt, all in one batch."""
         ...
 
+    def sync(self) -> None:
+        """Tells the sampler that the weights have changed; nothing to do for one in this process.
+
+        Called after each step's update, and after a checkpoint was restored, on every process,
+        while it holds all weights.
+        """
+
+
+@runtime_checkable
+class SupportsResume(Protocol):
+    """The capability to continue a completion from any of its tokens.
+
+    Needed by ``monte_carlo``, by trees of rollouts, and by the audit.
+    """
+
+    @abstractmethod
     def resume(
         self,
         rollouts: RolloutBatch,
@@ -317,16 +415,21 @@ class Policy(Protocol):
         micro_tokens: int,
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
-    ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
+    ) -> Generation:
         """Samples new tokens after the prompt and all tokens before each position, holes included.
 
         ``params.max_new_tokens`` limits whole completions, the tokens before the position included.
         ``instead_N`` stands in the place of the token just before each position; after an end
-        token there is nothing new. Returns ids, mask up to and including the first end token,
-        and truncation.
+        token there is nothing new. Returns the new tokens alone, a row for each of N states.
         """
         ...
 
+
+@runtime_checkable
+class SupportsAlternatives(Protocol):
+    """The capability to draw other tokens than a completion's own; needed by the audit's lift."""
+
+    @abstractmethod
     def alternatives(
         self,
         rollouts: RolloutBatch,
@@ -342,15 +445,47 @@ class Policy(Protocol):
         """
         ...
 
-    def trunk(self) -> nn.Module:
+
+@runtime_checkable
+class SupportsBackbone(Protocol):
+    """The capability to copy the network under the output layer; needed by critics of their own."""
+
+    hidden_size: int
+
+    @abstractmethod
+    def backbone(self) -> nn.Module:
         """Copies the network under the output layer, as a module: rollouts -> (B,T,H)."""
         ...
+
+
+Capability = TypeVar("Capability")
+
+
+def capability(policy: Policy, wanted: type[Capability], asker: str) -> Capability:
+    """Returns a policy as one that has a capability.
+
+    Args:
+        policy: of any kind.
+        wanted: such as ``SupportsResume``.
+        asker: begins the sentence of the error, such as "estimator 'monte_carlo'".
+
+    Raises:
+        PolicyError: the policy has no such capability.
+    """
+    if not isinstance(policy, wanted):
+        raise PolicyError(
+            f"{asker} needs a policy with the methods of segcredit.{wanted.__name__}, and"
+            f" {type(policy).__name__} lacks {', '.join(missing_members(policy, wanted))}."
+            " Choose another policy, such as policy.name='hf', or a method that can do without."
+        )
+    return policy
 
 
 @runtime_checkable
 class PolicySource(Protocol):
     """A source of policies, as registered under ``segcredit.policies``."""
 
+    @abstractmethod
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
         """Loads a policy (see ``Policy``) ready to be trained; the same for the same arguments.
 
@@ -364,6 +499,7 @@ class PolicySource(Protocol):
 class Sampler(Protocol):
     """The engine under a policy: token ids in, token ids out."""
 
+    @abstractmethod
     def sample(
         self,
         model: nn.Module,
@@ -375,7 +511,7 @@ class Sampler(Protocol):
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
-    ) -> Int[Tensor, "B T"]:
+    ) -> SampledTokens:
         """Samples one completion a row; what follows a row's first end token is ignored.
 
         ``cache``: keys and values of every prompt column but the last, as the model's own cache
@@ -385,17 +521,33 @@ class Sampler(Protocol):
         """
         ...
 
+    def sync(self, model: nn.Module) -> None:
+        """Takes over the model's weights, which have changed; nothing to do in the same process.
+
+        Args:
+            model: the one that ``sample`` is given.
+        """
+
 
 @runtime_checkable
 class Simulator(Protocol):
     """The requests that an estimator may make; policy, verifier and sampler stand behind them."""
 
+    params: SamplingParams
+    """The run's own: how its completions are sampled."""
+
+    @abstractmethod
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
-        """Samples ``count`` rewarded completions of each prompt, in the order of the keys."""
+        """Samples ``count`` rewarded completions of each prompt, in the order of the keys.
+
+        ``params``: None = the run's own; ``replace(simulator.params, greedy=True)`` for the
+        likeliest completion.
+        """
         ...
 
+    @abstractmethod
     def resume(
         self,
         rollouts: RolloutBatch,
@@ -403,11 +555,12 @@ class Simulator(Protocol):
         positions_N: Int[Tensor, "N"],
         count: int,
         *,
-        greedy: bool = False,
+        params: SamplingParams | None = None,
     ) -> Continuations:
         """Continues ``count`` times from the prompt and every token before each position."""
         ...
 
+    @abstractmethod
     def score(self, rollouts: RolloutBatch) -> TokenScores:
         """Computes log-probs, entropies and hidden states under the policy, without gradients."""
         ...

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from segcredit.errors import RegistryError, did_you_mean
+from segcredit.errors import RegistryError, SegcreditError, did_you_mean
 from segcredit.protocols import (
     AdvantageScheme,
     PolicySource,
@@ -29,6 +29,7 @@ from segcredit.protocols import (
     Segmenter,
     Task,
     ValueEstimator,
+    missing_members,
 )
 
 T = TypeVar("T")
@@ -90,10 +91,11 @@ class Registry(Generic[T]):
         """Returns the class registered under a name.
 
         Raises:
-            RegistryError: no such name, two distributions claim it, or its import fails.
+            RegistryError: no such name, two distributions claim it, its import fails, or it lacks
+                a method that every plug-in of this kind must have.
         """
         if name in self._local:
-            return self._local[name]
+            return self._complete(name, self._local[name])
         points = [point for point in self._points() if point.name == name]
         if len(points) > 1:
             owners = " and ".join(sorted(_distribution(point) for point in points))
@@ -103,7 +105,7 @@ class Registry(Generic[T]):
             )
         if not points:
             raise RegistryError(self._unknown(name))
-        return self._load(points[0])
+        return self._complete(name, self._load(points[0]))
 
     def build(self, name: str, **options: Any) -> T:
         """Builds an instance with these options, and the plug-ins inside a wrapper as well.
@@ -112,6 +114,22 @@ class Registry(Generic[T]):
             RegistryError: as ``find``, or an option is unknown, missing or of the wrong type.
         """
         plugin = self.find(name)
+        try:
+            return plugin(**self._values(name, plugin, options))
+        except SegcreditError:
+            raise
+        except ValueError as error:
+            raise RegistryError(f"{self.kind} {name!r} refuses its options: {error}") from error
+        except Exception as error:
+            raise RegistryError(
+                f"{self.kind} {name!r} raised {type(error).__name__} while it was built from its"
+                f" options: {error}. See {plugin.__qualname__!r} in"
+                f" {_file_of(plugin.__module__) or plugin.__module__}: a plug-in is a frozen"
+                " dataclass whose fields are its options."
+            ) from error
+
+    def _values(self, name: str, plugin: type[T], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the options, each as its field's type."""
         hints = _option_types(plugin)
         unknown = sorted(set(options) - set(hints))
         if unknown:
@@ -126,11 +144,7 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} needs the option {missing[0]!r}, which has no default."
                 f" Its options are {_listed(hints)}."
             )
-        values = {key: self._convert(name, key, hints[key], options[key]) for key in options}
-        try:
-            return plugin(**values)
-        except ValueError as error:
-            raise RegistryError(f"{self.kind} {name!r} refuses its options: {error}") from error
+        return {key: self._convert(name, key, hints[key], options[key]) for key in options}
 
     def resolve(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the table that names this plug-in with every option, defaults included."""
@@ -188,7 +202,7 @@ class Registry(Generic[T]):
     def _load(self, point: EntryPoint) -> type[T]:
         try:
             return cast(type[T], point.load())
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script's last line may leave the interpreter
             package = point.value.partition(":")[0].partition(".")[0]
             raise RegistryError(
                 f"{self.kind} {point.name!r} (entry point {point.value!r} of"
@@ -196,6 +210,24 @@ class Registry(Generic[T]):
                 f" top-level package {package!r} was found at {_file_of(package) or 'no file'};"
                 " if that is another project's, rename or uninstall one of them."
             ) from error
+
+    def _complete(self, name: str, plugin: type[T]) -> type[T]:
+        """Returns a class that has every method of its kind, and refuses another."""
+        protocol = f"segcredit.{self.protocol.__name__}"
+        if not inspect.isclass(plugin):
+            raise RegistryError(
+                f"{self.kind} {name!r} is a {type(plugin).__name__}; expected a class, whose base"
+                f" is {protocol}. Register the class itself: its options become its fields."
+            )
+        if missing := missing_members(plugin, self.protocol):
+            raise RegistryError(
+                f"{self.kind} {name!r} is the class {plugin.__qualname__!r} of"
+                f" {_file_of(plugin.__module__) or plugin.__module__}, which lacks"
+                f" {', '.join(missing)}; expected every method of {protocol}. Usually a name was"
+                f" misspelt; with {protocol} as its base a class inherits those that have a neutral"
+                " answer."
+            )
+        return plugin
 
     def _convert(self, name: str, key: str, hint: Any, value: Any) -> Any:
         """Returns an option's value as its field's type: checked, or built if it is a plug-in."""

@@ -63,6 +63,24 @@ class Segmentation:
             raise ShapeError(_describe_fault(ids_BT, wrong_BT, carried_BT))
         self._fill(ids_BT, counts_B, action_BT & (growth_BT == 1), width)
 
+    def require_covers(self, action_mask: Bool[Tensor, "B T"]) -> None:
+        """Raises a ShapeError where the segments are not those of exactly these action tokens."""
+        if torch.equal(self.action_mask, action_mask):
+            return
+        found = tuple(self.segment_ids.shape)
+        if found != tuple(action_mask.shape):
+            raise ShapeError(
+                f"the segments are of a batch of shape {found}; expected"
+                f" {tuple(action_mask.shape)}, a row for each completion and a column for each"
+                " token. Build them from rollouts.action_mask."
+            )
+        row = int((self.action_mask != action_mask).any(1).nonzero()[0])
+        raise ShapeError(
+            f"the segments do not cover exactly the action tokens of completion {row}: padding and"
+            " holes must have segment -1 and every action token a segment. Pass"
+            " rollouts.action_mask to Segmentation.from_starts."
+        )
+
     @classmethod
     def from_starts(
         cls, starts: Shaped[Tensor, "B T"], action_mask: Shaped[Tensor, "B T"]

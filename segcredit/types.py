@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from segcredit.errors import ShapeError
+from segcredit.errors import ShapeError, require_type
 
 Rows = TypeVar("Rows", bound="RowTable")
 """Rather than Self, which the tests' run-time checks know only in dataclasses."""
@@ -78,6 +78,9 @@ class RolloutBatch(RowTable):
     """True where no end token came before the length limit."""
     reference_logprobs: Float[Tensor, "B T"] | None = None
     """Nats, under the frozen reference policy, where a KL term needs them."""
+    sampler_logprobs: Float[Tensor, "B T"] | None = None
+    """Nats, as the sampler computed them while it drew, where it tells; ``logprobs`` are the
+    policy's own. The two differ where an inference engine rounds in other ways, or is stale."""
     token_values: Float[Tensor, "B T"] | None = None
     """Values of the state before each token, in reward units, where something measured them."""
     extras: tuple[Mapping[str, Tensor], ...] = ()
@@ -91,7 +94,8 @@ class RolloutBatch(RowTable):
         _require_shapes(
             self, (rows, width), "action_mask", "logprobs", "entropies", "token_rewards"
         )
-        _require_shapes(self, (rows, width), "reference_logprobs", "token_values", "node_ids")
+        _require_shapes(self, (rows, width), "reference_logprobs", "sampler_logprobs")
+        _require_shapes(self, (rows, width), "token_values", "node_ids")
         _require_shapes(self, (rows, width, 2), "token_spans")
         _require_shapes(self, (rows,), "group", "rewards", "truncated")
         _require_shapes(self, (rows, self.prompt_ids.shape[1]), "prompt_ids", "prompt_mask")
@@ -181,6 +185,28 @@ class SamplingParams:
     """Tokens of probability 0."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledTokens:
+    """Token ids as a sampler draws them; what follows a row's first end token is ignored."""
+
+    ids: Int[Tensor, "B T"]
+    logprobs: Float[Tensor, "B T"] | None = None
+    """Nats, as the sampler computed them while it drew; None where it does not tell."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """New tokens of a policy: ids up to the first end token and it, padded on the right."""
+
+    ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    """True up to a row's first end token, and on it."""
+    truncated: Bool[Tensor, "B"]
+    """True where no end token came before the limit."""
+    logprobs: Float[Tensor, "B T"] | None = None
+    """Nats, as the sampler computed them, 0 outside the mask; None where it does not tell."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Continuations:
     """Outcomes of completions resumed at N states, K times each."""
@@ -189,6 +215,16 @@ class Continuations:
     truncated: Bool[Tensor, "N K"]
     tokens: int
     """Tokens sampled for them, in all."""
+
+
+def require_shape(method: str, found: object, shape: Sequence[int]) -> None:
+    """Raises a ShapeError where a plug-in's method did not return a tensor of this shape."""
+    require_type(method, found, Tensor)
+    if tuple(cast(Tensor, found).shape) != tuple(shape):
+        raise ShapeError(
+            f"{method} returned shape {tuple(cast(Tensor, found).shape)}; expected {tuple(shape)},"
+            " as the docstring of the protocol says. Usually an axis was left out, or summed over."
+        )
 
 
 def _fill_node_ids(owner: RolloutBatch | SegmentValues, like: Tensor) -> None:

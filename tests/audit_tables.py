@@ -30,7 +30,7 @@ def rows(
     estimators: Sequence[str] = ESTIMATORS,
     schemes: Sequence[str] = SCHEMES,
 ) -> Rows:
-    """Every figure that the figures and the report read, with numbers that all differ."""
+    """Every metric that the figures and the report read, with numbers that all differ."""
     found = list(_of_truth())
     for segmenter, causal in segmenters.items():
         labels = {"segmenter": segmenter, "causal": causal}
@@ -67,7 +67,11 @@ MOVEMENT = [
     ("baseline_bias", "start"),
 ]
 VALUES = [
-    *((name, part) for name in ("explained_variance", "slope") for part in ("all", "late")),
+    *(
+        (name, part)
+        for name in ("explained_variance", "calibration_slope")
+        for part in ("all", "late")
+    ),
     ("bias", "all"),
     ("error", "all"),
 ]
@@ -76,7 +80,7 @@ CREDIT = [
     ("sign_agreement", "token"),
     ("mass_kept", ""),
 ]
-GRADIENT = [(n, "all") for n in ("cosine", "projection", "noise", "signal_to_noise")]
+GRADIENT = [(n, "all") for n in ("cosine", "projection", "gradient_noise", "signal_to_noise")]
 
 
 def _of_truth() -> Iterator[dict[str, Any]]:
@@ -84,23 +88,22 @@ def _of_truth() -> Iterator[dict[str, Any]]:
     jumps = [("lift_entropy_of_jumps", f"{q:g}") for q in QUANTILES]
     classes = [(f"class_{x}", name) for name in ("number", "<b>") for x in ("share", "ratio")]
     yield from _rows({}, "signals", [*lifts, *jumps, *classes])
-    yield from _rows({}, "signals", [("half_correlation", "")], plain=True)
+    yield from _rows({}, "signals", [("split_correlation", "")], plain=True)
     spent = [("truth_tokens", ""), ("truth_cpu_seconds", "")]
     yield from _rows({}, "cost", spent, plain=True)
     yield from _rows({}, "gradient", [("reference_cosine", "")], plain=True)
 
 
 def _rows(
-    labels: dict[str, Any], question: str, places: Sequence[tuple[str, str]], *, plain: bool = False
+    labels: dict[str, Any], section: str, places: Sequence[tuple[str, str]], *, plain: bool = False
 ) -> Rows:
-    unit: dict[str, Any] = {} if plain else {"prompts": 8 if question == "gradient" else 64}
+    unit: dict[str, Any] = {} if plain else {"prompts": 8 if section == "gradient" else 64}
     return [
-        {**labels, "question": question, "figure": figure, "at": at, **unit}
-        for figure, at in places
+        {**labels, "section": section, "metric": metric, "at": at, **unit} for metric, at in places
     ]
 
 
-COLUMNS = ("run", "segmenter", "estimator", "advantage", "causal", "question", "figure", "at")
+COLUMNS = ("run", "segmenter", "estimator", "advantage", "causal", "section", "metric", "at")
 NUMBERS = ("value", "low", "high", "error")
 
 
@@ -135,10 +138,10 @@ def loaded_audit(
     count = len(tokens)
     lengths = [count, count, count - 2]
     rng = np.random.default_rng(0)
-    halves_BHE = np.full((3, 3, count + 1), np.nan)
+    splits_BHE = np.full((3, 3, count + 1), np.nan)
     for row, length in enumerate(lengths):
         steps = rng.normal(0, 0.1 * (row + 1), length + 1)
-        halves_BHE[row, :, : length + 1] = 0.5 + steps.cumsum()
+        splits_BHE[row, :, : length + 1] = 0.5 + steps.cumsum()
     mask_BT = torch.tensor([[t < length for t in range(count)] for length in lengths])
     text, places = "".join(tokens), np.cumsum([0, *map(len, tokens)])
     spans = torch.tensor(np.stack([places[:-1], places[1:]], 1)).expand(3, count, 2)
@@ -149,7 +152,7 @@ def loaded_audit(
         rollouts=rollouts,
         prompts=[Prompt(key=key, text=key, answer="7")],
         prompt_numbers=torch.tensor([0, 0, 0]),
-        values=torch.tensor(halves_BHE),
+        values=torch.tensor(splits_BHE),
         errors=torch.full((3, 3, count + 1), 0.05, dtype=torch.float64),
     )
     ids_BT = np.where(mask_BT.numpy(), np.arange(count) // 3, -1)

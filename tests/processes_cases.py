@@ -292,7 +292,7 @@ def main() -> None:
         "alike_tracker": lambda: alike(processes, "single_stream", ["rollouts.prompts=6"]),
         "alike_varied": lambda: alike(processes, "dapo", ["rollouts.keep=varied_groups"]),
         "alike_critic": lambda: alike(processes, "sapo", FIVE),
-        "moved": lambda: moved(processes, "ppo", ["estimator.network=trunk", *FIVE]),
+        "moved": lambda: moved(processes, "ppo", ["estimator.network=backbone", *FIVE]),
         "refused": lambda: refused(processes),
         **{f"broken_{fault}": lambda fault=fault: broken(processes, fault) for fault in FAULTS},
     }

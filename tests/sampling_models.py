@@ -82,7 +82,7 @@ def drawn_by(sampler: Any, model: nn.Module, **changed: Any) -> Tensor:
     generator = changed.pop("generator", None) or torch.Generator().manual_seed(0)
     chosen: dict[str, Any] = {"max_new_tokens": 24} | changed
     params = SamplingParams(stop_ids=ENDS, suppressed_ids=SUPPRESSED, **chosen)
-    return sampler.sample(model, ids, mask, params=params, pad_id=0, generator=generator)
+    return sampler.sample(model, ids, mask, params=params, pad_id=0, generator=generator).ids
 
 
 def up_to_the_end(ids_BT: Tensor, ends: tuple[int, ...] = ENDS) -> list[list[int]]:

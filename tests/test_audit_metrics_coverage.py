@@ -15,7 +15,7 @@ import torch
 from segcredit.testing import ToyPolicy, ToySimulator
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "audit_coverage.py"
-KEYS = ["figure", "prompts", "truth", "target"]
+KEYS = ["metric", "prompts", "truth", "target"]
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def test_the_population_is_enumerated(page: ModuleType, small) -> None:
     assert np.allclose(small.gradients[rows][5].sum(0), exact)
 
 
-def test_sampled_halves_are_unbiased_and_independent(page: ModuleType, small) -> None:
+def test_sampled_splits_are_unbiased_and_independent(page: ModuleType, small) -> None:
     rows = np.repeat(np.arange(40, 50), 3000)
     values = page._sampled_values(small, rows, np.random.default_rng(0))
-    values = values.reshape(10, 3000, page.HALVES, 5)
+    values = values.reshape(10, 3000, page.SPLITS, 5)
     means = values.mean((1, 2))
     exact = small.values[40:50]
-    error = values.std(axis=(1, 2)) / np.sqrt(3000 * page.HALVES)
+    error = values.std(axis=(1, 2)) / np.sqrt(3000 * page.SPLITS)
     assert (np.abs(means - exact) <= 5 * error + 1e-12).all()
     away = values[..., :4] - exact[:, None, None, :4]
     together = (away[:, :, 0] * away[:, :, 1]).mean(1)
@@ -82,10 +82,10 @@ def test_intervals_cover_in_a_reduced_form(page: ModuleType, small) -> None:
 
 
 def own_targets(table: pd.DataFrame) -> pd.DataFrame:
-    """Each figure beside what it estimates: a noisy one beside its expectation under noise."""
-    noisy = set(table.loc[table["target"] == "with_noise", "figure"])
-    exact = (table["target"] == "exact") & (table["truth"] == "halves")
-    return table[~(exact & table["figure"].isin(noisy))]
+    """Each metric beside what it estimates: a noisy one beside its expectation under noise."""
+    noisy = set(table.loc[table["target"] == "with_noise", "metric"])
+    exact = (table["target"] == "exact") & (table["truth"] == "splits")
+    return table[~(exact & table["metric"].isin(noisy))]
 
 
 def test_the_committed_table_keeps_the_promise() -> None:

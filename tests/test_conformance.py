@@ -384,8 +384,9 @@ def test_the_toy_is_consistent() -> None:
     assert torch.allclose(
         simulator.resume(everything, rows, ends, 1).rewards[:, 0], everything.rewards
     )
-    best = simulator.sample(["1"], 1, greedy=True).rewards
-    again = simulator.resume(everything, rows[:1], ends[:1] * 0, 2, greedy=True).rewards
+    likeliest = dataclasses.replace(simulator.params, greedy=True)
+    best = simulator.sample(["1"], 1, params=likeliest).rewards
+    again = simulator.resume(everything, rows[:1], ends[:1] * 0, 2, params=likeliest).rewards
     assert torch.allclose(again, best.expand(1, 2))
 
 

@@ -172,4 +172,4 @@ def greedy(policy: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return policy.generate(
         ids, mask, params=SamplingParams(max_new_tokens=12, greedy=True), generator=generator
-    )[0]
+    ).ids

@@ -35,6 +35,7 @@ from segcredit import (
 from segcredit.objective.policy_loss import kl_divergence
 from segcredit.objective.returns import lambda_returns, segment_values
 from segcredit.testing import make_rollouts
+from segcredit.types import SamplingParams
 
 MODES = {
     "token-mean": "token_mean",
@@ -134,7 +135,7 @@ class GreedyRewards(Simulator):
     rewards: Tensor
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """One completion a key."""
         assert greedy

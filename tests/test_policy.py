@@ -22,14 +22,14 @@ from transformers import (
 )
 
 from segcredit.errors import PolicyError, TaskError
-from segcredit.policy.causal_lm import CausalPolicy, Trunk
+from segcredit.policy.causal_lm import Backbone, CausalPolicy
 from segcredit.policy.checkpoints.pretrained import Pretrained
 from segcredit.policy.samplers.generate import Generate, generation_config, seeded
 from segcredit.policy.tiny import tiny_lm as tiny_module
 from segcredit.policy.tiny.tiny_lm import Tiny
-from segcredit.protocols import Prompt, Task, Verdict
+from segcredit.protocols import Prompt, Sampler, Task, Verdict
 from segcredit.tasks.arithmetic import Arithmetic
-from segcredit.types import RolloutBatch, SamplingParams, TokenScores
+from segcredit.types import RolloutBatch, SampledTokens, SamplingParams, TokenScores
 
 TASK = Arithmetic(min_steps=1, max_steps=3)
 TEXTS = ["9-3+2=", "1+1=", "7-3-3-2+1=", "0+3="]
@@ -83,10 +83,10 @@ def _rollouts(
 
 def _sampled(policy: Any, texts: Sequence[str] = TEXTS, width: int = 16) -> RolloutBatch:
     prompts = policy.encode(texts)
-    ids, mask, _ = policy.generate(
+    made = policy.generate(
         *prompts, params=SamplingParams(max_new_tokens=width), generator=_generator(1)
     )
-    return _rollouts(*prompts, ids, mask)
+    return _rollouts(*prompts, made.ids, made.mask)
 
 
 def _assert_equal(found: TokenScores, expected: TokenScores, atol: float = 1e-5) -> None:
@@ -115,9 +115,10 @@ def test_scoring_agrees_with_the_scores_that_the_sampler_drew_from(temperature: 
             attention_mask=prompt_mask.long(),
             generation_config=config,
         )
-    ids_BT, mask_BT, _ = policy.generate(
+    made = policy.generate(
         prompt_ids, prompt_mask, params=SamplingParams(max_new_tokens=20), generator=_generator(7)
     )
+    ids_BT, mask_BT = made.ids, made.mask
     assert torch.equal(output.sequences[:, prompt_ids.shape[1] :][mask_BT], ids_BT[mask_BT])
     drawn_BTV = torch.stack(output.scores, 1).log_softmax(2)
     expected_BT = drawn_BTV.gather(2, ids_BT[..., None])[..., 0]
@@ -158,10 +159,10 @@ def test_suppressed_ids_are_never_sampled_and_have_no_probability(policy: Any) -
         policy.model.lm_head.weight[[PAD, BEGIN]] = 0.0
         policy.model.lm_head.weight[3:] *= 0.01  # all but the end token equally likely
     prompts = policy.encode(TEXTS * 32)
-    ids_BT, mask_BT, _ = policy.generate(
+    made = policy.generate(
         *prompts, params=SamplingParams(max_new_tokens=12), generator=_generator()
     )
-    assert not torch.isin(ids_BT[mask_BT], torch.tensor([PAD, BEGIN])).any()
+    assert not torch.isin(made.ids[made.mask], torch.tensor([PAD, BEGIN])).any()
     rows, vocabulary = 1, policy.model.config.vocab_size
     for token in (PAD, BEGIN):
         one = torch.tensor([[token]])
@@ -252,24 +253,26 @@ def test_no_action_tokens_at_all(policy: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fixed:
+class _Fixed(Sampler):
     """A sampler that returns what it was given."""
 
     ids: tuple[tuple[int, ...], ...]
 
-    def sample(self, model: nn.Module, prompt_ids: Tensor, *_: Any, **options: Any) -> Tensor:
-        return torch.tensor(self.ids)
+    def sample(
+        self, model: nn.Module, prompt_ids: Tensor, *_: Any, **options: Any
+    ) -> SampledTokens:
+        return SampledTokens(torch.tensor(self.ids))
 
 
 def test_the_mask_ends_with_the_first_end_token() -> None:
     sampler = _Fixed(((5, END, END, 7), (5, 6, 7, 8), (END, 5, 5, 5), (5, PAD, 6, END)))
     policy: Any = Tiny(steps=2).load(TASK, sampler, temperature=1.0, seed=0)
-    ids, mask, truncated = policy.generate(
+    made = policy.generate(
         *policy.encode(TEXTS), params=SamplingParams(max_new_tokens=4), generator=_generator()
     )
-    assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
-    assert truncated.tolist() == [False, True, False, False]
-    assert ids[0].tolist() == [5, END, PAD, PAD]
+    assert made.mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert made.truncated.tolist() == [False, True, False, False]
+    assert made.ids[0].tolist() == [5, END, PAD, PAD]
 
 
 def test_sampling_is_decided_by_the_generator_and_leaves_the_global_one(policy: Any) -> None:
@@ -279,7 +282,7 @@ def test_sampling_is_decided_by_the_generator_and_leaves_the_global_one(policy: 
             *policy.encode(TEXTS),
             params=SamplingParams(max_new_tokens=10, greedy=greedy),
             generator=_generator(seed),
-        )[0]
+        ).ids
         for seed, greedy in [(1, False), (1, False), (2, False), (1, True), (2, True)]
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -321,22 +324,22 @@ def test_every_character_survives_the_tokenizer(policy: Any) -> None:
     assert policy.decode(ids, mask)[0] == (text,)
 
 
-def test_trunk_is_a_copy_with_the_same_states(policy: Any) -> None:
+def test_backbone_is_a_copy_with_the_same_states(policy: Any) -> None:
     rollouts = _sampled(policy)
-    trunk = policy.trunk()
+    backbone = policy.backbone()
     expected = policy(rollouts).hidden
-    torch.testing.assert_close(trunk(rollouts), expected)
+    torch.testing.assert_close(backbone(rollouts), expected)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1)
-    torch.testing.assert_close(trunk(rollouts), expected)
+    torch.testing.assert_close(backbone(rollouts), expected)
     assert not torch.allclose(policy(rollouts).hidden, expected)
 
 
 def test_policies_stay_in_evaluation_mode_and_can_be_copied(policy: Any) -> None:
-    assert isinstance(policy.trunk(), Trunk)
+    assert isinstance(policy.backbone(), Backbone)
     assert not any(module.training for module in policy.train().modules())
-    assert not any(module.training for module in policy.trunk().train().modules())
+    assert not any(module.training for module in policy.backbone().train().modules())
     rollouts = _sampled(policy)
     for twin in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
         _assert_equal(twin(rollouts), policy(rollouts))

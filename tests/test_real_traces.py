@@ -9,25 +9,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from segcredit import registry
-from segcredit.credit_audit import metrics
-from segcredit.credit_audit.metrics.moments import candidates, ids_from
-from segcredit.credit_audit.thought_anchors import budgets as budgets
-from segcredit.credit_audit.thought_anchors.cuts import (
+from thought_anchors import budgets as budgets
+from thought_anchors.cuts import (
     marked_sentences,
     sentence_lengths,
     sentence_signals,
 )
-from segcredit.credit_audit.thought_anchors.metric_rows import (
+from thought_anchors.metric_rows import (
     BY_LENGTH,
     CHANCE,
     ORACLE,
-    AnchorFigures,
+    AnchorMetrics,
 )
-from segcredit.credit_audit.thought_anchors.signals import scored_trace, token_cuts
-from segcredit.credit_audit.thought_anchors.trace_truth import anchor_truth
-from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace
+from thought_anchors.signals import scored_trace, token_cuts
+from thought_anchors.trace_truth import anchor_truth
+from thought_anchors.traces import SUSPECT, AnchorTrace
+
+from segcredit import registry
+from segcredit.credit_audit import metrics
+from segcredit.credit_audit.metrics.moments import candidates, ids_from
 from segcredit.errors import PolicyError, StudyError
 from segcredit.study.segmenting.cut import load_policy
 from segcredit.training.rollouts.from_texts import rollouts_of_texts
@@ -152,7 +152,7 @@ def test_weights_say_what_the_audit_says(some, fork):
     counts_B = (marks_BT & candidates(truth, fork)).sum(1)
     share = metrics.share_on_boundaries(truth, ids_BT, fork=fork)
     assert budgets.weighted_share(truth, marks_BT, fork=fork).value == pytest.approx(share.value)
-    random_BT = budgets.random_places(truth, counts_B, fork=fork)
+    random_BT = budgets.uniform_places(truth, counts_B, fork=fork)
     expected = metrics.random_share_on_boundaries(truth, ids_BT, fork=fork).value
     assert budgets.weighted_share(truth, random_BT, fork=fork).value == pytest.approx(expected)
     ratio = metrics.boundary_ratio(truth, ids_BT, fork=fork).value
@@ -193,10 +193,10 @@ def test_thinning_at_random_leaves_the_ratio_to_chance(some):
     thin = budgets.weighted_ratio(
         truth.select([0]),
         budgets.at_budget(truth, all_BT, counts_B)[:1],
-        budgets.random_places(truth, counts_B)[:1],
+        budgets.uniform_places(truth, counts_B)[:1],
     )
     full = budgets.weighted_ratio(
-        truth.select([0]), all_BT[:1], budgets.random_places(truth, own_B)[:1]
+        truth.select([0]), all_BT[:1], budgets.uniform_places(truth, own_B)[:1]
     )
     assert thin.value == pytest.approx(full.value)
 
@@ -227,7 +227,7 @@ def test_the_strongest_places_are_the_highest_and_then_the_earlier():
             budgets.budget(truth, fraction)
 
 
-def test_figures_find_the_boundaries_at_which_accuracy_moves():
+def test_metrics_find_the_boundaries_at_which_accuracy_moves():
     """Accuracy moves over every third sentence; a definition that ends there has all of it."""
     chance = np.random.default_rng(5)
     traces = []
@@ -236,10 +236,10 @@ def test_figures_find_the_boundaries_at_which_accuracy_moves():
         values = np.clip(0.5 + steps.cumsum() - steps, 0.05, 0.95)
         shares = chance.binomial(50, values) / 50
         traces.append(trace("a" * 20, [(n, n + 1) for n in range(12)], shares, f"p{number}"))
-    figures = AnchorFigures(traces)
+    judged = AnchorMetrics(traces)
     good = np.broadcast_to(np.arange(11) % 3 == 2, (40, 11))
     marks = {"end": good, "start": np.roll(good, 1, axis=1)}
-    rows = pd.DataFrame(figures.at_own_count("good", marks)).set_index(["fork", "figure", "other"])
+    rows = pd.DataFrame(judged.at_own_count("good", marks)).set_index(["fork", "metric", "other"])
     value, columns = rows["value"], ["low", "high"]
     assert rows.loc[("end", "share_on_boundaries", ""), columns].between(0.7, 1.2).all()
     assert value["end", "boundary_ratio", ""] > 2.5
@@ -249,8 +249,8 @@ def test_figures_find_the_boundaries_at_which_accuracy_moves():
     assert value["end", "jump_agreement", ""] > value["end", "jump_chance", ""] + 0.05
     # All are as long, so that chance by length is chance.
     assert value["end", "boundary_ratio", "of chance by length"] == pytest.approx(1)
-    held = pd.DataFrame(figures.at_budget(0.2, {"good": marks}, {"signal": good.astype(float)}))
-    held = held[held.fork == "end"].set_index(["segmenter", "figure", "other"])["value"]
+    held = pd.DataFrame(judged.at_budget(0.2, {"good": marks}, {"signal": good.astype(float)}))
+    held = held[held.fork == "end"].set_index(["segmenter", "metric", "other"])["value"]
     less = "share_at_0.2_less"
     assert held["good", "share_at_0.2", ""] == pytest.approx(
         held["signal", "share_at_0.2", ""], abs=0.25
@@ -348,7 +348,7 @@ def test_the_command_judges_a_file_of_traces(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "8 traces of 4 problems" in printed
     assert "left out: short" in printed
-    found = pd.read_csv(output).set_index(["segmenter", "fork", "figure"])
+    found = pd.read_csv(output).set_index(["segmenter", "fork", "metric"])
     newline = found.loc[("paragraph", "end", "boundary_ratio")]
     assert newline[newline.other.isna()].value.item() > 1.6
     assert set(found.traces) == {8}
@@ -385,7 +385,7 @@ def test_the_command_adds_what_a_local_model_says(tmp_path):
     assert "highest entropy (tiny)" in named
     # Four traces of one problem: one unit, of which there is no interval.
     assert found.low_traces.notna().any()
-    assert found[found.figure == "boundary_ratio"].low.isna().all()
+    assert found[found.metric == "boundary_ratio"].low.isna().all()
     with pytest.raises(PolicyError, match="trace 'w' cannot be read"):
         scored_trace(load_policy(TINY), trace("words", [(0, 2), (3, 5)], name="w"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from segcredit import load_config
 from segcredit.policy.prefix_cache import Prefixes
-from segcredit.protocols import Prompt, Task, Verdict
+from segcredit.protocols import Prompt, Sampler, Task, Verdict
 from segcredit.testing import ToyPolicy
 from segcredit.training.build import build
 from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, resume
 from segcredit.training.rollouts.simulator import PolicySimulator
-from segcredit.types import RolloutBatch, SamplingParams
+from segcredit.types import RolloutBatch, SampledTokens, SamplingParams
 from small import SMALL
 
 LIMIT = 24
@@ -213,15 +214,17 @@ def test_the_limit_counts_the_prefix(run: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class Script(Sampler):
     """A sampler that says the same to every prompt."""
 
     says: tuple[int, ...]
 
     def sample(
         self, model: Any, prompt_ids: Tensor, *_: Any, params: SamplingParams, **__: Any
-    ) -> Tensor:
-        return torch.tensor(self.says)[: params.max_new_tokens].repeat(len(prompt_ids), 1)
+    ) -> SampledTokens:
+        return SampledTokens(
+            torch.tensor(self.says)[: params.max_new_tokens].repeat(len(prompt_ids), 1)
+        )
 
 
 def test_an_end_on_the_last_token_allowed_is_no_truncation(
@@ -232,7 +235,7 @@ def test_an_end_on_the_last_token_allowed_is_no_truncation(
     monkeypatch.setattr(run.actor, "sampler", Script((5, 6, end, 7)))
     rows = torch.tensor([0, 1, 2, 3])
     positions = torch.tensor([0, 2, 1, 3])
-    ids, fresh, truncated = run.actor.resume(
+    made = run.actor.resume(
         rollouts,
         rows,
         positions,
@@ -240,9 +243,10 @@ def test_an_end_on_the_last_token_allowed_is_no_truncation(
         micro_tokens=LARGE,
         generator=generator(),
     )
-    assert fresh.sum(1).tolist() == [3, 2, 3, 1]
-    assert [ids[n][fresh[n]].tolist() for n in range(4)] == [[5, 6, end], [5, 6], [5, 6, end], [5]]
-    assert truncated.tolist() == [False, True, False, True]
+    assert made.mask.sum(1).tolist() == [3, 2, 3, 1]
+    found = [made.ids[n][made.mask[n]].tolist() for n in range(4)]
+    assert found == [[5, 6, end], [5, 6], [5, 6, end], [5]]
+    assert made.truncated.tolist() == [False, True, False, True]
 
 
 def test_nothing_to_continue(run: Any) -> None:
@@ -277,7 +281,11 @@ def test_no_column_is_left_without_a_token(run: Any) -> None:
 
 
 def simulate(run: Any, prompts: Sequence[Prompt], **options: Any) -> PolicySimulator:
-    chosen = {"policy": run.actor, "task": run.task, "max_new_tokens": LIMIT} | options
+    chosen = {
+        "policy": run.actor,
+        "task": run.task,
+        "params": SamplingParams(max_new_tokens=LIMIT),
+    } | options
     return PolicySimulator(
         prompts={prompt.key: prompt for prompt in prompts},
         micro_tokens=LARGE,
@@ -305,14 +313,15 @@ def test_the_simulator_answers_state_by_state(run: Any) -> None:
     prompts = [Prompt(str(row), prompt.text, None) for row, prompt in enumerate(drawn)]
     rollouts = rollouts.replace(prompt_keys=tuple(prompt.key for prompt in prompts))
     simulator = simulate(run, prompts, task=Length())
+    likeliest = dataclasses.replace(simulator.params, greedy=True)
     rows, positions = states(rollouts)
-    found = simulator.resume(rollouts, rows, positions, 3, greedy=True)
+    found = simulator.resume(rollouts, rows, positions, 3, params=likeliest)
     expected = [len(rollouts.texts[row]) + 100 * row for row in rows.tolist()]
     assert found.rewards.tolist() == [[number] * 3 for number in expected]
     assert torch.equal(found.truncated, rollouts.truncated[rows][:, None].expand(-1, 3))
     lengths = rollouts.action_mask.sum(1)
     assert found.tokens == simulator.tokens == 3 * int((lengths[rows] - positions).sum())
-    simulator.resume(rollouts, rows[:1], positions[:1], 1, greedy=True)
+    simulator.resume(rollouts, rows[:1], positions[:1], 1, params=likeliest)
     assert simulator.tokens == found.tokens + int(lengths[rows[0]] - positions[0])
 
 
@@ -334,7 +343,7 @@ def test_the_toys_continuations_follow_its_probabilities() -> None:
     for position in (0, 1, 3):
         count = 20_000
         rows = torch.full((count,), row)
-        ids, fresh, truncated = policy.resume(
+        made = policy.resume(
             everything,
             rows,
             torch.full_like(rows, position),
@@ -342,10 +351,10 @@ def test_the_toys_continuations_follow_its_probabilities() -> None:
             micro_tokens=LARGE,
             generator=generator(position),
         )
-        assert fresh.sum(1).eq(4 - position).all()
-        assert not truncated.any()
+        assert made.mask.sum(1).eq(4 - position).all()
+        assert not made.truncated.any()
         prefix = everything.completion_ids[row, :position].expand(count, -1)
-        drawn = torch.cat([prefix, ids[:, : 4 - position]], 1)
+        drawn = torch.cat([prefix, made.ids[:, : 4 - position]], 1)
         numbers = ((drawn - 1) * 3 ** torch.tensor([3, 2, 1, 0])).sum(1)
         like = (everything.completion_ids[:, :position] == prefix[0]).all(1)
         counts = torch.bincount(numbers, minlength=81)
@@ -361,7 +370,7 @@ def test_the_toys_greedy_continuation_is_the_likeliest_symbol() -> None:
     policy = ToyPolicy(length=3, seed=1)
     everything = policy.enumerate()
     rows = torch.arange(27)
-    ids, _, _ = policy.resume(
+    made = policy.resume(
         everything,
         rows,
         torch.full_like(rows, 2),
@@ -370,7 +379,7 @@ def test_the_toys_greedy_continuation_is_the_likeliest_symbol() -> None:
         generator=generator(),
     )
     best = everything.logprobs[:, 2].view(9, 3).argmax(1).repeat_interleave(3) + 1
-    assert torch.equal(ids[:, 0], best)
+    assert torch.equal(made.ids[:, 0], best)
 
 
 def test_sampled_continuations_follow_the_scores(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +387,7 @@ def test_sampled_continuations_follow_the_scores(run: Any, monkeypatch: pytest.M
     policy = run.actor
     monkeypatch.setattr(policy, "temperature", 1.7)
     row, position, count = 2, 3, 20_000
-    ids, _, _ = policy.resume(
+    made = policy.resume(
         rollouts,
         torch.full((count,), row),
         torch.full((count,), position),
@@ -393,7 +402,7 @@ def test_sampled_continuations_follow_the_scores(run: Any, monkeypatch: pytest.M
     with torch.no_grad():
         shares = policy(every.replace(completion_ids=changed)).logprobs[:, position].exp()
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
-    counts = torch.bincount(ids[:, 0], minlength=vocabulary)
+    counts = torch.bincount(made.ids[:, 0], minlength=vocabulary)
     assert int(counts[list(policy.suppressed_ids)].sum()) == 0
     # 17 degrees of freedom at most; the chance of more is one in ten thousand.
     assert chi_square(counts, shares) < 46.0

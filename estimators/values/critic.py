@@ -16,24 +16,26 @@ from segcredit import (
     Segmentation,
     SegmentValues,
     Simulator,
+    SupportsBackbone,
     TokenScores,
     ValueEstimator,
+    capability,
     lambda_returns,
 )
 
 
-class TrunkCritic(nn.Module):
-    """A copy of the policy's network with a linear output that begins at 0."""
+class BackboneCritic(nn.Module):
+    """A copy of the policy's backbone with a linear output that begins at 0."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: SupportsBackbone) -> None:
         super().__init__()
-        self.trunk = policy.trunk()
+        self.backbone = policy.backbone()
         self.output = _zero_output(policy.hidden_size)
 
     def forward(self, rollouts: RolloutBatch, scores: TokenScores | None) -> Tensor:
         """Returns (B,T) the value before each token."""
         # A view could be changed in place, which FSDP2 warns of.
-        return self.output(self.trunk(rollouts)).squeeze(-1).clone()
+        return self.output(self.backbone(rollouts)).squeeze(-1).clone()
 
 
 class HeadCritic(nn.Module):
@@ -66,12 +68,13 @@ class Critic(ValueEstimator):
     (V_old + clip(V − V_old, ±c) − G_m)². Not halved.
 
     Assumption: outcomes can be foretold from a prefix. Degenerate case: an untrained critic is 0
-    everywhere, and the method is REINFORCE without a baseline. Cost: ``trunk`` doubles the
+    everywhere, and the method is REINFORCE without a baseline. Cost: ``backbone`` doubles the
     training cost, ``head`` adds next to nothing.
 
     Args:
-        network: ``trunk``, a copy of the policy's network, or ``head``, a small network on the
-            policy's detached hidden states.
+        network: ``backbone``, a copy of the policy's network under its output layer (``trunk`` is
+            an older name of it), or ``head``, a small network on the policy's detached hidden
+            states.
         width: hidden units of ``head``.
         gamma, lam, clock: of the regression targets, see ``segcredit.lambda_returns``. Other
             than the advantage's, they decouple the two (VC-PPO, arXiv 2503.01491).
@@ -83,7 +86,7 @@ class Critic(ValueEstimator):
         PPO's reference code, Schulman et al. 2017, arXiv 1707.06347.
     """
 
-    network: Literal["trunk", "head"] = "trunk"
+    network: Literal["backbone", "head", "trunk"] = "backbone"
     width: int = 128
     gamma: float = 1.0
     lam: float = 1.0
@@ -93,7 +96,9 @@ class Critic(ValueEstimator):
 
     def start(self, policy: Policy) -> nn.Module:
         """Builds the network, its output 0."""
-        return TrunkCritic(policy) if self.network == "trunk" else HeadCritic(policy, self.width)
+        if self.network == "head":
+            return HeadCritic(policy, self.width)
+        return BackboneCritic(capability(policy, SupportsBackbone, "a critic's backbone"))
 
     def estimate(
         self,
@@ -103,7 +108,7 @@ class Critic(ValueEstimator):
         simulator: Simulator,
     ) -> Tensor:
         """Returns (B,S) the network's value at each anchor."""
-        # The trunk reads tokens; only the head needs the policy's states, a pass of its own.
+        # The backbone reads tokens; only the head needs the policy's states, a pass of its own.
         scores = simulator.score(rollouts) if self.network == "head" else None
         return self._values(state, rollouts, segmentation, scores)
 

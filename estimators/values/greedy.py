@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,5 +36,6 @@ class Greedy(ValueEstimator):
         keys = sorted(set(rollouts.prompt_keys))
         number = {key: place for place, key in enumerate(keys)}
         index_B = torch.tensor([number[key] for key in rollouts.prompt_keys])
-        rewards_P = simulator.sample(keys, 1, greedy=True).rewards.to(rollouts.rewards)
+        likeliest = replace(simulator.params, greedy=True)
+        rewards_P = simulator.sample(keys, 1, params=likeliest).rewards.to(rollouts.rewards)
         return rewards_P[index_B.to(rewards_P.device)][:, None] * segmentation.mask

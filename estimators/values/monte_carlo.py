@@ -8,7 +8,14 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from segcredit import Anchor, RolloutBatch, Segmentation, Simulator, ValueEstimator
+from segcredit import (
+    Anchor,
+    RolloutBatch,
+    Segmentation,
+    Simulator,
+    SupportsResume,
+    ValueEstimator,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,11 @@ class MonteCarlo(ValueEstimator):
         for name, value in (("continuations", self.continuations), ("max_states", self.max_states)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected a whole number of at least 1.")
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The capability to continue from a segment's anchor."""
+        return (SupportsResume,)
 
     def estimate(
         self,

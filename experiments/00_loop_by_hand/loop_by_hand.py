@@ -73,13 +73,14 @@ def train(method: str, steps: int, seed: int) -> tuple[nn.Module, nn.Module]:
         drawn = streams[not train_policy].take(PROMPTS, rng.stream(seed, "prompts", step))
         prompts = [prompt for prompt in drawn for _ in range(COMPLETIONS)]
         prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts, room=MAX_NEW_TOKENS)
-        ids, mask, truncated = policy.generate(
+        made = policy.generate(
             prompt_ids,
             prompt_mask,
             extras,
             params=SamplingParams(max_new_tokens=MAX_NEW_TOKENS),
             generator=rng.stream(seed, "sampling", step),
         )
+        ids, mask, truncated = made.ids, made.mask, made.truncated
         texts, token_spans = policy.decode(ids, mask)
         verdicts = [
             task.verify(prompt, text, truncated=bool(cut))
@@ -117,7 +118,7 @@ def train(method: str, steps: int, seed: int) -> tuple[nn.Module, nn.Module]:
             policy=policy,
             task=task,
             prompts={prompt.key: prompt for prompt in prompts},
-            max_new_tokens=MAX_NEW_TOKENS,
+            params=SamplingParams(max_new_tokens=MAX_NEW_TOKENS),
             micro_tokens=len(prompts) * MAX_NEW_TOKENS,
             generator=rng.stream(seed, "estimator", step),
         )

@@ -4,7 +4,7 @@
 
 TRACES has a trace a line, with the measured accuracy before each of its sentences. Text segmenters
 read its text. Those that need a model's signals get them from a local model (--policy), which did
-not write the traces and is named beside them. Writes a row a figure, draws a picture beside that
+not write the traces and is named beside them. Writes a row a metric, draws a picture beside that
 file, and prints the tables of README.md.
 """
 
@@ -18,17 +18,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from segcredit.credit_audit.metrics.moments import Fork
-from segcredit.credit_audit.thought_anchors.cuts import marked_sentences, sentence_signals
-from segcredit.credit_audit.thought_anchors.metric_rows import (
+from thought_anchors.cuts import marked_sentences, sentence_signals
+from thought_anchors.metric_rows import (
     BY_LENGTH,
     CHANCE,
     FORKS,
-    AnchorFigures,
+    AnchorMetrics,
 )
-from segcredit.credit_audit.thought_anchors.signals import scored_trace, token_cuts
-from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
+from thought_anchors.signals import scored_trace, token_cuts
+from thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
+
+from segcredit.credit_audit.metrics.moments import Fork
 from segcredit.errors import SegcreditError, StudyError
 from segcredit.study.segmenting.cut import (
     TextSegments,
@@ -132,13 +132,13 @@ def model_signals(
 
 
 def study(traces: Sequence[AnchorTrace], marks: Marks, signals: Signals) -> pd.DataFrame:
-    """All figures, a row each."""
-    figures = AnchorFigures(traces)
-    rows = [row for name, by_fork in marks.items() for row in figures.at_own_count(name, by_fork)]
+    """All metrics, a row each."""
+    metrics = AnchorMetrics(traces)
+    rows = [row for name, by_fork in marks.items() for row in metrics.at_own_count(name, by_fork)]
     for fraction in BUDGETS:
-        rows += figures.at_budget(fraction, marks, signals)
-    of_sentences = {"characters": figures.lengths, "place in the trace": figures.places}
-    rows += figures.lifts(of_sentences | signals, QUANTILES)
+        rows += metrics.at_budget(fraction, marks, signals)
+    of_sentences = {"characters": metrics.lengths, "place in the trace": metrics.places}
+    rows += metrics.lifts(of_sentences | signals, QUANTILES)
     return pd.DataFrame(rows)
 
 
@@ -153,11 +153,11 @@ def shown(rows: pd.DataFrame) -> pd.Series:
 
 
 def table(found: pd.DataFrame, columns: Mapping[tuple[str, str], str]) -> str:
-    """A row a segmenter; figures, each beside something or nothing, as columns, a fork each."""
+    """A row a segmenter; metrics, each beside something or nothing, as columns, a fork each."""
     some = found.assign(shown=shown)
     wide = some.pivot_table(
         index="segmenter",
-        columns=["figure", "other", "fork"],
+        columns=["metric", "other", "fork"],
         values="shown",
         aggfunc="first",
         sort=False,
@@ -182,18 +182,18 @@ def show(found: pd.DataFrame) -> None:
         held = {(label, ""): "share", (less, CHANCE): "less chance"}
         held |= {(less, BY_LENGTH): "less chance by length"}
         print(f"\nEqual numbers, {label}\n\n{table(found, held)}")
-    lifts = found[found.figure.str.startswith("lift")].assign(shown=shown)
-    print("\n" + lifts.pivot(index="segmenter", columns="figure", values="shown").to_markdown())
+    lifts = found[found.metric.str.startswith("lift")].assign(shown=shown)
+    print("\n" + lifts.pivot(index="segmenter", columns="metric", values="shown").to_markdown())
 
 
 def draw(found: pd.DataFrame, path: Path) -> None:
     """Ratios to chance at the definitions' own numbers, and shares at an equal one."""
     picture = Figure(figsize=(11, 0.3 * found.segmenter.nunique() + 1.2), layout="constrained")
     left, right = picture.subplots(1, 2)
-    _dots(left, found[(found.figure == "boundary_ratio") & (found.other == "")])
+    _dots(left, found[(found.metric == "boundary_ratio") & (found.other == "")])
     left.axvline(1, color="0.6", zorder=0)
     left.set_xlabel("ratio to chance, own number of boundaries")
-    at = found[found.figure == f"share_at_{BUDGETS[-1]:g}"]
+    at = found[found.metric == f"share_at_{BUDGETS[-1]:g}"]
     _dots(right, at)
     right.axvline(at[at.segmenter == CHANCE].value.iloc[0], color="0.6", zorder=0)
     right.set_xlabel(f"share of the change, {BUDGETS[-1]:.0%} of sentences")

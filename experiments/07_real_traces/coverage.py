@@ -13,26 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
-from segcredit.credit_audit.thought_anchors import budgets as budgets
-from segcredit.credit_audit.thought_anchors.metric_rows import FORKS, AnchorFigures
-from segcredit.credit_audit.thought_anchors.traces import load_anchors
+from thought_anchors import budgets as budgets
+from thought_anchors.metric_rows import FORKS, AnchorMetrics
+from thought_anchors.traces import load_anchors
 
 DRAWS = 400
 
 
 def main(path: Path) -> None:
     """A row for each share of the sentences and fork."""
-    figures = AnchorFigures(load_anchors(path))
+    metrics = AnchorMetrics(load_anchors(path))
     generator = np.random.default_rng(0)
     for fraction in (0.1, 0.2, 0.5):
         for fork in FORKS:
-            counts_B = budgets.budget(figures.truth, fraction, fork=fork)
+            counts_B = budgets.budget(metrics.truth, fraction, fork=fork)
             rows = []
             for _ in range(DRAWS):
-                noise_BT = generator.random(figures.truth.mask.shape)
-                marks_BT = budgets.strongest(figures.truth, noise_BT, counts_B, fork=fork)
-                rows.append(figures.ratio("random", marks_BT, fork))
+                noise_BT = generator.random(metrics.truth.mask.shape)
+                marks_BT = budgets.strongest(metrics.truth, noise_BT, counts_B, fork=fork)
+                rows.append(metrics.ratio("random", marks_BT, fork))
             found = pd.DataFrame(rows)
             held = {
                 "problems": float(((found.low <= 1) & (found.high >= 1)).mean()),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from segcredit.credit_audit.finished_audit import Audit as Audit
     from segcredit.credit_audit.finished_audit import failed_units as failed_units
     from segcredit.credit_audit.finished_audit import load_audit as load_audit
-    from segcredit.credit_audit.runner import Progress as Progress
+    from segcredit.credit_audit.runner import AuditProgress as AuditProgress
     from segcredit.credit_audit.runner import audit as audit
     from segcredit.credit_audit.runner import audit_directory as audit_directory
     from segcredit.credit_audit.settings import AuditConfig as AuditConfig
@@ -33,7 +33,7 @@ _HOME_OF = {
     "Audit": "finished_audit",
     "failed_units": "finished_audit",
     "load_audit": "finished_audit",
-    "Progress": "runner",
+    "AuditProgress": "runner",
     "audit": "runner",
     "audit_directory": "runner",
     "AuditConfig": "settings",

@@ -1,4 +1,4 @@
-"""Which of two differ: paired differences of figures, on the same draws of the same prompts."""
+"""Paired differences of metrics between plug-ins, on the same draws of the same prompts."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -13,30 +13,30 @@ from typing import Any, Literal
 import pandas as pd
 
 from segcredit.credit_audit.finished_audit import Audit
-from segcredit.credit_audit.metric_list import CREDIT, MOVEMENT
-from segcredit.credit_audit.metrics import Figure, Truth, difference, figures_of_moments
+from segcredit.credit_audit.metric_functions import CREDIT, MOVEMENT
+from segcredit.credit_audit.metric_list import Place
+from segcredit.credit_audit.metrics import Estimate, Truth, difference, metrics_of_moments
 from segcredit.credit_audit.table import JUDGES, arrays
 from segcredit.records.tables import require_known
 
 Axis = Literal["segmenter", "estimator", "advantage"]
 _AXES: tuple[Axis, ...] = ("segmenter", "estimator", "advantage")
-_GRADIENT = ("cosine", "projection", "noise", "signal_to_noise")
 Key = tuple[str, ...]
-"""Segmenter, estimator, scheme; the last two '' for a figure of the segmenter alone."""
+"""Segmenter, estimator, scheme; the last two '' for a metric of the segmenter alone."""
 
 
 def compare_credits(
-    audit: Audit, figure: str = "correlation", at: str = "token", *, between: Axis = "segmenter"
+    audit: Audit, metric: str = "correlation", at: str = "token", *, between: Axis = "segmenter"
 ) -> pd.DataFrame:
-    """A figure of every two plug-ins of one axis, all else equal, with the difference's interval.
+    """Compares every two plug-ins of one axis by a metric, all else equal, in pairs.
 
-    Two intervals that overlap do not say that two figures are alike: most of what makes them
+    Two intervals that overlap do not say that two metrics are alike: most of what makes them
     uncertain, which prompts were drawn, is common to both. An interval that holds 0 is no ranking;
     of many pairs, one in twenty leaves 0 out by chance.
 
     Args:
         audit: as ``load_audit`` gives it.
-        figure: of where the value moves ("share_within", ...), of credit ("correlation", ...) or
+        metric: of where the value moves ("share_within", ...), of credit ("correlation", ...) or
             of gradients ("cosine", ...).
         at: where it is taken, as in ``.audit``.
         between: the axis whose plug-ins are compared.
@@ -46,10 +46,10 @@ def compare_credits(
         (the first's less the second's), ``low``, ``high``.
 
     Raises:
-        StudyError: the figure, the place or the axis does not exist.
+        StudyError: the metric, the place or the axis does not exist.
     """
     require_known("axis", [between], _AXES)
-    found = _figures(audit, figure, at)
+    found = _estimates(audit, metric, at)
     place = _AXES.index(between)
     groups: dict[Key, list[Key]] = {}
     for key in found:
@@ -58,40 +58,45 @@ def compare_credits(
     return pd.DataFrame([_row(found, first, second, place) for first, second in pairs])
 
 
-def _figures(audit: Audit, figure: str, at: str) -> dict[Key, Figure]:
-    known = [*MOVEMENT, *CREDIT, *((name, group) for name in _GRADIENT for group in _groups(audit))]
-    require_known("figure", [figure], dict.fromkeys(name for name, _ in known))
-    require_known(f"place of {figure}", [at], [where for name, where in known if name == figure])
+def _estimates(audit: Audit, metric: str, at: str) -> dict[Key, Estimate]:
+    known = [*MOVEMENT, *CREDIT, *_gradient_places(audit)]
+    require_known("metric", [metric], dict.fromkeys(name for name, _ in known))
+    require_known(f"place of {metric}", [at], [where for name, where in known if name == metric])
     judge = arrays(audit.truth, audit.resampling).keep(JUDGES)
-    if (figure, at) in MOVEMENT:
-        return _of_segments(audit, judge, (figure, at))
-    return dict(_of_credits(audit, judge, figure, at))
+    if (metric, at) in MOVEMENT:
+        return _of_segments(audit, judge, (metric, at))
+    return dict(_of_credits(audit, judge, metric, at))
 
 
-def _of_segments(audit: Audit, judge: Truth, place: tuple[str, str]) -> dict[Key, Figure]:
+def _of_segments(audit: Audit, judge: Truth, place: tuple[str, str]) -> dict[Key, Estimate]:
     ids = {found.segmenter: found.segment_ids for found in audit.credits}
     return {(name, "", ""): MOVEMENT[place](judge, ids_BT) for name, ids_BT in ids.items()}
 
 
-def _of_credits(audit: Audit, judge: Truth, figure: str, at: str) -> Iterator[tuple[Key, Figure]]:
+def _of_credits(audit: Audit, judge: Truth, metric: str, at: str) -> Iterator[tuple[Key, Estimate]]:
     for found in audit.credits:
         for scheme in found.advantages:
             key = (found.segmenter, found.estimator, scheme)
-            if (figure, at) in CREDIT:
-                yield key, CREDIT[figure, at](judge, found.of(scheme))
+            if (metric, at) in CREDIT:
+                yield key, CREDIT[metric, at](judge, found.of(scheme))
             else:
-                moments = {at: {figure: found.gradients[scheme][at][figure]}}
-                made = figures_of_moments(moments, resampling=audit.resampling)
-                yield key, made[at][figure]
+                moments = {at: {metric: found.gradients[scheme][at][metric]}}
+                made = metrics_of_moments(moments, resampling=audit.resampling)
+                yield key, made[at][metric]
 
 
-def _groups(audit: Audit) -> list[str]:
-    """Groups of parameters whose gradients were taken."""
+def _gradient_places(audit: Audit) -> list[Place]:
+    """Returns the metrics of gradients, at each group of parameters whose gradients were taken."""
     gradients = audit.credits[0].gradients
-    return [group for by_group in gradients.values() for group in by_group]
+    return [
+        (name, group)
+        for by_group in gradients.values()
+        for group, found in by_group.items()
+        for name in found
+    ]
 
 
-def _row(found: dict[Key, Figure], first: Key, second: Key, place: int) -> dict[str, Any]:
+def _row(found: dict[Key, Estimate], first: Key, second: Key, place: int) -> dict[str, Any]:
     apart = difference(found[first], found[second])
     same = {axis: first[n] for n, axis in enumerate(_AXES) if n != place and first[n]}
     return {

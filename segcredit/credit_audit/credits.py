@@ -1,4 +1,4 @@
-"""What one segmenter with one estimator says of a truth's completions, under several schemes.
+"""Credit that one segmenter with one estimator gives a truth's completions, scheme by scheme.
 
 Letters: ``B`` completions, ``T`` tokens, ``N`` batches.
 """
@@ -13,12 +13,12 @@ from segcredit.credit_audit.metrics.arrays import Floats, Ints
 from segcredit.segmentation import Anchor
 
 Batches = dict[str, dict[str, list[float]]]
-"""By group of parameters, by figure: a number a batch, see ``audit.gradient_moments``."""
+"""By group of parameters, by metric: a number a batch, see ``audit.gradient_moments``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Credits:
-    """Where completions are cut, what the states are said to be worth, and who gets credit."""
+    """Segments, values and advantages of some completions, by one segmenter and one estimator."""
 
     segmenter: str
     estimator: str
@@ -37,8 +37,8 @@ class Credits:
     tokens: int
     """Sampled for these values, those that the estimator learned from included."""
     cpu_seconds: float
-    """Of learning, sampling included, and of valuing; the gradients' are not."""
+    """Time of learning, sampling included, and of valuing; not of the gradients."""
 
     def of(self, advantage: str) -> Credit:
-        """The credit of one scheme, as the figures take it."""
+        """Returns the credit of one scheme, as the metrics take it."""
         return Credit(self.segment_ids, self.advantages[advantage], self.state_values, self.anchor)

@@ -20,11 +20,11 @@ class Audit:
     truth: StoredTruth
     credits: list[Credits]
     resampling: Resampling
-    """How its intervals were made."""
+    """Confidence and draws of its intervals."""
 
 
 def load_audit(path: str | Path, truth: str | Path | None = None) -> Audit:
-    """A finished audit's truth and credits.
+    """Reads a finished audit's truth and credits.
 
     Args:
         path: its directory.
@@ -48,7 +48,7 @@ def load_audit(path: str | Path, truth: str | Path | None = None) -> Audit:
 
 
 def failed_units(path: str | Path) -> dict[str, str]:
-    """What an audit left out since it could not be worked out, and why.
+    """Returns the reasons by what an audit left out, since it could not be worked out.
 
     Raises:
         StudyError: the audit is unfinished.

@@ -18,7 +18,7 @@ from segcredit.credit_audit.metrics import gradient_moments
 from segcredit.credit_audit.metrics.arrays import Floats
 from segcredit.credit_audit.policy_gradients import Parameters, parameter_groups, policy_gradient
 from segcredit.credit_audit.settings import Unit
-from segcredit.credit_audit.truth import Truth
+from segcredit.credit_audit.truth import ValuedCompletions
 from segcredit.errors import blame
 from segcredit.objective import returns
 from segcredit.protocols import AdvantageScheme, Policy
@@ -31,15 +31,15 @@ from segcredit.training.update import improve
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subject:
-    """What every unit of an audit has in common."""
+class FrozenPolicy:
+    """The policy under audit, with all that the units of an audit have in common."""
 
     run: Run
     """The policy and the task."""
-    frozen: Sampled
+    judged: Sampled
     """The completions that are judged, see ``frozen_rollouts``."""
     practice: Practice
-    """What an estimator with a state learns from."""
+    """Batches that an estimator with a state learns from."""
     schemes: Mapping[str, AdvantageScheme]
     batches: Sequence[Tensor]
     """Row numbers of the completions whose gradients are taken together."""
@@ -63,7 +63,7 @@ class Practice:
         """Spent on sampling."""
 
     def batches(self) -> list[Sampled]:
-        """All of them, with the steps −1, −2, ... as a warm-up's; sampled when first asked for."""
+        """Returns all batches, numbered −1, −2, ... as in a warm-up; they are sampled once."""
         started = time.process_time()
         while len(self._batches) < self._steps:
             self._batches.append(sample(self._run, -len(self._batches) - 1))
@@ -71,38 +71,39 @@ class Practice:
         return self._batches
 
 
-def frozen_rollouts(truth: Truth, half: int, policy: Policy) -> Sampled:
-    """A truth's completions, with one part of its values for those plug-ins that read values.
+def frozen_rollouts(truth: ValuedCompletions, split: int, policy: Policy) -> Sampled:
+    """Returns a truth's completions, with one split of its values for plug-ins that read values.
 
     On the policy's device, and with what the policy reads of the prompts besides their ids.
     """
     device = next(cast(nn.Module, policy).parameters()).device
-    values_BT = truth.values[:, half, :-1].nan_to_num(0.0)
+    values_BT = truth.values[:, split, :-1].nan_to_num(0.0)
     rollouts = truth.rollouts.replace(token_values=values_BT.to(truth.rollouts.rewards.dtype))
     rollouts = with_extras(rollouts.to(device), policy, truth.prompts)
     prompts = tuple(truth.prompts[number] for number in truth.prompt_numbers.tolist())
     return Sampled(rollouts, prompts, tokens=0, rounds=1)
 
 
-def batches_of(truth: Truth, count: int) -> list[Tensor]:
-    """Row numbers of batches of whole prompts, as many as asked for or as there are prompts."""
+def batches_of(truth: ValuedCompletions, count: int) -> list[Tensor]:
+    """Deals whole prompts into batches: row numbers, of as many batches as asked for at most."""
     pieces = torch.arange(len(truth.prompts)).tensor_split(min(count, len(truth.prompts)))
     return [torch.isin(truth.prompt_numbers, piece).nonzero()[:, 0] for piece in pieces]
 
 
-def credits_of(subject: Subject, unit: Unit) -> Credits:
-    """Let an estimator learn on the frozen policy, then value and credit the judged completions.
+def credits_of(frozen: FrozenPolicy, unit: Unit) -> Credits:
+    """Lets an estimator learn on the frozen policy, then values and credits the judged completions.
 
     Raises:
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
-    started, spent_before = time.process_time(), subject.practice.cpu_seconds
-    run = with_credit(subject.run, unit.config)
+    started, spent_before = time.process_time(), frozen.practice.cpu_seconds
+    run = with_credit(frozen.run, unit.config)
     learns = bool(run.state.module.state_dict())
-    learned_on = _learn(run, subject.practice) if learns else 0
-    found = assign(run, subject.frozen, 0)
+    learned_on = _learn(run, frozen.practice) if learns else 0
+    found = assign(run, frozen.judged, 0)
+    # Batches are sampled once for all estimators; what that took counts for each that learns.
     spent = time.process_time() - started + (spent_before if learns else 0.0)
-    advantages = {name: _spread(found, scheme, name) for name, scheme in subject.schemes.items()}
+    advantages = {name: _spread(found, scheme, name) for name, scheme in frozen.schemes.items()}
     return Credits(
         segmenter=unit.segmenter,
         estimator=unit.estimator,
@@ -112,14 +113,14 @@ def credits_of(subject: Subject, unit: Unit) -> Credits:
         state_values=_numbers(found.segmentation.spread(found.values.values)),
         token_values=_numbers(_token_values(run, found)) if learns else None,
         advantages={name: _numbers(given_BT) for name, given_BT in advantages.items()},
-        gradients=_gradients(subject, advantages),
+        gradients=_gradients(frozen, advantages),
         tokens=learned_on + found.simulator.tokens,
         cpu_seconds=spent,
     )
 
 
 def _learn(run: Run, practice: Practice) -> int:
-    """Train the estimator's state; the tokens that it took."""
+    """Trains the estimator's state; returns the tokens that it took."""
     tokens = 0
     for number, sampled in enumerate(practice.batches(), 1):
         batch = assign(run, sampled, -number)
@@ -129,37 +130,35 @@ def _learn(run: Run, practice: Practice) -> int:
 
 
 def _spread(found: TrainingBatch, scheme: AdvantageScheme, name: str) -> Tensor:
-    """(B,T) the advantages of one scheme."""
-    with blame("advantage", name):
+    """Returns (B,T) the advantages of one scheme."""
+    with blame("advantage", name, scheme):
         per_segment = scheme(found.values)
         return returns.advantages(found.segmentation, found.values, per_segment).per_token
 
 
 def _token_values(run: Run, found: TrainingBatch) -> Tensor:
-    """(B,T) the value of every state, by the same estimator over segments of one token."""
+    """Returns (B,T) the value of every state, by the same estimator over segments of one token."""
     mask_BT = found.rollouts.action_mask
     every = Segmentation.from_starts(mask_BT, mask_BT)
     name = run.config.estimator["name"]
-    with torch.no_grad(), blame("estimator", name):
+    with torch.no_grad(), blame("estimator", name, run.method.estimator):
         values_BS = run.method.estimator.estimate(
             run.state.module, found.rollouts, every, found.simulator
         )
     return every.spread(values_BS)
 
 
-def _gradients(subject: Subject, advantages: Mapping[str, Tensor]) -> dict[str, Batches]:
-    """By scheme, what its gradients are beside the reference."""
-    if subject.reference is None:
+def _gradients(frozen: FrozenPolicy, advantages: Mapping[str, Tensor]) -> dict[str, Batches]:
+    """Returns by scheme the moments of its gradients beside the reference."""
+    if frozen.reference is None:
         return {}
-    groups = parameter_groups(cast(nn.Module, subject.run.actor))
+    groups = parameter_groups(cast(nn.Module, frozen.run.actor))
     moments: dict[str, Batches] = {}
     for name, given_BT in advantages.items():
-        gradients_ND = policy_gradient(
-            subject.run, subject.frozen.rollouts, given_BT, subject.batches
-        )
-        by_group = gradient_moments(gradients_ND, subject.reference, groups)
+        gradients_ND = policy_gradient(frozen.run, frozen.judged.rollouts, given_BT, frozen.batches)
+        by_group = gradient_moments(gradients_ND, frozen.reference, groups)
         moments[name] = {
-            group: {figure: values.tolist() for figure, values in by_figure.items()}
+            group: {metric: values.tolist() for metric, values in by_figure.items()}
             for group, by_figure in by_group.items()
         }
     return moments

@@ -1,140 +1,418 @@
-"""Which figures an audit has of what: one list each of definitions, values, credits and gradients.
+"""The metrics of an audit: where each is taken, what is best, and what chance has.
 
-Every entry has a figure's name and where it was taken (``at``): a level, a side of the boundary, a
-part of the response, a group of parameters; '' where there is but one place.
+Whatever lists metrics (the report, the command line, figures, docs/audit.md) takes them from here.
+Pure data, so that whoever prints a heading loads neither arrays nor models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import get_args
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
-from segcredit.credit_audit import metrics
-from segcredit.credit_audit.credits import Batches
-from segcredit.credit_audit.metrics import Credit, Figure, Resampling, Truth
-from segcredit.credit_audit.metrics.arrays import Anchor, Floats, Ints
-from segcredit.credit_audit.metrics.credit_quality import Level
-from segcredit.credit_audit.metrics.estimate import quotient
-from segcredit.credit_audit.metrics.moments import Fork, of
-from segcredit.credit_audit.metrics.value_quality import Part
-
+Section = Literal["signals", "movement", "credit", "values", "gradient", "cost"]
 Place = tuple[str, str]
-"""A figure's name, and where it is taken."""
-Found = Iterator[tuple[str, str, Figure]]
-
-_FORKS: tuple[Fork, ...] = get_args(Fork)
-
-
-def _segments(truth: Truth, ids_BT: Ints) -> Figure:
-    counts_B = ids_BT.max(1, initial=-1) + 1
-    return of(truth, quotient, counts_B, np.ones_like(counts_B))
+"""A metric's name, and the level at which it is taken, as in the columns ``metric`` and ``at``."""
+Reference = float | str | None
+"""A number, the name of the metric that holds it, or None where there is none."""
 
 
-MOVEMENT: dict[Place, Callable[[Truth, Ints], Figure]] = {
-    ("segments", ""): _segments,
-    **{("share_on_boundaries", f): partial(metrics.share_on_boundaries, fork=f) for f in _FORKS},
-    **{
-        ("random_share_on_boundaries", f): partial(metrics.random_share_on_boundaries, fork=f)
-        for f in _FORKS
-    },
-    **{("boundary_ratio", f): partial(metrics.boundary_ratio, fork=f) for f in _FORKS},
-    ("share_within", ""): metrics.share_within,
-    ("random_share_within", ""): metrics.random_share_within,
-    **{
-        ("baseline_bias", anchor): partial(metrics.baseline_bias, anchor=anchor)
-        for anchor in get_args(Anchor)
-    },
-}
-"""Where the value moves, of segment ids (B,T); the oracle's figures aside."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric of an audit, and how its estimates are to be read."""
 
-CREDIT: dict[Place, Callable[[Truth, Credit], Figure]] = {
-    **{
-        (figure.__name__, level): partial(figure, level=level)
-        for level in get_args(Level)
-        for figure in (
-            metrics.correlation,
-            metrics.slope,
-            metrics.noise,
-            metrics.sign_agreement,
-            metrics.sign_ceiling,
-        )
-    },
-    ("mass_kept", ""): metrics.mass_kept,
-    ("mass_error", ""): metrics.mass_error,
-}
-"""How good credit is."""
+    name: str
+    section: Section
+    summary: str
+    """One line, as a caption."""
+    levels: tuple[str, ...] = ("",)
+    """Places where it is taken; none if the audit decides (quantiles, classes, groups)."""
+    best: Reference = None
+    chance: Reference = None
+    """Value for blind credit, or for as many boundaries drawn uniformly."""
+    zero: Reference = None
+    """Value for credit, or for values, of 0 everywhere."""
+    bias: str = "no"
+    """Bias by noise in the truth."""
+    headline: str | None = None
+    """Level at which credits are compared by it; None = read it beside those that are."""
+    reported: tuple[str, ...] = ()
+    """Levels in the report's table of its section."""
 
 
-def movement(judge: Truth, whole: Truth, ids_BT: Ints) -> Found:
-    """Where the value moves, of a definition of segments.
+SIGNALS = ("entropy", "surprisal")
+"""Signals of the policy whose Lift is taken."""
+HIGH = float("inf")
+_LEVELS = ("token", "segment", "completion")
+_FORKS = ("end", "start")
+_PARTS = ("all", "early", "late")
 
-    Args:
-        judge: the parts of the truth that no plug-in has seen.
-        whole: all parts, of which the oracle chooses on each and is judged on the others.
-        ids_BT: (B,T) the definition's segments.
+
+def lift_name(signal: str, *, of_jumps: bool = False) -> str:
+    """Returns the name of a signal's Lift, of squared changes or of jumps above a threshold."""
+    return f"lift_{signal}_of_jumps" if of_jumps else f"lift_{signal}"
+
+
+def _lift(signal: str, of_jumps: bool) -> Metric:
+    what = "jumps of the value" if of_jumps else "squared value change"
+    return Metric(
+        name=lift_name(signal, of_jumps=of_jumps),
+        section="signals",
+        summary=f"Lift: {what} where the {signal} is high, over that of all tokens.",
+        levels=(),
+        best=HIGH,
+        chance=1.0,
+        bias="towards chance" if of_jumps else "no",
+    )
+
+
+METRICS: tuple[Metric, ...] = (
+    *(_lift(signal, of_jumps) for signal in SIGNALS for of_jumps in (False, True)),
+    Metric(
+        name="class_share",
+        section="signals",
+        summary="Share of the squared value change on a class of tokens.",
+        levels=(),
+    ),
+    Metric(
+        name="class_ratio",
+        section="signals",
+        summary="Share of the change on a class of tokens, over its share of the tokens.",
+        levels=(),
+        chance=1.0,
+    ),
+    Metric(
+        name="split_correlation",
+        section="signals",
+        summary="Correlation of the judging splits' value changes with each other.",
+        best=1.0,
+    ),
+    Metric(
+        name="segments",
+        section="movement",
+        summary="Segments of a completion.",
+        reported=("",),
+    ),
+    Metric(
+        name="share_on_boundaries",
+        section="movement",
+        summary="Share of the squared value change on the tokens at boundaries.",
+        levels=_FORKS,
+        best="oracle_share",
+        chance="random_share_on_boundaries",
+        reported=("end",),
+    ),
+    Metric(
+        name="random_share_on_boundaries",
+        section="movement",
+        summary="The same for as many boundaries drawn uniformly.",
+        levels=_FORKS,
+        reported=("end",),
+    ),
+    Metric(
+        name="boundary_ratio",
+        section="movement",
+        summary="Share on boundaries, over that of as many drawn uniformly.",
+        levels=_FORKS,
+        best=HIGH,
+        chance=1.0,
+        reported=("end",),
+    ),
+    Metric(
+        name="oracle_share",
+        section="movement",
+        summary="Share on the oracle's boundaries: as many, at the largest changes.",
+        levels=_FORKS,
+        bias="downwards",
+        reported=("end",),
+    ),
+    Metric(
+        name="jump_agreement",
+        section="movement",
+        summary="Share of the boundaries that the oracle has too.",
+        levels=_FORKS,
+        best="jump_ceiling",
+        chance="jump_chance",
+        bias="towards chance",
+        reported=("end",),
+    ),
+    Metric(
+        name="jump_chance",
+        section="movement",
+        summary="The same for as many boundaries drawn uniformly.",
+        levels=_FORKS,
+    ),
+    Metric(
+        name="jump_ceiling",
+        section="movement",
+        summary="The same for the oracle of another split.",
+        levels=_FORKS,
+        bias="downwards",
+    ),
+    Metric(
+        name="share_within",
+        section="movement",
+        summary="Share of the squared value change that credit constant in segments cannot show.",
+        best=0.0,
+        chance="random_share_within",
+        reported=("",),
+    ),
+    Metric(
+        name="random_share_within",
+        section="movement",
+        summary="The same for as many boundaries drawn uniformly.",
+        reported=("",),
+    ),
+    Metric(
+        name="baseline_bias",
+        section="movement",
+        summary="Dependence of a segment's baseline on the tokens that it is for.",
+        levels=("start", "last_token"),
+        best=0.0,
+        reported=("start",),
+    ),
+    Metric(
+        name="correlation",
+        section="credit",
+        summary="Correlation of each token's advantage with its true one.",
+        levels=_LEVELS,
+        best=1.0,
+        chance=0.0,
+        zero=0.0,
+        headline="token",
+    ),
+    Metric(
+        name="slope",
+        section="credit",
+        summary="Change of the advantage where the true one changes by 1.",
+        levels=_LEVELS,
+        best=1.0,
+        chance=0.0,
+        zero=0.0,
+        headline="token",
+    ),
+    Metric(
+        name="noise",
+        section="credit",
+        summary="Variance of the advantages about their slope, over that of the true ones.",
+        levels=_LEVELS,
+        best=0.0,
+        zero=0.0,
+    ),
+    Metric(
+        name="sign_agreement",
+        section="credit",
+        summary="Agreement of signs with the true advantages, large ones counting more.",
+        levels=_LEVELS,
+        best="sign_ceiling",
+        chance=0.0,
+        zero=0.0,
+        headline="token",
+    ),
+    Metric(
+        name="sign_ceiling",
+        section="credit",
+        summary="The same for the signs of another split of the truth.",
+        levels=_LEVELS,
+        bias="downwards",
+    ),
+    Metric(
+        name="mass_kept",
+        section="credit",
+        summary="What credit adds up to, over what the completion earned beyond its prompt.",
+        best=1.0,
+        chance=0.0,
+        zero=0.0,
+        headline="",
+    ),
+    Metric(
+        name="mass_error",
+        section="credit",
+        summary="Squared error of what credit adds up to, over the square of what was earned.",
+        best=0.0,
+        chance=1.0,
+        zero=1.0,
+    ),
+    Metric(
+        name="explained_variance",
+        section="values",
+        summary="Share of the variance of the true values that the estimator's explain.",
+        levels=_PARTS,
+        best=1.0,
+        chance=0.0,
+        zero=0.0,
+        headline="late",
+        reported=_PARTS,
+    ),
+    Metric(
+        name="calibration_slope",
+        section="values",
+        summary="Change of the true value where the estimator's changes by 1.",
+        levels=_PARTS,
+        best=1.0,
+        chance=0.0,
+        reported=("all",),
+    ),
+    Metric(
+        name="calibration_intercept",
+        section="values",
+        summary="True value where the estimator's is 0, on the line of that slope.",
+        levels=_PARTS,
+        best=0.0,
+    ),
+    Metric(
+        name="bias",
+        section="values",
+        summary="Mean of the estimator's values less the true ones, in reward units.",
+        levels=_PARTS,
+        best=0.0,
+        reported=("all",),
+    ),
+    Metric(
+        name="error",
+        section="values",
+        summary="Mean squared error of the values, over the variance of the true ones.",
+        levels=_PARTS,
+        best=0.0,
+        chance=1.0,
+        reported=("all",),
+    ),
+    Metric(
+        name="consistency_spread",
+        section="values",
+        summary="Variance of the estimator's values inside segments, over that of the true ones.",
+        reported=("",),
+    ),
+    Metric(
+        name="consistency_true_spread",
+        section="values",
+        summary="The same for the true values: small where segments are coherent.",
+        reported=("",),
+    ),
+    Metric(
+        name="consistency_noise",
+        section="values",
+        summary="The same for the difference of the two.",
+        best=0.0,
+        chance="consistency_true_spread",
+        reported=("",),
+    ),
+    Metric(
+        name="cosine",
+        section="gradient",
+        summary="Cosine of one batch's policy gradient with the reference.",
+        levels=(),
+        best=1.0,
+        chance=0.0,
+        zero=0.0,
+        headline="all",
+        reported=("all",),
+    ),
+    Metric(
+        name="projection",
+        section="gradient",
+        summary="Mean gradient along the reference, over the reference's length.",
+        levels=(),
+        best=1.0,
+        chance=0.0,
+        zero=0.0,
+        reported=("all",),
+    ),
+    Metric(
+        name="gradient_noise",
+        section="gradient",
+        summary="Variance of one batch's gradient, over the reference's squared length.",
+        levels=(),
+        best=0.0,
+        zero=0.0,
+        reported=("all",),
+    ),
+    Metric(
+        name="signal_to_noise",
+        section="gradient",
+        summary="Mean gradient along the reference, over the deviation of one batch's.",
+        levels=(),
+        best=HIGH,
+        chance=0.0,
+        zero=0.0,
+        headline="all",
+    ),
+    Metric(
+        name="reference_cosine",
+        section="gradient",
+        summary="Cosine of the reference gradient's two splits.",
+        best=1.0,
+    ),
+    Metric(
+        name="tokens",
+        section="cost",
+        summary="Tokens sampled for an estimator's values.",
+        headline="",
+        reported=("",),
+    ),
+    Metric(
+        name="cpu_seconds",
+        section="cost",
+        summary="CPU-seconds of learning and valuing.",
+        reported=("",),
+    ),
+    Metric(
+        name="truth_tokens",
+        section="cost",
+        summary="Tokens sampled for the truth.",
+    ),
+    Metric(
+        name="truth_cpu_seconds",
+        section="cost",
+        summary="CPU-seconds of measuring the truth.",
+    ),
+)
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def metric(name: str) -> Metric:
+    """Returns the metric of a name.
+
+    Raises:
+        KeyError: there is none.
     """
-    for (name, at), figure in MOVEMENT.items():
-        yield name, at, figure(judge, ids_BT)
-    for fork in _FORKS:
-        yield "oracle_share", fork, metrics.oracle_share(whole, ids_BT, fork=fork)
-        for name, found in metrics.jump_agreement(judge, ids_BT, fork=fork).items():
-            yield f"jump_{name}", fork, found
+    return _BY_NAME[name]
 
 
-def credit(judge: Truth, given: Credit) -> Found:
-    """How good credit is."""
-    for (name, at), figure in CREDIT.items():
-        yield name, at, figure(judge, given)
+def headlines(*sections: Section) -> list[Place]:
+    """Returns the places by which credits are compared, of some sections or of all."""
+    chosen = (one for one in METRICS if not sections or one.section in sections)
+    return [(one.name, one.headline) for one in chosen if one.headline is not None]
 
 
-def values(judge: Truth, given: Credit, token_values_BT: Floats | None) -> Found:
-    """How good an estimator's values are at its anchors, and along the segments.
-
-    Args:
-        judge: the parts of the truth that no plug-in has seen.
-        given: with the values at the anchors.
-        token_values_BT: (B,T) the same estimator's before every token; None = no consistency.
-    """
-    for part in get_args(Part):
-        for name, found in metrics.value_figures(judge, given, part).items():
-            yield name, part, found
-    if token_values_BT is not None:
-        consistency = metrics.value_consistency(judge, given.segment_ids, token_values_BT)
-        for name, found in consistency.items():
-            yield f"consistency_{name}", "", found
+def reported(section: Section) -> list[Place]:
+    """Returns the places that the report's table of a section shows."""
+    chosen = (one for one in METRICS if one.section == section)
+    return [(one.name, level) for one in chosen for level in one.reported]
 
 
-def gradients(moments: Batches, resampling: Resampling) -> Found:
-    """What credit does to the gradient, by group of parameters."""
-    for group, found in metrics.figures_of_moments(moments, resampling=resampling).items():
-        for name, figure in found.items():
-            yield name, group, figure
+def with_references(name: str) -> tuple[str, ...]:
+    """Returns a metric, and the metrics that hold what chance and the best have of it."""
+    one = metric(name)
+    return name, *(other for other in (one.chance, one.best) if isinstance(other, str))
 
 
-def signals(
-    judge: Truth,
-    signals_BT: Mapping[str, Floats],
-    quantiles: Sequence[float],
-    jump: float,
-    classes: tuple[Ints, list[str]],
-) -> Found:
-    """Where the value moves whatever the definition: Lift of the policy's signals, and classes.
+def markdown() -> Iterator[str]:
+    """Yields the lines of the table in docs/audit.md; headlines are bold."""
+    yield "| section | metric | at | what it is | best | chance | zero | biased by noise |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in METRICS:
+        name = f"`{one.name}`" if one.headline is None else f"**`{one.name}`**"
+        references = (_shown(value) for value in (one.best, one.chance, one.zero))
+        levels = ", ".join(filter(None, one.levels)) or ("" if one.levels else "the audit's")
+        cells = (one.section, name, levels, one.summary, *references, one.bias)
+        yield f"| {' | '.join(cells)} |"
 
-    Args:
-        judge: the parts of the truth that no plug-in has seen.
-        signals_BT: (B,T) by name, such as entropies.
-        quantiles: of the signals, each in [0,1).
-        jump: what counts as one where Lift has a threshold, in reward units.
-        classes: (B,T) the number of each token's class, −1 for none, and their names.
-    """
-    for name, signal_BT in signals_BT.items():
-        for q, found in metrics.lift(judge, signal_BT, quantiles).items():
-            yield f"lift_{name}", f"{q:g}", found
-        for q, found in metrics.lift(judge, signal_BT, quantiles, threshold=jump).items():
-            yield f"lift_{name}_of_jumps", f"{q:g}", found
-    for name, (share, ratio) in metrics.share_by_class(judge, *classes).items():
-        yield "class_share", name, share
-        yield "class_ratio", name, ratio
+
+def _shown(value: Reference) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f"`{value}`"
+    return "high" if value == HIGH else f"{value:g}"

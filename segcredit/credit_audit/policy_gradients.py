@@ -30,7 +30,8 @@ from segcredit.training.rollouts.completions import as_rollouts, complete, micro
 from segcredit.types import RolloutBatch, SamplingParams
 
 Parameters = npt.NDArray[np.float32]
-HALVES = 2
+SPLITS = 2
+"""Independent estimates of the reference: its squared length is the product of the two."""
 _ROWS = 512
 """Completions of the reference that are sampled at a time."""
 _KEY = "segcredit"
@@ -39,7 +40,7 @@ _KEY = "segcredit"
 def policy_gradient(
     run: Run, rollouts: RolloutBatch, advantages_BT: Tensor, batches: Sequence[Tensor]
 ) -> Parameters:
-    """(N,D) the gradient of each batch of completions, under their advantages.
+    """Computes (N,D) the gradient of each batch of completions, under their advantages.
 
     Args:
         run: the policy.
@@ -64,7 +65,7 @@ def parameter_groups(policy: nn.Module) -> dict[str, npt.NDArray[np.int64]]:
 def reference_gradient(
     run: Run, prompts: Sequence[Prompt], samples: int, file: Path, of: str
 ) -> Parameters:
-    """(2,D) the gradient from many completions of some prompts, in two independent halves.
+    """Estimates (2,D) the gradient from many completions of some prompts, in independent splits.
 
     Each prompt has equally many; each is held against the mean of the others (RLOO), which leaves
     the expectation alone. Taken from ``file`` where that holds the same.
@@ -72,22 +73,22 @@ def reference_gradient(
     Args:
         run: the policy and the task.
         prompts: whose expected reward's gradient it is.
-        samples: completions, at least; 2 a prompt and half.
+        samples: completions, at least; 2 a prompt and split.
         file: where it is kept.
         of: what it is of, such as the truth's hash.
     """
-    each = max(2, -(-samples // (HALVES * len(prompts))))
+    each = max(2, -(-samples // (SPLITS * len(prompts))))
     label = json.dumps({"of": of, "each": each})
     found = _read(file, label)
     if found is None:
-        found = np.stack([_half(run, prompts, each, half) for half in range(HALVES)])
+        found = np.stack([_split(run, prompts, each, split) for split in range(SPLITS)])
         write_atomically(file, save({"gradient": found}, metadata={_KEY: label}))
     return found
 
 
-def _half(run: Run, prompts: Sequence[Prompt], each: int, half: int) -> Parameters:
-    """(D,) from completions of its own."""
-    generator = stream(run.config.seed, "reference", half)
+def _split(run: Run, prompts: Sequence[Prompt], each: int, split: int) -> Parameters:
+    """Estimates (D,) one split of the reference, from completions of its own."""
+    generator = stream(run.config.seed, "reference", split)
     total: Parameters | None = None
     for piece in _pieces(prompts, max(1, _ROWS // each)):
         rollouts = _rewarded(run, [prompt for prompt in piece for _ in range(each)], generator)
@@ -116,7 +117,7 @@ def _rewarded(run: Run, prompts: Sequence[Prompt], generator: torch.Generator) -
 
 
 def _gradient(run: Run, rollouts: RolloutBatch, advantages_BT: Tensor, rows: Tensor) -> Parameters:
-    """(D,) the mean over these completions."""
+    """Computes (D,) the mean over these completions."""
     parameters = [parameter for _, parameter in _trained(cast(nn.Module, run.actor))]
     rows = rows.to(rollouts.action_mask.device)
     total: Tensor | None = None
@@ -135,7 +136,7 @@ def _trained(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _group(name: str) -> str:
-    """The part of the network that a parameter is in: up to a layer's number, or one name."""
+    """Names the part of the network that a parameter is in: up to a layer's number, or one name."""
     parts = list(itertools.dropwhile(lambda part: part == "model", name.split(".")))
     numbered = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbered[0] + 1] if numbered else parts[:1])
@@ -146,7 +147,7 @@ def _pieces(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
 
 
 def _read(file: Path, label: str) -> Parameters | None:
-    """What the file holds; None where there is none, a damaged one, or another reference."""
+    """Reads the file; None where there is none, a damaged one, or another reference."""
     if not file.exists():
         return None
     opened: Callable[..., Any] = safe_open

@@ -1,8 +1,8 @@
-"""From a config to an audit on disk: truth, reference gradient, credits, figures.
+"""From a config to an audit on disk: truth, reference gradient, credits, metrics.
 
     config.toml  environment.json  status.json    as of any run
-    truth/                  the values of the frozen policy's completions, see study.truth.store
-    credits/  audit.parquet     see study.auditing.store
+    truth/                  values of the frozen policy's completions, see truth.store
+    credits/  audit.parquet     see store
 
 Running an audit again does what is missing, or what changed: nothing is measured twice.
 """
@@ -21,8 +21,8 @@ from typing import Any
 from segcredit import registry
 from segcredit.credit_audit.credits import Credits
 from segcredit.credit_audit.frozen_policy import (
+    FrozenPolicy,
     Practice,
-    Subject,
     batches_of,
     credits_of,
     frozen_rollouts,
@@ -30,9 +30,8 @@ from segcredit.credit_audit.frozen_policy import (
 from segcredit.credit_audit.policy_gradients import reference_gradient
 from segcredit.credit_audit.settings import AuditConfig, Unit, digest, load_audit_config
 from segcredit.credit_audit.store import read_credits, write_credits, write_table
-from segcredit.credit_audit.table import HALVES, JUDGES, SEEN, rows
-from segcredit.credit_audit.truth import Progress as TruthProgress
-from segcredit.credit_audit.truth import StoredTruth, measure_truth
+from segcredit.credit_audit.table import JUDGES, SEEN, SPLITS, rows
+from segcredit.credit_audit.truth import StoredTruth, TruthProgress, measure_truth
 from segcredit.errors import PluginError, RecordError, StorageError, StudyError
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.run_lock import run_lock
@@ -45,17 +44,17 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an audit is."""
+class AuditProgress:
+    """Progress of an audit, told before each part and each unit."""
 
     stage: str
-    """What is being done, such as ``truth`` or ``entropy with critic``."""
+    """Work in progress, such as ``truth`` or ``entropy with critic``."""
     done: int
     total: int
-    """Of the parts of the truth, or of the units."""
+    """Number of the truth's parts, or of the units."""
 
 
-Watch = Callable[[Progress], None]
+Watch = Callable[[AuditProgress], None]
 
 
 def audit(
@@ -65,7 +64,7 @@ def audit(
     truth: str | Path | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """Judge every segmenter, estimator and advantage scheme of a config on a frozen policy.
+    """Judges every segmenter, estimator and advantage scheme of a config on a frozen policy.
 
     Args:
         config: as ``load_audit_config`` gives it, or what that takes.
@@ -96,23 +95,23 @@ def audit(
 
 
 def audit_directory(config: AuditConfig, output: str | Path | None = None) -> Path:
-    """Where an audit of this config is recorded."""
+    """Returns the directory in which an audit of this config is recorded."""
     return Path(output) if output is not None else Path("runs") / config.hash()
 
 
 def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> None:
     truth = _truth(config, place, tell)
-    subject = _subject(config, truth)
+    frozen = _frozen_policy(config, truth)
     found, failed = dict[str, Credits](), dict[str, str]()
     units = config.units()
     for number, unit in enumerate(units):
-        tell(Progress(str(unit), number, len(units)))
+        tell(AuditProgress(str(unit), number, len(units)))
         name = _name(config, unit, truth)
         try:
-            found[name] = read_credits(directory, name) or _made(directory, name, subject, unit)
+            found[name] = read_credits(directory, name) or _made(directory, name, frozen, unit)
         except PluginError as error:
             failed[str(unit)] = memory_advice(error) or str(error)
-    tell(Progress("figures", len(units), len(units)))
+    tell(AuditProgress("metrics", len(units), len(units)))
     if not found:
         raise StudyError(f"none of the {len(units)} units could be worked out: {failed}")
     label = {
@@ -121,13 +120,13 @@ def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> No
         "truth": _relative(place, directory),
         "resampling": dataclasses.asdict(config.audit.resampling),
     }
-    table = rows(truth, list(found.values()), config.audit, subject.reference)
+    table = rows(truth, list(found.values()), config.audit, frozen.reference)
     write_table(directory, table, label)
 
 
 def _truth(config: AuditConfig, place: Path, tell: Watch) -> StoredTruth:
     def watch(progress: TruthProgress) -> None:
-        tell(Progress("truth", progress.done, progress.parts))
+        tell(AuditProgress("truth", progress.done, progress.parts))
 
     asked = config.audit
     return measure_truth(
@@ -136,19 +135,19 @@ def _truth(config: AuditConfig, place: Path, tell: Watch) -> StoredTruth:
         prompts=asked.prompts,
         completions=asked.completions,
         continuations=asked.continuations,
-        halves=HALVES,
+        splits=SPLITS,
         watch=watch,
     )
 
 
-def _made(directory: Path, name: str, subject: Subject, unit: Unit) -> Credits:
-    found = credits_of(subject, unit)
+def _made(directory: Path, name: str, frozen: FrozenPolicy, unit: Unit) -> Credits:
+    found = credits_of(frozen, unit)
     write_credits(directory, name, found)
     return found
 
 
-def _subject(config: AuditConfig, truth: StoredTruth) -> Subject:
-    """The policy, as it is to be judged.
+def _frozen_policy(config: AuditConfig, truth: StoredTruth) -> FrozenPolicy:
+    """Builds the policy, and all that is judged on it.
 
     Raises:
         StudyError: the policy is not the truth's, or there is no credit to give.
@@ -162,9 +161,9 @@ def _subject(config: AuditConfig, truth: StoredTruth) -> Subject:
         file = truth.path / f"gradient_{asked.gradient_samples}.safetensors"
         of, samples = truth.hash, asked.gradient_samples
         reference = reference_gradient(run, truth.prompts, samples, file, of)
-    return Subject(
+    return FrozenPolicy(
         run=run,
-        frozen=frozen_rollouts(truth, SEEN, run.actor),
+        judged=frozen_rollouts(truth, SEEN, run.actor),
         practice=Practice(run, asked.training_steps),
         schemes={name: registry.advantages.from_table(table) for name, table in tables},
         batches=batches_of(truth, asked.gradient_batches),
@@ -173,7 +172,7 @@ def _subject(config: AuditConfig, truth: StoredTruth) -> Subject:
 
 
 def _name(config: AuditConfig, unit: Unit, truth: StoredTruth) -> str:
-    """Of everything that decides a unit's credits."""
+    """Names a unit's file: the hash of everything that decides its credits."""
     asked = config.audit
     code = config.plugin_identities()
     used = {
@@ -194,14 +193,14 @@ def _name(config: AuditConfig, unit: Unit, truth: StoredTruth) -> str:
 
 
 def _is_of(path: str, config: AuditConfig, unit: Unit) -> bool:
-    """Whether a plug-in of the lists, such as ``audit.segmenters.3``, is one of a unit's."""
+    """Tells whether a plug-in of the lists, such as ``audit.segmenters.3``, is one of a unit's."""
     _, axis, number = path.split(".")[:3]
     own = {"segmenters": unit.segmenter, "estimators": unit.estimator}
     return axis not in own or config.labels[axis][int(number)] == own[axis]
 
 
 def _require_variance(truth: StoredTruth) -> None:
-    """That there is any credit to give."""
+    """Refuses a truth whose values are all alike, so that there is no credit to give."""
     values = truth.values[:, JUDGES][truth.values[:, JUDGES].isfinite()]
     if float(values.amax() - values.amin()) > 0:
         return
@@ -216,17 +215,17 @@ def _require_variance(truth: StoredTruth) -> None:
 
 
 def _relative(place: Path, directory: Path) -> str:
-    """Where the truth is, from the audit: the two may be moved together."""
+    """Returns the path from audit to truth, so that the two may be moved together."""
     return os.path.relpath(place.absolute(), directory.absolute())
 
 
-def _unwatched(_: Progress) -> None:
-    """Nobody looks."""
+def _unwatched(_: AuditProgress) -> None:
+    """Ignores progress."""
 
 
 @contextmanager
 def _recorded_failure(records: RunRecords) -> Generator[None]:
-    """What stops the audit is written to its status, and raised."""
+    """Writes what stops the audit to its status, and raises it."""
     try:
         yield
     except (StorageError, KeyboardInterrupt) as error:

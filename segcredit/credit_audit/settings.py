@@ -1,4 +1,4 @@
-"""What an audit is asked: a run's policy and task, and the ``[audit]`` table beside them."""
+"""Settings of an audit: a run's policy and task, and the ``[audit]`` table beside them."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class AuditSettings(BaseModel):
     estimators: Plugins
     advantages: Plugins
     prompts: int = Field(ge=2)
-    """Of the task's evaluation. Intervals draw prompts anew, hence two at least."""
+    """Number of the task's evaluation prompts. Intervals draw them anew, hence two at least."""
     completions: int = Field(ge=1)
     continuations: float = Field(gt=0)
-    """A token and independent part of the truth, see ``truth.measure``; may be below 1."""
+    """Number for each token in each split of the truth, see ``truth.measure``; may be below 1."""
     training_steps: int = Field(ge=0)
     quantiles: tuple[Quantile, ...]
     jump: float = Field(gt=0)
@@ -72,7 +72,7 @@ class AuditSettings(BaseModel):
 
     @property
     def resampling(self) -> Resampling:
-        """How intervals are made."""
+        """Confidence and draws of intervals."""
         return Resampling(self.confidence, self.resamples)
 
 
@@ -86,11 +86,11 @@ class AuditConfig:
     """By list ("segmenters", ...): how its plug-ins are called in tables."""
 
     def identity(self) -> Table:
-        """What makes the audit, as nested plain data; names its directory."""
+        """Returns what makes the audit, as nested plain data; it names the directory."""
         return {**self.run.identity(), "audit": self.audit.model_dump()}
 
     def plugin_identities(self) -> dict[str, str]:
-        """The code behind every plug-in that the audit uses."""
+        """Returns the code behind every plug-in that the audit uses."""
         used = {
             path: code
             for path, code in plugin_identities(self.run).items()
@@ -99,11 +99,11 @@ class AuditConfig:
         return used | identities(self._listed())
 
     def hash(self) -> str:
-        """Ten hexadecimal digits that name the audit and the code of its plug-ins."""
+        """Returns ten hexadecimal digits that name the audit and the code of its plug-ins."""
         return digest({"config": self.identity(), "plugins": self.plugin_identities()})[:10]
 
     def units(self) -> list[Unit]:
-        """Every segmenter with every estimator."""
+        """Returns every segmenter with every estimator."""
         pairs = product(range(len(self.audit.segmenters)), range(len(self.audit.estimators)))
         return [self._unit(segmenter, estimator) for segmenter, estimator in pairs]
 
@@ -148,7 +148,7 @@ _AXES = ("segmenter", "estimator", "advantage")
 def load_audit_config(
     source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()
 ) -> AuditConfig:
-    """A checked, fully resolved audit.
+    """Reads, checks and resolves an audit's config.
 
     Args:
         source: a preset's name, a TOML file, or a mapping as such a file holds it: a run's keys,
@@ -174,7 +174,7 @@ def load_audit_config(
 
 
 def digest(content: object) -> str:
-    """What names plain data."""
+    """Returns the hash that names plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -198,5 +198,5 @@ def _require_different(labels: Mapping[str, Sequence[str]]) -> None:
         if doubled:
             raise ConfigError(
                 f"audit.{axis}: {doubled[0]} stands there twice; expected each once, since its"
-                " figures could not be told apart. Give one of them other options, or drop it."
+                " metrics could not be told apart. Give one of them other options, or drop it."
             )

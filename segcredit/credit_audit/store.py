@@ -1,7 +1,7 @@
-"""An audit's files: the credits of each unit, and the table of all figures.
+"""An audit's files: the credits of each unit, and the table of all metrics.
 
     credits/     HASH.parquet of each segmenter with each estimator, a row a completion
-    audit.parquet    a row a figure; names the credits that it is of
+    audit.parquet    a row a metric; names the credits that it is of
 
 A file appears whole or not at all. The hash is of everything that decides it, the code of the
 plug-ins included: what a killed audit left is taken as it is, what was edited is done again.
@@ -20,9 +20,9 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from segcredit.credit_audit.credits import Credits
+from segcredit.credit_audit.checksummed_parquet import read_checksummed, write_checksummed
+from segcredit.credit_audit.credits import Batches, Credits
 from segcredit.credit_audit.metrics.arrays import Floats, Ints
-from segcredit.credit_audit.sealed_parquet import read_sealed, write_sealed
 from segcredit.errors import StudyError
 from segcredit.records.tables.schemas import AUDIT, AUDIT_SCHEMA
 
@@ -36,11 +36,11 @@ _SCHEMA = pa.schema(
     }
 )
 _WHOLE = ("segmenter", "estimator", "causal", "anchor", "gradients", "tokens", "cpu_seconds")
-"""What does not belong to a completion; kept in the file's metadata."""
+"""Fields that are not of a completion; kept in the file's metadata."""
 
 
 def write_credits(path: Path, name: str, found: Credits) -> None:
-    """One unit's file.
+    """Writes one unit's file.
 
     Raises:
         StorageError: the disk refuses it.
@@ -49,16 +49,18 @@ def write_credits(path: Path, name: str, found: Credits) -> None:
     label |= {"name": name, "schemes": list(found.advantages)}
     lengths_B = (found.segment_ids >= 0).sum(1).tolist()
     rows = [_row(found, row, length) for row, length in enumerate(lengths_B)]
-    write_sealed(_file(path, name), rows, _SCHEMA, label)
+    write_checksummed(_file(path, name), rows, _SCHEMA, label)
 
 
 def read_credits(path: Path, name: str) -> Credits | None:
-    """One unit's credits; None where there are none, or only a damaged file."""
+    """Reads one unit's credits; None where there are none, or only a damaged file."""
     try:
-        label, rows = read_sealed(_file(path, name))
+        label, rows = read_checksummed(_file(path, name))
     except StudyError:
         return None
     schemes = cast("list[str]", label.pop("schemes", []))
+    # Before the label is held against the fields: an older file has one name less.
+    label["gradients"] = _renamed(label.get("gradients", {}))
     if label.pop("name", None) != name or set(label) != set(_WHOLE):
         return None
     return Credits(
@@ -74,7 +76,7 @@ def read_credits(path: Path, name: str) -> Credits | None:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[str, Any]) -> None:
-    """The table of figures.
+    """Writes the table of metrics.
 
     Args:
         path: the audit's directory.
@@ -83,16 +85,16 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[st
             ``failed``, the units that are not there, with the reason; ``truth``, where that is,
             from ``path``; ``resampling``, how the intervals were made.
     """
-    write_sealed(path / AUDIT, rows, AUDIT_SCHEMA, label)
+    write_checksummed(path / AUDIT, rows, AUDIT_SCHEMA, label)
 
 
 def table_label(path: Path) -> dict[str, Any]:
-    """What an audit's table is of, as ``write_table`` was told.
+    """Reads the label of an audit's table, as ``write_table`` was given it.
 
     Raises:
         StudyError: there is no table, or it cannot be read.
     """
-    label, _ = read_sealed(path / AUDIT)
+    label, _ = read_checksummed(path / AUDIT)
     missing = {"credits", "failed", "truth", "resampling"} - label.keys()
     if missing:
         raise StudyError(
@@ -118,13 +120,25 @@ def _row(found: Credits, row: int, length: int) -> dict[str, Any]:
     }
 
 
+def _renamed(gradients: Mapping[str, Batches]) -> dict[str, Batches]:
+    """Returns the moments of gradients by the metrics' names of today; ``noise`` had no other."""
+
+    def today(found: Mapping[str, list[float]]) -> dict[str, list[float]]:
+        return {"gradient_noise" if name == "noise" else name: x for name, x in found.items()}
+
+    return {
+        scheme: {group: today(found) for group, found in by_group.items()}
+        for scheme, by_group in gradients.items()
+    }
+
+
 def _token_values(rows: Sequence[Mapping[str, Any]]) -> Floats | None:
     found = [row["token_values"] for row in rows]
     return None if any(values is None for values in found) else _padded(found, 0.0)
 
 
 def _padded(rows: Sequence[Sequence[float]], fill: float) -> Floats:
-    """(B,T) lists of different lengths, right-padded."""
+    """Pads lists of different lengths on the right, to (B,T)."""
     padded = np.full((len(rows), max(map(len, rows), default=0)), fill)
     for row, values in enumerate(rows):
         padded[row, : len(values)] = values

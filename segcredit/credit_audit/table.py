@@ -1,4 +1,4 @@
-"""An audit's table: every figure of every definition, estimator and scheme, a row a figure."""
+"""An audit's table: every metric of every definition, estimator and scheme, a row a metric."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from segcredit.credit_audit import metric_list
+from segcredit.credit_audit import metric_functions
 from segcredit.credit_audit.credits import Credits
-from segcredit.credit_audit.metrics import Figure, Resampling, Truth
+from segcredit.credit_audit.metrics import Estimate, Resampling, Truth
 from segcredit.credit_audit.metrics.arrays import Floats, Ints
 from segcredit.credit_audit.policy_gradients import Parameters
 from segcredit.credit_audit.settings import AuditSettings
@@ -19,12 +19,12 @@ from segcredit.credit_audit.truth import StoredTruth
 Row = dict[str, Any]
 
 SEEN, JUDGES = 0, (1, 2)
-"""The part of the truth that plug-ins may read, and those that they are judged on."""
-HALVES = 1 + len(JUDGES)
+"""Split of the truth that plug-ins may read, and those that they are judged on."""
+SPLITS = 1 + len(JUDGES)
 
 
 def arrays(truth: StoredTruth, resampling: Resampling) -> Truth:
-    """All parts of a truth, as the figures take it."""
+    """Returns all splits of a truth, in the form that metrics take."""
     return Truth(
         values=truth.values.numpy(),
         mask=truth.rollouts.action_mask.numpy(),
@@ -40,13 +40,13 @@ def rows(
     settings: AuditSettings,
     reference: Parameters | None,
 ) -> Iterator[Row]:
-    """The whole table.
+    """Yields the whole table.
 
     Args:
-        truth: with the parts that plug-ins have seen, and those that judge.
+        truth: with the split that plug-ins have seen, and those that judge.
         credits: of every unit.
         settings: quantiles, classes, and how intervals are made.
-        reference: (2,D) halves of the reference gradient; None where there is none.
+        reference: (2,D) splits of the reference gradient; None where there is none.
     """
     whole = arrays(truth, settings.resampling)
     judge = whole.keep(JUDGES)
@@ -56,46 +56,46 @@ def rows(
         if found.segmenter not in seen:
             seen.add(found.segmenter)
             labels = _labels(found, "movement", segmenter_alone=True)
-            yield from _rows(labels, metric_list.movement(judge, whole, found.segment_ids))
+            yield from _rows(labels, metric_functions.movement(judge, whole, found.segment_ids))
         yield from _of_unit(judge, found)
 
 
 def _of_unit(judge: Truth, found: Credits) -> Iterator[Row]:
     first = found.of(next(iter(found.advantages)))
-    values = metric_list.values(judge, first, found.token_values)
+    values = metric_functions.values(judge, first, found.token_values)
     yield from _rows(_labels(found, "values"), values)
     costs = {"tokens": float(found.tokens), "cpu_seconds": found.cpu_seconds}
     yield from _plain(_labels(found, "cost"), costs)
     for scheme in found.advantages:
         labels = _labels(found, "credit", scheme)
-        yield from _rows(labels, metric_list.credit(judge, found.of(scheme)))
+        yield from _rows(labels, metric_functions.credit(judge, found.of(scheme)))
         moments = found.gradients.get(scheme, {})
         labels = _labels(found, "gradient", scheme)
-        yield from _rows(labels, metric_list.gradients(moments, judge.resampling))
+        yield from _rows(labels, metric_functions.gradients(moments, judge.resampling))
 
 
 def _of_truth(
     truth: StoredTruth, judge: Truth, settings: AuditSettings, reference: Parameters | None
 ) -> Iterator[Row]:
-    """What no definition of segments has a part in."""
+    """Yields the metrics in which no definition of segments has a part."""
     rollouts = truth.rollouts
     signals = {"entropy": rollouts.entropies.numpy(), "surprisal": -rollouts.logprobs.numpy()}
     classes = token_classes(rollouts.texts, rollouts.token_spans.numpy(), settings.classes)
-    found = metric_list.signals(judge, signals, settings.quantiles, settings.jump, classes)
-    yield from _rows({"question": "signals"}, found)
+    found = metric_functions.signals(judge, signals, settings.quantiles, settings.jump, classes)
+    yield from _rows({"section": "signals"}, found)
     first_N, second_N = np.moveaxis(judge.advantages, 1, 0)[:, judge.mask]
-    reliability = {"half_correlation": _correlation(first_N, second_N)}
-    yield from _plain({"question": "signals"}, reliability)
+    reliability = {"split_correlation": _correlation(first_N, second_N)}
+    yield from _plain({"section": "signals"}, reliability)
     costs = {"truth_tokens": float(truth.tokens), "truth_cpu_seconds": truth.cpu_seconds}
-    yield from _plain({"question": "cost"}, costs)
+    yield from _plain({"section": "cost"}, costs)
     if reference is not None:
-        yield from _plain({"question": "gradient"}, {"reference_cosine": _cosine(*reference)})
+        yield from _plain({"section": "gradient"}, {"reference_cosine": _cosine(*reference)})
 
 
 def token_classes(
     texts: Sequence[str], spans_BT2: Ints, patterns: Mapping[str, str]
 ) -> tuple[Ints, list[str]]:
-    """The class of each token, by what stands at its first character.
+    """Sorts tokens into classes, by what stands at their first character.
 
     Args:
         texts: of the completions.
@@ -118,31 +118,31 @@ def token_classes(
 
 
 def _labels(
-    found: Credits, question: str, scheme: str | None = None, *, segmenter_alone: bool = False
+    found: Credits, section: str, scheme: str | None = None, *, segmenter_alone: bool = False
 ) -> Row:
     return {
         "segmenter": found.segmenter,
         "estimator": None if segmenter_alone else found.estimator,
         "advantage": scheme,
         "causal": found.causal,
-        "question": question,
+        "section": section,
     }
 
 
-def _rows(labels: Row, found: metric_list.Found) -> Iterator[Row]:
-    for name, at, figure in found:
-        yield {**labels, "figure": name, "at": at, **_numbers(figure)}
+def _rows(labels: Row, found: metric_functions.Found) -> Iterator[Row]:
+    for name, at, estimate in found:
+        yield {**labels, "metric": name, "at": at, **_numbers(estimate)}
 
 
-def _numbers(figure: Figure) -> Row:
+def _numbers(estimate: Estimate) -> Row:
     names = ("value", "low", "high", "error", "prompts")
-    return {name: getattr(figure, name) for name in names}
+    return {name: getattr(estimate, name) for name in names}
 
 
 def _plain(labels: Row, numbers: Mapping[str, float]) -> Iterator[Row]:
     """Numbers without an interval."""
     for name, value in numbers.items():
-        yield {**labels, "figure": name, "at": "", "value": value}
+        yield {**labels, "metric": name, "at": "", "value": value}
 
 
 def _correlation(first: Floats, second: Floats) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segcredit.errors import ShapeError
 from segcredit.segmentation import Segmentation
-from segcredit.types import Advantages, RolloutBatch, SegmentValues
+from segcredit.types import Advantages, RolloutBatch, SegmentValues, require_shape
 
 Clock = Literal["segment", "token"]
 
@@ -131,11 +131,7 @@ def segment_values(
         ShapeError: the values do not have one column a segment.
     """
     mask_BS = segmentation.mask
-    if values_BS.shape != mask_BS.shape:
-        raise ShapeError(
-            f"the value estimator returned values of shape {tuple(values_BS.shape)}; expected"
-            f" {tuple(mask_BS.shape)}, one for each segment."
-        )
+    require_shape("the value estimator", values_BS, mask_BS.shape)
     lengths_BS = segmentation.lengths
     rewards_BS = segmentation.reduce(rollouts.token_rewards, "sum")
     if process_rewards_BS is not None:
@@ -161,22 +157,9 @@ def advantages(
     Raises:
         ShapeError: the scheme did not return one advantage a segment.
     """
-    kept_BS = fitting(values, per_segment).masked_fill(~values.mask, 0)
+    require_shape("the advantage scheme", per_segment, values.mask.shape)
+    kept_BS = per_segment.masked_fill(~values.mask, 0)
     return Advantages(per_segment=kept_BS, per_token=segmentation.spread(kept_BS))
-
-
-def fitting(values: SegmentValues, per_segment: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
-    """Returns an advantage scheme's result, once it is known to fit.
-
-    Raises:
-        ShapeError: the scheme did not return one advantage a segment.
-    """
-    if per_segment.shape != values.mask.shape:
-        raise ShapeError(
-            f"the advantage scheme returned shape {tuple(per_segment.shape)}; expected"
-            f" {tuple(values.mask.shape)}, one advantage for each segment."
-        )
-    return per_segment
 
 
 def explained_variance(

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from segcredit.errors import PolicyError
+from segcredit.errors import PolicyError, ShapeError, blame, require_type
 from segcredit.policy.chat_templates import chat_ids
 from segcredit.policy.hidden_states import first_prompt_column, token_states
 from segcredit.policy.image_prompts import ImagePrompts
@@ -29,7 +29,14 @@ from segcredit.policy.module_copies import copy_of_trained
 from segcredit.policy.prefix_cache import Prefixes
 from segcredit.policy.token_spans import PieceTable, place_spans
 from segcredit.protocols import Prompt, Sampler
-from segcredit.types import RolloutBatch, SamplingParams, TokenScores
+from segcredit.types import (
+    Generation,
+    RolloutBatch,
+    SampledTokens,
+    SamplingParams,
+    TokenScores,
+    require_shape,
+)
 
 M = TypeVar("M", bound="_Deterministic")
 
@@ -46,7 +53,7 @@ class _Deterministic(nn.Module):
         return super().train(False)
 
 
-class Trunk(_Deterministic):
+class Backbone(_Deterministic):
     """The network under the output layer: rollouts -> (B,T,H) states before each token."""
 
     def __init__(self, base: nn.Module, inputs: ModelInputs | None = None) -> None:
@@ -222,12 +229,11 @@ class CausalPolicy(_Deterministic):
         *,
         params: SamplingParams,
         generator: torch.Generator,
-    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
-        """Completion ids, their mask up to and including the first end token, and truncation.
+    ) -> Generation:
+        """Samples a completion for each prompt, all in one batch.
 
-        All rows are sampled in one batch. Ids after the first end token are the pad id; T is at
-        most ``params.max_new_tokens``. The images of a prompt are seen once, however many rows it
-        has.
+        Ids after the first end token are the pad id; T is at most ``params.max_new_tokens``. The
+        images of a prompt are seen once, however many rows it has.
         """
         first = first_prompt_column(prompt_mask)
         ids, mask, cache, more = prompt_ids[:, first:], prompt_mask[:, first:], None, None
@@ -257,8 +263,8 @@ class CausalPolicy(_Deterministic):
         micro_tokens: int,
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
-    ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
-        """New tokens after the prompt and all tokens before each position, holes included.
+    ) -> Generation:
+        """Samples new tokens after the prompt and all tokens before each position, holes included.
 
         ``instead_N`` stands in the place of the tokens just before the positions. The rows are
         read once, as many at a time as ``micro_tokens`` allows; the states of those are sampled
@@ -271,6 +277,7 @@ class CausalPolicy(_Deterministic):
         ids_NF = rows_N.new_full((len(rows_N), limit), self.pad_id)
         mask_NF = torch.zeros_like(ids_NF, dtype=torch.bool)
         truncated_N = torch.ones_like(rows_N, dtype=torch.bool)
+        logprobs_NF: Tensor | None = None
         open_N = positions_N < limit
         if instead_N is not None:
             ended_N = torch.isin(instead_N, _index(list(self.end_ids), instead_N))
@@ -286,7 +293,7 @@ class CausalPolicy(_Deterministic):
                 more = prefixes.inputs_before(*here, cached=cache is not None)
                 if instead_N is not None:  # the last column is the one that no cache holds
                     prefix[:, -1] = instead_N[states_M]
-                ids, mask, cut = self._sample(
+                made = self._sample(
                     prefix,
                     prefix_mask,
                     cache,
@@ -294,11 +301,16 @@ class CausalPolicy(_Deterministic):
                     params=replace(params, max_new_tokens=int(room_M1.max())),
                     generator=generator,
                 )
-                late = mask & (torch.arange(ids.shape[1], device=ids.device) >= room_M1)
-                ids_NF[states_M, : ids.shape[1]] = ids
-                mask_NF[states_M, : ids.shape[1]] = mask & ~late
-                truncated_N[states_M] = cut | late.any(1)
-        return ids_NF, mask_NF, truncated_N
+                width = made.ids.shape[1]
+                late = made.mask & (torch.arange(width, device=rows_N.device) >= room_M1)
+                ids_NF[states_M, :width] = made.ids
+                mask_NF[states_M, :width] = made.mask & ~late
+                truncated_N[states_M] = made.truncated | late.any(1)
+                if made.logprobs is not None:
+                    if logprobs_NF is None:
+                        logprobs_NF = made.logprobs.new_zeros(ids_NF.shape)
+                    logprobs_NF[states_M, :width] = made.logprobs.masked_fill(late, 0)
+        return Generation(ids_NF, mask_NF, truncated_N, logprobs_NF)
 
     @torch.no_grad()
     def alternatives(
@@ -342,34 +354,42 @@ class CausalPolicy(_Deterministic):
         *,
         params: SamplingParams,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """New ids, their mask up to and including the first end token, and truncation."""
-        ids_BT = self.sampler.sample(
-            self.model,
-            ids,
-            mask,
-            params=replace(
-                params,
-                temperature=self.temperature,
-                stop_ids=self.end_ids,
-                suppressed_ids=self.suppressed_ids,
-            ),
-            pad_id=self.pad_id,
-            generator=generator,
-            cache=cache,
-            inputs=inputs,
-        )
+    ) -> Generation:
+        """Samples new tokens under the policy's own temperature, end tokens and suppressed ids."""
+        with blame("sampler", type(self.sampler).__name__, self.sampler):
+            drawn = self.sampler.sample(
+                self.model,
+                ids,
+                mask,
+                params=replace(
+                    params,
+                    temperature=self.temperature,
+                    stop_ids=self.end_ids,
+                    suppressed_ids=self.suppressed_ids,
+                ),
+                pad_id=self.pad_id,
+                generator=generator,
+                cache=cache,
+                inputs=inputs,
+            )
+            ids_BT = _checked_ids(drawn, len(ids), params.max_new_tokens)
         ended_BT = torch.isin(ids_BT, torch.tensor(self.end_ids, device=ids_BT.device))
         # The first end token itself has no end token before it, whatever the pad id is.
         mask_BT = ended_BT.long().cumsum(1) - ended_BT.long() == 0
-        return ids_BT.where(mask_BT, self.pad_id), mask_BT, ~ended_BT.any(1)
+        logprobs_BT = None if drawn.logprobs is None else drawn.logprobs.masked_fill(~mask_BT, 0)
+        ids_BT = ids_BT.where(mask_BT, self.pad_id)
+        return Generation(ids_BT, mask_BT, ~ended_BT.any(1), logprobs_BT)
 
-    def trunk(self) -> Trunk:
-        """A copy of the network under the output layer, as a module: rollouts -> (B,T,H).
+    def backbone(self) -> Backbone:
+        """Copies the network under the output layer, as a module: rollouts -> (B,T,H).
 
         What is frozen in the policy is shared, and the copy trains what the policy trains.
         """
-        return Trunk(copy_of_trained(self.model.base_model), self.inputs)
+        return Backbone(copy_of_trained(self.model.base_model), self.inputs)
+
+    def sync(self) -> None:
+        """Tells the sampler that the model's weights have changed."""
+        self.sampler.sync(self.model)
 
     def _distributions(
         self, hidden_NH: Tensor, ids_N: Tensor
@@ -383,6 +403,20 @@ class CausalPolicy(_Deterministic):
             suppressed_X=_index(list(self.suppressed_ids), ids_N),
         )
         return logprobs_N.float(), entropies_N.float()
+
+
+def _checked_ids(drawn: SampledTokens, rows: int, most: int) -> Int[Tensor, "B T"]:
+    """Returns a sampler's ids; raises a ShapeError where they are not those of this batch."""
+    require_type("sample", drawn, SampledTokens)
+    ids, given = drawn.ids, drawn.logprobs
+    if ids.shape[0] != rows or ids.ndim != 2 or ids.shape[1] > most or ids.is_floating_point():
+        raise ShapeError(
+            f"sample returned ids of shape {tuple(ids.shape)} and type {ids.dtype}; expected whole"
+            f" numbers in {rows} rows of at most {most} columns, without the prompts."
+        )
+    if given is not None:
+        require_shape("sample (log-probs)", given, ids.shape)
+    return ids
 
 
 def _draws(shares_MV: Tensor, counts_M: Tensor, generator: torch.Generator) -> Int[Tensor, "N"]:

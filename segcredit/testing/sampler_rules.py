@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from segcredit.rng import initialised
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule, require_shares
-from segcredit.types import SamplingParams
+from segcredit.types import SampledTokens, SamplingParams
 
 _VOCABULARY = 64
 """More than the 50 tokens that transformers keeps by default."""
@@ -43,7 +43,8 @@ class _Trial:
     ) -> Tensor:
         """Returns completions, checked."""
         with self.checked.using(what):
-            ids_BT = self.checked.plugin.sample(
+            self.checked.plugin.sync(self.model)
+            found = self.checked.plugin.sample(
                 self.model,
                 self.prompt_ids,
                 self.prompt_mask,
@@ -52,8 +53,27 @@ class _Trial:
                 generator=torch.Generator().manual_seed(seed),
                 cache=cache,
             )
-        _require_ids(self.checked, ids_BT, len(self.prompt_ids), params, what)
+        ids_BT = _ids_of(self.checked, found, len(self.prompt_ids), params, what)
+        self._require_own_logprobs(found, params)
         return ids_BT
+
+    def _require_own_logprobs(self, found: SampledTokens, params: SamplingParams) -> None:
+        """Requires that log-probs, where a sampler tells them, are the model's, to float16."""
+        if found.logprobs is None or params.greedy:
+            return
+        for row, ids in enumerate(found.ids[:8]):
+            kept = _up_to_the_end(ids, params)
+            logs_TV = (self.logits(row, kept, params)[:-1] / params.temperature).log_softmax(1)
+            wanted_T = logs_TV.gather(1, torch.tensor(kept)[:, None])[:, 0]
+            apart = float((found.logprobs[row, : len(kept)] - wanted_T).abs().max())
+            if not apart <= 0.1:
+                self.checked.broke(
+                    "the log-probs of a sampler are those that its tokens were drawn with",
+                    found=f"log-probs that are up to {apart:.3g} from the model's own",
+                    expected="a difference of at most 0.1, in nats",
+                    cause="log-probs before the temperature or before ids were suppressed, or"
+                    " logarithms of another base",
+                )
 
     def logits(self, row: int, ids: list[int], params: SamplingParams) -> Float[Tensor, "T V"]:
         """Computes logits of a row's next tokens by a plain forward: no padding and no cache."""
@@ -96,6 +116,21 @@ def _model() -> nn.Module:
         bos_token_id=None,
     )
     return initialised(lambda: LlamaForCausalLM(config), 1).eval()
+
+
+def _ids_of(
+    checked: CheckedPlugin, found: object, rows: int, params: SamplingParams, what: str
+) -> Int[Tensor, "B T"]:
+    """Returns the ids that a sampler drew, checked."""
+    if not isinstance(found, SampledTokens):
+        checked.broke(
+            "sample() returns SampledTokens",
+            found=f"{type(found).__name__} on {what}",
+            expected="a segcredit.SampledTokens",
+            cause="ids returned bare; write SampledTokens(ids)",
+        )
+    _require_ids(checked, found.ids, rows, params, what)
+    return found.ids
 
 
 def _require_ids(

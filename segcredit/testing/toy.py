@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Prompt
-from segcredit.types import Continuations, RolloutBatch, SamplingParams, TokenScores
+from segcredit.types import Continuations, Generation, RolloutBatch, SamplingParams, TokenScores
 
 SYMBOLS = " \na"
 """Token ids 1, 2 and 3; 0 is padding."""
 _COUNT = len(SYMBOLS)
 
 
-class ToyTrunk(nn.Module):
+class ToyBackbone(nn.Module):
     """A vector for each prompt and prefix: a network that can express every policy."""
 
     def __init__(self, length: int, prompts: int, hidden_size: int) -> None:
@@ -72,7 +72,7 @@ class ToyPolicy(nn.Module):
         self.temperature = 1.0
         with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
             torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-            self.states = ToyTrunk(length, prompts, hidden_size)
+            self.states = ToyBackbone(length, prompts, hidden_size)
             self.output = nn.Linear(hidden_size, _COUNT)
 
     def forward(self, rollouts: RolloutBatch) -> TokenScores:
@@ -118,7 +118,7 @@ class ToyPolicy(nn.Module):
         *,
         params: SamplingParams,
         generator: torch.Generator,
-    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B"]]:
+    ) -> Generation:
         """Samples completions; truncated if fewer tokens are allowed than they have."""
         rows, width = len(prompt_ids), min(params.max_new_tokens, self.length)
         numbers_B = prompt_ids.new_zeros(rows)
@@ -134,7 +134,7 @@ class ToyPolicy(nn.Module):
             numbers_B = _COUNT * numbers_B + drawn_B + 1
         ids_BT = torch.stack(columns, dim=1)
         cut_B = torch.full((rows,), width < self.length, dtype=torch.bool)
-        return ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), cut_B
+        return Generation(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), cut_B)
 
     def resume(
         self,
@@ -146,8 +146,8 @@ class ToyPolicy(nn.Module):
         micro_tokens: int,
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
-    ) -> tuple[Int[Tensor, "N F"], Bool[Tensor, "N F"], Bool[Tensor, "N"]]:
-        """Draws new symbols from each position on; truncated if too few are allowed."""
+    ) -> Generation:
+        """Samples new symbols from each position on; truncated if too few are allowed."""
         width = min(params.max_new_tokens, self.length)
         ids_NT = rollouts.completion_ids[rows_N][:, :width].clamp(1, _COUNT)
         ids_NT = nn.functional.pad(ids_NT, (0, width - ids_NT.shape[1]), value=1)
@@ -165,7 +165,7 @@ class ToyPolicy(nn.Module):
         fresh_NT = torch.arange(width) >= positions_N[:, None]
         order_NT = torch.argsort(~fresh_NT, dim=1, stable=True)
         cut_N = torch.full((len(rows_N),), width < self.length, dtype=torch.bool)
-        return ids_NT.gather(1, order_NT), fresh_NT.gather(1, order_NT), cut_N
+        return Generation(ids_NT.gather(1, order_NT), fresh_NT.gather(1, order_NT), cut_N)
 
     @torch.no_grad()
     def alternatives(
@@ -193,8 +193,11 @@ class ToyPolicy(nn.Module):
         states_BH = self.states.table(prompts_B * self.states.prefixes + numbers_B)
         return torch.softmax(self.output(states_BH) / self.temperature, dim=-1)
 
-    def trunk(self) -> nn.Module:
-        """Copies the table of states."""
+    def sync(self) -> None:
+        """Does nothing: the toy samples from its own table."""
+
+    def backbone(self) -> nn.Module:
+        """Returns a copy of the table of states."""
         return copy.deepcopy(self.states)
 
     def enumerate(self, prompt: str = "0") -> RolloutBatch:
@@ -256,6 +259,7 @@ class ToySimulator:
     ) -> None:
         self.policy = ToyPolicy() if policy is None else policy
         self.reward = reward
+        self.params = SamplingParams(max_new_tokens=self.policy.length)
 
     def enumerate(self, prompt: str = "0") -> RolloutBatch:
         """Returns every completion of a prompt with its reward."""
@@ -290,20 +294,17 @@ class ToySimulator:
         return rollouts.replace(rewards=rewards_B, token_rewards=placed_BT)
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """Samples ``count`` rewarded completions of each prompt, in the order of the keys."""
         drawn: list[Tensor] = []
         for key in prompt_keys:
             prompt_ids, prompt_mask = self.policy.encode([key] * count)
             source = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-            ids_KT, _, _ = self.policy.generate(
-                prompt_ids,
-                prompt_mask,
-                params=SamplingParams(max_new_tokens=self.policy.length, greedy=greedy),
-                generator=source,
+            made = self.policy.generate(
+                prompt_ids, prompt_mask, params=params or self.params, generator=source
             )
-            drawn.append(ids_KT)
+            drawn.append(made.ids)
         repeated = [key for key in prompt_keys for _ in range(count)]
         return self._rewarded(self.policy.rollouts(repeated, torch.cat(drawn)))
 
@@ -314,10 +315,10 @@ class ToySimulator:
         positions_N: Int[Tensor, "N"],
         count: int,
         *,
-        greedy: bool = False,
+        params: SamplingParams | None = None,
     ) -> Continuations:
         """Returns each state's expected reward (greedy: its greedy end's), ``count`` times."""
-        if greedy:
+        if (params or self.params).greedy:
             ends = self._greedy_ends(rollouts, rows_N, positions_N)
             reached_N = self._rewarded(ends).rewards
         else:

@@ -19,7 +19,7 @@ from torch import nn
 
 from segcredit import registry
 from segcredit.config import RunConfig, TrainConfig, ValueConfig
-from segcredit.errors import ConfigError, PolicyError, TrainingError
+from segcredit.errors import ConfigError, PolicyError, TrainingError, blame, require_type
 from segcredit.policy.module_copies import frozen_copy
 from segcredit.protocols import (
     AdvantageScheme,
@@ -28,8 +28,12 @@ from segcredit.protocols import (
     Prompt,
     PromptStream,
     Segmenter,
+    SupportsResume,
     Task,
     ValueEstimator,
+    capability,
+    checked_prompts,
+    missing_members,
 )
 from segcredit.rng import derived_seed, forked, stream
 from segcredit.training.distributed.fsdp import shard, whole
@@ -100,40 +104,68 @@ def build(config: RunConfig, processes: Processes | None = None) -> Run:
 
     Raises:
         RegistryError, PolicyError, TaskError: something cannot be had; says what.
+        PluginError: a plug-in raised while the run was built, or gave what does not fit.
         TrainingError: more than one process for what is done in one; another process failed.
         ConfigError: a step has fewer prompts than there are processes.
     """
     processes = processes or _alone(config)
     _require_prompts(config, processes)
     task = registry.tasks.from_table(config.task)
-    policy = _policy(config, task, processes)
+    return assemble(config, processes, task, _policy(config, task, processes))
+
+
+def assemble(config: RunConfig, processes: Processes, task: Task, policy: nn.Module) -> Run:
+    """Builds a run around a task and a policy that are there already.
+
+    Args:
+        config: complete; its ``task`` and ``policy`` are names in messages and records alone.
+        processes: those that share the run.
+        task: gives prompts and verdicts.
+        policy: a ``Policy``, the same on every process.
+
+    Raises:
+        See ``build``.
+    """
     if not isinstance(policy, Policy):
-        needed = {name for name in (*dir(Policy), *Policy.__annotations__) if name[0] != "_"}
         raise PolicyError(
             f"policy {config.policy['name']!r} loaded a {type(policy).__name__} that lacks"
-            f" {', '.join(sorted(needed - {*dir(policy)}))}; expected every member of"
+            f" {', '.join(missing_members(policy, Policy))}; expected every member of"
             " segcredit.Policy. Usually a method was misspelt or left out."
         )
     needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
-    reference = frozen_copy(policy) if needs_reference else None
     method = _method(config)
+    _require_capabilities(config, method, policy)
+    reference = frozen_copy(policy) if needs_reference else None
     state = _state(config, processes, method.estimator, policy)
     if reference is not None:
         reference = reference.to(processes.device)
         _shard(config, processes, reference, _USES)
+    with blame("task", config.task["name"], task):
+        held_out = checked_prompts("evaluation", task.evaluation(config.evaluate.prompts))
+        names = ("prompts", "further prompts")
+        streams = [task.stream(derived_seed(config.seed, name)) for name in names]
+        require_type("stream", streams[0], PromptStream)
     return Run(
         config=config,
         processes=processes,
         task=task,
-        held_out=tuple(task.evaluation(config.evaluate.prompts)),
+        held_out=tuple(held_out),
         pool=_pool(task, config),
-        prompts=task.stream(derived_seed(config.seed, "prompts")),
-        further_prompts=task.stream(derived_seed(config.seed, "further prompts")),
+        prompts=streams[0],
+        further_prompts=streams[1],
         policy=_trained(config, processes, policy, config.train, _USES),
         reference=reference,
         method=method,
         state=state,
     )
+
+
+def _require_capabilities(config: RunConfig, method: Method, policy: Policy) -> None:
+    """Raises a PolicyError that names who asked where the policy lacks a capability."""
+    for wanted in method.estimator.needs:
+        capability(policy, wanted, f"estimator {config.estimator['name']!r}")
+    if config.rollouts.layout == "tree":
+        capability(policy, SupportsResume, "rollouts.layout='tree'")
 
 
 _USES = ("generate", "resume", "alternatives")
@@ -197,7 +229,10 @@ def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
         with processes.error_barrier():
             if processes.first == turn:
                 temperature = config.rollouts.temperature
-                loaded = [source.load(task, sampler, temperature=temperature, seed=config.seed)]
+                with blame("policy", config.policy["name"], source):
+                    found = source.load(task, sampler, temperature=temperature, seed=config.seed)
+                    require_type("load", found, nn.Module)
+                loaded = [found]
     (policy,) = loaded
     processes.align([*policy.parameters(), *policy.buffers()])
     return policy
@@ -229,8 +264,10 @@ def _state(
     config: RunConfig, processes: Processes, estimator: ValueEstimator, policy: Policy
 ) -> Trained[nn.Module]:
     """Starts the estimator's state, the same on every process."""
-    with forked(config.seed, "estimator"):
+    name = config.estimator["name"]
+    with forked(config.seed, "estimator"), blame("estimator", name, estimator):
         state = estimator.start(policy)
+        require_type("start", state, nn.Module)
     processes.align([*state.parameters(), *state.buffers()])
     return _trained(config, processes, state, config.train.value)
 
@@ -240,7 +277,9 @@ def _pool(task: Task, config: RunConfig) -> tuple[Prompt, ...]:
     sizes = config.rollouts
     if sizes.prompt_choice == "uniform":
         return ()
-    drawn = task.prompts(sizes.prompt_pool, stream(config.seed, "pool"))
+    with blame("task", config.task["name"], task):
+        drawn = task.prompts(sizes.prompt_pool, stream(config.seed, "pool"))
+        checked_prompts("prompts", drawn)
     pool = tuple({prompt.key: prompt for prompt in drawn}.values())
     if len(pool) < sizes.prompts:
         raise ConfigError(

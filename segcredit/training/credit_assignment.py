@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segcredit.config import LossConfig
-from segcredit.errors import PluginError, blame
+from segcredit.errors import blame, require_type
 from segcredit.objective import loss_masks, returns
 from segcredit.protocols import Prompt, Segmenter
 from segcredit.rng import stream
@@ -17,7 +17,7 @@ from segcredit.training.build import Run
 from segcredit.training.distributed.all_gather import everyones, own_rows
 from segcredit.training.rollouts.sampling import Sampled, sample
 from segcredit.training.rollouts.simulator import PolicySimulator, SharedSimulator
-from segcredit.types import Advantages, RolloutBatch, SegmentValues
+from segcredit.types import Advantages, RolloutBatch, SamplingParams, SegmentValues, require_shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,18 +71,21 @@ def _assigned(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
     rollouts, config, processes = sampled.rollouts, run.config, run.processes
     simulator = _simulator(run, sampled, step)
     weights_BT, counts_BT = _loss_tokens(run, rollouts)
-    with torch.no_grad(), blame("estimator", config.estimator["name"]):
+    estimator = run.method.estimator
+    with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
         keys = list(simulator.prompts)
-        run.method.estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
+        estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
     with processes.error_barrier():
         segmentation, ratio_segmentation = _segmentations(run, rollouts)
         values = _values(run, rollouts, segmentation, simulator, weights_BT)
     whole, size = everyones(processes, values), values.mask.shape
     with processes.error_barrier():
-        with torch.no_grad(), blame("estimator", config.estimator["name"]):
-            every_target_BS = run.method.estimator.targets(whole)
-        with blame("advantage", config.advantage["name"]):
-            every_BS = returns.fitting(whole, run.method.advantage(whole))
+        with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
+            every_target_BS = estimator.targets(whole)
+            require_shape("targets", every_target_BS, whole.mask.shape)
+        with blame("advantage", config.advantage["name"], run.method.advantage):
+            every_BS = run.method.advantage(whole)
+            require_shape("the advantage scheme", every_BS, whole.mask.shape)
     own_BS = own_rows(processes, every_BS, len(rollouts))[:, : size[1]]
     targets_BS = own_rows(processes, every_target_BS, len(rollouts))[:, : size[1]]
     advantages = returns.advantages(segmentation, values, own_BS)
@@ -110,7 +113,7 @@ def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
         prompts={
             key: prompt for share in run.processes.gather(here) for key, prompt in share.items()
         },
-        max_new_tokens=run.config.rollouts.max_new_tokens,
+        params=SamplingParams(max_new_tokens=run.config.rollouts.max_new_tokens),
         micro_tokens=run.config.train.micro_tokens,
         generator=stream(run.config.seed, run.processes.named("estimator"), step),
     )
@@ -134,17 +137,17 @@ def _values(
     weights_BT: Tensor,
 ) -> SegmentValues:
     """Values and rewards of the segments."""
-    with torch.no_grad(), blame("estimator", run.config.estimator["name"]):
-        values_BS = run.method.estimator.estimate(
-            run.state.module, rollouts, segmentation, simulator
-        )
-        return returns.segment_values(
-            rollouts,
-            segmentation,
-            values_BS,
-            process_rewards_BS=_process(run, rollouts, segmentation),
-            token_weights=weights_BT,
-        )
+    estimator = run.method.estimator
+    with torch.no_grad(), blame("estimator", run.config.estimator["name"], estimator):
+        values_BS = estimator.estimate(run.state.module, rollouts, segmentation, simulator)
+        require_shape("estimate", values_BS, segmentation.mask.shape)
+    return returns.segment_values(
+        rollouts,
+        segmentation,
+        values_BS,
+        process_rewards_BS=_process(run, rollouts, segmentation),
+        token_weights=weights_BT,
+    )
 
 
 def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
@@ -172,20 +175,18 @@ def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
 
 
 def _segment(segmenter: Segmenter, name: str, rollouts: RolloutBatch) -> Segmentation:
-    with blame("segmenter", name):
+    with blame("segmenter", name, segmenter):
         segmentation = segmenter.segment(rollouts)
-    if not torch.equal(segmentation.action_mask, rollouts.action_mask):
-        rows = (segmentation.action_mask != rollouts.action_mask).any(1).nonzero()
-        raise PluginError(
-            f"segmenter {name!r} returned segments that do not cover exactly the action tokens of"
-            f" completion {int(rows[0])}: padding and holes must have segment -1 and every action"
-            " token a segment. Pass rollouts.action_mask to Segmentation.from_starts."
-        )
+        require_type("segment", segmentation, Segmentation)
+        segmentation.require_covers(rollouts.action_mask)
     return segmentation
 
 
 def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor | None:
     if run.method.process_reward is None or run.config.process_reward is None:
         return None
-    with blame("process reward", run.config.process_reward["name"]):
-        return run.method.process_reward.reward(rollouts, segmentation)
+    plugin = run.method.process_reward
+    with blame("process reward", run.config.process_reward["name"], plugin):
+        rewards_BS = plugin.reward(rollouts, segmentation)
+        require_shape("reward", rewards_BS, segmentation.mask.shape)
+    return rewards_BS

@@ -22,7 +22,7 @@ from segcredit.training.distributed.processes import Processes
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import micro_batches
 from segcredit.training.rollouts.simulator import SharedSimulator
-from segcredit.types import TokenScores
+from segcredit.types import TokenScores, require_shape
 
 
 class Meter:
@@ -86,6 +86,9 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
                 meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
             if train_value:
                 meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
+    if policy:
+        with run.whole():
+            run.actor.sync()
     _update_estimator(run, batch)
     if policy:
         run.policy.next_rate()
@@ -103,9 +106,10 @@ def _update_estimator(run: Run, batch: TrainingBatch) -> None:
     rollouts = batch.rollouts
     if run.state.module.state_dict():
         rollouts = everyones(run.processes, rollouts)
-    with run.whole(), torch.no_grad(), blame("estimator", run.config.estimator["name"]):
+    name, estimator = run.config.estimator["name"], run.method.estimator
+    with run.whole(), torch.no_grad(), blame("estimator", name, estimator):
         simulator = SharedSimulator(batch.simulator, run.processes)
-        run.method.estimator.update(run.state.module, rollouts, simulator)
+        estimator.update(run.state.module, rollouts, simulator)
 
 
 def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]:
@@ -261,8 +265,9 @@ def _value_loss(
 ) -> Tensor:
     """The estimator's loss over a micro-batch's segments, over the minibatch's denominator."""
     values = batch.values.select(rows)
-    with blame("estimator", run.config.estimator["name"]):
-        loss_BS = run.method.estimator.loss(
+    estimator = run.method.estimator
+    with blame("estimator", run.config.estimator["name"], estimator):
+        loss_BS = estimator.loss(
             run.state.module,
             batch.rollouts.select(rows),
             batch.segmentation.select(rows),
@@ -270,6 +275,7 @@ def _value_loss(
             values,
             batch.targets[rows],
         )
+        require_shape("loss", loss_BS, values.mask.shape)
     aggregation = Aggregation(run.config.train.value.aggregate)
     return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregation, denominator=count)
 

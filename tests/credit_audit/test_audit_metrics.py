@@ -1,4 +1,4 @@
-"""The audit's figures: against slow loops written from docs/audit.md, and controls."""
+"""The audit's metrics: against slow loops written from docs/audit.md, and controls."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segcredit.credit_audit import metric_list
+from segcredit.credit_audit.metric_list import METRICS
 from segcredit.credit_audit.metrics import (
     Credit,
     Resampling,
@@ -21,8 +23,8 @@ from segcredit.credit_audit.metrics import (
     boundary_ratio,
     correlation,
     difference,
-    figure,
-    gradient_figures,
+    estimate,
+    gradient_metrics,
     jump_agreement,
     lift,
     mass_error,
@@ -39,9 +41,9 @@ from segcredit.credit_audit.metrics import (
     sign_ceiling,
     slope,
     value_consistency,
-    value_figures,
+    value_metrics,
 )
-from segcredit.credit_audit.metrics.estimate import quotient
+from segcredit.credit_audit.metrics.estimates import quotient
 from segcredit.credit_audit.metrics.moments import ids_from, segment_gains, square
 from segcredit.errors import StudyError
 
@@ -50,16 +52,16 @@ WIDTH = 7
 
 
 def make_truth(
-    seed: int = 0, *, rows: int = 12, halves: int = 3, spread: float = 0.2, resamples: int = 200
+    seed: int = 0, *, rows: int = 12, splits: int = 3, spread: float = 0.2, resamples: int = 200
 ) -> Truth:
-    """Ragged completions, one of them empty, three a prompt, with noise in every half."""
+    """Ragged completions, one of them empty, three a prompt, with noise in every split."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, WIDTH + 1, size=rows)
     lengths[3] = 0
     mask = np.arange(WIDTH) < lengths[:, None]
     exact = 0.5 + generator.normal(0, 0.2, (rows, WIDTH + 1)).cumsum(1)
     rewards = exact[np.arange(rows), lengths]
-    values = exact[:, None] + generator.normal(0, spread, (rows, halves, WIDTH + 1))
+    values = exact[:, None] + generator.normal(0, spread, (rows, splits, WIDTH + 1))
     values[np.arange(rows), :, lengths] = rewards[:, None]
     values[np.broadcast_to(np.arange(WIDTH + 1) > lengths[:, None, None], values.shape)] = np.nan
     prompts = np.arange(rows) // 3
@@ -89,11 +91,11 @@ def make_credit(truth: Truth, seed: int = 0) -> Credit:
     return Credit(ids, spread, np.where(ids >= 0, values, np.nan))
 
 
-# The slow way: plain loops over completions, halves, segments and tokens.
+# The slow way: plain loops over completions, splits, segments and tokens.
 
 
 def times(x: np.ndarray, y: np.ndarray) -> float:
-    """The mean over pairs of different halves."""
+    """The mean over pairs of different splits."""
     pairs = list(itertools.permutations(range(len(x)), 2))
     return sum(x[h] * y[g] for h, g in pairs) / len(pairs)
 
@@ -104,7 +106,7 @@ def runs(ids: np.ndarray) -> list[list[int]]:
 
 
 def places(truth: Truth, credit: Credit, level: str) -> list[tuple[float, np.ndarray]]:
-    """The credit at each place, and the true advantage in each half."""
+    """The credit at each place, and the true advantage in each split."""
     found = []
     for b in range(len(truth.rewards)):
         V, segments = truth.values[b], runs(credit.segment_ids[b])
@@ -203,8 +205,8 @@ def test_random_twins_are_the_mean_over_random_cuts() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("level", ["token", "segment", "response"])
-def test_credit_figures_are_those_of_the_loops(seed: int, level: str) -> None:
+@pytest.mark.parametrize("level", ["token", "segment", "completion"])
+def test_credit_metrics_are_those_of_the_loops(seed: int, level: str) -> None:
     truth = make_truth(seed, spread=0.05)
     credit = make_credit(truth, seed)
     pairs = places(truth, credit, level)
@@ -218,7 +220,7 @@ def test_credit_figures_are_those_of_the_loops(seed: int, level: str) -> None:
     assert sign_agreement(truth, credit, level).value == pytest.approx(signed)
     best = np.mean([times(np.sign(d), d) for _, d in pairs]) / math.sqrt(at["yy"])
     assert sign_ceiling(truth, credit, level).value == pytest.approx(best)
-    if level == "response":
+    if level == "completion":
         kept = np.mean([a * d.mean() for a, d in pairs]) / at["yy"]
         assert mass_kept(truth, credit).value == pytest.approx(kept)
         assert mass_error(truth, credit).value == pytest.approx(at["error"] / at["yy"])
@@ -226,7 +228,7 @@ def test_credit_figures_are_those_of_the_loops(seed: int, level: str) -> None:
 
 @pytest.mark.parametrize("anchor", ["start", "last_token"])
 @pytest.mark.parametrize("part", ["all", "early", "late"])
-def test_value_figures_are_those_of_the_loops(anchor: str, part: str) -> None:
+def test_value_metrics_are_those_of_the_loops(anchor: str, part: str) -> None:
     truth = make_truth(2, rows=30, spread=0.05)
     credit = dataclasses.replace(make_credit(truth, 2), anchor=anchor)
     credit.state_values[5] = np.nan
@@ -237,10 +239,10 @@ def test_value_figures_are_those_of_the_loops(anchor: str, part: str) -> None:
             early = 2 * t < truth.lengths[b]
             if part == "all" or early == (part == "early"):
                 pairs.append((credit.state_values[b, t], truth.values[b, :, t]))
-    at, found = spread_of(pairs), value_figures(truth, credit, part)
+    at, found = spread_of(pairs), value_metrics(truth, credit, part)
     line = at["cov"] / at["var_x"]
-    assert found["slope"].value == pytest.approx(line)
-    assert found["intercept"].value == pytest.approx(at["y"] - line * at["x"])
+    assert found["calibration_slope"].value == pytest.approx(line)
+    assert found["calibration_intercept"].value == pytest.approx(at["y"] - line * at["x"])
     assert found["bias"].value == pytest.approx(at["x"] - at["y"])
     assert found["error"].value == pytest.approx(at["error"] / at["var_y"])
     explained = 1 - (at["error"] - (at["x"] - at["y"]) ** 2) / at["var_y"]
@@ -259,7 +261,7 @@ def test_consistency_is_that_of_the_loops() -> None:
     tokens = [truth.values[b, :, t] for b in range(len(ids)) for t in range(truth.lengths[b])]
     variance = np.mean([times(v, v) for v in tokens]) - np.mean(tokens) ** 2
     found = value_consistency(truth, ids, values)
-    both = np.repeat(values[:, None], truth.halves, axis=1)
+    both = np.repeat(values[:, None], truth.splits, axis=1)
     for name, x in {
         "spread": both,
         "true_spread": truth.values[:, :, :-1],
@@ -310,7 +312,7 @@ def test_lift_of_a_tied_signal_is_the_ratio_of_its_groups() -> None:
     moments = np.stack([(square(truth.advantages) * high).sum(1), high.sum(1)], 1)
     moments = np.hstack([moments, square(truth.advantages).sum(1)[:, None]])
     moments = np.hstack([moments, truth.mask.sum(1)[:, None]])
-    ratio = figure(
+    ratio = estimate(
         truth.prompts,
         moments,
         lambda m: m[..., 0] / m[..., 1] / (m[..., 2] / m[..., 3]),
@@ -356,11 +358,11 @@ def test_the_oracles_share_is_judged_on_the_halves_that_did_not_choose() -> None
     truth = make_truth(18)
     ids = make_ids(truth, 18)
     on = every = 0.0
-    for b, half in itertools.product(range(len(ids)), range(3)):
+    for b, split in itertools.product(range(len(ids)), range(3)):
         free = range(truth.lengths[b] - 1)
         D = np.diff(truth.values[b], axis=1)
-        others = np.delete(D, half, axis=0)
-        order = sorted(free, key=lambda t, D=D, half=half: -abs(D[half, t]))
+        others = np.delete(D, split, axis=0)
+        order = sorted(free, key=lambda t, D=D, split=split: -abs(D[split, t]))
         on += sum(times(others[:, t], others[:, t]) for t in order[: max(ids[b].max(), 0)])
         every += sum(times(others[:, t], others[:, t]) for t in free)
     assert oracle_share(truth, ids).value == pytest.approx(on / every)
@@ -401,7 +403,7 @@ def test_no_definition_has_more_than_the_oracle() -> None:
 def test_the_oracle_judged_on_the_half_that_chose_it_seems_better_than_it_is() -> None:
     truth = make_truth(11, rows=300, spread=0.3)
     cuts = np.minimum(2, np.maximum(truth.lengths - 1, 0))
-    ids = oracle_ids(truth, cuts, half=0)
+    ids = oracle_ids(truth, cuts, split=0)
     fair = share_on_boundaries(truth.keep([1, 2]), ids).value
     unfair = share_on_boundaries(truth.keep([0, 1]), ids).value
     exact = make_truth(11, rows=300, spread=0.0)
@@ -434,7 +436,7 @@ def test_true_advantages_have_correlation_one_under_a_noisy_truth() -> None:
 def test_zero_credit_wins_nothing() -> None:
     truth = make_truth(13)
     zeros = np.zeros(truth.mask.shape)
-    for level in ("token", "segment", "response"):
+    for level in ("token", "segment", "completion"):
         for ask in (correlation, slope, sign_agreement):
             found = ask(truth, Credit(make_ids(truth), zeros, zeros), level)
             assert (found.value, found.low, found.high) == (0, 0, 0)
@@ -443,16 +445,16 @@ def test_zero_credit_wins_nothing() -> None:
     credit = Credit(make_ids(truth), zeros, zeros)
     assert mass_kept(truth, credit).value == 0
     assert mass_error(truth, credit).value == pytest.approx(1)
-    values = value_figures(truth, credit)
+    values = value_metrics(truth, credit)
     assert values["explained_variance"].value == 0
-    assert math.isnan(values["slope"].value)
-    gradients = gradient_figures(np.zeros((5, 3)), np.ones(3))["all"]
+    assert math.isnan(values["calibration_slope"].value)
+    gradients = gradient_metrics(np.zeros((5, 3)), np.ones(3))["all"]
     assert gradients["projection"].value == gradients["signal_to_noise"].value == 0
     assert gradients["cosine"].value == 0
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 10))
-def test_figures_do_not_depend_on_order_padding_or_scale(seed: int, scale: float) -> None:
+def test_metrics_do_not_depend_on_order_padding_or_scale(seed: int, scale: float) -> None:
     truth = make_truth(seed, resamples=1)
     credit = make_credit(truth, seed)
     order = np.random.default_rng(seed).permutation(len(truth.rewards))
@@ -498,9 +500,9 @@ def test_weights_are_repetitions() -> None:
 
 def test_the_error_is_that_of_the_mean_and_of_the_jackknife() -> None:
     values = np.random.default_rng(0).exponential(size=(40, 2)) + 1
-    mean = figure(np.arange(40), values, lambda m: m[..., 0])
+    mean = estimate(np.arange(40), values, lambda m: m[..., 0])
     assert mean.error == pytest.approx(values[:, 0].std(ddof=1) / math.sqrt(40))
-    ratio = figure(np.arange(40), values, quotient)
+    ratio = estimate(np.arange(40), values, quotient)
     left = [quotient(np.delete(values, i, 0).mean(0)) for i in range(40)]
     assert ratio.error == pytest.approx(np.std(left) * math.sqrt(39), rel=0.03)
 
@@ -508,10 +510,10 @@ def test_the_error_is_that_of_the_mean_and_of_the_jackknife() -> None:
 def test_the_interval_is_studentised() -> None:
     """By hand: each draw's distance over its own error, quantiles turned round.
 
-    A draw's error counts as a third of the figure's at least.
+    A draw's error counts as a third of the estimate's at least.
     """
     values = np.random.default_rng(1).exponential(size=15)
-    found = figure(np.arange(15), values[:, None], lambda m: m[..., 0])
+    found = estimate(np.arange(15), values[:, None], lambda m: m[..., 0])
     generator = np.random.default_rng(0)
     counts = generator.multinomial(15, np.full(15, 1 / 15), size=2000)
     ratios, error = [], values.std(ddof=1) / math.sqrt(15)
@@ -525,30 +527,32 @@ def test_the_interval_is_studentised() -> None:
     assert found.high == pytest.approx(values.mean() - below * error)
 
 
-def test_a_figure_that_one_prompt_makes_has_an_interval_of_its_size() -> None:
+def test_a_metric_that_one_prompt_makes_has_an_interval_of_its_size() -> None:
     """Draws without that prompt have no error; they must not throw an end to nowhere."""
     values = np.full(60, 1e-6) * np.random.default_rng(4).random(60)
     values[7] = 1.0
-    found = figure(np.arange(60), values[:, None], lambda m: m[..., 0])
+    found = estimate(np.arange(60), values[:, None], lambda m: m[..., 0])
     assert found.value == pytest.approx(1 / 60, rel=1e-3)
     assert found.high < 0.2
 
 
 def test_a_logarithmic_interval_is_that_of_the_logarithm() -> None:
     values = np.random.default_rng(3).exponential(size=(15, 1))
-    found = figure(np.arange(15), values, lambda m: m[..., 0], log=True)
-    inner = figure(np.arange(15), values, lambda m: np.log(m[..., 0]))
+    found = estimate(np.arange(15), values, lambda m: m[..., 0], log=True)
+    inner = estimate(np.arange(15), values, lambda m: np.log(m[..., 0]))
     ends = math.exp(inner.low), math.exp(inner.high)
     assert (found.low, found.high) == pytest.approx(ends)
     assert found.error == pytest.approx(inner.error * found.value)
-    nothing = figure(np.arange(15), 0 * values, lambda m: m[..., 0], log=True)
+    nothing = estimate(np.arange(15), 0 * values, lambda m: m[..., 0], log=True)
     assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
 
 
 def test_completions_of_a_prompt_are_one_unit() -> None:
     values = np.random.default_rng(2).normal(size=20)
-    once = figure(np.arange(20), values[:, None], lambda m: m[..., 0])
-    twice = figure(np.tile(np.arange(20), 2), np.tile(values, 2)[:, None] / 2, lambda m: m[..., 0])
+    once = estimate(np.arange(20), values[:, None], lambda m: m[..., 0])
+    twice = estimate(
+        np.tile(np.arange(20), 2), np.tile(values, 2)[:, None] / 2, lambda m: m[..., 0]
+    )
     assert (once.low, once.high) == pytest.approx((twice.low, twice.high))
     assert twice.prompts == 20
 
@@ -582,11 +586,11 @@ def test_one_prompt_or_nothing_has_no_interval() -> None:
 # Gradients.
 
 
-def test_gradient_figures_against_their_definitions() -> None:
+def test_gradient_metrics_against_their_definitions() -> None:
     generator = np.random.default_rng(0)
     reference = generator.normal(size=(2, 5))
     gradients = reference.mean(0) + generator.normal(size=(9, 5))
-    found = gradient_figures(gradients, reference, {"first": np.array([0, 1])})
+    found = gradient_metrics(gradients, reference, {"first": np.array([0, 1])})
     for group, part in (("all", slice(None)), ("first", slice(0, 2))):
         g, r, size = gradients[:, part], reference[:, part].mean(0), reference[0] * reference[1]
         size = size[part].sum()
@@ -594,7 +598,7 @@ def test_gradient_figures_against_their_definitions() -> None:
             cosines = g @ r / (np.linalg.norm(g, axis=1) * np.sqrt(size))
         assert found[group]["cosine"].value == pytest.approx(cosines.mean(), nan_ok=True)
         assert found[group]["projection"].value == pytest.approx((g @ r).mean() / size)
-        assert found[group]["noise"].value == pytest.approx(g.var(0, ddof=1).sum() / size)
+        assert found[group]["gradient_noise"].value == pytest.approx(g.var(0, ddof=1).sum() / size)
 
         with np.errstate(invalid="ignore"):
             ratios = [
@@ -607,13 +611,13 @@ def test_gradient_figures_against_their_definitions() -> None:
 
 def test_gradients_that_are_the_reference_are_perfect() -> None:
     reference = np.array([1.0, -2.0, 0.5])
-    found = gradient_figures(np.tile(reference, (4, 1)), reference)["all"]
-    for name, value in {"cosine": 1, "projection": 1, "noise": 0}.items():
+    found = gradient_metrics(np.tile(reference, (4, 1)), reference)["all"]
+    for name, value in {"cosine": 1, "projection": 1, "gradient_noise": 0}.items():
         assert found[name].value == pytest.approx(value, abs=1e-12)
     with pytest.raises(StudyError, match="same parameters"):
-        gradient_figures(np.zeros((2, 3)), np.zeros(2))
+        gradient_metrics(np.zeros((2, 3)), np.zeros(2))
     with pytest.raises(StudyError, match="'all'"):
-        gradient_figures(np.zeros((2, 2)), np.zeros(2), {"all": slice(0, 1)})
+        gradient_metrics(np.zeros((2, 2)), np.zeros(2), {"all": slice(0, 1)})
 
 
 # Bad input, and the page.
@@ -622,7 +626,7 @@ def test_gradients_that_are_the_reference_are_perfect() -> None:
 def test_bad_arrays_are_refused_in_sentences() -> None:
     truth = make_truth(17)
     credit = make_credit(truth, 17)
-    with pytest.raises(StudyError, match="one half"):
+    with pytest.raises(StudyError, match="one split"):
         truth.keep([0])
     with pytest.raises(StudyError, match="axes"):
         Truth(truth.values[:, 0], truth.mask, truth.prompts, truth.rewards)
@@ -648,16 +652,30 @@ def test_bad_arrays_are_refused_in_sentences() -> None:
         dataclasses.replace(credit, anchor="end")
     with pytest.raises(StudyError, match="did you mean 'token'"):
         correlation(truth, credit, "tokens")
-    with pytest.raises(StudyError, match="part of a response"):
-        value_figures(truth, credit, "middle")
+    with pytest.raises(StudyError, match="part of a completion"):
+        value_metrics(truth, credit, "middle")
     with pytest.raises(StudyError, match="no state_values"):
-        value_figures(truth, Credit(credit.segment_ids, credit.advantages))
+        value_metrics(truth, Credit(credit.segment_ids, credit.advantages))
     with pytest.raises(StudyError, match="at least 3"):
         oracle_share(truth.keep([0, 1]), credit.segment_ids)
     with pytest.raises(StudyError, match="quantiles"):
         lift(truth, truth.mask, [1.0])
     with pytest.raises(StudyError, match="confidence"):
         Resampling(confidence=95)
+
+
+def test_the_page_lists_the_metrics_of_the_table() -> None:
+    assert "\n".join(metric_list.markdown()) in PAGE.read_text(encoding="utf-8")
+
+
+def test_what_the_table_of_metrics_refers_to_is_there() -> None:
+    names = [one.name for one in METRICS]
+    assert len(set(names)) == len(names)
+    references = [x for one in METRICS for x in (one.best, one.chance, one.zero)]
+    assert {x for x in references if isinstance(x, str)} <= set(names)
+    for one in METRICS:
+        read = {*one.reported, *([] if one.headline is None else [one.headline])}
+        assert read <= set(one.levels or ["all"]), one.name
 
 
 def test_the_page_says_what_the_functions_say() -> None:

@@ -1,7 +1,8 @@
-"""The audit as users run it: figures that are right, runs that survive, input that is refused."""
+"""The audit as users run it: estimates that are right, runs that survive, input that is refused."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -22,12 +27,20 @@ from segcredit.credit_audit import (
     load_audit,
     load_audit_config,
 )
+from segcredit.credit_audit.checksummed_parquet import read_checksummed, write_checksummed
+from segcredit.credit_audit.metric_list import METRICS
 from segcredit.credit_audit.metrics import correlation, share_on_boundaries
 from segcredit.credit_audit.policy_gradients import parameter_groups, policy_gradient
 from segcredit.credit_audit.runner import TRUTH
 from segcredit.credit_audit.table import JUDGES, arrays, token_classes
 from segcredit.errors import ConfigError, RegistryError, StudyError
 from segcredit.records.run_directory import read_status
+from segcredit.records.tables.schemas import (
+    AUDIT,
+    AUDIT_COLUMNS_BEFORE,
+    AUDIT_METRICS_BEFORE,
+    AUDIT_SCHEMA,
+)
 from segcredit.training.build import build, with_credit
 from small import SMALL
 
@@ -64,24 +77,24 @@ def done(tmp_path_factory) -> Path:
     return audit(load_audit_config("sapo", [*QUICK, *AXES]), tmp_path_factory.mktemp("a") / "out")
 
 
-def figures(path: Path, **where: str):
+def estimates(path: Path, **where: str):
     found = segcredit.read_runs(path).audit
     for column, value in where.items():
         found = found[found[column] == value]
     return found
 
 
-def test_the_table_has_the_figures_that_the_functions_give(done):
+def test_the_table_has_the_metrics_that_the_functions_give(done):
     found = load_audit(done)
     judge = arrays(found.truth, found.resampling).keep(JUDGES)
     credits = {(c.segmenter, c.estimator): c for c in found.credits}
     newline = credits["newline", "measured"]
     where = {"segmenter": "newline", "estimator": "measured", "advantage": "td"}
-    row = figures(done, **where, figure="correlation", at="token").iloc[0]
+    row = estimates(done, **where, metric="correlation", at="token").iloc[0]
     expected = correlation(judge, newline.of("td"))
     assert (row.value, row.low, row.high) == (expected.value, expected.low, expected.high)
     assert row.prompts == 6
-    row = figures(done, segmenter="newline", figure="share_on_boundaries", at="start").iloc[0]
+    row = estimates(done, segmenter="newline", metric="share_on_boundaries", at="start").iloc[0]
     expected = share_on_boundaries(judge, newline.segment_ids, fork="start")
     assert row.value == pytest.approx(expected.value, nan_ok=True)
     assert np.isnan(row.estimator) or row.estimator is None
@@ -110,9 +123,9 @@ def test_td_of_measured_values_is_the_change_of_the_value_over_each_segment(done
             assert given == pytest.approx(float(end) - values[places[0]], abs=1e-5)
 
 
-def test_every_question_is_answered_for_every_credit(done):
+def test_every_section_is_there_for_every_credit(done):
     table = segcredit.read_runs(done).audit
-    assert set(table["question"].cat.categories) == {
+    assert set(table["section"].cat.categories) == {
         "signals",
         "movement",
         "values",
@@ -122,11 +135,51 @@ def test_every_question_is_answered_for_every_credit(done):
     }
     credits = table[table["advantage"].notna()]
     assert credits.groupby(["segmenter", "estimator", "advantage"], observed=True).ngroups == 6
-    keys = ["segmenter", "estimator", "advantage", "question", "figure", "at"]
+    keys = ["segmenter", "estimator", "advantage", "section", "metric", "at"]
     assert not table.duplicated(keys).any()
     assert list(table["segmenter"].cat.categories) == ["newline", "value_jump(top_fraction=0.3)"]
     causal = table.dropna(subset=["segmenter"]).groupby("segmenter", observed=True)["causal"]
     assert causal.first().to_dict() == {"newline": True, "value_jump(top_fraction=0.3)": False}
+
+
+def test_the_table_of_metrics_is_what_an_audit_measures(done):
+    table = segcredit.read_runs(done).audit
+    measured = dict[tuple[str, str], set[str]]()
+    for section, metric, at in table[["section", "metric", "at"]].itertuples(index=False):
+        measured.setdefault((section, metric), set()).add(at)
+    assert measured.keys() == {(one.section, one.name) for one in METRICS}
+    for one in METRICS:
+        assert not one.levels or measured[one.section, one.name] == set(one.levels), one.name
+
+
+def test_an_audit_with_the_names_of_before_is_read_under_those_of_today(done, tmp_path):
+    old = tmp_path / "out"
+    shutil.copytree(done, old)
+    before = {(section, now): name for (section, name), now in AUDIT_METRICS_BEFORE.items()}
+    label, rows = read_checksummed(old / AUDIT)
+    for row in rows:
+        section, metric = row.pop("section"), row.pop("metric")
+        row |= {"question": section, "figure": before.get((section, metric), metric)}
+        row["at"] = "response" if row["at"] == "completion" else row["at"]
+    then = {name: now for now, name in AUDIT_COLUMNS_BEFORE.items()}
+    names = [then.get(name, name) for name in AUDIT_SCHEMA.names]
+    kinds = dict(zip(names, AUDIT_SCHEMA.types, strict=True))
+    write_checksummed(old / AUDIT, rows, pa.schema(kinds), label)
+    for file in (old / "credits").iterdir():
+        label, rows = read_checksummed(file)
+        for by_group in label["gradients"].values():
+            for found in by_group.values():
+                found["noise"] = found.pop("gradient_noise")
+        write_checksummed(file, rows, pq.read_schema(file).remove_metadata(), label)
+    now, read = segcredit.read_runs(done), segcredit.read_runs(old)
+    pd.testing.assert_frame_equal(read.audit, now.audit)
+    columns, chosen = ["metric", "value"], ds.field("section") == "gradient"
+    pd.testing.assert_frame_equal(
+        read.read("audit", columns=columns, where=chosen),
+        now.read("audit", columns=columns, where=chosen),
+    )
+    pairs = [compare_credits(load_audit(path), "gradient_noise", "all") for path in (done, old)]
+    pd.testing.assert_frame_equal(*pairs)
 
 
 def test_a_unit_that_cannot_be_worked_out_is_named_and_stops_no_other(done):
@@ -135,7 +188,7 @@ def test_a_unit_that_cannot_be_worked_out_is_named_and_stops_no_other(done):
     assert unit == "value_jump(top_fraction=0.3) with critic"
     assert "token_values" in sentence
     assert not others
-    assert not figures(done, segmenter="newline", estimator="critic").empty
+    assert not estimates(done, segmenter="newline", estimator="critic").empty
 
 
 def test_pairs_have_the_interval_of_their_difference(done):
@@ -143,7 +196,7 @@ def test_pairs_have_the_interval_of_their_difference(done):
     pairs = compare_credits(found, "correlation", "token")
     assert list(pairs["first"]) == ["newline", "newline"]
     assert list(pairs["advantage"]) == ["td", "gae(lam=0.9)"]
-    table = figures(done, estimator="measured", figure="correlation", at="token")
+    table = estimates(done, estimator="measured", metric="correlation", at="token")
     value = table.set_index(["segmenter", "advantage"])["value"]
     apart = value["newline", "td"] - value["value_jump(top_fraction=0.3)", "td"]
     assert pairs["difference"][0] == pytest.approx(apart)
@@ -152,18 +205,18 @@ def test_pairs_have_the_interval_of_their_difference(done):
     schemes = compare_credits(found, "cosine", "layers.0", between="advantage")
     assert list(schemes.columns[:4]) == ["segmenter", "estimator", "first", "second"]
     assert len(schemes) == 3
-    with pytest.raises(StudyError, match=r"no figure 'correlatoin'.*correlation"):
+    with pytest.raises(StudyError, match=r"no metric 'correlatoin'.*correlation"):
         compare_credits(found, "correlatoin")
     with pytest.raises(StudyError, match=r"no place of correlation 'tokens'.*token"):
         compare_credits(found, "correlation", "tokens")
 
 
 def test_only_learned_values_have_a_consistency_and_cost_tokens(done):
-    cost = figures(done, question="cost", segmenter="newline", figure="tokens")
+    cost = estimates(done, section="cost", segmenter="newline", metric="tokens")
     spent = cost.set_index("estimator")["value"]
     assert spent["measured"] == 0 < spent["critic"]
-    values = figures(done, question="values", segmenter="newline")
-    consistent = values[values["figure"].astype(str).str.startswith("consistency")]
+    values = estimates(done, section="values", segmenter="newline")
+    consistent = values[values["metric"].astype(str).str.startswith("consistency")]
     assert set(consistent["estimator"]) == {"critic"}
 
 
@@ -186,7 +239,7 @@ def test_a_damaged_file_is_made_again(done):
     with pytest.raises(StudyError, match="run the audit again"):
         load_audit(done)
     audit(load_audit_config("sapo", [*QUICK, *AXES]), done)
-    costs = before["figure"] == "cpu_seconds"
+    costs = before["metric"] == "cpu_seconds"
     assert before[~costs].equals(segcredit.read_runs(done).audit[~costs])
 
 
@@ -207,7 +260,7 @@ def test_a_killed_audit_continues(tmp_path):
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     other = audit(load_audit_config("sapo", options), tmp_path / "whole")
     tables = [segcredit.read_runs(path).audit for path in (tmp_path, other)]
-    left = [t[~t["figure"].astype(str).str.contains("cpu")].drop(columns="run") for t in tables]
+    left = [t[~t["metric"].astype(str).str.contains("cpu")].drop(columns="run") for t in tables]
     assert left[0].equals(left[1])
 
 
@@ -233,11 +286,11 @@ def test_a_segmenter_of_ones_own_goes_from_its_file_to_a_row(done, tmp_path, cap
     shown = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     assert "mine" in shown
     assert "segcredit report" in shown
-    first = figures(path, segmenter="mine", figure="segments").value.iloc[0]
+    first = estimates(path, segmenter="mine", metric="segments").value.iloc[0]
     assert first > 1
     file.write_text(MINE.replace("{SIGNS!r}", "'!'"))
     subprocess.run(run, capture_output=True, text=True, check=True)
-    assert figures(path, segmenter="mine", figure="segments").value.iloc[0] == 1
+    assert estimates(path, segmenter="mine", metric="segments").value.iloc[0] == 1
 
 
 def test_the_default_is_the_method_itself():

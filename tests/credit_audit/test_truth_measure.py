@@ -30,7 +30,13 @@ REWARD = functools.cache(toy_reward)
 
 
 class ToyTask(Task):
-    """Verifies by the toy's reward."""
+    """Verifies by the toy's reward; nobody asks it for prompts."""
+
+    def prompts(self, count, generator):
+        raise NotImplementedError
+
+    def evaluation(self, count):
+        raise NotImplementedError
 
     def verify(self, prompt, text, *, truncated):
         return Verdict(reward=REWARD(prompt.key, text), correct=False)
@@ -105,7 +111,7 @@ def many(request):
     """Below 1 most states are drawn at by chance; at 3 none is."""
     simulator, rollouts = toy()
     found = measured(
-        simulator.policy, ToyTask(), rollouts, COPIES, continuations=request.param, halves=2
+        simulator.policy, ToyTask(), rollouts, COPIES, continuations=request.param, splits=2
     )
     return exact_truth(simulator, rollouts), *found
 
@@ -120,14 +126,14 @@ def test_every_value_is_unbiased(many):
     assert values.std(0).max() / math.sqrt(COPIES) < 0.02
 
 
-def test_products_of_halves_are_unbiased_for_squares(many):
+def test_products_of_splits_are_unbiased_for_squares(many):
     exact, values, *_ = many
     jumps, true = jumps_of(values), jumps_of(exact.values)
     z = z_of(jumps[:, :, 0] * jumps[:, :, 1], true[:, 0] ** 2)
     assert z.abs().max() < 4.5
     z = z_of(values[:, :, 0] * values[:, :, 1], exact.values[:, 0] ** 2)
     assert z.abs().max() < 4.5
-    # While the square of one half is not: this is what halves are for.
+    # While the square of one split is not: this is what splits are for.
     alone = jumps[:, :, 0].square().mean() - true.square().mean()
     assert alone > 10 * (jumps[:, :, 0] * jumps[:, :, 1]).mean(0).sub(true[:, 0] ** 2).mean().abs()
 
@@ -151,9 +157,9 @@ def test_the_mean_number_of_continuations_is_what_was_asked_for():
         assert float(counts.double().mean()) == pytest.approx(asked, rel=0.1)
 
 
-def test_three_halves_are_three():
+def test_three_splits_are_three():
     simulator, rollouts = toy()
-    values, errors, _, counts = measured(simulator.policy, ToyTask(), rollouts, 100, halves=3)
+    values, errors, _, counts = measured(simulator.policy, ToyTask(), rollouts, 100, splits=3)
     assert values.shape[2] == counts.shape[2] == 3
     centred = (values - values.mean(0))[:, :, :, 0]
     correlation = torch.corrcoef(centred.transpose(1, 2).reshape(-1, 3).T)
@@ -478,7 +484,7 @@ def test_the_allocation_reads_nothing_but_probabilities_and_lengths():
     [
         ({}, {"continuations": 0}, "continuations are 0"),
         ({}, {"continuations": math.nan}, "continuations are nan"),
-        ({}, {"halves": 1}, "halves 1"),
+        ({}, {"splits": 1}, "splits 1"),
         ({}, {"max_new_tokens": 3}, "max_new_tokens is 3"),
         ({"truncated": torch.ones(ROWS, dtype=torch.bool)}, {"max_new_tokens": 9}, "another limit"),
         ({"action_mask": torch.tensor([[1, 0, 1, 1]] * ROWS).bool()}, {}, "did not choose"),

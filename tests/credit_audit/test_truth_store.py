@@ -280,7 +280,7 @@ def test_one_process_measures_at_a_time(tmp_path):
         (["rollouts.temperature=1.0"], {}, r"rollouts.temperature \(there 0.8, now 1.0\)"),
         (["rollouts.max_new_tokens=6"], {}, r"rollouts.max_new_tokens"),
         ([], {"continuations": 3}, r"truth.continuations \(there 2.0, now 3.0\)"),
-        ([], {"halves": 3}, r"truth.halves"),
+        ([], {"splits": 3}, r"truth.halves"),
         ([], {"prompts": 19}, r"prompts \(there '.*truth.prompts \(there 20, now 19\)"),
     ],
 )
@@ -333,7 +333,7 @@ def test_other_weights_under_the_same_name_are_refused(whole, tmp_path, monkeypa
         ({"prompts": 0}, "prompts are 0"),
         ({"completions": 0}, "completions 0"),
         ({"continuations": 0}, "continuations 0"),
-        ({"halves": 1}, "halves 1"),
+        ({"splits": 1}, "splits 1"),
         ({"prompts": 51}, "has 50 evaluation prompts; expected the 51"),
     ],
 )

@@ -16,7 +16,7 @@ from segcredit.errors import RegistryError
 from segcredit.objective.returns import segment_values
 from segcredit.segmentation import Segmentation
 from segcredit.testing import ToyPolicy, ToySimulator, make_rollouts, toy_rollouts
-from segcredit.types import RolloutBatch
+from segcredit.types import RolloutBatch, SamplingParams
 from strategies import masks, normal
 
 SINGLETONS = ["zero", "reward"]
@@ -160,10 +160,10 @@ class Asked(ToySimulator):
         self.asked: list[tuple[tuple[str, ...], int, bool]] = []
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
-        self.asked.append((tuple(prompt_keys), count, greedy))
-        return super().sample(prompt_keys, count, greedy=greedy)
+        self.asked.append((tuple(prompt_keys), count, params is not None and params.greedy))
+        return super().sample(prompt_keys, count, params=params)
 
 
 def greedy_reward(source: ToySimulator, prompt: str) -> float:

@@ -19,7 +19,7 @@ from segcredit.segmentation import Segmentation
 from segcredit.testing import ToyPolicy, ToySimulator, pad_rollouts, toy_rollouts
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
-from segcredit.types import RolloutBatch, TokenScores
+from segcredit.types import RolloutBatch, SamplingParams, TokenScores
 from small import SMALL
 
 HALF_LIFE, LOW, HIGH = 0.06, 0.875, 0.96
@@ -34,10 +34,10 @@ class Watched(ToySimulator):
         self.scored: list[RolloutBatch] = []
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         self.drawn.append((tuple(prompt_keys), count))
-        return super().sample(prompt_keys, count, greedy=greedy)
+        return super().sample(prompt_keys, count, params=params)
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
         self.scored.append(rollouts)
@@ -192,9 +192,9 @@ class Drawing(Watched):
     """Draws from one generator in the order asked, as a real policy does."""
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
-        rollouts = super().sample(prompt_keys, count, greedy=greedy)
+        rollouts = super().sample(prompt_keys, count, params=params)
         draws = torch.Generator().manual_seed(0)
         return rollouts.replace(rewards=torch.rand(len(rollouts), generator=draws))
 

@@ -127,7 +127,7 @@ def test_first_tokens_come_as_often_as_the_model_says(temperature: float) -> Non
         pad_id=0,
         generator=torch.Generator().manual_seed(2),
     )
-    counts = found[:, 0].bincount(minlength=30).double()
+    counts = found.ids[:, 0].bincount(minlength=30).double()
     with torch.no_grad():
         places = (mask[4:5].long().cumsum(1) - 1).clamp(min=0)
         logits = model(input_ids=ids[4:5], attention_mask=mask[4:5].long(), position_ids=places)
@@ -248,8 +248,8 @@ def test_greedy_continuations_are_those_of_generate(
         )
         for policy in _both(run.actor)
     ]
-    for mine, theirs in zip(*found, strict=True):
-        assert torch.equal(mine, theirs)
+    for name in ("ids", "mask", "truncated"):
+        assert torch.equal(*(getattr(each, name) for each in found))
     assert bool(used) == by_hand
     # What was sampled has the log-probs that it was sampled with: those of one pass.
     assert rollouts.logprobs.isfinite().all()
@@ -271,5 +271,5 @@ def test_images_are_seen_or_refused_in_a_sentence(name: str) -> None:
             policy.generate(*given, **options)
         return
     found = [each.generate(*given, **options) for each in _both(policy)]
-    for mine, theirs in zip(*found, strict=True):
-        assert torch.equal(mine, theirs)
+    for name in ("ids", "mask", "truncated"):
+        assert torch.equal(*(getattr(each, name) for each in found))

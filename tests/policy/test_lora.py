@@ -98,7 +98,7 @@ def test_samplers_and_scoring_read_the_adapters(folder: Path, targets: tuple[str
             *prompts,
             params=SamplingParams(max_new_tokens=20, greedy=True),
             generator=torch.Generator().manual_seed(0),
-        )[0]
+        ).ids
         for p in (policy, lean, load(folder))
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -147,11 +147,11 @@ def test_the_reference_is_the_model_without_a_second_copy_of_it(folder: Path) ->
 def test_the_critic_trains_adapters_of_its_own_over_the_same_weights(folder: Path) -> None:
     run = build(config(folder))
     policy = {p.data_ptr(): p.requires_grad for p in run.actor.model.model.parameters()}
-    trunk = {p.data_ptr(): p.requires_grad for p in run.state.module.trunk.parameters()}
-    assert [policy[x] for x in policy.keys() & trunk.keys()] == [False] * sum(
+    backbone = {p.data_ptr(): p.requires_grad for p in run.state.module.backbone.parameters()}
+    assert [policy[x] for x in policy.keys() & backbone.keys()] == [False] * sum(
         not needs for needs in policy.values()
     )
-    assert sum(trunk.values()) == sum(policy.values()) == 28
+    assert sum(backbone.values()) == sum(policy.values()) == 28
     assert len(run.state.parameters) == 28 + 2
 
 

@@ -168,13 +168,13 @@ def test_a_value_head_trains_the_network_and_what_sees_the_images(
     assert seeing, "no parameter of the vision tower has a gradient"
 
 
-def test_the_trunk_is_a_copy_that_sees_the_images(policy: Any, rollouts: RolloutBatch) -> None:
+def test_the_backbone_is_a_copy_that_sees_the_images(policy: Any, rollouts: RolloutBatch) -> None:
     twin = copy.deepcopy(policy)
-    trunk, expected = twin.trunk(), policy(rollouts).hidden
+    backbone, expected = twin.backbone(), policy(rollouts).hidden
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.add_(0.1)
-    torch.testing.assert_close(trunk(rollouts), expected)
+    torch.testing.assert_close(backbone(rollouts), expected)
 
 
 def test_what_reads_images_can_be_pickled(policy: Any, rollouts: RolloutBatch) -> None:

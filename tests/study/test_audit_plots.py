@@ -51,9 +51,9 @@ def row_names(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.get_yticklabels()]
 
 
-def one(figure: str, at: str, **of: str) -> Any:
+def one(metric: str, at: str, **of: str) -> Any:
     """The only row of the table that is of this."""
-    chosen = AUDIT[(AUDIT["figure"] == figure) & (AUDIT["at"] == at)]
+    chosen = AUDIT[(AUDIT["metric"] == metric) & (AUDIT["at"] == at)]
     for name, value in of.items():
         chosen = chosen[chosen[name] == value]
     assert len(chosen) == 1
@@ -156,7 +156,7 @@ def test_what_is_missing_leaves_a_gap() -> None:
 
 def test_an_endless_or_wide_interval_does_not_flatten_the_dots() -> None:
     wide = AUDIT.copy()
-    rows_ = wide.index[(wide["figure"] == "correlation") & (wide["at"] == "token")]
+    rows_ = wide.index[(wide["metric"] == "correlation") & (wide["at"] == "token")]
     wide.loc[rows_[0], "high"] = math.inf
     wide.loc[rows_[1], "low"] = -1000.0
     figure = audit_intervals(wide, "correlation", "token")
@@ -176,7 +176,7 @@ def test_intervals_that_are_all_wide_are_shown_whole() -> None:
     wide[["low", "high"]] = np.stack([wide["value"] - 3, wide["value"] + 4], axis=1)
     figure = audit_intervals(wide, "correlation", "token")
     low, high = figure.axes[0].get_xlim()
-    chosen = wide[(wide["figure"] == "correlation") & (wide["at"] == "token")]
+    chosen = wide[(wide["metric"] == "correlation") & (wide["at"] == "token")]
     assert low < chosen["low"].min() < chosen["high"].max() < high
     assert "frame" not in note(figure)
 
@@ -208,18 +208,17 @@ def test_one_audit_of_several_is_chosen_by_name() -> None:
 @pytest.mark.parametrize(
     ("draw", "sentence"),
     [
-        (lambda: audit_intervals(AUDIT[:0]), "has no rows; expected a row a figure"),
+        (lambda: audit_intervals(AUDIT[:0]), "has no rows; expected a row a metric"),
         (lambda: lift_curves(AUDIT[:0]), "has no rows"),
         (lambda: movement_shares(AUDIT[:0]), "has no rows"),
         (lambda: audit_intervals(AUDIT, "corelation"), "did you mean 'correlation'"),
         (lambda: audit_intervals(AUDIT, "correlation", "tokn"), "did you mean 'token'"),
         (lambda: audit_intervals(AUDIT, "mass_kept", "token"), "at no place in particular"),
-        (lambda: audit_intervals(AUDIT, "slope"), "a figure of values and of credit"),
         (lambda: audit_intervals(AUDIT, "lift_entropy"), "is of no segmenter"),
         (lambda: audit_intervals(AUDIT, width=0), "width of a figure is 0"),
         (lambda: movement_shares(AUDIT, fork="ends"), "did you mean 'end'"),
-        (lambda: movement_shares(AUDIT[AUDIT["question"] == "credit"]), "where the value moves"),
-        (lambda: lift_curves(AUDIT[AUDIT["question"] == "credit"]), "has no Lift"),
+        (lambda: movement_shares(AUDIT[AUDIT["section"] == "credit"]), "where the value moves"),
+        (lambda: lift_curves(AUDIT[AUDIT["section"] == "credit"]), "has no Lift"),
     ],
 )
 def test_bad_input_is_a_sentence(draw: Callable[[], Figure], sentence: str) -> None:

@@ -48,14 +48,14 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shown(row: dict[str, Any]) -> str:
     """As in a column of the table: three digits of its largest value."""
-    column = [x for x in rows() if (x["figure"], x["at"]) == (row["figure"], row["at"])]
+    column = [x for x in rows() if (x["metric"], x["at"]) == (row["metric"], row["at"])]
     decimals = 2 if max(x["value"] for x in column) >= 1 else 3
     ends = f" [{row['low']:.{decimals}f}, {row['high']:.{decimals}f}]" if "low" in row else ""
     return f"{row['value']:.{decimals}f}{ends}".replace("-", "−")
 
 
-def one(figure: str, at: str, **of: str) -> dict[str, Any]:
-    given = {"figure": figure, "at": at, **of}
+def one(metric: str, at: str, **of: str) -> dict[str, Any]:
+    given = {"metric": metric, "at": at, **of}
     (found,) = (row for row in rows() if all(row.get(name) == x for name, x in given.items()))
     return found
 
@@ -72,14 +72,14 @@ def test_an_audit_alone_is_a_page_without_training(tmp_path: Path) -> None:
         "Credit 3 segmenters with 2 estimators under 2 advantage schemes, judged on a frozen"
         " policy. By token, credit correlates"
     )
-    assert "The parts of the truth correlate by token at" in text
+    assert "The splits of the truth correlate by token at" in text
     assert "90% intervals over 64 prompts (those of gradients over 8 batches)" in text
     assert "entropy†" in text
     assert "†: not causal" in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_every_credit_has_its_row_of_headline_figures(tmp_path: Path) -> None:
+def test_every_credit_has_its_row_of_headline_metrics(tmp_path: Path) -> None:
     write_audit(tmp_path).finish()
     text = Page(write_report(tmp_path)).of("audit-1-credit")
     for segmenter, causal in SEGMENTERS.items():
@@ -87,13 +87,13 @@ def test_every_credit_has_its_row_of_headline_figures(tmp_path: Path) -> None:
             pair = {"segmenter": segmenter, "estimator": estimator}
             for scheme in SCHEMES:
                 both = pair | {"advantage": scheme}
-                figures = [
+                metrics = [
                     *(one(f, "token", **both) for f in ("correlation", "slope", "sign_agreement")),
                     one("mass_kept", "", **both),
                     one("explained_variance", "late", **pair),
                     *(one(f, "all", **both) for f in ("cosine", "signal_to_noise")),
                 ]
-                row = " ".join(map(shown, figures))
+                row = " ".join(map(shown, metrics))
                 name = segmenter if causal else f"{segmenter}†"
                 assert f"{name} {estimator} {scheme} {row}" in text
 
@@ -187,7 +187,7 @@ def test_without_gradients_or_credits_on_disk_the_rest_is_there(
         raise StudyError("the audit lacks the credits abc.")
 
     monkeypatch.setattr(credit_audit, "load_audit", missing)
-    found = [row for row in rows() if row["question"] not in ("gradient", "signals")]
+    found = [row for row in rows() if row["section"] not in ("gradient", "signals")]
     write_audit(tmp_path, found).finish()
     page = Page(write_report(tmp_path))
     assert "No response is drawn: the audit lacks the credits abc." in page.of("audit-1-responses")
@@ -197,12 +197,12 @@ def test_without_gradients_or_credits_on_disk_the_rest_is_there(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_figures_without_a_value_are_dashes(tmp_path: Path) -> None:
+def test_metrics_without_a_value_are_dashes(tmp_path: Path) -> None:
     nothing = {"value": math.nan, "low": math.nan, "high": math.nan}
     late = ("explained_variance", "late")
     found = rows()
     for row in found:
-        if (row["figure"], row["at"], row.get("segmenter")) == (*late, "entropy"):
+        if (row["metric"], row["at"], row.get("segmenter")) == (*late, "entropy"):
             row |= nothing
     write_audit(tmp_path, found).finish()
     assert " – " in Page(write_report(tmp_path)).of("audit-1-values")

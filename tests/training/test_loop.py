@@ -3,16 +3,28 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from flat_loss import surrogate_loss
-from segcredit import ProcessReward, load_config, read_runs, registry, train
+from segcredit import (
+    PolicySource,
+    ProcessReward,
+    SampledTokens,
+    Sampler,
+    load_config,
+    read_runs,
+    registry,
+    train,
+)
 from segcredit.errors import PluginError, PolicyError, RecordError, TaskError, TrainingError
+from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.training.build import build, run_hash
 from segcredit.training.credit_assignment import collect
+from segcredit.training.loop import iterate
 from segcredit.training.rollouts.completions import micro_batches
 from segcredit.training.update import improve
 from small import SMALL
@@ -243,9 +255,85 @@ class NoPolicy:
 def test_a_policy_that_lacks_members_is_refused_by_their_names(monkeypatch):
     monkeypatch.setitem(registry.policies._local, "none", NoPolicy)
     config = load_config("grpo", [*SMALL, "policy=none"])
-    said = r"policy 'none' loaded a Linear that lacks alternatives, decode, .*temperature, trunk;"
+    said = r"policy 'none' loaded a Linear that lacks decode, encode, .*sync, temperature;"
     with pytest.raises(PolicyError, match=said):
         build(config)
+
+
+class Plain(torch.nn.Module):
+    """A policy without capabilities: what every method needs, and no more."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.hidden_size, self.temperature = inner.hidden_size, inner.temperature
+        for name in ("encode", "encode_prompts", "decode", "generate", "sync"):
+            setattr(self, name, getattr(inner, name))
+
+    def forward(self, rollouts):
+        return self.inner(rollouts)
+
+
+@dataclass(frozen=True)
+class PlainSource(PolicySource):
+    def load(self, task, sampler, *, temperature, seed):
+        return Plain(Tiny(steps=2).load(task, sampler, temperature=temperature, seed=seed))
+
+
+def test_a_capability_is_missed_when_the_run_is_built_and_by_whom_it_is_needed(monkeypatch):
+    monkeypatch.setitem(registry.policies._local, "plain", PlainSource)
+    small = [key for key in SMALL if not key.startswith("policy.")] + ["policy=plain"]
+    improve(run := build(load_config("grpo", small)), collect(run, 1), 1)
+    for preset, said in (
+        ("vineppo", "estimator 'monte_carlo' needs a policy .*SupportsResume, and Plain lacks"),
+        ("spo_tree", "layout='tree' needs a policy with the methods of segcredit.SupportsResume"),
+        ("ppo", "a critic's backbone needs a policy .*SupportsBackbone, and Plain lacks backbone"),
+    ):
+        with pytest.raises(PolicyError, match=said):
+            build(load_config(preset, [*small, "rollouts.completions=8"]))
+
+
+@dataclass(frozen=True)
+class Telling(Sampler):
+    """Samples greedily by hand, tells its log-probs, and counts how often weights came."""
+
+    synced: ClassVar[list[float]] = []
+
+    @torch.no_grad()
+    def sample(self, model, prompt_ids, prompt_mask, *, params, pad_id, generator, **_):
+        ids, mask, told = prompt_ids, prompt_mask.long(), []
+        for _ in range(params.max_new_tokens):
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, -1]
+            logits[:, list(params.suppressed_ids)] = -torch.inf
+            shares = (logits / params.temperature).log_softmax(1)
+            drawn = torch.multinomial(shares.exp(), 1, generator=generator)
+            told.append(shares.gather(1, drawn))
+            ids, mask = torch.cat([ids, drawn], 1), torch.cat([mask, mask[:, -1:]], 1)
+        return SampledTokens(ids[:, prompt_ids.shape[1] :], torch.cat(told, 1))
+
+    def sync(self, model):
+        self.synced.append(float(next(model.parameters()).detach().sum()))
+
+
+def test_a_sampler_hears_of_new_weights_and_its_log_probs_reach_the_batch(monkeypatch, tmp_path):
+    monkeypatch.setitem(registry.samplers._local, "telling", Telling)
+    Telling.synced.clear()
+    config = load_config("grpo", [*SMALL, "sampler=telling", "train.steps=2"])
+    run = build(config)
+    rollouts = collect(run, 1).rollouts
+    torch.testing.assert_close(rollouts.sampler_logprobs, rollouts.logprobs, atol=1e-5, rtol=1e-5)
+    assert rollouts.sampler_logprobs[rollouts.action_mask].lt(0).any()
+    train(config, tmp_path / "run")
+    assert len(Telling.synced) == len(set(Telling.synced)) == 2
+    again = load_config("grpo", [*SMALL, "sampler=telling", "train.steps=3", "checkpoint.every=2"])
+    stopped = iterate(again, tmp_path / "again")
+    for row in stopped:
+        if row["step"] == 2:
+            stopped.close()
+            break
+    train(again, tmp_path / "again", resume=True)
+    assert len(Telling.synced) == 2 + 2 + 2  # two steps, the checkpoint, and one step more
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):

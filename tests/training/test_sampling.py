@@ -84,12 +84,12 @@ def spent(run: Run, step: int, rounds: int) -> int:
         name = f"/{round_}" if round_ else ""
         prompts = run.task.prompts(sizes.prompts, stream(0, f"prompts{name}", step))
         texts = [prompt.text for prompt in prompts for _ in range(sizes.completions)]
-        _, mask, _ = run.actor.generate(
+        made = run.actor.generate(
             *run.actor.encode(texts),
             params=SamplingParams(max_new_tokens=sizes.max_new_tokens),
             generator=stream(0, f"sampling{name}", step),
         )
-        total += int(mask.sum())
+        total += int(made.mask.sum())
     return total
 
 

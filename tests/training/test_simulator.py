@@ -1,10 +1,12 @@
 """What estimators may ask for: samples, continuations from any prefix, scores."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from segcredit import load_config
-from segcredit.errors import TaskError
+from segcredit.errors import PluginError
 from segcredit.policy.prefix_cache import Prefixes
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
@@ -26,11 +28,12 @@ def test_samples_come_in_the_order_of_the_keys(experience):
 
 def test_a_greedy_continuation_of_a_greedy_completion_ends_alike(experience):
     simulator = experience.simulator
-    greedy = simulator.sample(list(simulator.prompts), 1, greedy=True)
+    likeliest = replace(simulator.params, greedy=True)
+    greedy = simulator.sample(list(simulator.prompts), 1, params=likeliest)
     lengths = greedy.action_mask.sum(1)
     for position in (0, 1, 3):
         rows = (lengths > position).nonzero()[:, 0]
-        found = simulator.resume(greedy, rows, torch.full_like(rows, position), 2, greedy=True)
+        found = simulator.resume(greedy, rows, torch.full_like(rows, position), 2, params=likeliest)
         assert torch.equal(found.rewards, greedy.rewards[rows][:, None].expand(-1, 2))
         assert torch.equal(found.truncated, greedy.truncated[rows][:, None].expand(-1, 2))
         assert found.tokens == 2 * int((lengths[rows] - position).sum())
@@ -38,12 +41,13 @@ def test_a_greedy_continuation_of_a_greedy_completion_ends_alike(experience):
 
 def test_states_of_unequal_depth_are_continued_together(experience):
     simulator = experience.simulator
-    greedy = simulator.sample(list(simulator.prompts), 1, greedy=True)
+    likeliest = replace(simulator.params, greedy=True)
+    greedy = simulator.sample(list(simulator.prompts), 1, params=likeliest)
     rows = torch.tensor([0, 0, 1, 2])
     positions = torch.tensor([0, 4, 2, 1])
-    together = simulator.resume(greedy, rows, positions, 1, greedy=True)
+    together = simulator.resume(greedy, rows, positions, 1, params=likeliest)
     alone = [
-        simulator.resume(greedy, rows[i : i + 1], positions[i : i + 1], 1, greedy=True)
+        simulator.resume(greedy, rows[i : i + 1], positions[i : i + 1], 1, params=likeliest)
         for i in range(4)
     ]
     assert torch.equal(together.rewards, torch.cat([one.rewards for one in alone]))
@@ -75,7 +79,7 @@ def test_a_prefix_is_the_prompt_and_every_token_before_the_position(experience):
 
 
 def test_a_foreign_prompt_is_refused(experience):
-    with pytest.raises(TaskError, match="not among the 4 prompts of this step"):
+    with pytest.raises(PluginError, match="not among the 4 prompts of this step"):
         experience.simulator.sample(["1+1"], 1)
 
 

@@ -1,6 +1,6 @@
 """The credit audit: judge a definition of segments, and the credit made with it, without training.
 
-The figures are functions of arrays: of a ``Truth`` (values of every state, in independent halves)
+The metrics are functions of arrays: of a ``Truth`` (values of every state, in independent splits)
 and of segment ids or ``Credit``. Formulas, sources, what a good value is and what fools each:
 docs/audit.md.
 
@@ -20,11 +20,11 @@ from segcredit.credit_audit.metrics.credit_quality import (
     sign_ceiling,
     slope,
 )
-from segcredit.credit_audit.metrics.estimate import Figure, Resampling, difference, figure
+from segcredit.credit_audit.metrics.estimates import Estimate, Resampling, difference, estimate
 from segcredit.credit_audit.metrics.gradient import (
-    figures_of_moments,
-    gradient_figures,
+    gradient_metrics,
     gradient_moments,
+    metrics_of_moments,
 )
 from segcredit.credit_audit.metrics.lift import lift
 from segcredit.credit_audit.metrics.value_jumps import jump_agreement, oracle_ids, oracle_share
@@ -36,25 +36,25 @@ from segcredit.credit_audit.metrics.value_movement import (
     share_on_boundaries,
     share_within,
 )
-from segcredit.credit_audit.metrics.value_quality import value_consistency, value_figures
+from segcredit.credit_audit.metrics.value_quality import value_consistency, value_metrics
 
 __all__ = [
     "Credit",
-    "Figure",
+    "Estimate",
     "Resampling",
     "Truth",
     "baseline_bias",
     "boundary_ratio",
     "correlation",
     "difference",
-    "figure",
-    "figures_of_moments",
-    "gradient_figures",
+    "estimate",
+    "gradient_metrics",
     "gradient_moments",
     "jump_agreement",
     "lift",
     "mass_error",
     "mass_kept",
+    "metrics_of_moments",
     "noise",
     "oracle_ids",
     "oracle_share",
@@ -67,5 +67,5 @@ __all__ = [
     "sign_ceiling",
     "slope",
     "value_consistency",
-    "value_figures",
+    "value_metrics",
 ]

@@ -1,7 +1,7 @@
-"""What an audit compares: the true values of some completions, and the credit that was given them.
+"""True values of some completions, and credit that was given them: what an audit compares.
 
 Letters: ``B`` completions, ``T`` tokens, ``E`` = T + 1 states (the one before each token, and the
-end), ``H`` independent halves of the truth, ``P`` prompts.
+end), ``H`` independent splits of the truth, ``P`` prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from segcredit.credit_audit.metrics.estimate import Resampling
+from segcredit.credit_audit.metrics.estimates import Resampling
 from segcredit.errors import StudyError
 
 Floats = NDArray[np.float64]
@@ -25,23 +25,23 @@ Anchor = Literal["start", "last_token"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """The true value of every state of some completions, in independent halves.
+    """The true value of every state of some completions, in independent splits.
 
     What a token is worth is what it does to the value: its true advantage is V(t+1) − V(t).
 
     Args:
         values: (B,H,E) V in reward units; NaN beyond a completion's end. An exact truth has equal
-            halves. The halves share no continuation: a square is the product of two of them.
+            splits. The splits share no continuation: a square is the product of two of them.
         mask: (B,T) True on the tokens of a completion, which come first.
         prompts: (B,) whole numbers, equal for the completions of a prompt: the unit of every
             interval.
         rewards: (B,) of each completion.
         weights: (B,) how much each completion counts, ones by default: probabilities where all
             completions of a prompt were enumerated.
-        resampling: how the intervals of all figures are made.
+        resampling: how the intervals of all metrics are made.
 
     Raises:
-        StudyError: the arrays do not fit, there are fewer than two halves, tokens lie behind a
+        StudyError: the arrays do not fit, there are fewer than two splits, tokens lie behind a
             hole, or a state of a completion has no value.
     """
 
@@ -66,7 +66,7 @@ class Truth:
         return self.mask.sum(1)
 
     @property
-    def halves(self) -> int:
+    def splits(self) -> int:
         """H."""
         return self.values.shape[1]
 
@@ -80,12 +80,12 @@ class Truth:
         """(B,H,T) V before each token; 0 off the mask."""
         return np.where(self.mask[:, None], self.values[:, :, :-1], 0.0)
 
-    def keep(self, halves: Sequence[int]) -> Truth:
-        """The same with some of the halves, such as those that did not choose the boundaries."""
-        return dataclasses.replace(self, values=self.values[:, list(halves)])
+    def keep(self, splits: Sequence[int]) -> Truth:
+        """Returns the same with some of the splits, such as those that chose no boundaries."""
+        return dataclasses.replace(self, values=self.values[:, list(splits)])
 
     def select(self, rows: ArrayLike) -> Truth:
-        """The given completions."""
+        """Returns the same with some of the completions."""
         index = np.asarray(rows)
         names = ("values", "mask", "prompts", "rewards", "weights")
         return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
@@ -96,13 +96,13 @@ class Truth:
                 f"values have {self.values.ndim} axes and mask {self.mask.ndim}; expected (B,H,T+1)"
                 " and (B,T)."
             )
-        rows, halves, states = self.values.shape
+        rows, splits, states = self.values.shape
         shapes = {"mask": (rows, states - 1), "prompts": (rows,)}
         for name, shape in (shapes | {"rewards": (rows,), "weights": (rows,)}).items():
             require_shape(name, getattr(self, name), shape)
-        if halves < 2:
+        if splits < 2:
             raise StudyError(
-                "the truth has one half; expected at least two independent ones, since a square is"
+                "the truth has one split; expected at least two independent ones, since a square is"
                 " measured without bias only as the product of two. Repeat an exact truth."
             )
         if (self.mask[:, 1:] & ~self.mask[:, :-1]).any():
@@ -119,9 +119,9 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credit:
-    """What one (segmenter, estimator, advantage) says of the completions of a truth.
+    """Credit that one segmenter, estimator and scheme give the completions of a truth.
 
-    Figures take it to be independent of the truth's noise: an estimator that uses one half of the
+    Metrics take it to be independent of the truth's noise: an estimator that uses one split of the
     continuations is judged on the others (``Truth.keep``).
 
     Args:
@@ -155,7 +155,7 @@ class Credit:
 
 
 def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
-    """Raises a StudyError where an array has another shape."""
+    """Refuses an array of another shape."""
     if array.shape != shape:
         raise StudyError(
             f"{name} has shape {array.shape}; expected {shape}, as the other arrays of these"
@@ -164,7 +164,7 @@ def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...])
 
 
 def require_ids(truth: Truth, segment_ids: ArrayLike) -> Ints:
-    """(B,T) the ids of segments, once it is sure that they fit the truth.
+    """Returns (B,T) the ids of segments, once it is sure that they fit the truth.
 
     Raises:
         StudyError: another shape or mask, or ids that do not begin at 0 and grow by 0 or 1.

@@ -1,4 +1,4 @@
-"""How good credit is: advantages beside the true ones, per token, per segment, per response.
+"""Quality of credit: advantages beside the true ones, by token, by segment, by completion.
 
 Letters as in ``segcredit.credit_audit.metrics.arrays``.
 """
@@ -20,7 +20,7 @@ from segcredit.credit_audit.metrics.arrays import (
     Truth,
     require_ids,
 )
-from segcredit.credit_audit.metrics.estimate import Figure, quotient
+from segcredit.credit_audit.metrics.estimates import Estimate, quotient
 from segcredit.credit_audit.metrics.moments import (
     begins,
     finishes,
@@ -34,11 +34,11 @@ from segcredit.credit_audit.metrics.moments import (
 from segcredit.credit_audit.metrics.noise_corrected import Matched
 from segcredit.records.tables import require_known
 
-Level = Literal["token", "segment", "response"]
+Level = Literal["token", "segment", "completion"]
 
 
-def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
-    """Pearson's correlation of the advantages with the true ones, over all places of all prompts.
+def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
+    """Computes Pearson's correlation of the advantages with the true ones, over all places.
 
     Levels: each token's advantage with V(t+1) − V(t); each segment's with the change of V over it;
     the sum of a completion's segments' with R − V(s1). Taken about the means, since a constant
@@ -47,75 +47,75 @@ def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
     Returns:
         In [−1,1] but for noise; 0 for credit that does not vary.
     """
-    return _matched(truth, credit, level).figure(truth, noise_corrected.correlation)
+    return _matched(truth, credit, level).metric(truth, noise_corrected.correlation)
 
 
-def slope(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
-    """By how much the advantage moves where the true one moves by 1: 1 is unbiased, 0 is blind.
+def slope(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
+    """Computes by how much the advantage moves where the true one moves by 1; 0 is blind.
 
     cov(A, D) / var D, the straight line of E[A | D]; 1 less this is the share of the true advantage
     that credit leaves out on average (its bias). Not improved by a scale that fits the noise.
     """
-    return _matched(truth, credit, level).figure(truth, noise_corrected.response)
+    return _matched(truth, credit, level).metric(truth, noise_corrected.slope)
 
 
-def noise(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
-    """The variance of the advantages about their line of ``slope``, in units of var D.
+def noise(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
+    """Computes the variance of the advantages about their line of ``slope``, in units of var D.
 
     0 is none. Beside the slope only: credit of 0 has none either. Divided by slope² it is what is
     left after scaling to slope 1, and equals 1 / correlation² − 1.
     """
-    return _matched(truth, credit, level).figure(truth, noise_corrected.residual)
+    return _matched(truth, credit, level).metric(truth, noise_corrected.residual)
 
 
-def sign_agreement(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
-    """Whether credit has the sign of the true advantage, large ones counting more.
+def sign_agreement(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
+    """Computes how often credit has the sign of the true advantage, large ones counting more.
 
     E[sign(A) · D] / √E[D²]. The sign of a noisy D is biased towards a coin's; D itself is not, so
-    that the numerator takes D, and the denominator the product of halves. 0 is chance, also for
+    that the numerator takes D, and the denominator the product of splits. 0 is chance, also for
     credit of 0; ``sign_ceiling`` is what a perfect sign reaches, E|D| / √E[D²], below 1 unless all
     changes are equally large. Compare definitions on one truth.
     """
     at = _matched(truth, credit, level)
-    return Matched(np.sign(at.estimate), at.true, at.there).figure(truth, _sign)
+    return Matched(np.sign(at.estimate), at.true, at.there).metric(truth, _sign)
 
 
-def sign_ceiling(truth: Truth, credit: Credit, level: Level = "token") -> Figure:
-    """``sign_agreement`` of the sign of the truth itself, chosen on one half, judged on others.
+def sign_ceiling(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
+    """Computes ``sign_agreement`` of the truth's own sign, chosen on one split, judged on others.
 
-    Exact for an exact truth; otherwise a lower bound, since a noisy half gets signs wrong.
+    Exact for an exact truth; otherwise a lower bound, since a noisy split gets signs wrong.
     """
     at = _matched(truth, credit, level)
     signs_BHN = np.sign(at.true)
-    # Σ_{h ≠ g} sign(D_h) D_g over H (H − 1), the same product of different halves.
+    # Σ_{h ≠ g} sign(D_h) D_g over H (H − 1), the same product of different splits.
     signed_BN = np.where(at.there, product(signs_BHN, at.true), 0.0)
     squares_BN = np.where(at.there, square(at.true), 0.0)
     return of(truth, _scaled, at.there, signed_BN, squares_BN)
 
 
-def mass_kept(truth: Truth, credit: Credit) -> Figure:
-    """Conservation of credit: how much of R − V(s1) the advantages of the segments add up to.
+def mass_kept(truth: Truth, credit: Credit) -> Estimate:
+    """Computes how much of R − V(s1) the advantages of the segments add up to.
 
     Σ S · (R − V(s1)) / Σ (R − V(s1))² over completions, S the sum of a completion's segments'
     advantages. 1 conserves it, as TD advantages of exact values do; 0 is credit that has nothing
     to do with what the completion earned beyond its prompt.
     """
-    summed_B1, gains_BH1, _ = _responses(truth, credit)
+    summed_B1, gains_BH1, _ = _completions(truth, credit)
     return of(truth, quotient, summed_B1 * gains_BH1.mean(1), square(gains_BH1))
 
 
-def mass_error(truth: Truth, credit: Credit) -> Figure:
-    """E (S − (R − V(s1)))² / E (R − V(s1))²: 0 conserves each completion's credit.
+def mass_error(truth: Truth, credit: Credit) -> Estimate:
+    """Computes E (S − (R − V(s1)))² / E (R − V(s1))²: 0 conserves each completion's credit.
 
     Credit of 0 has 1, and credit with the whole of R in each of its segments more.
     """
-    summed_B1, gains_BH1, _ = _responses(truth, credit)
+    summed_B1, gains_BH1, _ = _completions(truth, credit)
     missed_B1 = summed_B1**2 - 2 * summed_B1 * gains_BH1.mean(1) + square(gains_BH1)
     return of(truth, quotient, missed_B1, square(gains_BH1))
 
 
-def baseline_bias(truth: Truth, segment_ids: ArrayLike, anchor: Anchor = "start") -> Figure:
-    """How far a definition's baseline depends on the very token that it is for.
+def baseline_bias(truth: Truth, segment_ids: ArrayLike, anchor: Anchor = "start") -> Estimate:
+    """Computes how far a definition's baseline depends on the very token that it is for.
 
     cov(V(anchor), D) / E D² over tokens, V(anchor) that of the token's segment.
 
@@ -142,14 +142,14 @@ def baseline_bias(truth: Truth, segment_ids: ArrayLike, anchor: Anchor = "start"
 
 
 def anchors(ids_BT: Ints, anchor: Anchor) -> Ints:
-    """(B,S) the token before which each segment is valued; 0 where there is no segment."""
+    """Returns (B,S) the token before which each segment is valued; 0 where there is no segment."""
     marks_BT = begins(ids_BT) if anchor == "start" else finishes(ids_BT)
     places_BT = np.broadcast_to(np.arange(ids_BT.shape[1], dtype=np.float64), ids_BT.shape)
     return segment_sums(places_BT * marks_BT, ids_BT).astype(np.int64)
 
 
 def _matched(truth: Truth, credit: Credit, level: Level) -> Matched:
-    """Advantages beside the true ones."""
+    """Returns advantages beside the true ones, at the places of a level."""
     require_known("level", [level], _LEVELS)
     require_ids(truth, credit.segment_ids)
     return Matched(*_LEVELS[level](truth, credit))
@@ -166,18 +166,18 @@ def _segments(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
     return means_BS, segment_gains(truth, ids_BT), lengths_BS > 0
 
 
-def _responses(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
-    """One place a completion: the sum over segments beside R − V(s1)."""
+def _completions(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
+    """Returns one place a completion: the sum over segments beside R − V(s1)."""
     means_BS, _, _ = _segments(truth, credit)
     gains_BH1 = truth.rewards[:, None, None] - truth.values[:, :, :1]
     return means_BS.sum(1, keepdims=True), gains_BH1, np.ones((len(means_BS), 1), dtype=bool)
 
 
-_LEVELS = {"token": _tokens, "segment": _segments, "response": _responses}
+_LEVELS = {"token": _tokens, "segment": _segments, "completion": _completions}
 
 
 def _sign(moments: Floats) -> Floats:
-    """E[xy] / √E[y²]."""
+    """Computes E[xy] / √E[y²]."""
     at = noise_corrected.Spread(moments)
     return at.xy / np.sqrt(at.yy)
 

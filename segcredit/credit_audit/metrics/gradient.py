@@ -1,6 +1,6 @@
-"""What credit does to the policy gradient: direction, bias and noise against a reference gradient.
+"""Policy gradients of credit: direction, bias and noise against a reference gradient.
 
-Letters: ``N`` batches, ``D`` parameters, ``H`` independent halves of the reference.
+Letters: ``N`` batches, ``D`` parameters, ``H`` independent splits of the reference.
 """
 
 from __future__ import annotations
@@ -11,42 +11,43 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from segcredit.credit_audit.metrics.arrays import Floats
-from segcredit.credit_audit.metrics.estimate import Figure, Resampling, figure
+from segcredit.credit_audit.metrics.estimates import Estimate, Resampling, estimate
 from segcredit.credit_audit.metrics.moments import square
 from segcredit.errors import StudyError
 
 Part = slice | NDArray[np.int64] | NDArray[np.bool_]
-"""Which of the D parameters."""
+"""Selection of the D parameters."""
 
 
-def gradient_figures(
+def gradient_metrics(
     gradients: ArrayLike,
     reference: ArrayLike,
     groups: Mapping[str, Part] | None = None,
     *,
     resampling: Resampling | None = None,
-) -> dict[str, dict[str, Figure]]:
-    """Gradients of batches beside a reference gradient r, for all parameters and by group.
+) -> dict[str, dict[str, Estimate]]:
+    """Compares gradients of batches with a reference gradient r, for all parameters and by group.
 
-    With g a batch's gradient, μ = E g and |r|² the product of different halves of the reference:
+    With g a batch's gradient, μ = E g and |r|² the product of different splits of the reference:
 
     - ``cosine``: E[g · r / |g|] / |r|, that of one batch, its noise included; 0 of a batch whose
       gradient is 0, which leads nowhere. It grows with the size of a batch; compare equal ones.
     - ``projection``: μ · r / |r|². 1 is unbiased along the reference, 0 is blind.
-    - ``noise``: tr Cov(g) / |r|², of one batch. Beside the projection only: a gradient of 0 has 0.
+    - ``gradient_noise``: tr Cov(g) / |r|², of one batch. Read it beside the
+      projection: a gradient of 0 has 0.
     - ``signal_to_noise``: μ · r / (|r| √(tr Cov(g))). Scale leaves it alone; its inverse square is
       the number of batches whose mean has as much noise as signal. 0 for a gradient of 0.
 
     Args:
         gradients: (N,D) of independent batches.
-        reference: (H,D) halves of the reference that share no sample, or (D,) if it is exact.
+        reference: (H,D) splits of the reference that share no sample, or (D,) if it is exact.
         groups: by name, parameters that are judged by themselves, such as a layer's.
         resampling: confidence, number and seed of the draws.
 
     Returns:
-        By group ("all" first), by figure. The unit of intervals is the batch; the noise of the
-        reference is common to all and not in them. ``noise`` and ``signal_to_noise`` are means of
-        jackknife pseudo-values, whose bias is O(1/N²).
+        By group ("all" first), by metric. The unit of intervals is the batch; the noise of the
+        reference is common to all and not in them. ``gradient_noise`` and ``signal_to_noise`` are
+        means of jackknife pseudo-values, whose bias is O(1/N²).
 
     Raises:
         StudyError: the arrays do not fit, or a group is called "all".
@@ -54,7 +55,7 @@ def gradient_figures(
     Source:
         Pseudo-values: Tukey, 1958, "Bias and confidence in not-quite large samples".
     """
-    return figures_of_moments(
+    return metrics_of_moments(
         gradient_moments(gradients, reference, groups), resampling=resampling or Resampling()
     )
 
@@ -62,7 +63,7 @@ def gradient_figures(
 def gradient_moments(
     gradients: ArrayLike, reference: ArrayLike, groups: Mapping[str, Part] | None = None
 ) -> dict[str, dict[str, Floats]]:
-    """What ``gradient_figures`` takes means of: a number a batch, by group, by figure.
+    """Computes what ``gradient_metrics`` takes means of: a number a batch, by group, by metric.
 
     Small enough to be stored, unlike the gradients. Arguments and errors as there.
     """
@@ -87,31 +88,33 @@ def gradient_moments(
         }
 
 
-def figures_of_moments(
+def metrics_of_moments(
     moments: Mapping[str, Mapping[str, ArrayLike]], *, resampling: Resampling
-) -> dict[str, dict[str, Figure]]:
-    """The figures of what ``gradient_moments`` gave: means over batches."""
+) -> dict[str, dict[str, Estimate]]:
+    """Estimates metrics from what ``gradient_moments`` gave, as means over batches."""
     return {
-        group: {name: _mean_figure(name, values, resampling) for name, values in found.items()}
+        group: {name: _mean_estimate(name, values, resampling) for name, values in found.items()}
         for group, found in moments.items()
     }
 
 
-def _mean_figure(name: str, values: ArrayLike, resampling: Resampling) -> Figure:
+def _mean_estimate(name: str, values: ArrayLike, resampling: Resampling) -> Estimate:
     values_N = np.asarray(values, dtype=np.float64)
     units_N = np.arange(len(values_N))
-    return figure(units_N, values_N[:, None], _mean, resampling=resampling, log=name == "noise")
+    return estimate(
+        units_N, values_N[:, None], _mean, resampling=resampling, log=name == "gradient_noise"
+    )
 
 
 def _moments(gradients_ND: Floats, reference_HD: Floats) -> dict[str, Floats]:
-    """(N,) each figure's number of a batch."""
+    """Computes (N,) each metric's number of a batch."""
     along_N = gradients_ND @ reference_HD.mean(0)
     size = float(square(reference_HD[None]).sum())
     squares_N = (gradients_ND**2).sum(1)
     pairs_N = gradients_ND @ gradients_ND.sum(0)
 
     def noise(without_RN: Floats) -> Floats:
-        """(R,) tr Cov of the batches left: the mean of g · g less that of g · g' over pairs."""
+        """Computes (R,) tr Cov of those left: the mean of g · g less that of g · g' over pairs."""
         left_R = len(along_N) - without_RN.sum(1)
         alone_R = squares_N.sum() - without_RN @ squares_N
         all_R = pairs_N.sum() - without_RN @ (2 * pairs_N - squares_N)
@@ -125,13 +128,13 @@ def _moments(gradients_ND: Floats, reference_HD: Floats) -> dict[str, Floats]:
     return {
         "cosine": _over(along_N, np.sqrt(squares_N * size)),
         "projection": along_N / size,
-        "noise": _pseudo_values(noise, len(along_N)) / size,
+        "gradient_noise": _pseudo_values(noise, len(along_N)) / size,
         "signal_to_noise": _pseudo_values(signal_to_noise, len(along_N)),
     }
 
 
 def _pseudo_values(statistic: Callable[[Floats], Floats], count: int) -> Floats:
-    """(N,) N θ − (N − 1) θ without one batch."""
+    """Computes (N,) N θ − (N − 1) θ without one batch."""
     whole = statistic(np.zeros((1, count)))
     return count * whole - (count - 1) * statistic(np.eye(count))
 
@@ -141,5 +144,5 @@ def _mean(moments: Floats) -> Floats:
 
 
 def _over(signal_R: Floats, noise_R: Floats) -> Floats:
-    """The ratio; 0 where there is no signal."""
+    """Computes the ratio; 0 where there is no signal."""
     return np.where(signal_R == 0, 0.0, signal_R / noise_R)

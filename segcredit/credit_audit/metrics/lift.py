@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Truth, require_shape
-from segcredit.credit_audit.metrics.estimate import Figure
+from segcredit.credit_audit.metrics.estimates import Estimate
 from segcredit.credit_audit.metrics.moments import of, square
 from segcredit.errors import StudyError
 
@@ -22,11 +22,11 @@ def lift(
     quantiles: Sequence[float],
     *,
     threshold: float | None = None,
-) -> dict[float, Figure]:
-    """Lift(A, D) = P(D | A) / P(D): jumps among the tokens whose signal is above a quantile.
+) -> dict[float, Estimate]:
+    """Computes Lift(A, D) = P(D | A) / P(D) of jumps D and tokens A with a high signal.
 
     A are the tokens with a signal above its q-quantile over all tokens. D is a jump |V(t+1) − V(t)|
-    of at least ``threshold`` in the mean of the halves; without a threshold tokens count by their
+    of at least ``threshold`` in the mean of the splits; without a threshold tokens count by their
     true squared change instead, so that Lift is E[D_t² | A] / E[D_t²], which noise in the truth
     does not bias. 1 is chance. That the quantile is itself of the prompts drawn is in the interval.
 
@@ -45,7 +45,7 @@ def lift(
         StudyError: a quantile or the threshold is out of range.
 
     Source:
-        SAPO, arXiv 2605.01327, eq. 12, where the threshold is not given and responses are
+        SAPO, arXiv 2605.01327, eq. 12, where the threshold is not given and completions are
         resampled; here prompts are. The form without a threshold is ours.
     """
     signal_BT = np.asarray(signal, dtype=np.float64)
@@ -61,8 +61,8 @@ def lift(
     return {q: _lift(truth, signal_BT, jumps_BT, q) for q in quantiles}
 
 
-def _lift(truth: Truth, signal_BT: Floats, jumps_BT: Floats, q: float) -> Figure:
-    """Lift at one quantile.
+def _lift(truth: Truth, signal_BT: Floats, jumps_BT: Floats, q: float) -> Estimate:
+    """Computes Lift at one quantile.
 
     Drawing other prompts moves the quantile. To first order that exchanges tokens at the quantile,
     which jump at the rate ``edge``, until the share of A is again what it was::
@@ -85,7 +85,7 @@ def _lift(truth: Truth, signal_BT: Floats, jumps_BT: Floats, q: float) -> Figure
 
 
 def _quantile(signal_N: Floats, weights_N: Floats, q: float) -> float:
-    """The smallest signal that the share q of the weight is not above; −∞ for q = 0."""
+    """Returns the smallest signal that the share q of the weight is not above; −∞ for q = 0."""
     if q == 0 or not signal_N.size:
         return -np.inf
     order = np.argsort(signal_N, kind="stable")
@@ -96,7 +96,7 @@ def _quantile(signal_N: Floats, weights_N: Floats, q: float) -> float:
 def _edge_rate(
     truth: Truth, signal_BT: Floats, jumps_BT: Floats, cut: float, high_BT: Bools
 ) -> float:
-    """How much the tokens nearest the quantile jump: n^(2/3) of n tokens, by rank, at least 5.
+    """Returns how much the tokens nearest the quantile jump: n^(2/3) of n, by rank, at least 5.
 
     Where more than these have just the quantile's signal, it does not move with the draw, and the
     share of A does: the rate of A then gives the ratio's own error.

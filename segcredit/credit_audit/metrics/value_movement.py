@@ -1,6 +1,6 @@
-"""Where the value moves: on the boundaries of a definition, inside its segments, by kind of token.
+"""Moves of the value: on the boundaries of a definition, inside its segments, by kind of token.
 
-All squares are products of different halves. Letters as in
+All squares are products of different splits. Letters as in
 ``segcredit.credit_audit.metrics.arrays``.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from segcredit.credit_audit.metrics.arrays import Floats, Ints, Truth, require_ids, require_shape
-from segcredit.credit_audit.metrics.estimate import Figure, quotient
+from segcredit.credit_audit.metrics.estimates import Estimate, quotient
 from segcredit.credit_audit.metrics.moments import (
     Fork,
     boundaries,
@@ -26,8 +26,8 @@ from segcredit.credit_audit.metrics.moments import (
 from segcredit.errors import StudyError
 
 
-def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Figure:
-    """The share of the true squared value change that falls on the tokens at which is cut.
+def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Estimate:
+    """Computes the share of the true squared value change that falls on the tokens at boundaries.
 
     Σ_{t ∈ boundaries} D_t² / Σ_{t ∈ candidates} D_t² with D_t = V(t+1) − V(t). Candidates are all
     tokens but the last (fork "end") or the first ("start"), where there is a boundary whatever the
@@ -48,8 +48,8 @@ def share_on_boundaries(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "e
 
 def random_share_on_boundaries(
     truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end"
-) -> Figure:
-    """What ``share_on_boundaries`` is on average if each completion's cuts are dealt at random.
+) -> Estimate:
+    """Computes ``share_on_boundaries`` in expectation, of each completion's cuts dealt at random.
 
     Exact, without draws: c cuts among n candidates take the share c / n of the completion's change.
     """
@@ -58,8 +58,8 @@ def random_share_on_boundaries(
     return of(truth, quotient, expected_BT, squares_BT)
 
 
-def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Figure:
-    """``share_on_boundaries`` over that of random boundaries, as many in each completion.
+def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") -> Estimate:
+    """Computes ``share_on_boundaries`` over that of as many random boundaries in each completion.
 
     1 is chance, for any number of segments; NaN for a definition that never cuts.
     """
@@ -69,8 +69,8 @@ def boundary_ratio(truth: Truth, segment_ids: ArrayLike, *, fork: Fork = "end") 
     return of(truth, quotient, squares_BT * chosen_BT, expected_BT)
 
 
-def share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
-    """The share of the true squared value change that credit constant in segments cannot show.
+def share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
+    """Computes the share of the squared value change that credit constant in segments cannot show.
 
     Σ_t (D_t − D̄_k)² / Σ_t D_t², D̄_k being the mean of the token's segment. The share kept between
     segments, 1 less this, is Σ_k Δ_k² / n_k / Σ_t D_t² with Δ_k the change of V over segment k of
@@ -81,8 +81,8 @@ def share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
     return of(truth, quotient, lost_B, all_B)
 
 
-def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
-    """What ``share_within`` is on average if each completion's cuts are dealt at random.
+def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Estimate:
+    """Computes ``share_within`` in expectation, of each completion's cuts dealt at random.
 
     Exact, without draws: the change over every run of tokens, times the probability that c cuts in
     the n − 1 places between n tokens make just that run a segment. Cost: O(T²) a completion.
@@ -94,8 +94,8 @@ def random_share_within(truth: Truth, segment_ids: ArrayLike) -> Figure:
 
 def share_by_class(
     truth: Truth, classes: ArrayLike, names: Sequence[str]
-) -> dict[str, tuple[Figure, Figure]]:
-    """The share of the true squared value change on each kind of token.
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """Computes the share of the true squared value change on each kind of token.
 
     Args:
         truth: of the completions.
@@ -117,7 +117,7 @@ def share_by_class(
             " expected a name for each class."
         )
     squares_BT = square(truth.advantages)
-    found: dict[str, tuple[Figure, Figure]] = {}
+    found: dict[str, tuple[Estimate, Estimate]] = {}
     for number, name in enumerate(names):
         inside_BT = truth.mask & (classes_BT == number)
         moments = squares_BT * inside_BT, squares_BT, inside_BT, truth.mask
@@ -126,20 +126,20 @@ def share_by_class(
 
 
 def _enrichment(moments: Floats) -> Floats:
-    """(change in class / change) / (tokens in class / tokens)."""
+    """Computes (change in class / change) / (tokens in class / tokens)."""
     inside, everywhere, tokens, all_tokens = np.moveaxis(moments, -1, 0)
     return inside * all_tokens / (everywhere * tokens)
 
 
 def _cut_rate(truth: Truth, segment_ids: ArrayLike, fork: Fork) -> Floats:
-    """(B,1) cuts over candidates of each completion."""
+    """Computes (B,1) cuts over candidates of each completion."""
     ids_BT = require_ids(truth, segment_ids)
     places_B1 = candidates(truth, fork).sum(1, keepdims=True)
     return boundaries(truth, ids_BT, fork).sum(1, keepdims=True) / np.maximum(places_B1, 1)
 
 
 def _within(truth: Truth, ids_BT: Ints) -> tuple[Floats, Floats]:
-    """(B,) the squared change that segment means leave, and all of it."""
+    """Computes (B,) the squared change that segment means leave, and all of it."""
     all_B = square(truth.advantages).sum(1)
     gains_BS = square(segment_gains(truth, ids_BT))
     kept_B = (gains_BS / np.maximum(segment_lengths(ids_BT), 1)).sum(1)
@@ -147,7 +147,7 @@ def _within(truth: Truth, ids_BT: Ints) -> tuple[Floats, Floats]:
 
 
 def _random_kept(truth: Truth, ids_BT: Ints) -> Floats:
-    """(B,) the expected Σ_k Δ_k² / n_k of as many cuts at random."""
+    """Computes (B,) the expected Σ_k Δ_k² / n_k of as many cuts at random."""
     lengths_B1 = truth.lengths[:, None]
     cuts_B1 = ids_BT.max(1, keepdims=True, initial=0)
     ways_B1 = _log_choose(np.maximum(lengths_B1 - 1, 0), cuts_B1)
@@ -166,7 +166,7 @@ def _random_kept(truth: Truth, ids_BT: Ints) -> Floats:
 
 
 def _log_choose(places: Ints, cuts: Ints) -> Floats:
-    """The logarithm of the binomial coefficient, −∞ where it is 0."""
+    """Computes the logarithm of the binomial coefficient, −∞ where it is 0."""
     possible = (cuts >= 0) & (cuts <= places)
     places, cuts = np.where(possible, places, 0), np.where(possible, cuts, 0)
     log = gammaln(places + 1) - gammaln(cuts + 1) - gammaln(places - cuts + 1)

@@ -1,4 +1,4 @@
-"""How good an estimator's values are: beside the true ones at its anchors, and along segments.
+"""Quality of an estimator's values: beside the true ones at its anchors, and along segments.
 
 Letters as in ``segcredit.credit_audit.metrics.arrays``.
 """
@@ -20,7 +20,7 @@ from segcredit.credit_audit.metrics.arrays import (
     require_shape,
 )
 from segcredit.credit_audit.metrics.credit_quality import anchors
-from segcredit.credit_audit.metrics.estimate import Combine, Figure
+from segcredit.credit_audit.metrics.estimates import Combine, Estimate
 from segcredit.credit_audit.metrics.moments import of, segment_lengths, segment_sums, square
 from segcredit.credit_audit.metrics.noise_corrected import Matched
 from segcredit.errors import StudyError
@@ -31,8 +31,8 @@ Part = Literal["all", "early", "late"]
 the second."""
 
 
-def value_figures(truth: Truth, credit: Credit, part: Part = "all") -> dict[str, Figure]:
-    """The estimator's values at the anchors of its segments, beside the true values there.
+def value_metrics(truth: Truth, credit: Credit, part: Part = "all") -> dict[str, Estimate]:
+    """Compares the estimator's values at the anchors of its segments with the true values there.
 
     One place a segment. Products with the truth are debiased.
 
@@ -44,23 +44,24 @@ def value_figures(truth: Truth, credit: Credit, part: Part = "all") -> dict[str,
     Returns:
         - ``explained_variance``: 1 − var(V − v) / var V; 1 is best, 0 any constant, below 0 worse
           than a constant.
-        - ``slope``, ``intercept``: of E[V | v], the line that calibrates the values; 1 and 0 are
-          calibrated, a slope below 1 is overconfident. NaN for values that do not vary.
+        - ``calibration_slope``, ``calibration_intercept``: of E[V | v], the line that calibrates
+          the values; 1 and 0 are calibrated, a slope below 1 is overconfident. NaN for values that
+          do not vary.
         - ``bias``: E(v − V), in reward units.
         - ``error``: E(v − V)² / var V; 0 is best, 1 is what the mean of V itself has.
 
     Raises:
         StudyError: the credit has no values, or the part does not exist.
     """
-    require_known("part of a response", [part], _PARTS)
+    require_known("part of a completion", [part], _PARTS)
     at = _anchored(truth, credit, part)
-    return {name: at.figure(truth, combine) for name, combine in _FIGURES.items()}
+    return {name: at.metric(truth, combine) for name, combine in _METRICS.items()}
 
 
 def value_consistency(
     truth: Truth, segment_ids: ArrayLike, token_values: ArrayLike
-) -> dict[str, Figure]:
-    """How much an estimator's values, one a token, spread inside segments, and how much V does.
+) -> dict[str, Estimate]:
+    """Computes how much an estimator's values, one a token, and V vary inside segments.
 
     The spread is the mean of (v_t − v̄_k)² over tokens, v̄_k the mean over the token's segment.
 
@@ -91,11 +92,11 @@ def value_consistency(
 
 
 def _anchored(truth: Truth, credit: Credit, part: Part) -> Matched:
-    """Values and truth at the anchors, (B,S)."""
+    """Returns values and truth at the anchors, (B,S)."""
     if credit.state_values is None:
         raise StudyError(
             "the credit has no state_values; expected the estimator's value at each anchor. An"
-            " estimator that values no state, such as a group's mean, has no such figures."
+            " estimator that values no state, such as a group's mean, has no such metrics."
         )
     ids_BT = require_ids(truth, credit.segment_ids)
     places_BS = anchors(ids_BT, credit.anchor)
@@ -108,24 +109,24 @@ def _anchored(truth: Truth, credit: Credit, part: Part) -> Matched:
 
 
 _PARTS = ("all", "early", "late")
-_FIGURES: dict[str, Combine] = {
+_METRICS: dict[str, Combine] = {
     "explained_variance": noise_corrected.explained,
-    "slope": noise_corrected.calibration,
-    "intercept": noise_corrected.intercept,
+    "calibration_slope": noise_corrected.calibration,
+    "calibration_intercept": noise_corrected.intercept,
     "bias": noise_corrected.offset,
     "error": noise_corrected.relative_error,
 }
 
 
 def _spread(x_BHT: Floats, ids_BT: Ints) -> Floats:
-    """(B,) Σ (x − x̄_k)² by products of different halves."""
+    """Computes (B,) Σ (x − x̄_k)² by products of different splits."""
     sums_BHS = np.stack([segment_sums(x_BT, ids_BT) for x_BT in np.moveaxis(x_BHT, 1, 0)], axis=1)
     between_BS = square(sums_BHS) / np.maximum(segment_lengths(ids_BT), 1)
     return square(np.where(ids_BT[:, None] >= 0, x_BHT, 0.0)).sum(1) - between_BS.sum(1)
 
 
 def _spread_of_estimate(x_BT: Floats, ids_BT: Ints) -> Floats:
-    """(B,) the same of what has no noise: two equal halves."""
+    """Computes (B,) the same of what has no noise, as two equal splits."""
     return _spread(np.repeat(x_BT[:, None], 2, axis=1), ids_BT)
 
 

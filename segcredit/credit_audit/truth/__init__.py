@@ -1,17 +1,14 @@
 """The value of every state of a frozen policy's completions: what an audit holds credit against.
 
 How values are measured is in ``measure``; how they are stored, and go on after an interruption, in
-``store``; the toy policy's exact ones are in ``exact``, published ones in
-``segcredit.credit_audit.thought_anchors``.
+``store``; the toy policy's exact ones are in ``exact``.
 """
 
-from segcredit.credit_audit.thought_anchors.traces import AnchorTrace as AnchorTrace
-from segcredit.credit_audit.thought_anchors.traces import load_anchors as load_anchors
 from segcredit.credit_audit.truth.exact import exact_truth as exact_truth
-from segcredit.credit_audit.truth.known_values import Truth as Truth
 from segcredit.credit_audit.truth.measure import MeasuredValues as MeasuredValues
 from segcredit.credit_audit.truth.measure import measure as measure
-from segcredit.credit_audit.truth.store import Progress as Progress
 from segcredit.credit_audit.truth.store import StoredTruth as StoredTruth
+from segcredit.credit_audit.truth.store import TruthProgress as TruthProgress
 from segcredit.credit_audit.truth.store import load_truth as load_truth
 from segcredit.credit_audit.truth.store import measure_truth as measure_truth
+from segcredit.credit_audit.truth.valued_completions import ValuedCompletions as ValuedCompletions

@@ -1,4 +1,4 @@
-"""What a stored truth is the truth of, and how it differs from what is asked for."""
+"""Identity of a stored truth, and its differences from what is asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Identity = dict[str, Any]
 
 
 def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> Identity:
-    """Everything that decides a truth, as nested plain data.
+    """Returns everything that decides a truth, as nested plain data.
 
     What judges it later (segmenter, estimator, advantage, the loss) is left out: one truth serves
     many questions.
@@ -36,7 +36,7 @@ def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str
 
 
 def whose(config: RunConfig) -> Identity:
-    """The policy and the task that a truth is of, with the code behind them."""
+    """Returns the policy and the task that a truth is of, with the code behind them."""
     used = {
         path: found
         for path, found in plugin_identities(config).items()
@@ -53,12 +53,12 @@ def whose(config: RunConfig) -> Identity:
 
 
 def hash_of(found: Identity) -> str:
-    """Ten hexadecimal digits that name a truth."""
+    """Returns ten hexadecimal digits that name a truth."""
     return _digest(found)[:10]
 
 
 def require_same(path: object, there: Identity, now: Identity) -> None:
-    """Raises where two identities differ, naming the keys.
+    """Refuses an identity that differs from another, naming the keys.
 
     Raises:
         StudyError: they differ.

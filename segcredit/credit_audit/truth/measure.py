@@ -16,10 +16,10 @@ what it says counts 1 / n times (Russian roulette): with w = (1 - p) / n where o
 0 where none was, V(t) = V(t+1) + w (X - V(t+1)) is as unbiased.
 
 How many continuations a state gets depends on the probabilities and lengths alone, which are known
-before any is drawn, so that the allocation biases neither a value nor a product of two halves. (An
+before any is drawn, so that the allocation biases neither a value nor a product of two splits. (An
 allocation by the rewards of first continuations would, unless these were thrown away.)
 
-Letters: ``H`` independent halves; ``E`` = T + 1 states of a completion, the last being its end; the
+Letters: ``H`` independent splits; ``E`` = T + 1 states of a completion, the last being its end; the
 others as in ``segcredit.types``.
 """
 
@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from segcredit.errors import StudyError
-from segcredit.protocols import Policy, Prompt, Task
+from segcredit.protocols import Policy, Prompt, SupportsAlternatives, Task, capability
 from segcredit.training.rollouts.completions import resume
 from segcredit.types import RolloutBatch, SamplingParams
 
@@ -44,12 +44,12 @@ What a value loses at such a token is at most this, times the range of the rewar
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredValues:
-    """V at every state of every completion, in halves that share no continuation."""
+    """V at every state of every completion, in splits that share no continuation."""
 
     values: Float[Tensor, "B H E"]
     """NaN beyond a completion's end; equal to its reward at its end."""
     errors: Float[Tensor, "B H E"]
-    """Standard errors of one half's values, from the spread of the continuations of all halves.
+    """Standard errors of one split's values, from the spread of the continuations of all splits.
     Their squares are unbiased but for a cut at 0: a mean of them over many states says how far
     values are off, the error of a single late state, from few continuations, says little."""
     jump_errors: Float[Tensor, "B H T"]
@@ -67,34 +67,34 @@ def measure(
     rollouts: RolloutBatch,
     *,
     continuations: float,
-    halves: int = 2,
+    splits: int = 2,
     max_new_tokens: int,
     micro_tokens: int,
     generator: torch.Generator,
 ) -> MeasuredValues:
-    """Values of every state of some completions of a frozen policy.
+    """Measures the value of every state of some completions of a frozen policy.
 
     Args:
         policy: that sampled them, unchanged since.
         task: verifies the continuations.
         prompts: (B) of each completion.
         rollouts: the completions; their log-probs are the policy's.
-        continuations: in each half, for each token, on average over all tokens of ``rollouts``;
+        continuations: in each split, for each token, on average over all tokens of ``rollouts``;
             spread by ``allocation``; above 0, and may be below 1.
-        halves: independent estimates of every value, at least 2: products of two are unbiased for
+        splits: independent estimates of every value, at least 2: products of two are unbiased for
             squares.
         max_new_tokens: limit of a completion, that of the ``rollouts``.
         micro_tokens: most tokens in one pass.
         generator: where the draws come from.
 
     Raises:
-        StudyError: too few halves or continuations; a mask with holes, since what an environment
+        StudyError: too few splits or continuations; a mask with holes, since what an environment
             answers cannot be drawn again; completions of another limit.
     """
-    _require(continuations, halves, rollouts, max_new_tokens)
+    _require(continuations, splits, rollouts, max_new_tokens)
     leave_BT = leaving(rollouts)
     wanted_BT = allocation(leave_BT, rollouts.action_mask, continuations)
-    counts_BHT = _counts(wanted_BT, halves, generator)
+    counts_BHT = _counts(wanted_BT, splits, generator)
     rewards_N, tokens = _leave(
         policy,
         task,
@@ -115,15 +115,15 @@ def measure(
     nan = torch.nan
     return MeasuredValues(
         values_BHE.masked_fill(beyond_BE, nan),
-        errors_BE[:, None].repeat(1, halves, 1).masked_fill(beyond_BE, nan),
-        jump_errors_BT[:, None].repeat(1, halves, 1).masked_fill(beyond_BE[..., 1:], nan),
+        errors_BE[:, None].repeat(1, splits, 1).masked_fill(beyond_BE, nan),
+        jump_errors_BT[:, None].repeat(1, splits, 1).masked_fill(beyond_BE[..., 1:], nan),
         counts_BHT,
         tokens,
     )
 
 
 def leaving(rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
-    """1 - p of each token in float64; 0 off the mask and where it is at most ``CERTAIN``."""
+    """Computes 1 - p of each token in float64; 0 off the mask and up to ``CERTAIN``."""
     leave_BT = -torch.expm1(rollouts.logprobs.double()).clamp(max=0.0)
     return leave_BT.masked_fill(~rollouts.action_mask | (leave_BT <= CERTAIN), 0.0)
 
@@ -131,7 +131,7 @@ def leaving(rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
 def allocation(
     leave_BT: Float[Tensor, "B T"], mask_BT: Tensor, continuations: float
 ) -> Float[Tensor, "B T"]:
-    """How many continuations should leave at each token, in each half; below 1: how likely one.
+    """Allots continuations to each token, in each split; below 1, the probability of one.
 
     In proportion to (1 - p) sqrt(w / c), which, were U equally noisy everywhere, would make the
     mean squared error of V smallest for a number of tokens (Neyman's allocation with costs): c
@@ -150,9 +150,9 @@ def allocation(
     return torch.where(wanted_BT < 1, wanted_BT, wanted_BT.round())
 
 
-def _counts(wanted_BT: Tensor, halves: int, generator: torch.Generator) -> Tensor:
-    """(B,H,T) continuations: as wanted, or one with the wanted probability."""
-    shape = (wanted_BT.shape[0], halves, wanted_BT.shape[1])
+def _counts(wanted_BT: Tensor, splits: int, generator: torch.Generator) -> Tensor:
+    """Draws (B,H,T) the numbers of continuations: as wanted, or one with the wanted probability."""
+    shape = (wanted_BT.shape[0], splits, wanted_BT.shape[1])
     drawn_BHT = torch.rand(shape, dtype=torch.float64, generator=generator)
     wanted_B1T = wanted_BT[:, None]
     some_BHT = drawn_BHT.to(wanted_BT.device) < wanted_B1T
@@ -170,14 +170,15 @@ def _leave(
     micro_tokens: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, int]:
-    """(N,) rewards after leaving, row by row and token by token, and the tokens sampled."""
+    """Samples (N,) rewards after leaving, row by row and token by token, and counts tokens."""
     asked_BT = counts_BT > 0
     rows_N, places_N = (
         x.repeat_interleave(counts_BT[asked_BT]) for x in asked_BT.nonzero(as_tuple=True)
     )
     if not len(rows_N):
         return rollouts.rewards.new_empty(0, dtype=torch.float64), 0
-    instead_N = policy.alternatives(
+    other = capability(policy, SupportsAlternatives, "the audit's truth")
+    instead_N = other.alternatives(
         rollouts, counts_BT, micro_tokens=micro_tokens, generator=generator
     )
     found, tokens = resume(
@@ -196,10 +197,10 @@ def _leave(
 
 
 def _by_state(rewards_N: Tensor, counts_BHT: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,H,T) means of each half's continuations, and (B,T) the variance of one continuation.
+    """Computes (B,H,T) means of each split's continuations, and (B,T) the variance of one.
 
-    The draws of a state are in one run, halves one after the other. Its halves draw alike, so
-    that their spreads are pooled: two halves of one continuation each still say something.
+    The draws of a state are in one run, splits one after the other. Its splits draw alike, so
+    that their spreads are pooled: two splits of one continuation each still say something.
     """
     counts_BTH = counts_BHT.transpose(1, 2)
     cells = torch.arange(counts_BTH.numel(), device=rewards_N.device)
@@ -216,7 +217,7 @@ def _by_state(rewards_N: Tensor, counts_BHT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _telescope(rewards_B: Tensor, weights_BHT: Tensor, means_BHT: Tensor) -> Tensor:
-    """(B,H,E) values, from the end to the beginning; beyond it, where weights are 0, the reward.
+    """Computes (B,H,E) values from the end to the beginning; behind the end they are the reward.
 
     V(t) = V(t+1) + w (mean - V(t+1)): each state needs the one after it.
     """
@@ -231,11 +232,11 @@ def _telescope(rewards_B: Tensor, weights_BHT: Tensor, means_BHT: Tensor) -> Ten
 def _errors(
     leave_BT: Tensor, roulette_BT: Tensor, values_BHE: Tensor, noise_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(B,E) and (B,T) standard errors of one half's values and jumps.
+    """Computes (B,E) and (B,T) the standard errors of one split's values and jumps.
 
-    With q = 1 - p and v the variance of V(t+1), a token that every half draws at adds U's noise:
+    With q = 1 - p and v the variance of V(t+1), a token that every split draws at adds U's noise:
     var V(t) = p² v + q² noise, var jump = q² (v + noise). At one of the roulette the jump's
-    variance s² is that between the halves, and since E[jump | V(t+1)] = q (V(t+1) - U):
+    variance s² is that between the splits, and since E[jump | V(t+1)] = q (V(t+1) - U):
     var V(t) = (1 - 2q) v + s².
     """
     jumps_BHT = values_BHE[..., 1:] - values_BHE[..., :-1]
@@ -251,17 +252,17 @@ def _errors(
 
 
 def _beyond(mask_BT: Tensor) -> Tensor:
-    """(B,E) the states after a completion's end."""
+    """Marks (B,E) the states behind a completion's end."""
     states_E = torch.arange(mask_BT.shape[1] + 1, device=mask_BT.device)
     return states_E > mask_BT.sum(1, keepdim=True)
 
 
 def _require(
-    continuations: float, halves: int, rollouts: RolloutBatch, max_new_tokens: int
+    continuations: float, splits: int, rollouts: RolloutBatch, max_new_tokens: int
 ) -> None:
-    if not continuations > 0 or halves < 2:
+    if not continuations > 0 or splits < 2:
         raise StudyError(
-            f"continuations are {continuations} and halves {halves}; expected more than 0 and at"
+            f"continuations are {continuations} and splits {splits}; expected more than 0 and at"
             " least 2: a square is measured without bias only as the product of two independent"
             " values."
         )

@@ -1,6 +1,6 @@
 """One file of a stored truth: some prompts' completions and their values, a row a completion.
 
-Lists have an entry a token, those of values one more; what belongs to a half is a list a half.
+Lists have an entry a token, those of values one more; what belongs to a split is a list a split.
 """
 
 # pyarrow ships no types.
@@ -18,14 +18,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from segcredit.credit_audit.sealed_parquet import read_sealed, write_sealed
+from segcredit.credit_audit.checksummed_parquet import read_checksummed, write_checksummed
 from segcredit.credit_audit.truth.measure import MeasuredValues
 from segcredit.errors import StudyError
 from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Prompt
 from segcredit.types import RolloutBatch
 
-_HALVES = pa.list_(pa.list_(pa.float64()))
+_SPLITS = pa.list_(pa.list_(pa.float64()))
 _SCHEMA = pa.schema(
     {
         "prompt_number": pa.int64(),
@@ -39,9 +39,9 @@ _SCHEMA = pa.schema(
         "ends": pa.list_(pa.int64()),
         "logprobs": pa.list_(pa.float32()),
         "entropies": pa.list_(pa.float32()),
-        "values": _HALVES,
-        "errors": _HALVES,
-        "jump_errors": _HALVES,
+        "values": _SPLITS,
+        "errors": _SPLITS,
+        "jump_errors": _SPLITS,
         "counts": pa.list_(pa.list_(pa.int64())),
     }
 )
@@ -49,7 +49,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a file holds besides its rows, and the rows."""
+    """Content of a file: its label and its rows."""
 
     number: int
     truth: str
@@ -64,7 +64,7 @@ class Part:
 def part_rows(
     rollouts: RolloutBatch, measured: MeasuredValues, prompt_numbers: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A row a completion, as the file holds it."""
+    """Returns a row a completion, as the file holds it."""
     return [_row(rollouts, measured, row, number) for row, number in enumerate(prompt_numbers)]
 
 
@@ -96,19 +96,19 @@ def _row(
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Appears whole or not at all.
+    """Writes a part's file, which appears whole or not at all.
 
     Raises:
         StorageError: the disk refuses it.
     """
     label = {name: getattr(part, name) for name in Part.__slots__ if name != "rows"}
-    write_sealed(path, part.rows, _SCHEMA, label)
+    write_checksummed(path, part.rows, _SCHEMA, label)
 
 
 def read_part(path: Path, number: int, truth: str) -> Part | None:
-    """The part; None where there is none, or not the one that is asked for, or a damaged one."""
+    """Reads a part; None where there is none, or another than is asked for, or a damaged one."""
     try:
-        label, rows = read_sealed(path)
+        label, rows = read_checksummed(path)
         part = Part(**label, rows=rows)
     except (StudyError, TypeError):
         return None
@@ -117,7 +117,7 @@ def read_part(path: Path, number: int, truth: str) -> Part | None:
 
 
 def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> RolloutBatch:
-    """The completions as they were sampled; ids of padding are 0."""
+    """Rebuilds the completions as they were sampled; ids of padding are 0."""
     lengths_B = torch.tensor([len(row["token_ids"]) for row in rows])
     mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
@@ -149,12 +149,12 @@ def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> Ro
     )
 
 
-def by_half(rows: Sequence[dict[str, Any]], name: str, fill: float = torch.nan) -> Tensor:
-    """(B,H,·) a column of the halves, padded on the right."""
+def by_split(rows: Sequence[dict[str, Any]], name: str, fill: float = torch.nan) -> Tensor:
+    """Returns (B,H,·) a column of the splits, padded on the right."""
     kind = torch.long if name == "counts" else torch.float64
-    width = max(len(half) for row in rows for half in row[name])
+    width = max(len(split) for row in rows for split in row[name])
     return torch.tensor(
-        [[[*half, *[fill] * (width - len(half))] for half in row[name]] for row in rows],
+        [[[*split, *[fill] * (width - len(split))] for split in row[name]] for row in rows],
         dtype=kind,
     )
 

@@ -1,4 +1,4 @@
-"""What a stored truth consists of before it is measured, and how one part of it is measured."""
+"""Plan of a truth that is to be measured, and the measurement of one part of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from segcredit.config import RunConfig
 from segcredit.credit_audit.truth.identity import Identity, hash_of, identity
 from segcredit.credit_audit.truth.measure import measure
 from segcredit.credit_audit.truth.parts import Part, part_rows
-from segcredit.errors import StudyError
-from segcredit.protocols import Policy, Prompt, Task
+from segcredit.errors import StudyError, blame
+from segcredit.protocols import Policy, Prompt, Task, checked_prompts
 from segcredit.rng import stream
 from segcredit.training.rollouts.completions import as_rollouts, complete
 from segcredit.types import SamplingParams
@@ -24,22 +24,22 @@ PROMPTS_A_PART = 8
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be measured."""
+    """Plan of a truth that is to be measured."""
 
     config: RunConfig
     prompts: list[Prompt]
     completions: int
     continuations: float
-    halves: int
+    splits: int
     identity: Identity
 
     @property
     def parts(self) -> int:
-        """How many files it has."""
+        """Number of its files."""
         return -(-len(self.prompts) // PROMPTS_A_PART)
 
     def numbers(self, part: int) -> range:
-        """The prompts of a part."""
+        """Returns the numbers of a part's prompts."""
         first = part * PROMPTS_A_PART
         return range(first, min(first + PROMPTS_A_PART, len(self.prompts)))
 
@@ -49,21 +49,22 @@ def plan_truth(
     prompts: int,
     completions: int,
     continuations: float,
-    halves: int,
+    splits: int,
 ) -> Plan:
-    """The prompts and the identity of a truth; the policy is not yet needed.
+    """Plans a truth: its prompts and its identity; the policy is not yet needed.
 
     Raises:
         StudyError: a number is too small, or an answer cannot be stored.
     """
-    if min(prompts, completions) < 1 or not continuations > 0 or halves < 2:
+    if min(prompts, completions) < 1 or not continuations > 0 or splits < 2:
         raise StudyError(
             f"prompts are {prompts}, completions {completions}, continuations {continuations} and"
-            f" halves {halves}; expected at least 1, 1, more than 0 and at least 2. There is"
+            f" splits {splits}; expected at least 1, 1, more than 0 and at least 2. There is"
             " nothing to audit without prompts, and no square without two independent values."
         )
     task = registry.tasks.from_table(config.task)
-    found = list(task.evaluation(prompts))
+    with blame("task", config.task["name"], task):
+        found = list(checked_prompts("evaluation", task.evaluation(prompts)))
     if len(found) < prompts:
         raise StudyError(
             f"the task {config.task['name']!r} has {len(found)} evaluation prompts; expected the"
@@ -74,11 +75,11 @@ def plan_truth(
         "prompts": prompts,
         "completions": completions,
         "continuations": float(continuations),
-        "halves": halves,
+        "halves": splits,
         "prompts_a_part": PROMPTS_A_PART,
     }
     named = identity(config, found, settings)
-    return Plan(config, found, completions, continuations, halves, named)
+    return Plan(config, found, completions, continuations, splits, named)
 
 
 def _require_plain_answers(prompts: Sequence[Prompt], config: RunConfig) -> None:
@@ -94,7 +95,7 @@ def _require_plain_answers(prompts: Sequence[Prompt], config: RunConfig) -> None
 
 
 def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
-    """Sample and value the completions of a part, from its own streams."""
+    """Samples and values the completions of a part, from its own random streams."""
     started, config = time.process_time(), plan.config
     numbers = [place for place in plan.numbers(number) for _ in range(plan.completions)]
     prompts = [plan.prompts[place] for place in numbers]
@@ -112,7 +113,7 @@ def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
         prompts,
         rollouts,
         continuations=plan.continuations,
-        halves=plan.halves,
+        splits=plan.splits,
         max_new_tokens=config.rollouts.max_new_tokens,
         micro_tokens=config.train.micro_tokens,
         generator=stream(config.seed, "truth/continuations", number),

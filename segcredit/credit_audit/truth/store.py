@@ -26,9 +26,9 @@ from torch import nn
 from segcredit.atomic_files import remove_temporaries, write_atomically
 from segcredit.config import RunConfig
 from segcredit.credit_audit.truth.identity import Identity, hash_of, require_same, whose
-from segcredit.credit_audit.truth.known_values import Truth
-from segcredit.credit_audit.truth.parts import Part, by_half, read_part, rollouts_of, write_part
+from segcredit.credit_audit.truth.parts import Part, by_split, read_part, rollouts_of, write_part
 from segcredit.credit_audit.truth.plan import PROMPTS_A_PART, Plan, measure_part, plan_truth
+from segcredit.credit_audit.truth.valued_completions import ValuedCompletions
 from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt
 from segcredit.records.run_lock import run_lock
@@ -43,7 +43,7 @@ _NEAR = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StoredTruth(Truth):
+class StoredTruth(ValuedCompletions):
     """A truth measured by ``measure_truth``."""
 
     path: Path
@@ -58,7 +58,7 @@ class StoredTruth(Truth):
         return hash_of(self.identity)
 
     def require_config(self, config: RunConfig) -> None:
-        """That this is the truth of a config's policy and task.
+        """Refuses a config with another policy or task than the truth's.
 
         Raises:
             StudyError: it is another one's; names what differs.
@@ -67,7 +67,7 @@ class StoredTruth(Truth):
         require_same(self.path, {key: self.identity.get(key) for key in now}, now)
 
     def require_policy(self, policy: Policy, *, micro_tokens: int) -> None:
-        """That a policy gives the completions the log-probs that they were sampled with.
+        """Refuses a policy that gives the completions other log-probs than they were sampled with.
 
         What no hash of a config sees: other weights under the same name.
 
@@ -78,8 +78,8 @@ class StoredTruth(Truth):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a measurement is, told after each part."""
+class TruthProgress:
+    """Progress of a measurement, told after each part."""
 
     done: int
     parts: int
@@ -89,7 +89,7 @@ class Progress:
     """Wall time, if the rest goes on as what this process measured; NaN before its first part."""
 
 
-Watch = Callable[[Progress], None]
+Watch = Callable[[TruthProgress], None]
 
 
 def measure_truth(
@@ -99,18 +99,18 @@ def measure_truth(
     prompts: int,
     completions: int,
     continuations: float,
-    halves: int = 2,
+    splits: int = 2,
     watch: Watch | None = None,
 ) -> StoredTruth:
-    """Measure the values of a frozen policy's completions, or go on where that was interrupted.
+    """Measures the values of a frozen policy's completions, or goes on after an interruption.
 
     Args:
         config: whose policy, as it loads, answers the evaluation prompts of its task.
         path: a directory of its own. A finished truth of the same identity is only read.
         prompts: how many.
         completions: of each prompt; at least 1.
-        continuations: in each half, a token; see ``measure``.
-        halves: independent estimates of each value; at least 2.
+        continuations: in each split, a token; see ``measure``.
+        splits: independent estimates of each value; at least 2.
         watch: called after each part.
 
     Raises:
@@ -120,7 +120,7 @@ def measure_truth(
         TaskError, PolicyError: they cannot be had.
     """
     path = Path(path)
-    plan = plan_truth(config, prompts, completions, continuations, halves)
+    plan = plan_truth(config, prompts, completions, continuations, splits)
     with run_lock(path):
         _begin(path, plan)
         missing = [part for part in range(plan.parts) if _part(path, plan.identity, part) is None]
@@ -132,7 +132,7 @@ def measure_truth(
 
 
 def load_truth(path: str | Path) -> StoredTruth:
-    """A finished truth.
+    """Reads a finished truth.
 
     Raises:
         StudyError: there is none, it is unfinished, or a part of it is missing or damaged.
@@ -157,10 +157,10 @@ def load_truth(path: str | Path) -> StoredTruth:
         rollouts=rollouts_of(rows, prompts),
         prompts=prompts,
         prompt_numbers=torch.tensor([row["prompt_number"] for row in rows]),
-        values=by_half(rows, "values"),
-        errors=by_half(rows, "errors"),
-        jump_errors=by_half(rows, "jump_errors"),
-        counts=by_half(rows, "counts", 0),
+        values=by_split(rows, "values"),
+        errors=by_split(rows, "errors"),
+        jump_errors=by_split(rows, "jump_errors"),
+        counts=by_split(rows, "counts", 0),
         tokens=sum(part.tokens for part in whole),
         completion_tokens=sum(part.completion_tokens for part in whole),
         cpu_seconds=sum(part.cpu_seconds for part in whole),
@@ -168,7 +168,7 @@ def load_truth(path: str | Path) -> StoredTruth:
 
 
 def _begin(path: Path, plan: Plan) -> None:
-    """A directory of this truth, or a refusal."""
+    """Prepares the directory of this truth, or refuses that of another."""
     if (path / TRUTH).exists():
         require_same(path, _read(path)["identity"], plan.identity)
     else:
@@ -237,23 +237,23 @@ def _part_file(path: Path, number: int) -> Path:
     return path / PARTS / f"part_{number:05d}.parquet"
 
 
-def _measure_parts(path: Path, plan: Plan, missing: list[int]) -> Iterator[Progress]:
-    """Measure what is missing, a part at a time."""
+def _measure_parts(path: Path, plan: Plan, missing: list[int]) -> Iterator[TruthProgress]:
+    """Measures what is missing, a part at a time."""
     run = build(plan.config)
     cast(nn.Module, run.actor).requires_grad_(False)
     _require_parts_policy(path, plan, missing, run.actor)
     done, tokens, started = plan.parts - len(missing), 0, time.monotonic()
-    yield Progress(done, plan.parts, 0, float("nan"))
+    yield TruthProgress(done, plan.parts, 0, float("nan"))
     for place, number in enumerate(missing, 1):
         part = measure_part(plan, run.actor, run.task, number)
         write_part(_part_file(path, number), part)
         tokens += part.tokens + part.completion_tokens
         left = (time.monotonic() - started) / place * (len(missing) - place)
-        yield Progress(done + place, plan.parts, tokens, left)
+        yield TruthProgress(done + place, plan.parts, tokens, left)
 
 
 def _require_parts_policy(path: Path, plan: Plan, missing: list[int], policy: Policy) -> None:
-    """That the policy is the one of the parts that are there already."""
+    """Refuses a policy other than that of the parts that are there already."""
     there = [number for number in range(plan.parts) if number not in missing]
     part = _part(path, plan.identity, there[0]) if there else None
     if part is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from segcredit.protocols import Sampler
-from segcredit.types import SamplingParams
+from segcredit.types import SampledTokens, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Generate(Sampler):
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
-    ) -> Int[Tensor, "B T"]:
-        """One completion a row, as long as the longest; padded after the end token."""
+    ) -> SampledTokens:
+        """Samples one completion a row, as long as the longest; padded after the end token."""
         config = generation_config(params, pad_id=pad_id)
         with torch.no_grad(), seeded(generator, prompt_ids.device), own_defaults(model):
             ids_BL = cast(Any, model).generate(
@@ -50,7 +50,7 @@ class Generate(Sampler):
                 **({} if cache is None else {cache_name(model): cache}),
                 **(inputs or {}),
             )
-        return ids_BL[:, prompt_ids.shape[1] :]
+        return SampledTokens(ids_BL[:, prompt_ids.shape[1] :])
 
 
 def cache_name(model: nn.Module) -> str:

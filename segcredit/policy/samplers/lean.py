@@ -21,7 +21,7 @@ from segcredit.policy.samplers.generate import cache_name
 from segcredit.policy.samplers.kv_cache import filled, keep_rows, roomy_cache
 from segcredit.policy.samplers.llama_decoding import LlamaSteps, is_small_llama
 from segcredit.protocols import Sampler
-from segcredit.types import SamplingParams
+from segcredit.types import SampledTokens, SamplingParams
 
 KEPT = 0.75
 """Rows are taken out when this share or less goes on; taking them out copies the others."""
@@ -54,15 +54,15 @@ class Lean(Sampler):
         generator: torch.Generator,
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
-    ) -> Int[Tensor, "B T"]:
-        """One completion a row, as long as the longest; padded once a row has left the batch.
+    ) -> SampledTokens:
+        """Samples one completion a row, as long as the longest; padded once a row has ended.
 
         Raises:
             PolicyError: the model cannot be sampled from here; says why.
         """
         drawn_BT = prompt_ids.new_full((len(prompt_ids), params.max_new_tokens), pad_id)
         if not drawn_BT.numel():
-            return drawn_BT
+            return SampledTokens(drawn_BT)
         ends = prompt_ids.new_tensor(list(params.stop_ids), dtype=torch.long)
         suppressed = prompt_ids.new_tensor(list(params.suppressed_ids), dtype=torch.long)
         draw = _Draw(params.temperature, params.greedy, suppressed, generator)
@@ -71,7 +71,7 @@ class Lean(Sampler):
                 model, prompt_ids, prompt_mask, params.max_new_tokens, cache, inputs or {}
             )
             columns = _fill(drawn_BT, steps, logits_NV, draw, ends)
-        return drawn_BT[:, :columns]
+        return SampledTokens(drawn_BT[:, :columns])
 
 
 @runtime_checkable

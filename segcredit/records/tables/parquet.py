@@ -19,7 +19,14 @@ from pyarrow.fs import LocalFileSystem
 from segcredit.errors import RecordError
 from segcredit.records.step_tables import TABLES, table_files
 from segcredit.records.tables.consistent_read import settled
-from segcredit.records.tables.schemas import AUDIT, CATEGORIES, SCHEMAS, Table
+from segcredit.records.tables.schemas import (
+    AUDIT,
+    AUDIT_COLUMNS_BEFORE,
+    AUDIT_METRICS_BEFORE,
+    CATEGORIES,
+    SCHEMAS,
+    Table,
+)
 
 Columns = Sequence[str] | None
 """The columns to read; None = all."""
@@ -102,12 +109,34 @@ def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) 
         raise _damaged(*_guilty(files, table, error)) from error
 
 
-def _dataset(files: Iterable[Path], table: Table) -> ds.FileSystemDataset:
+def _dataset(files: Iterable[Path], table: Table) -> ds.Dataset:
     form = _FORMATS[table]
     fragments = [form.make_fragment(str(file), _DISK) for file in files]
     schemas = [fragment.physical_schema.remove_metadata() for fragment in fragments]
     schema = pa.unify_schemas([SCHEMAS[table], *schemas], promote_options="permissive")
-    return ds.FileSystemDataset(fragments, schema, form, _DISK)
+    dataset = ds.FileSystemDataset(fragments, schema, form, _DISK)
+    renamed = AUDIT_COLUMNS_BEFORE.keys() <= set(schema.names)
+    return _renamed(dataset.to_table(use_threads=False)) if renamed else dataset
+
+
+def _renamed(rows: pa.Table) -> ds.Dataset:
+    """Returns the rows of an audit that has the names before 0.1.0, under those of today."""
+    columns = {name: rows[name].to_pylist() for name in ("question", "figure", "at")}
+    pairs = list(zip(columns["question"], columns["figure"], strict=True))
+    found = {
+        "section": columns["question"],
+        "metric": [AUDIT_METRICS_BEFORE.get(pair, pair[1]) for pair in pairs],
+        # A completion was called a response.
+        "at": [
+            "completion" if (section, at) == ("credit", "response") else at
+            for (section, _), at in zip(pairs, columns["at"], strict=True)
+        ],
+    }
+    rows = rows.drop_columns([*AUDIT_COLUMNS_BEFORE])
+    for name, values in found.items():
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, name, pa.array(values, pa.string()).dictionary_encode())
+    return ds.dataset(rows)
 
 
 def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path, Exception]:

@@ -55,18 +55,28 @@ AUDIT_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("segmenter", "estimator", "advantage"), pa.string()),
         "causal": pa.bool_(),
-        **dict.fromkeys(("question", "figure", "at"), pa.string()),
+        **dict.fromkeys(("section", "metric", "at"), pa.string()),
         **dict.fromkeys(("value", "low", "high", "error"), pa.float64()),
         "prompts": pa.int64(),
     }
 )
+
+AUDIT_COLUMNS_BEFORE = {"question": "section", "figure": "metric"}
+"""Columns of an audit that was stored before 0.1.0, by their names then."""
+AUDIT_METRICS_BEFORE = {
+    ("signals", "half_correlation"): "split_correlation",
+    ("values", "slope"): "calibration_slope",
+    ("values", "intercept"): "calibration_intercept",
+    ("gradient", "noise"): "gradient_noise",
+}
+"""Metrics of such an audit, by their section and their names then."""
 
 CATEGORIES: dict[Table, list[str]] = {
     "steps": [],
     "responses": ["prompt", "prompt_text", "images"],
     "segments": ["prompt"],
     "tokens": ["prompt", "text"],
-    "audit": ["segmenter", "estimator", "advantage", "question", "figure", "at"],
+    "audit": ["segmenter", "estimator", "advantage", "section", "metric", "at"],
 }
 """Columns of text that repeats: each value is held once, and a small number in every row."""
 

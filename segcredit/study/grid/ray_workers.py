@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from segcredit.errors import StudyError
-from segcredit.plugin_files import load_code
+from segcredit.register import load_code
 from segcredit.study.grid.cells import Cell
 from segcredit.study.grid.workers import Outcome, work
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segcredit.errors import StorageError
-from segcredit.plugin_files import load_code
+from segcredit.register import load_code
 from segcredit.study.grid.cells import Cell, State, plan
 from segcredit.study.grid.process_workers import ProcessWorkers
 from segcredit.study.grid.ray_workers import RayWorkers

@@ -15,7 +15,7 @@ from typing import IO
 
 import torch
 
-from segcredit.plugin_files import load_code
+from segcredit.register import load_code
 from segcredit.study.grid.cells import Cell
 from segcredit.study.grid.workers import work
 

@@ -1,4 +1,4 @@
-"""A figure of an audit for every segmenter, estimator and advantage scheme, with intervals."""
+"""A metric of an audit for every segmenter, estimator and advantage scheme, with intervals."""
 
 # pandas and matplotlib type little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -14,6 +14,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from segcredit.credit_audit.metric_list import METRICS
 from segcredit.errors import StudyError
 from segcredit.study.plots.audit_rows import (
     in_order,
@@ -35,51 +36,50 @@ from segcredit.study.plots.groups import Group
 from segcredit.study.plots.sheet import finish, new_sheet
 from segcredit.study.plots.style import COLUMN, PAGE, STYLE, label
 
-MARKS = {"boundary_ratio": 1.0, "mass_error": 1.0, "error": 1.0}
-"""What blind credit or chance has of a figure, which a thin line marks; 0 of all others."""
+MARKS = {one.name: one.chance for one in METRICS if isinstance(one.chance, float)}
+"""Values of blind credit or of chance, which a thin line marks; 0 of all other metrics."""
 _MOST_ACROSS = 4
 
 
 def audit_intervals(
     audit: pd.DataFrame,
-    figure: str = "correlation",
+    metric: str = "correlation",
     at: str = "",
     *,
     run: str = "",
     width: float = PAGE,
 ) -> Figure:
-    """One figure of an audit as dots with intervals: a row a segmenter, a marker an estimator.
+    """Draws a metric of an audit as dots with intervals: a row a segmenter, a mark an estimator.
 
-    Each advantage scheme has a panel, all of one scale; figures that no scheme has a part in have
+    Each advantage scheme has a panel, all of one scale; metrics that no scheme has a part in have
     one panel, those of the segmenter alone one marker. Segmenters stand in the order of the table.
     The thin line is at what blind credit or chance has (0; 1 of ratios, see ``MARKS``). A pair
-    that was not audited, or has no such figure, leaves a gap. Two intervals that do not overlap
+    that was not audited, or has no such metric, leaves a gap. Two intervals that do not overlap
     differ; two that do may differ as well: ``segcredit.credit_audit.metrics.difference``.
 
     Args:
         audit: as ``read_runs(path).audit`` gives it.
-        figure: a name of the column ``figure``.
+        metric: a name of the column ``metric``.
         at: where it was taken, as in the column ``at``; by default the first place, such as
-            "token" of a correlation. Credit and values both have a "slope", credit and gradients
-            both a "noise": of these the place says which ("token", ...; "all", ...).
+            "token" of a correlation.
         run: which audit, where the table holds several.
         width: in inches; ``COLUMN`` or ``PAGE``.
 
     Raises:
         StudyError: the table is empty or holds several audits of which none was named; the
-            figure, the place or the audit is unknown; no segmenter has the figure; or there are
+            metric, the place or the audit is unknown; no segmenter has the metric; or there are
             more estimators than can be told apart.
     """
     whole = one_audit(audit, run)
-    place = place_of(whole, figure, at)
-    rows = rows_of(whole, figure, place)
+    place = place_of(whole, metric, at)
+    rows = rows_of(whole, metric, place)
     names = marked_segmenters(rows)
-    _require_segmenters(figure, names)
+    _require_segmenters(metric, names)
     estimators = in_order(rows["estimator"])
     _require_told_apart(estimators)
     panels = _panels(rows, list(names), estimators)
-    said = f"{label(figure)} ({place})" if place else label(figure)
-    mark = MARKS.get(figure, 0.0)
+    said = f"{label(metric)} ({place})" if place else label(metric)
+    mark = MARKS.get(metric, 0.0)
     across = min(len(panels), 2 if width < 1.5 * COLUMN else _MOST_ACROSS)
     kinds = max(len(estimators), 1)
     with matplotlib.rc_context(STYLE):
@@ -93,10 +93,10 @@ def audit_intervals(
     return sheet
 
 
-def _require_segmenters(figure: str, names: Any) -> None:
+def _require_segmenters(metric: str, names: Any) -> None:
     if not names:
         raise StudyError(
-            f"The figure {figure!r} is of no segmenter, so that there are no rows to draw; expected"
+            f"The metric {metric!r} is of no segmenter, so that there are no rows to draw; expected"
             " one such as 'correlation' or 'share_on_boundaries'. Those of the policy's signals"
             " are drawn by 'lift_curves'."
         )
@@ -113,7 +113,7 @@ def _require_told_apart(estimators: Sequence[str]) -> None:
 def _panels(
     rows: pd.DataFrame, segmenters: Sequence[str], estimators: Sequence[str]
 ) -> dict[str, list[Dot]]:
-    """By advantage scheme, in order; '' where there is none."""
+    """Returns the dots of each advantage scheme, in order; '' where there is none."""
     found: dict[str, list[Dot]] = {scheme: [] for scheme in in_order(rows["advantage"])}
     for one in rows.to_dict("records"):
         scheme = "" if pd.isna(one["advantage"]) else str(one["advantage"])

@@ -14,13 +14,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from segcredit.credit_audit.metric_list import SIGNALS, lift_name
 from segcredit.errors import StudyError
 from segcredit.study.plots.audit_rows import in_order, interval_note, require_audit
 from segcredit.study.plots.groups import Group
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
 from segcredit.study.plots.style import COLUMN, LOOKS, PAGE, STYLE, look
-
-_PREFIX, _OF_JUMPS = "lift_", "_of_jumps"
 
 
 def lift_curves(audit: pd.DataFrame, *, of_jumps: bool = False, width: float = PAGE) -> Figure:
@@ -44,23 +43,19 @@ def lift_curves(audit: pd.DataFrame, *, of_jumps: bool = False, width: float = P
         by default without its threshold, since every change counts by its square.
     """
     require_audit(audit)
-    figures = [
-        name
-        for name in in_order(audit["figure"])
-        if name.startswith(_PREFIX) and name.endswith(_OF_JUMPS) == of_jumps
-    ]
-    rows = audit.loc[audit["figure"].isin(figures), :]
+    names = {lift_name(signal, of_jumps=of_jumps): signal for signal in SIGNALS}
+    names = {name: names[name] for name in in_order(audit["metric"]) if name in names}
+    rows = audit.loc[audit["metric"].isin(names), :]
     _require_lift(rows)
     runs = in_order(rows["run"])
     with matplotlib.rc_context(STYLE):
         beside = width > 1.5 * COLUMN
-        shape = (1, len(figures)) if beside else (len(figures), 1)
+        shape = (1, len(names)) if beside else (len(names), 1)
         sheet = new_sheet(width, 2.0 * shape[0], "Lift over quantiles of the policy's signals")
         panes = new_axes(sheet, *shape, sharey=True)
-        for axes, figure in zip(panes, figures, strict=True):
-            signal = figure.removeprefix(_PREFIX).removesuffix(_OF_JUMPS)
+        for axes, (name, signal) in zip(panes, names.items(), strict=True):
             for number, run in enumerate(runs):
-                chosen = (rows["figure"] == figure) & (rows["run"] == run)
+                chosen = (rows["metric"] == name) & (rows["run"] == run)
                 _draw(axes, rows.loc[chosen, :], number)
             axes.axhline(1.0, color="0.4", linewidth=0.6, label="_mark", zorder=1)
             axes.set_xlabel(f"tokens above this quantile of {signal}")
@@ -76,7 +71,7 @@ def _require_lift(rows: pd.DataFrame) -> None:
     if rows.empty:
         raise StudyError(
             "The audit's table has no Lift; expected rows such as 'lift_entropy'. Usually a part of"
-            " it was chosen that leaves the question 'signals' out."
+            " it was chosen that leaves the section 'signals' out."
         )
     count = len(in_order(rows["run"]))
     if count > LOOKS:

@@ -1,4 +1,4 @@
-"""Where the true value moves: on and inside the segments of each definition, beside chance."""
+"""Moves of the true value: on and inside the segments of each definition, beside chance."""
 
 # matplotlib types little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -12,6 +12,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from segcredit.credit_audit.metric_list import with_references
 from segcredit.errors import StudyError
 from segcredit.records.tables import require_known
 from segcredit.study.plots.audit_rows import in_order, interval_note, marked_segmenters, one_audit
@@ -21,8 +22,8 @@ from segcredit.study.plots.sheet import finish, new_sheet
 from segcredit.study.plots.style import COLUMN, PAGE, STYLE
 
 _KINDS = ("definition", "random cuts", "oracle")
-_BOUNDARIES = ("share_on_boundaries", "random_share_on_boundaries", "oracle_share")
-_WITHIN = ("share_within", "random_share_within")
+_BOUNDARIES = with_references("share_on_boundaries")
+_WITHIN = with_references("share_within")
 
 
 def movement_shares(
@@ -43,13 +44,13 @@ def movement_shares(
 
     Raises:
         StudyError: the table is empty or holds several audits of which none was named; the audit
-            or the fork is unknown; or it has no figures of movement.
+            or the fork is unknown; or it has no metrics of movement.
     """
     whole = one_audit(audit, run)
-    rows = whole.loc[whole["figure"].isin([*_BOUNDARIES, *_WITHIN]), :]
+    rows = whole.loc[whole["metric"].isin([*_BOUNDARIES, *_WITHIN]), :]
     if rows.empty:
         raise StudyError(
-            "The audit's table has no figures of where the value moves; expected rows such as"
+            "The audit's table has no metrics of where the value moves; expected rows such as"
             " 'share_on_boundaries'. Usually a part of it was chosen that leaves them out."
         )
     forks = [at for at in in_order(rows["at"]) if at]
@@ -72,11 +73,11 @@ def movement_shares(
 
 
 def _dots(
-    rows: pd.DataFrame, segmenters: list[str], figures: tuple[str, ...], at: str
+    rows: pd.DataFrame, segmenters: list[str], metrics: tuple[str, ...], at: str
 ) -> list[Dot]:
     """Returns the dots of one panel; a kind a metric."""
-    chosen: Any = rows[rows["figure"].isin(figures) & (rows["at"] == at)]
+    chosen: Any = rows[rows["metric"].isin(metrics) & (rows["at"] == at)]
     return [
-        dot_of(one, segmenters.index(str(one["segmenter"])), figures.index(str(one["figure"])))
+        dot_of(one, segmenters.index(str(one["segmenter"])), metrics.index(str(one["metric"])))
         for one in chosen.to_dict("records")
     ]

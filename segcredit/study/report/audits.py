@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from segcredit.credit_audit.metric_list import Place, Section, headlines, metric, reported
 from segcredit.records.tables import Runs
 from segcredit.study.plots import audit_intervals, lift_curves, movement_shares
 from segcredit.study.plots.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
@@ -23,94 +24,62 @@ from segcredit.study.report import view
 from segcredit.study.report.drawings import drawn
 from segcredit.study.report.overview import MOST_ROWS
 from segcredit.study.report.responses import responses
-from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
+from segcredit.study.report.view import Block, Cell, Listing, Note, Table
+from segcredit.study.report.view import Section as PageSection
 
-Places = Sequence[tuple[str, str]]
-"""Figures with the place at which each is read, as in the columns ``figure`` and ``at``."""
+Places = Sequence[Place]
+"""Metrics with the level at which each is read, as in the columns ``metric`` and ``at``."""
 
-HEADLINE: Places = (
-    ("correlation", "token"),
-    ("slope", "token"),
-    ("sign_agreement", "token"),
-    ("mass_kept", ""),
-    ("explained_variance", "late"),
-    ("cosine", "all"),
-    ("signal_to_noise", "all"),
-    ("tokens", ""),
-)
-"""One or two of each question, those to compare between credits."""
-MOVEMENT: Places = (
-    ("segments", ""),
-    ("share_on_boundaries", "end"),
-    ("random_share_on_boundaries", "end"),
-    ("boundary_ratio", "end"),
-    ("oracle_share", "end"),
-    ("jump_agreement", "end"),
-    ("share_within", ""),
-    ("random_share_within", ""),
-    ("baseline_bias", "start"),
-)
-VALUES: Places = (
-    ("explained_variance", "all"),
-    ("explained_variance", "early"),
-    ("explained_variance", "late"),
-    ("slope", "all"),
-    ("bias", "all"),
-    ("error", "all"),
-    ("consistency_spread", ""),
-    ("consistency_true_spread", ""),
-    ("consistency_noise", ""),
-)
-GRADIENT: Places = tuple((name, "all") for name in ("cosine", "projection", "noise"))
-COSTS: Places = (("tokens", ""), ("cpu_seconds", ""))
+LEADING = headlines("credit")[0]
+"""The metric that orders credits."""
 KEYS = ("segmenter", "estimator", "advantage")
-"""What a row of a table is of; the first of them, or all."""
+"""Columns that name a row of a table; the first of them, or all."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One audit's table, to be asked for single figures."""
+    """One audit's table, to be asked for single metrics."""
 
     table: pd.DataFrame
     confidence: str
     """'95% intervals', where it is known."""
     rows: dict[tuple[str, ...], dict[str, Any]]
-    """By figure, place and what it is of ('' where it is of none)."""
+    """Rows by metric, place, segmenter, estimator and scheme ('' where it is of none)."""
     failed: dict[str, str]
-    """What the audit left out, and why."""
+    """Reasons by what the audit left out."""
 
-    def get(self, figure: str, at: str, *of: str) -> dict[str, Any] | None:
-        """A figure of a segmenter, estimator and scheme, or of those of them that it has."""
+    def get(self, name: str, at: str, *of: str) -> dict[str, Any] | None:
+        """Returns a metric's row, of a segmenter, estimator and scheme or the first of these."""
         known = [*of, "", "", ""][:3]
         tries = [known, [known[0], known[1], ""], [known[0], "", ""]]
-        found = (self.rows.get((figure, at, *key)) for key in tries)
+        found = (self.rows.get((name, at, *key)) for key in tries)
         return next((row for row in found if row is not None), None)
 
-    def number(self, figure: str) -> float:
-        """One that is of no segmenter; NaN where it was not measured."""
-        row = self.rows.get((figure, "", "", "", ""))
+    def number(self, name: str) -> float:
+        """Returns a metric that is of no segmenter; NaN where it was not measured."""
+        row = self.rows.get((metric(name).name, "", "", "", ""))
         return math.nan if row is None else float(row["value"])
 
     def places(self, wanted: Places) -> Places:
-        """Those that were measured of anything."""
+        """Returns the places that were measured of anything."""
         measured = {key[:2] for key, row in self.rows.items() if not math.isnan(row["value"])}
         return [place for place in wanted if place in measured]
 
-    def of(self, question: str) -> pd.DataFrame:
-        """The rows of one question."""
-        return self.table.loc[self.table["question"] == question, :]
+    def of(self, section: Section) -> pd.DataFrame:
+        """Returns the rows of one section."""
+        return self.table.loc[self.table["section"] == section, :]
 
 
 def is_audit(runs: Runs) -> dict[str, bool]:
-    """By run: whether it is an audit, finished or not, and no training."""
+    """Tells by run whether it is an audit, finished or not, and no training."""
     table: Any = runs.runs
     asked = [name for name in table if str(name).startswith("audit.")]
     any_key = table[asked].notna().any(axis=1) if asked else [False] * len(table)
     return {str(run): bool(flag) for run, flag in zip(table["run"], any_key, strict=True)}
 
 
-def audit_sections(runs: Runs, *, named: bool) -> Iterator[Section]:
-    """The sections of every audit that has a table, one audit after the other.
+def audit_sections(runs: Runs, *, named: bool) -> Iterator[PageSection]:
+    """Yields the sections of every audit that has a table, one audit after the other.
 
     Args:
         runs: among which audits are.
@@ -127,15 +96,15 @@ def audit_sections(runs: Runs, *, named: bool) -> Iterator[Section]:
         for name, (title, blocks) in parts.items():
             place = f"audit-{number}-{name}"
             shown = f"{run}: {title[0].lower()}{title[1:]}" if named else title
-            yield Section(place, shown, list(blocks(found, place)))
+            yield PageSection(place, shown, list(blocks(found, place)))
         place = f"audit-{number}-responses"
         shown = f"{run}: responses" if named else "Responses"
-        yield Section(place, shown, list(_responses(found, runs.directories[run], place)))
+        yield PageSection(place, shown, list(_responses(found, runs.directories[run], place)))
 
 
 def _found(runs: Runs, run: str) -> _Found:
     table: Any = runs.audit.loc[runs.audit["run"] == run, :]
-    names = ["figure", "at", *KEYS]
+    names = ["metric", "at", *KEYS]
     keys = table[names].astype(object).where(table[names].notna(), "")
     rows = {
         tuple(map(str, key)): row
@@ -166,25 +135,19 @@ def _credit(found: _Found, place: str) -> Iterator[Block]:
         " returns exceed; sign agreement has a ceiling below 1. Credit of zero has 0. Tokens are"
         " those sampled for the values."
     )
-    yield _table(found, caption, _credits(credits), found.places(HEADLINE))
-    for figure, at, said in (
-        ("correlation", "token", "Correlation of each token's advantage with its true one."),
-        ("cosine", "all", "Cosine of one batch's policy gradient with the reference."),
-    ):
-        if found.places([(figure, at)]):
+    yield _table(found, caption, _credits(credits), found.places(headlines()))
+    for name, at in (LEADING, headlines("gradient")[0]):
+        if found.places([(name, at)]):
             yield drawn(
-                f"{place}-{figure}",
-                lambda width, figure=figure, at=at: audit_intervals(
-                    found.table, figure, at, width=width
-                ),
-                f"{said} Credits share their prompts, so that intervals which overlap do not say"
-                " that two are alike: segcredit.credit_audit.metrics.difference does.",
+                f"{place}-{name}",
+                lambda width, name=name, at=at: audit_intervals(found.table, name, at, width=width),
+                f"{metric(name).summary} Credits share their prompts, so that intervals which"
+                " overlap do not say that two are alike: segcredit.credit_audit.metrics.difference"
+                " does.",
             )
-    if found.places(GRADIENT):
+    if gradients := found.places(reported("gradient")):
         caption = f"Gradients of all parameters, with {found.confidence} over {batches}."
-        yield _table(
-            found, caption, _credits(found.of("gradient")), found.places(GRADIENT), "Gradients"
-        )
+        yield _table(found, caption, _credits(found.of("gradient")), gradients, "Gradients")
 
 
 def _lead(found: _Found, credits: pd.DataFrame) -> str:
@@ -194,7 +157,7 @@ def _lead(found: _Found, credits: pd.DataFrame) -> str:
         f" {view.counted(counts['estimator'], 'estimator')} under"
         f" {view.counted(counts['advantage'], 'advantage scheme')}, judged on a frozen policy."
     )
-    by_token: Any = credits[(credits["figure"] == "correlation") & (credits["at"] == "token")]
+    by_token = _leading(credits)
     ordered = by_token.dropna(subset=["value"]).sort_values("value", kind="stable")
     if len(ordered):
         ends = [ordered.iloc[0], ordered.iloc[-1]]
@@ -204,8 +167,8 @@ def _lead(found: _Found, credits: pd.DataFrame) -> str:
         )
         said += f" By token, credit correlates with the true advantages from {low} to {high}."
     checks = {
-        "half_correlation": "The parts of the truth correlate by token at",
-        "reference_cosine": "The halves of the reference gradient have a cosine of",
+        "split_correlation": "The splits of the truth correlate by token at",
+        "reference_cosine": "The splits of the reference gradient have a cosine of",
     }
     known = {text: found.number(name) for name, text in checks.items()}
     said += "".join(
@@ -222,7 +185,7 @@ def _movement(found: _Found, place: str) -> Iterator[Block]:
         f" {found.confidence} over {units_of(rows) or 'prompts'}. On boundaries more is better than"
         " at random, inside segments less; a baseline without bias has 0."
     )
-    yield _table(found, caption, segmenters, found.places(MOVEMENT))
+    yield _table(found, caption, segmenters, found.places(reported("movement")))
     yield drawn(
         f"{place}-shares",
         lambda width: movement_shares(found.table, width=width),
@@ -240,12 +203,15 @@ def _movement(found: _Found, place: str) -> Iterator[Block]:
 
 def _classes(found: _Found) -> Iterator[Block]:
     signals = found.of("signals")
-    names = in_order(signals.loc[signals["figure"] == "class_share", "at"])
+    names = in_order(signals.loc[signals["metric"] == "class_share", "at"])
     if not names:
         return
     columns = [
         [view.text(name) for name in names],
-        *(_cells([found.get(f, name) for name in names]) for f in ("class_share", "class_ratio")),
+        *(
+            _cells([found.get(one, name) for name in names])
+            for one in ("class_share", "class_ratio")
+        ),
     ]
     caption = (
         "A row a class of tokens, by what stands at their first character: its share of the squared"
@@ -264,12 +230,12 @@ def _values(found: _Found, place: str) -> Iterator[Block]:
         " first half of their completion, and the rest. Slope and explained variance are best at"
         " 1; bias, error and noise at 0."
     )
-    yield _table(found, caption, _pairs(rows), found.places(VALUES))
+    yield _table(found, caption, _pairs(rows), found.places(reported("values")))
     yield drawn(
         f"{place}-explained",
-        lambda width: audit_intervals(found.table, "explained_variance", "late", width=width),
+        lambda width: audit_intervals(found.table, *headlines("values")[0], width=width),
         "Explained variance at late anchors: an estimator that knows no more than how hard a"
-        " prompt is does well early on, and gives no credit inside a response.",
+        " prompt is does well early on, and gives no credit inside a completion.",
     )
 
 
@@ -282,13 +248,13 @@ def _costs(found: _Found, _: str) -> Iterator[Block]:
         "A row an estimator with a definition: tokens sampled for its values, those that it learned"
         " from included, and CPU-seconds, which say as much of the machine as of the method."
     )
-    yield _table(found, caption, _pairs(rows), found.places(COSTS))
+    yield _table(found, caption, _pairs(rows), found.places(reported("cost")))
 
 
 def _responses(found: _Found, path: Path, place: str) -> Iterator[Block]:
-    """Of the scheme with the highest correlation by token, averaged over its credits."""
+    """Yields responses of the scheme that leads, averaged over its credits."""
     rows = found.of("credit")
-    by_token: Any = rows[(rows["figure"] == "correlation") & (rows["at"] == "token")]
+    by_token = _leading(rows)
     schemes = in_order(rows["advantage"])
     if not schemes:
         yield Note("No response is drawn: the audit has no credit.")
@@ -297,8 +263,14 @@ def _responses(found: _Found, path: Path, place: str) -> Iterator[Block]:
         yield from responses(path, place, max(schemes, key=lambda one: means.get(one, -1.0)))
 
 
+def _leading(rows: pd.DataFrame) -> Any:
+    """Returns the rows of the leading metric."""
+    name, at = LEADING
+    return rows[(rows["metric"] == name) & (rows["at"] == at)]
+
+
 def _credits(rows: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Segmenter, estimator and scheme of each credit, in the order of the table."""
+    """Returns segmenter, estimator and scheme of each credit, in the order of the table."""
     return _different(rows, KEYS)
 
 
@@ -318,7 +290,7 @@ def _table(
     places: Places,
     folded: str = "",
 ) -> Table:
-    """A row for each of some segmenters (with estimator, and scheme), a column a figure."""
+    """Returns a row for each of some segmenters (with estimator, and scheme), a column a metric."""
     names = marked_segmenters(found.table)
     if len(of) > MOST_ROWS:
         caption += f" {MOST_ROWS} of {len(of):,} rows are shown."
@@ -326,17 +298,17 @@ def _table(
     keys = KEYS[: len(shown[0])] if shown else ()
     columns = [[view.text(names[key[0]]) for key in shown]]
     columns += [[view.text(key[number]) for key in shown] for number in range(1, len(keys))]
-    columns += [_cells([found.get(figure, at, *key) for key in shown]) for figure, at in places]
+    columns += [_cells([found.get(name, at, *key) for key in shown]) for name, at in places]
     headings = [
         *keys,
-        *(f"{label(figure)} ({at})" if at else label(figure) for figure, at in places),
+        *(f"{label(name)} ({at})" if at else label(name) for name, at in places),
     ]
     notes = [NOT_CAUSAL] if any(names[key[0]] != key[0] for key in shown) else []
     return Table(caption, headings, list(zip(*columns, strict=True)), notes, folded)
 
 
 def _cells(rows: Sequence[dict[str, Any] | None]) -> list[Cell]:
-    """Figures of one column, each with its interval, to be sorted by the figure."""
+    """Returns the cells of one metric, each with its interval, to be sorted by the estimate."""
     values = [math.nan if row is None else float(row["value"]) for row in rows]
     decimals = min(view.decimals_for(values), 3)
     return [_cell(row, value, decimals) for row, value in zip(rows, values, strict=True)]

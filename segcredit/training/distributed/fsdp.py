@@ -32,7 +32,8 @@ def shard(module: nn.Module, processes: Processes, methods: Sequence[str] = ()) 
         module: whole, on its device, the same on every process. Blocks are the members of its
             outermost lists of modules, the layers of a transformer.
         processes: with one of them nothing is done.
-        methods: names of the module's methods that run parts of it, besides its call.
+        methods: names of methods that run parts of a module, besides its call; it need not have
+            them all.
 
     Raises:
         ConfigError: parameters are not all float32.
@@ -55,7 +56,7 @@ def shard(module: nn.Module, processes: Processes, methods: Sequence[str] = ()) 
         # Losses have the whole minibatch's denominators: gradients add up, rather than average.
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    for name in methods:
+    for name in sorted({*methods} & {*dir(module)}):
         register_fsdp_forward_method(module, name)
 
 

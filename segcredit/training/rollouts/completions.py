@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segcredit.errors import TaskError
+from segcredit.errors import TaskError, require_type
 from segcredit.objective.returns import token_rewards
-from segcredit.protocols import Policy, Prompt, Task, Verdict
+from segcredit.protocols import Policy, Prompt, SupportsResume, Task, Verdict, capability
 from segcredit.types import RolloutBatch, RowTable, SamplingParams, TokenScores
 
 
@@ -37,6 +37,8 @@ class Completions(RowTable):
     """Equal where rows share a sampled token."""
     extras: tuple[Mapping[str, Tensor], ...] = ()
     """What the policy reads of each prompt besides its ids; empty where it reads text alone."""
+    sampler_logprobs: Tensor | None = None
+    """(B,T) nats, as the sampler computed them; None where it does not tell."""
 
     @property
     def rewards(self) -> Tensor:
@@ -70,26 +72,21 @@ def complete(
         TaskError: the verifier raised; says on which prompt and completion.
     """
     prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts, room=params.max_new_tokens)
-    ids, mask, truncated = policy.generate(
-        prompt_ids,
-        prompt_mask,
-        extras,
-        params=params,
-        generator=generator,
-    )
-    texts, token_spans = policy.decode(ids, mask)
+    made = policy.generate(prompt_ids, prompt_mask, extras, params=params, generator=generator)
+    texts, token_spans = policy.decode(made.ids, made.mask)
     return Completions(
         prompts=tuple(prompts),
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
-        ids=ids,
-        mask=mask,
-        truncated=truncated,
+        ids=made.ids,
+        mask=made.mask,
+        truncated=made.truncated,
         texts=texts,
         token_spans=token_spans,
-        verdicts=verify(task, prompts, texts, truncated),
-        node_ids=torch.arange(ids.numel(), device=ids.device).view(ids.shape),
+        verdicts=verify(task, prompts, texts, made.truncated),
+        node_ids=torch.arange(made.ids.numel(), device=made.ids.device).view(made.ids.shape),
         extras=extras,
+        sampler_logprobs=made.logprobs,
     )
 
 
@@ -97,6 +94,8 @@ def join(pieces: Sequence[Completions]) -> Completions:
     """Completions one under the other, padded to the widest; node ids are taken as they are."""
     prompt_width = max(piece.prompt_ids.shape[1] for piece in pieces)
     width = max(piece.ids.shape[1] for piece in pieces)
+
+    untold = any(piece.sampler_logprobs is None for piece in pieces)
 
     def right(name: str) -> Tensor:
         found = [getattr(piece, name) for piece in pieces]
@@ -122,6 +121,7 @@ def join(pieces: Sequence[Completions]) -> Completions:
         verdicts=rows("verdicts"),
         node_ids=right("node_ids"),
         extras=rows("extras"),
+        sampler_logprobs=None if untold else right("sampler_logprobs"),
     )
 
 
@@ -157,7 +157,7 @@ def resume(
         The whole completions, which share the node ids of the tokens before their position with
         those that they continue, and the number of tokens sampled.
     """
-    ids_NF, fresh_NF, truncated_N = policy.resume(
+    made = capability(policy, SupportsResume, "resuming from a prefix").resume(
         rollouts,
         rows_N,
         positions_N,
@@ -166,6 +166,7 @@ def resume(
         generator=generator,
         instead_N=instead_N,
     )
+    ids_NF, fresh_NF = made.ids, made.mask
     width = rollouts.completion_ids.shape[1]
     before_NT = torch.arange(width, device=rows_N.device) < positions_N[:, None]
     exists_NL = torch.cat([before_NT, fresh_NF], 1)
@@ -187,20 +188,24 @@ def resume(
         nodes_NT = nodes_NT.scatter(1, place_N1, unused + new_NF.numel() + numbers_N1)
     ids_NL = joined(old_NT, ids_NF)
     texts, token_spans = policy.decode(ids_NL, joined(before_NT, fresh_NF))
-    made = Completions(
+    sampler_NL = None
+    if made.logprobs is not None and rollouts.sampler_logprobs is not None and instead_N is None:
+        sampler_NL = joined(rollouts.sampler_logprobs[rows_N], made.logprobs)
+    whole = Completions(
         prompts=tuple(prompts),
         prompt_ids=rollouts.prompt_ids[rows_N],
         prompt_mask=rollouts.prompt_mask[rows_N],
         ids=ids_NL,
         mask=joined(before_NT & rollouts.action_mask[rows_N], fresh_NF),
-        truncated=truncated_N,
+        truncated=made.truncated,
         texts=texts,
         token_spans=token_spans,
-        verdicts=verify(task, prompts, texts, truncated_N),
+        verdicts=verify(task, prompts, texts, made.truncated),
         node_ids=joined(nodes_NT, new_NF),
         extras=rollouts.extras and tuple(rollouts.extras[row] for row in map(int, rows_N)),
+        sampler_logprobs=sampler_NL,
     )
-    return made, int(fresh_NF.sum())
+    return whole, int(fresh_NF.sum())
 
 
 def verify(
@@ -213,7 +218,9 @@ def verify(
 
 def _judge(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
     try:
-        return task.verify(prompt, text, truncated=truncated)
+        verdict = task.verify(prompt, text, truncated=truncated)
+        require_type("verify", verdict, Verdict)
+        return verdict
     except Exception as error:
         raise TaskError(
             f"the verifier of task {type(task).__name__!r} raised {type(error).__name__}: {error}"
@@ -248,6 +255,7 @@ def unscored_rollouts(completions: Completions) -> RolloutBatch:
         truncated=completions.truncated,
         node_ids=completions.node_ids,
         extras=completions.extras,
+        sampler_logprobs=completions.sampler_logprobs,
     )
 
 

@@ -11,7 +11,7 @@ from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.objective import returns
 from segcredit.objective.group_statistics import group_std
 from segcredit.objective.policy_loss import kl_divergence
-from segcredit.protocols import Prompt, PromptStream
+from segcredit.protocols import Prompt, PromptStream, checked_prompts
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.rollouts.completions import (
@@ -24,7 +24,7 @@ from segcredit.training.rollouts.completions import (
     with_scores,
 )
 from segcredit.training.rollouts.tree_sampling import grow
-from segcredit.types import RolloutBatch, SamplingParams, TokenScores
+from segcredit.types import RolloutBatch, SamplingParams, TokenScores, require_shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,10 +140,14 @@ def _prompts(run: Run, source: PromptStream, generator: torch.Generator) -> Sequ
     """
     sizes = run.config.rollouts
     if sizes.prompt_choice == "uniform":
-        return source.take(sizes.prompts, generator)
+        with blame("task", run.config.task["name"], run.task):
+            return checked_prompts("its stream", source.take(sizes.prompts, generator))
     keys = [prompt.key for prompt in run.pool]
-    with blame("estimator", run.config.estimator["name"]):
-        weights_K = run.method.estimator.prompt_weights(run.state.module, keys).double().cpu()
+    estimator = run.method.estimator
+    with blame("estimator", run.config.estimator["name"], estimator):
+        found_K = estimator.prompt_weights(run.state.module, keys)
+        require_shape("prompt_weights", found_K, (len(keys),))
+    weights_K = found_K.double().cpu()
     possible = int((weights_K > 0).sum())
     if not weights_K.isfinite().all() or (weights_K < 0).any() or possible < sizes.prompts:
         raise PluginError(

@@ -6,12 +6,12 @@ Letters as in ``segcredit.types``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from segcredit.errors import TaskError
+from segcredit.errors import PluginError
 from segcredit.protocols import Policy, Prompt, Simulator, Task
 from segcredit.training.distributed.all_gather import joined
 from segcredit.training.distributed.processes import CPU, Processes
@@ -27,7 +27,8 @@ class PolicySimulator(Simulator):
         policy: the current policy.
         task: whose verifier judges.
         prompts: the prompts that may be asked for, by key.
-        max_new_tokens: limit of a completion, prefix included.
+        params: how completions are sampled where the asker does not say; the limit includes what
+            stands before a position.
         micro_tokens: most tokens in one scoring pass.
         generator: where the draws come from.
     """
@@ -35,14 +36,14 @@ class PolicySimulator(Simulator):
     policy: Policy
     task: Task
     prompts: Mapping[str, Prompt]
-    max_new_tokens: int
+    params: SamplingParams
     micro_tokens: int
     generator: torch.Generator
     tokens: int = 0
     """Tokens sampled so far for whoever asked."""
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """``count`` rewarded completions of each prompt, in the order of the keys."""
         prompts = [self._prompt(key) for key in prompt_keys for _ in range(count)]
@@ -50,7 +51,7 @@ class PolicySimulator(Simulator):
             self.policy,
             self.task,
             prompts,
-            params=SamplingParams(max_new_tokens=self.max_new_tokens, greedy=greedy),
+            params=params or self.params,
             generator=self.generator,
         )
         self.tokens += int(completions.mask.sum())
@@ -63,7 +64,7 @@ class PolicySimulator(Simulator):
         positions_N: Tensor,
         count: int,
         *,
-        greedy: bool = False,
+        params: SamplingParams | None = None,
     ) -> Continuations:
         """Continue from the prompt and every token before each position, holes included."""
         rows_M, positions_M = rows_N.repeat_interleave(count), positions_N.repeat_interleave(count)
@@ -74,7 +75,7 @@ class PolicySimulator(Simulator):
             rollouts,
             rows_M,
             positions_M,
-            params=SamplingParams(max_new_tokens=self.max_new_tokens, greedy=greedy),
+            params=params or self.params,
             micro_tokens=self.micro_tokens,
             generator=self.generator,
         )
@@ -91,7 +92,7 @@ class PolicySimulator(Simulator):
 
     def _prompt(self, key: str) -> Prompt:
         if key not in self.prompts:
-            raise TaskError(
+            raise PluginError(
                 f"prompt {key!r} is not among the {len(self.prompts)} prompts of this step. An"
                 " estimator may ask only for prompts whose keys it was given."
             )
@@ -109,15 +110,19 @@ class SharedSimulator(Simulator):
 
     own: PolicySimulator
     processes: Processes
+    params: SamplingParams = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", self.own.params)
 
     def sample(
-        self, prompt_keys: Sequence[str], count: int, *, greedy: bool = False
+        self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """``count`` rewarded completions of each prompt, in the order of the keys."""
         found: list[RolloutBatch] = []
         with self.processes.error_barrier():
             if share := self.processes.share(prompt_keys):
-                found = [self.own.sample(share, count, greedy=greedy)]
+                found = [self.own.sample(share, count, params=params)]
         if self.processes.count == 1:
             return found[0]
         shares = self.processes.gather([one.to(CPU) for one in found])
@@ -131,12 +136,12 @@ class SharedSimulator(Simulator):
         positions_N: Tensor,
         count: int,
         *,
-        greedy: bool = False,
+        params: SamplingParams | None = None,
     ) -> Continuations:
         """Continue from the prompt and every token before each position, holes included."""
         here = self._share_of(rows_N)
         with self.processes.error_barrier():
-            found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, greedy=greedy)
+            found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, params=params)
         tokens = self.processes.gather(found.tokens)
         return Continuations(
             rewards=self.processes.joined(found.rewards),

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from segcredit.errors import blame
+from segcredit.errors import blame, require_type
 from segcredit.protocols import Policy, Prompt, Segmenter, Task
+from segcredit.segmentation import Segmentation
 from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, join, resume
 from segcredit.types import SamplingParams
 
@@ -57,8 +58,10 @@ def grow(
         if children == 1:
             continue
         rollouts = as_rollouts(leaves, policy, micro_tokens=micro_tokens)
-        with blame("segmenter", type(segmenter).__name__):
+        with blame("segmenter", type(segmenter).__name__, segmenter):
             segmentation = segmenter.segment(rollouts)
+            require_type("segment", segmentation, Segmentation)
+            segmentation.require_covers(rollouts.action_mask)
         rows_N = (segmentation.counts > level).nonzero()[:, 0]
         if not len(rows_N):
             continue

@@ -12,14 +12,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from segcredit.credit_audit.metrics import Figure, Truth
+from segcredit.credit_audit.metrics import Estimate, Truth
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Ints, require_shape
-from segcredit.credit_audit.metrics.estimate import quotient
+from segcredit.credit_audit.metrics.estimates import quotient
 from segcredit.credit_audit.metrics.moments import Fork, candidates, of, square
 from segcredit.errors import StudyError
 
 
-def weighted_share(truth: Truth, weights: ArrayLike, *, fork: Fork = "end") -> Figure:
+def weighted_share(truth: Truth, weights: ArrayLike, *, fork: Fork = "end") -> Estimate:
     """The expected share of the true squared change on boundaries: Σ w_t D_t² / Σ D_t².
 
     With zeros and ones it is ``share_on_boundaries``.
@@ -30,7 +30,7 @@ def weighted_share(truth: Truth, weights: ArrayLike, *, fork: Fork = "end") -> F
 
 def weighted_ratio(
     truth: Truth, weights: ArrayLike, others: ArrayLike, *, fork: Fork = "end"
-) -> Figure:
+) -> Estimate:
     """The expected squared change on boundaries over that of other weights: Σ w D² / Σ w' D²."""
     squares_BT = square(truth.advantages) * candidates(truth, fork)
     first_BT, second_BT = _fitting(truth, weights), _fitting(truth, others)
@@ -49,15 +49,15 @@ def budget(truth: Truth, fraction: float, *, fork: Fork = "end") -> Ints:
     return np.ceil(candidates(truth, fork).sum(1) * fraction - 1e-9).astype(np.int64)
 
 
-def random_places(truth: Truth, counts: ArrayLike, *, fork: Fork = "end") -> Floats:
-    """(B,T) chance: c of n places, each with probability c / n."""
+def uniform_places(truth: Truth, counts: ArrayLike, *, fork: Fork = "end") -> Floats:
+    """Returns (B,T) the weights of uniform draws: c of n places, each with probability c / n."""
     return sized_places(truth, counts, np.ones(truth.mask.shape), fork=fork)
 
 
 def sized_places(
     truth: Truth, counts: ArrayLike, sizes: ArrayLike, *, fork: Fork = "end"
 ) -> Floats:
-    """(B,T) chance by size: c places, each with a probability in proportion to its size.
+    """Returns (B,T) the weights of draws by size: c places, likelier in proportion to their size.
 
     A place that would have more than 1 is chosen for certain, and the others share the rest.
 
@@ -134,7 +134,7 @@ def drawn_shares(
 ) -> Floats:
     """(R,) the share on boundaries of c places in each completion that are drawn at random.
 
-    Their mean is known without draws (``random_places``); this is how far they lie about it.
+    Their mean is known without draws (``uniform_places``); this is how far they lie about it.
     """
     generator = np.random.default_rng(seed)
     squares_BT = square(truth.advantages)

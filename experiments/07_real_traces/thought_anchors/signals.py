@@ -10,11 +10,11 @@ import itertools
 import numpy as np
 import torch
 
-from segcredit.credit_audit.thought_anchors.traces import AnchorTrace
 from segcredit.errors import PolicyError, StudyError
 from segcredit.protocols import Policy, Segmenter
 from segcredit.training.rollouts.from_texts import rollouts_of_texts
 from segcredit.types import RolloutBatch
+from thought_anchors.traces import AnchorTrace
 
 _LEAST = 64
 """Tokens of a context that has room for a sentence and what stands before it."""

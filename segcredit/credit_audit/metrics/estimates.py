@@ -1,9 +1,9 @@
-"""A figure with its interval: a smooth function of sums over completions, resampled by prompt.
+"""An estimate with its interval: a smooth function of sums over completions, resampled by prompt.
 
-Every figure of an audit is f(m): ``m`` are means over prompts of a few moments, f a smooth function
-of them (``combine``). So intervals are made here, once for all: prompts are drawn with replacement,
-and f is taken of the means of each draw. All figures of the same prompts share their draws, so that
-two figures have a difference with an interval of its own.
+Every estimate of an audit is f(m): ``m`` are means over prompts of a few moments, f a smooth
+function of them (``combine``). So intervals are made here, once for all: prompts are drawn with
+replacement, and f is taken of the means of each draw. All estimates of the same prompts share their
+draws, so that two estimates have a difference with an interval of its own.
 
 Letters: ``P`` prompts, ``K`` moments, ``R`` resamples.
 """
@@ -22,20 +22,20 @@ from segcredit.records.tables import require_interval
 
 Floats = NDArray[np.float64]
 Combine = Callable[[Floats], Floats]
-"""(..., K) moments -> (...) the figure; smooth, and the same for all multiples of the moments."""
+"""(..., K) moments -> (...) the estimate; smooth, and the same for all multiples of the moments."""
 
 _STEP = 1e-4
-"""Of the numerical derivative, in standard deviations of a moment's mean over prompts."""
+"""Step of the numerical derivative, in standard deviations of a moment's mean over prompts."""
 _LEAST = 1 / 3
-"""Of the figure's own error, what a draw's counts as at least. Where a few prompts make a figure,
+"""Least error of a draw, as a share of the estimate's own. Where a few prompts make an estimate,
 draws without them have next to no error, and ratios that say nothing of how far off it is."""
 _NOTHING = 1e-9
-"""Standard errors below this share of the figure's size are rounding."""
+"""Standard errors below this share of the estimate's size are rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How intervals are made.
+    """Confidence and draws of intervals.
 
     Args:
         confidence: the share that an interval is to cover, in (0, 1).
@@ -52,7 +52,7 @@ class Resampling:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Figure:
+class Estimate:
     """A number, and the interval that holds the population's with the confidence asked for."""
 
     value: float
@@ -62,7 +62,7 @@ class Figure:
     error: float
     """The standard error over prompts, by the delta method."""
     prompts: int
-    """How many were resampled: the unit of the interval."""
+    """Number of prompts drawn from: the unit of the interval."""
     keys: NDArray[np.int64] = field(repr=False)
     """(P,) the prompts."""
     moments: Floats = field(repr=False)
@@ -74,7 +74,7 @@ class Figure:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def figure(
+def estimate(
     prompts: ArrayLike,
     moments: ArrayLike,
     combine: Combine,
@@ -82,14 +82,14 @@ def figure(
     weights: ArrayLike | None = None,
     resampling: Resampling | None = None,
     log: bool = False,
-) -> Figure:
-    """A figure from the moments of completions.
+) -> Estimate:
+    """Makes an estimate from the moments of completions.
 
-    The interval is studentised: each resample's distance from the figure is divided by its own
+    The interval is studentised: each resample's distance from the estimate is divided by its own
     standard error (the delta method's, with the derivative of ``combine`` by central differences),
-    and the quantiles of that, times the figure's error, are laid around it. A draw's error counts
-    as a third of the figure's at least, lest one that misses the few prompts that make a figure
-    throw an end to where no figure can be. It is off by O(1/P) where a percentile interval is off
+    and the quantiles of that, times the estimate's error, are laid around it. A draw's error counts
+    as a third of the estimate's at least, lest one that misses the few prompts that make it throw
+    an end to where no estimate can be. It is off by O(1/P) where a percentile interval is off
     by O(1/√P); coverage: docs/audit_coverage.csv.
 
     Args:
@@ -102,7 +102,7 @@ def figure(
 
     Returns:
         NaN ends for fewer than two prompts, or where fewer than nine tenths of the resamples have
-        a figure; an infinite end where the draws leave that side open.
+        an estimate; an infinite end where the draws leave that side open.
 
     Source:
         Efron and Tibshirani, 1993, "An introduction to the bootstrap", section 12.5 (bootstrap-t).
@@ -114,22 +114,22 @@ def figure(
     keys_P, units_B = np.unique(np.asarray(prompts, dtype=np.int64), return_inverse=True)
     moments_PK = np.zeros((len(keys_P), moments_BK.shape[1]))
     np.add.at(moments_PK, units_B.ravel(), moments_BK)
-    return _figure(keys_P, moments_PK, combine, resampling, log=log)
+    return _estimate(keys_P, moments_PK, combine, resampling, log=log)
 
 
-def difference(first: Figure, second: Figure) -> Figure:
-    """The first figure less the second, on the same resamples of the same prompts.
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """Computes the first estimate less the second, on the same draws of the same prompts.
 
-    Two intervals that overlap do not say that two figures are alike; this does: most of what
-    makes figures uncertain, which prompts were drawn, is common to both.
+    Two intervals that overlap do not say that two estimates are alike; this does: most of what
+    makes estimates uncertain, which prompts were drawn, is common to both.
 
     Raises:
-        StudyError: the figures are of other prompts.
+        StudyError: the estimates are of other prompts.
     """
     if not np.array_equal(first.keys, second.keys):
         raise StudyError(
-            f"the figures are of {first.prompts} and {second.prompts} prompts that are not the"
-            " same; expected figures of one truth, whose differences can be paired."
+            f"the estimates are of {first.prompts} and {second.prompts} prompts that are not the"
+            " same; expected estimates of one truth, whose differences can be paired."
         )
     split = first.moments.shape[1]
 
@@ -137,22 +137,22 @@ def difference(first: Figure, second: Figure) -> Figure:
         return first.combine(moments[..., :split]) - second.combine(moments[..., split:])
 
     both_PK = np.concatenate([first.moments, second.moments], axis=1)
-    return _figure(first.keys, both_PK, combine, first.resampling)
+    return _estimate(first.keys, both_PK, combine, first.resampling)
 
 
 def quotient(moments: Floats) -> Floats:
-    """The first of two moments over the second: the ``combine`` of a mean or a share."""
+    """Computes the first of two moments over the second: the ``combine`` of a mean or a share."""
     return moments[..., 0] / moments[..., 1]
 
 
-def _figure(
+def _estimate(
     keys_P: NDArray[np.int64],
     moments_PK: Floats,
     combine: Combine,
     resampling: Resampling,
     *,
     log: bool = False,
-) -> Figure:
+) -> Estimate:
     count = len(keys_P)
     with np.errstate(all="ignore"):
         mean_K = moments_PK.mean(0) if count else np.full(moments_PK.shape[1], np.nan)
@@ -165,13 +165,13 @@ def _figure(
             error, low, high = error * value, float(np.exp(low)), float(np.exp(high))
         else:
             error, low, high = _interval(combine, moments_PK, resampling)
-    return Figure(value, low, high, error, count, keys_P, moments_PK, combine, resampling)
+    return Estimate(value, low, high, error, count, keys_P, moments_PK, combine, resampling)
 
 
 def _interval(
     combine: Combine, moments_PK: Floats, resampling: Resampling
 ) -> tuple[float, float, float]:
-    """Standard error, low and high end."""
+    """Returns standard error, low and high end."""
     count = len(moments_PK)
     mean_K = moments_PK.mean(0)
     steps_K = _STEP * moments_PK.std(0) / np.sqrt(count)
@@ -188,7 +188,7 @@ def _interval(
 def _errors(
     combine: Combine, means_RK: Floats, centred_PK: Floats, drawn_RP: Floats, steps_K: Floats
 ) -> Floats:
-    """(R,) standard error of the figure in each draw: √(Σ_p w_p (∇f·(m_p − m̄))² / (P(P − 1)))."""
+    """Computes (R,) the standard error in each draw: √(Σ_p w_p (∇f·(m_p − m̄))² / (P(P − 1)))."""
     count = len(centred_PK)
     shifts_K1K = np.diag(steps_K)[:, None]
     rises_KR = combine(means_RK + shifts_K1K) - combine(means_RK - shifts_K1K)
@@ -201,7 +201,7 @@ def _errors(
 
 
 def _student(values_R: Floats, errors_R: Floats, confidence: float) -> tuple[float, float]:
-    """Low and high end of the studentised interval, from what was found and what was drawn."""
+    """Returns low and high end of the first row's studentised interval, by the other draws."""
     value, error = float(values_R[0]), float(errors_R[0])
     rounding = _NOTHING * max(1.0, abs(value))
     if error <= rounding:
@@ -221,7 +221,7 @@ def _student(values_R: Floats, errors_R: Floats, confidence: float) -> tuple[flo
 
 @lru_cache(maxsize=16)
 def _draws(count: int, resampling: Resampling) -> Floats:
-    """(R,P) how often each prompt is drawn; the same for all figures of as many prompts."""
+    """Draws (R,P) how often each prompt is in; the same for all estimates of as many prompts."""
     generator = np.random.default_rng(resampling.seed)
     shares_P = np.full(count, 1 / count)
     drawn_RP = generator.multinomial(count, shares_P, size=resampling.resamples)

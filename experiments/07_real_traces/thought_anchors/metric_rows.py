@@ -1,4 +1,4 @@
-"""The audit's figures of boundaries on anchor traces, as rows of a table.
+"""The audit's metrics of boundaries on anchor traces, as rows of a table.
 
 Letters as in ``segcredit.credit_audit.metrics.arrays``, with sentences in the place of tokens.
 """
@@ -15,29 +15,29 @@ import numpy as np
 
 from segcredit.credit_audit import metrics
 from segcredit.credit_audit.metrics.arrays import Bools, Floats, Ints
-from segcredit.credit_audit.metrics.estimate import quotient
+from segcredit.credit_audit.metrics.estimates import quotient
 from segcredit.credit_audit.metrics.moments import Fork, candidates, ids_from, of
-from segcredit.credit_audit.thought_anchors import budgets as budgets
-from segcredit.credit_audit.thought_anchors.cuts import sentence_lengths
-from segcredit.credit_audit.thought_anchors.trace_truth import anchor_truth, split_truth
-from segcredit.credit_audit.thought_anchors.traces import AnchorTrace
+from thought_anchors import budgets as budgets
+from thought_anchors.cuts import sentence_lengths
+from thought_anchors.trace_truth import anchor_truth, split_truth
+from thought_anchors.traces import AnchorTrace
 
 CHANCE, BY_LENGTH, ORACLE = "chance", "chance by length", "oracle"
 FORKS: tuple[Fork, ...] = ("end", "start")
 _SPLITS = 20
-"""Dealings of the rollouts into independent parts, over which figures that choose are averaged."""
+"""Dealings of the rollouts into independent parts, over which metrics that choose are averaged."""
 _PARTS = 3
 """One chooses, and two judge a square."""
 
 Row = dict[str, Any]
-Figures = dict[str, metrics.Figure]
+Estimates = dict[str, metrics.Estimate]
 
 
 @dataclass(frozen=True, eq=False)
-class AnchorFigures:
-    """Figures of boundaries on some traces.
+class AnchorMetrics:
+    """Metrics of boundaries on some traces.
 
-    Rows have the columns ``segmenter``, ``fork``, ``figure``, ``other`` (what it is compared with),
+    Rows have the columns ``segmenter``, ``fork``, ``metric``, ``other`` (what it is compared with),
     ``value``, ``low`` and ``high`` (95 %, over problems), ``low_traces`` and ``high_traces`` (as if
     each trace had a problem of its own), ``problems`` and ``traces`` (how many were drawn).
     """
@@ -81,8 +81,8 @@ class AnchorFigures:
         """
         for fork, marks_BT in marks.items():
             ids_BT = ids_from(self.truth, marks_BT, fork)
-            figures = self._shares(ids_BT, fork) | self._oracle(ids_BT, fork)
-            yield from (self._row(name, fork, label, one) for label, one in figures.items())
+            estimates = self._shares(ids_BT, fork) | self._oracle(ids_BT, fork)
+            yield from (self._row(name, fork, label, one) for label, one in estimates.items())
             by_length = self._by_length(marks_BT, fork)
             for other, found in by_length.items():
                 yield self._row(name, fork, "boundary_ratio", found, other)
@@ -121,7 +121,7 @@ class AnchorFigures:
         found = metrics.boundary_ratio(self.truth, ids_from(self.truth, marks_BT, fork), fork=fork)
         return self._row(name, fork, "boundary_ratio", found)
 
-    def _shares(self, ids_BT: Ints, fork: Fork) -> Figures:
+    def _shares(self, ids_BT: Ints, fork: Fork) -> Estimates:
         truth = self.truth
         within = metrics.share_within(truth, ids_BT)
         random_within = metrics.random_share_within(truth, ids_BT)
@@ -136,20 +136,20 @@ class AnchorFigures:
             "share_within_less_random": metrics.difference(within, random_within),
         }
 
-    def _by_length(self, marks_BT: Bools, fork: Fork) -> Figures:
+    def _by_length(self, marks_BT: Bools, fork: Fork) -> Estimates:
         counts_B = (marks_BT & candidates(self.truth, fork)).sum(1)
-        chance_BT = budgets.random_places(self.truth, counts_B, fork=fork)
+        uniform_BT = budgets.uniform_places(self.truth, counts_B, fork=fork)
         sized_BT = budgets.sized_places(self.truth, counts_B, self.lengths, fork=fork)
         return {
             "over chance by length": budgets.weighted_ratio(
                 self.truth, marks_BT, sized_BT, fork=fork
             ),
             "of chance by length": budgets.weighted_ratio(
-                self.truth, sized_BT, chance_BT, fork=fork
+                self.truth, sized_BT, uniform_BT, fork=fork
             ),
         }
 
-    def _oracle(self, ids_BT: Ints, fork: Fork) -> Figures:
+    def _oracle(self, ids_BT: Ints, fork: Fork) -> Estimates:
         shares = [metrics.oracle_share(split, ids_BT, fork=fork) for split in self.splits]
         jumps = [metrics.jump_agreement(split, ids_BT, fork=fork) for split in self.splits]
         agreements = {
@@ -165,10 +165,10 @@ class AnchorFigures:
         low, median, high = np.quantile(shares_R, [0.025, 0.5, 0.975])
         same = {"segmenter": name, "fork": fork, "other": "", "traces": len(self.traces)}
         same["problems"] = len(np.unique(self.problems))
-        yield same | {"figure": "drawn_shares", "value": median, "low": low, "high": high}
+        yield same | {"metric": "drawn_shares", "value": median, "low": low, "high": high}
         # Equal but for the order of a sum is equal.
         reached = float((shares_R >= found - 1e-9).mean())
-        yield same | {"figure": "drawn_shares_as_high", "value": reached}
+        yield same | {"metric": "drawn_shares_as_high", "value": reached}
 
     def _budget_shares(
         self,
@@ -176,7 +176,7 @@ class AnchorFigures:
         marks: Mapping[str, Mapping[Fork, Bools]],
         signals: Mapping[str, Floats],
         fork: Fork,
-    ) -> Figures:
+    ) -> Estimates:
         truth = self.truth
         counts_B = budgets.budget(truth, fraction, fork=fork)
         weights: dict[str, Floats | Bools] = {}
@@ -185,7 +185,7 @@ class AnchorFigures:
         for name, signal_BT in signals.items():
             weights[name] = budgets.strongest(truth, signal_BT, counts_B, fork=fork)
         weights[BY_LENGTH] = budgets.sized_places(truth, counts_B, self.lengths, fork=fork)
-        weights[CHANCE] = budgets.random_places(truth, counts_B, fork=fork)
+        weights[CHANCE] = budgets.uniform_places(truth, counts_B, fork=fork)
         shares = {
             name: budgets.weighted_share(truth, chosen_BT, fork=fork)
             for name, chosen_BT in weights.items()
@@ -195,13 +195,15 @@ class AnchorFigures:
         oracles = [metrics.oracle_share(split, as_many_BT, fork=fork) for split in self.splits]
         return shares | {ORACLE: _averaged(oracles)}
 
-    def _row(self, name: str, fork: str, label: str, found: metrics.Figure, other: str = "") -> Row:
+    def _row(
+        self, name: str, fork: str, label: str, found: metrics.Estimate, other: str = ""
+    ) -> Row:
         problems_P = self.problems[found.keys]
-        by_problem = metrics.figure(problems_P, found.moments, found.combine)
+        by_problem = metrics.estimate(problems_P, found.moments, found.combine)
         return {
             "segmenter": name,
             "fork": fork,
-            "figure": label,
+            "metric": label,
             "other": other,
             "value": found.value,
             "low": by_problem.low,
@@ -213,7 +215,7 @@ class AnchorFigures:
         }
 
 
-def _averaged(found: Sequence[metrics.Figure]) -> metrics.Figure:
-    """A figure of the mean sums of some, all of the same kind and units."""
+def _averaged(found: Sequence[metrics.Estimate]) -> metrics.Estimate:
+    """A metric of the mean sums of some, all of the same kind and units."""
     moments = np.mean([one.moments for one in found], axis=0)
-    return metrics.figure(found[0].keys, moments, found[0].combine)
+    return metrics.estimate(found[0].keys, moments, found[0].combine)

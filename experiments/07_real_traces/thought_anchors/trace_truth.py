@@ -16,8 +16,8 @@ import numpy as np
 from scipy.linalg import helmert
 
 from segcredit.credit_audit.metrics import Resampling, Truth
-from segcredit.credit_audit.thought_anchors.traces import AnchorTrace, Floats
 from segcredit.errors import StudyError
+from thought_anchors.traces import AnchorTrace, Floats
 
 Unit = Literal["problem", "trace"]
 """What intervals draw: traces of one problem share what is hard about it."""
@@ -31,15 +31,15 @@ def anchor_truth(
 ) -> Truth:
     """A truth whose squares and products are freed of the binomial noise, exactly.
 
-    A share p of n rollouts is one number, and an audit takes squares as products of halves. The
-    halves here are p + e_h with Σ_h e_h = 0, made such that the mean product over pairs of
-    different halves is, for every weighted sum L of a trace's states,
+    A share p of n rollouts is one number, and an audit takes squares as products of splits. The
+    splits here are p + e_h with Σ_h e_h = 0, made such that the mean product over pairs of
+    different splits is, for every weighted sum L of a trace's states,
 
         L(p)² − Σ_t L_t² p_t (1 − p_t) / (n_t − 1),
 
     whose mean is the square of the true L: neighbouring changes, which share a state, and changes
-    over whole segments are right by themselves. Half by half these are no measurements: figures
-    that choose with one half, such as the oracle's, need ``split_truth``.
+    over whole segments are right by themselves. Split by split these are no measurements: metrics
+    that choose with one split, such as the oracle's, need ``split_truth``.
 
     Args:
         traces: each of at least two sentences.
@@ -47,14 +47,14 @@ def anchor_truth(
         resampling: of the intervals.
 
     Returns:
-        As many halves as the longest trace has sentences, and one. Rewards are 1 where a trace
+        As many splits as the longest trace has sentences, and one. Rewards are 1 where a trace
         itself ended right, and 0 else.
 
     Raises:
         StudyError: a trace has fewer than two sentences, so that no change is known.
     """
-    halves = max((len(trace.accuracy) for trace in traces), default=1) + 1
-    contrasts_HN = helmert(halves).T * np.sqrt(halves * (halves - 1))
+    splits = max((len(trace.accuracy) for trace in traces), default=1) + 1
+    contrasts_HN = helmert(splits).T * np.sqrt(splits * (splits - 1))
     rows = [
         trace.accuracy + contrasts_HN[:, : len(trace.accuracy)] * np.sqrt(trace.noise)
         for trace in traces
@@ -64,44 +64,44 @@ def anchor_truth(
 
 def split_truth(
     traces: Sequence[AnchorTrace],
-    halves: int,
+    splits: int,
     *,
     seed: int = 0,
     unit: Unit = "problem",
     resampling: Resampling | None = None,
 ) -> Truth:
-    """A truth whose halves are independent: the rollouts of each state, dealt at random.
+    """A truth whose splits are independent: the rollouts of each state, dealt at random.
 
     Of k right ones among n, a part of m rollouts has a hypergeometric number. The parts are then
     as independent as if they had been sampled one by one, and each is noisier than all of them.
 
     Args:
         traces: each of at least two sentences.
-        halves: at least two, and no more than any state has rollouts.
+        splits: at least two, and no more than any state has rollouts.
         seed: of the dealing.
         unit: of the intervals.
         resampling: of the intervals.
 
     Raises:
-        StudyError: a trace has fewer than two sentences, or a state fewer rollouts than halves.
+        StudyError: a trace has fewer than two sentences, or a state fewer rollouts than splits.
     """
     generator = np.random.default_rng(seed)
-    rows = [_dealt(trace, halves, generator) for trace in traces]
+    rows = [_dealt(trace, splits, generator) for trace in traces]
     return _truth(traces, rows, unit, resampling)
 
 
-def _dealt(trace: AnchorTrace, halves: int, generator: np.random.Generator) -> Floats:
+def _dealt(trace: AnchorTrace, splits: int, generator: np.random.Generator) -> Floats:
     """(H,N) the share of right rollouts in each part."""
     fewest = int(trace.rollouts.min())
-    if not 2 <= halves <= fewest:
+    if not 2 <= splits <= fewest:
         raise StudyError(
             f"trace {trace.name!r} has a state with {fewest} rollouts that are to be dealt into"
-            f" {halves} halves; expected at least two halves, and a rollout for each."
+            f" {splits} splits; expected at least two splits, and a rollout for each."
         )
     left_N = trace.rollouts.copy()
     right_N = np.rint(trace.accuracy * left_N).astype(np.int64)
     parts: list[Floats] = []
-    for remaining in range(halves, 0, -1):
+    for remaining in range(splits, 0, -1):
         size_N = left_N // remaining
         found_N = generator.hypergeometric(right_N, left_N - right_N, size_N)
         parts.append(found_N / size_N)
@@ -123,8 +123,8 @@ def _truth(
                 " lies between the accuracies before two sentences. Leave the trace out."
             )
     lengths_B = np.array([len(trace.accuracy) for trace in traces])
-    halves = rows[0].shape[0] if rows else 2
-    values_BHE = np.full((len(rows), halves, lengths_B.max(initial=1)), np.nan)
+    splits = rows[0].shape[0] if rows else 2
+    values_BHE = np.full((len(rows), splits, lengths_B.max(initial=1)), np.nan)
     for values_HE, row_HN in zip(values_BHE, rows, strict=True):
         values_HE[:, : row_HN.shape[1]] = row_HN
     return Truth(

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from thought_anchors.trace_truth import anchor_truth, split_truth
+from thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
 
 from segcredit.credit_audit import metrics
 from segcredit.credit_audit.metrics.moments import product, segment_gains, square
-from segcredit.credit_audit.thought_anchors.trace_truth import anchor_truth, split_truth
-from segcredit.credit_audit.thought_anchors.traces import SUSPECT, AnchorTrace, load_anchors
 from segcredit.errors import StudyError
 
 N = 100
@@ -249,9 +249,9 @@ def test_traces_that_know_no_change_are_a_sentence():
     for make in (anchor_truth, lambda traces: split_truth(traces, 2)):
         with pytest.raises(StudyError, match="trace 'short' has one sentence"):
             make([measured([0.5, 0.5], 20), one])
-    for halves in (1, 6):
+    for splits in (1, 6):
         with pytest.raises(StudyError, match="5 rollouts that are to be dealt"):
-            split_truth([measured([0.4, 0.6], 5)], halves)
+            split_truth([measured([0.4, 0.6], 5)], splits)
 
 
 def test_sentences_that_overlap_and_empty_files_are_a_sentence(tmp_path):

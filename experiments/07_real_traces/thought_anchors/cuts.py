@@ -12,7 +12,7 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from segcredit.credit_audit.metrics.moments import Fork
-from segcredit.credit_audit.thought_anchors.traces import AnchorTrace, Floats
+from thought_anchors.traces import AnchorTrace, Floats
 
 Bools = npt.NDArray[np.bool_]
 

@@ -12,8 +12,8 @@ from segcredit.types import RolloutBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Truth:
-    """What every question of an audit is put to, however it came to be known.
+class ValuedCompletions:
+    """Completions of a frozen policy, with the value of each of their states.
 
     Letters as in ``segcredit.credit_audit.truth.measure``.
     """
@@ -22,13 +22,13 @@ class Truth:
     """The completions, whole: whatever a plug-in reads, without the policy."""
     prompts: list[Prompt]
     prompt_numbers: Int[Tensor, "B"]
-    """Of each completion, its place in ``prompts``."""
+    """Places in ``prompts``, of each completion."""
     values: Float[Tensor, "B H E"]
-    """float64, in reward units, H independent halves; NaN beyond a completion's end."""
+    """float64, in reward units, H independent splits; NaN beyond a completion's end."""
     errors: Float[Tensor, "B H E"]
-    """Standard errors of one half's values; 0 where the truth is exact."""
+    """Standard errors of one split's values; 0 where the truth is exact."""
     jump_errors: Float[Tensor, "B H T"]
-    """Standard errors of one half's V(t+1) - V(t)."""
+    """Standard errors of one split's V(t+1) - V(t)."""
     counts: Int[Tensor, "B H T"]
     """Continuations that left at each token."""
     tokens: int

@@ -1,4 +1,4 @@
-"""Parquet files whose every byte counts: pages have checksums, and a seal holds all they say.
+"""Parquet files whose every byte counts: checksums of the pages, and of label and rows as one.
 
 What a disk changes in a page, Parquet notices; in its footer, where labels are, it does not.
 """
@@ -23,13 +23,14 @@ from segcredit.atomic_files import write_atomically
 from segcredit.errors import StudyError
 
 _KEY = b"segcredit"
+_SUM = "seal"  # stored files have this key
 Rows = list[dict[str, Any]]
 
 
-def write_sealed(
+def write_checksummed(
     file: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, label: Mapping[str, Any]
 ) -> None:
-    """The rows with a label beside them; appears whole or not at all.
+    """Writes rows with a label beside them; the file appears whole or not at all.
 
     Args:
         file: to be written.
@@ -41,26 +42,26 @@ def write_sealed(
         StorageError: the disk refuses it.
     """
     table = pa.Table.from_pylist([dict(row) for row in rows], schema)
-    sealed = {"label": dict(label), "seal": _seal(label, table.to_pylist())}
+    signed = {"label": dict(label), _SUM: _checksum(label, table.to_pylist())}
     buffer = io.BytesIO()
-    table = table.replace_schema_metadata({_KEY: json.dumps(sealed).encode()})
+    table = table.replace_schema_metadata({_KEY: json.dumps(signed).encode()})
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_atomically(file, buffer.getvalue())
 
 
-def read_sealed(file: Path) -> tuple[dict[str, Any], Rows]:
-    """The label and the rows.
+def read_checksummed(file: Path) -> tuple[dict[str, Any], Rows]:
+    """Reads the label and the rows.
 
     Raises:
         StudyError: there is no such file, or a byte of it was changed.
     """
     try:
         table = pq.read_table(file, page_checksum_verification=True)
-        sealed = json.loads((table.schema.metadata or {})[_KEY])
+        signed = json.loads((table.schema.metadata or {})[_KEY])
         rows = cast("Rows", table.to_pylist())
-        if sealed["seal"] == _seal(sealed["label"], rows):
-            return sealed["label"], rows
-        fault = "its seal is broken"
+        if signed[_SUM] == _checksum(signed["label"], rows):
+            return signed["label"], rows
+        fault = "its checksum is not that of its content"
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
     raise StudyError(
@@ -70,6 +71,6 @@ def read_sealed(file: Path) -> tuple[dict[str, Any], Rows]:
     )
 
 
-def _seal(label: Mapping[str, Any], rows: Rows) -> str:
+def _checksum(label: Mapping[str, Any], rows: Rows) -> str:
     content = json.dumps([dict(label), rows], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

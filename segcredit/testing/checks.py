@@ -12,7 +12,9 @@ from typing import Any
 from segcredit.errors import PluginError
 from segcredit.protocols import (
     AdvantageScheme,
+    Policy,
     ProcessReward,
+    Prompt,
     Sampler,
     Segmenter,
     Task,
@@ -21,6 +23,12 @@ from segcredit.protocols import (
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
+from segcredit.testing.policy_rules import (
+    CAPABILITY_RULES,
+    DEFAULT_PROMPTS,
+    POLICY_RULES,
+    CheckedPolicy,
+)
 from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
 from segcredit.testing.sampler_rules import SAMPLER_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
@@ -83,6 +91,15 @@ def check_sampler(plugin: Sampler) -> None:
     _run(sampler_checks(plugin))
 
 
+def check_policy(plugin: Policy, prompts: Sequence[Prompt] = DEFAULT_PROMPTS) -> None:
+    """Runs every check of ``policy_checks``.
+
+    Raises:
+        PluginError: the first rule that the policy breaks.
+    """
+    _run(policy_checks(plugin, prompts))
+
+
 def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Check]:
     """Returns the rules for segmenters, each with a name.
 
@@ -120,6 +137,22 @@ def sampler_checks(plugin: Sampler) -> list[Check]:
     return _checks("sampler", plugin, SAMPLER_RULES)
 
 
+def policy_checks(plugin: Policy, prompts: Sequence[Prompt] = DEFAULT_PROMPTS) -> list[Check]:
+    """Returns the rules for policies and for the capabilities of this one, each with a name.
+
+    Args:
+        plugin: a policy as its source loads it, on the CPU.
+        prompts: at least two that it can read, of unequal lengths; with images if it needs them.
+    """
+    offered = [rules for kind, rules in CAPABILITY_RULES.items() if isinstance(plugin, kind)]
+    checked = CheckedPolicy("policy", plugin, prompts)
+    return [
+        (rule.__name__.lstrip("_"), partial(rule, checked))
+        for rules in (POLICY_RULES, *offered)
+        for rule in rules
+    ]
+
+
 def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
     """Decorates a test that takes ``check`` and calls it: one named test for each rule.
 
@@ -142,7 +175,7 @@ def _checks_of(plugin: object) -> list[Check]:
             return checks(plugin)
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
-        " estimator, an advantage scheme, a process reward, a task or a sampler. Give"
+        " estimator, an advantage scheme, a process reward, a task, a sampler or a policy. Give"
         " instances rather than classes, and name the protocol as base."
     )
 
@@ -163,6 +196,7 @@ _KINDS: dict[type, Callable[[Any], list[Check]]] = {
     ProcessReward: process_reward_checks,
     Task: task_checks,
     Sampler: sampler_checks,
+    Policy: policy_checks,
     # Last, since whatever can be called looks like one.
     AdvantageScheme: advantage_checks,
 }

@@ -1,8 +1,12 @@
 """The rules for policies: those for all, and those of each capability that a policy offers."""
 
+# Tensor.tolist carries no types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,7 +181,7 @@ def _spans_cover_the_text(checked: CheckedPolicy) -> None:
         spans = [(int(first), int(end)) for first, end in spans_T2]
         inside = [span for span, kept in zip(spans, mask_T, strict=True) if kept]
         covered = {place for first, end in inside for place in range(first, end)}
-        ordered = all(a <= c and b <= d for (a, b), (c, d) in zip(spans, spans[1:], strict=False))
+        ordered = all(a <= c and b <= d for (a, b), (c, d) in itertools.pairwise(spans))
         if covered != {*range(len(text))} or not ordered or any(a > b for a, b in spans):
             checked.broke(
                 "decode() says which characters each token has",
@@ -331,8 +335,10 @@ def _gradients_reach_parameters(checked: CheckedPolicy) -> None:
     with checked.using("the score with gradients"):
         scores = checked.plugin(rollouts)
         total = scores.logprobs.sum() + scores.entropies.sum()
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    found = [gradient for gradient in gradients if gradient is not None]
+        gradients = torch.autograd.grad(
+            total, parameters, allow_unused=True, materialize_grads=True
+        )
+    found = list(gradients)
     if not any(bool(x.any()) for x in found) or not all(bool(x.isfinite().all()) for x in found):
         checked.broke(
             "gradients of the score reach the parameters",
@@ -409,27 +415,25 @@ def _resume_reproduces_greedy_completions(checked: CheckedPolicy) -> None:
 
 def _resume_puts_a_token_instead(checked: CheckedPolicy) -> None:
     whole = checked.generate(greedy=True)
-    others = checked.generate(seed=5).completion_ids[:, 0]
-    changed = whole.replace(
-        completion_ids=torch.cat([others[:, None], whole.completion_ids[:, 1:]], 1)
-    )
-    open_ = (whole.action_mask.sum(1) > 1).nonzero()[:, 0]
-    some, others = whole.select(open_), others[open_]
-    if not len(some):
+    longer_N = (whole.action_mask.sum(1) > 1).nonzero()[:, 0]
+    if not len(longer_N):
         return
-    found = _resumed(checked, some, 1, instead_N=others)
-    wanted = _resumed(checked, changed.select(open_), 1)
-    for row, (one, two) in enumerate(
-        zip(_lists(found.ids, found.mask), _lists(wanted.ids, wanted.mask), strict=True)
-    ):
-        # After an end token there is nothing new; a rollout never has tokens after one.
-        if one and one != two:
-            checked.broke(
-                "instead_N stands in the place of the token before the position",
-                found=f"{one} after token {int(others[row])}",
-                expected=f"{two}, as after a completion with that token",
-                cause="a cache that holds the old token",
-            )
+    some = whole.select(longer_N)
+    for seed in range(5, 9):
+        others_N = checked.generate(seed=seed).completion_ids[longer_N, 0]
+        ids_NT = torch.cat([others_N[:, None], some.completion_ids[:, 1:]], 1)
+        found = _resumed(checked, some, 1, instead_N=others_N)
+        wanted = _resumed(checked, some.replace(completion_ids=ids_NT), 1)
+        pairs = zip(_lists(found.ids, found.mask), _lists(wanted.ids, wanted.mask), strict=True)
+        for row, (one, two) in enumerate(pairs):
+            # After an end token there is nothing new; a rollout never has tokens after one.
+            if one and one != two:
+                checked.broke(
+                    "instead_N stands in the place of the token before the position",
+                    found=f"{one} after token {int(others_N[row])}",
+                    expected=f"{two}, as after a completion with that token",
+                    cause="a cache that holds the old token",
+                )
 
 
 def _alternatives_are_other_tokens(checked: CheckedPolicy) -> None:

@@ -41,7 +41,8 @@ def test_a_checkpoint_keeps_the_contract(tmp_path: Path) -> None:
     policy = tiny()
     policy.model.save_pretrained(tmp_path / "model")
     policy.tokenizer.save_pretrained(tmp_path / "model")
-    check_policy(loaded("hf", None, model=str(tmp_path / "model")))
+    task = registry.tasks.build("arithmetic")
+    check_policy(loaded("hf", task, model=str(tmp_path / "model")))
 
 
 def test_a_policy_of_images_keeps_the_contract() -> None:

@@ -60,7 +60,7 @@ bench: install
 # Writes the boundary model that ships with the package again; the same bytes' worth of weights each time.
 boundaries: install
 	mkdir -p build
-	$(BIN)/python experiments/05_boundaries/generated_text.py > build/generated.jsonl
+	$(BIN)/python experiments/11_boundaries/generated_text.py > build/generated.jsonl
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:

@@ -68,6 +68,7 @@ _HOMES = {
     "segcredit.errors": (
         "BusyError",
         "ConfigError",
+        "MissingPackageError",
         "PluginError",
         "PolicyError",
         "RecordError",

@@ -12,7 +12,8 @@
     ├── RecordError       a run directory cannot be read, or holds another run
     │   ├── StorageError  the disk refused to be written
     │   └── BusyError     another process writes the run
-    └── StudyError        a grid or a table cannot be made from what was given
+    ├── StudyError        a grid or a table cannot be made from what was given
+    └── MissingPackageError    what was asked for needs a package that is not installed
 
 Every message says what was found, what was expected, the usual cause and what to do.
 """
@@ -20,6 +21,7 @@ Every message says what was found, what was expected, the usual cause and what t
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import traceback
 from collections.abc import Generator, Iterable, Sequence
@@ -79,6 +81,10 @@ class StudyError(SegcreditError, ValueError):
     """A grid, table or figure cannot be made from what was given."""
 
 
+class MissingPackageError(SegcreditError, ImportError):
+    """A package that one of segcredit's extras brings is not installed."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of a sentence on an unknown name: the nearest known one, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -102,7 +108,7 @@ def blame(kind: str, name: str, plugin: object) -> Generator[None]:
     """
     try:
         yield
-    except (PluginError, PolicyError, RecordError, TaskError, TrainingError):
+    except (MissingPackageError, PluginError, PolicyError, RecordError, TaskError, TrainingError):
         raise
     except SegcreditError as error:
         raise PluginError(f"{kind} {name!r}{_place(error, plugin)}: {error}") from error
@@ -140,4 +146,20 @@ def require_one_of(name: str, found: str, expected: Sequence[str]) -> None:
         raise ValueError(
             f"{name} is {found!r}; expected one of {', '.join(map(repr, expected))}."
             f" For example {name}={expected[0]!r}."
+        )
+
+
+def require_package(module: str, extra: str, user: str, instead: str = "") -> None:
+    """Raises a MissingPackageError where a package that an extra brings is not installed.
+
+    Args:
+        module: the package as it is imported; it is looked for and not imported.
+        extra: of segcredit, by which it is installed.
+        user: what needs it, as the message begins, such as "segmenter 'surprise_change'".
+        instead: how to do without, as the message ends, such as "leave policy.lora out".
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingPackageError(
+            f"{user} needs the package {module.replace('_', '-')}, which is not installed. Install"
+            f" it with pip install 'segcredit[{extra}]'{f', or {instead}' if instead else ''}."
         )

@@ -536,7 +536,6 @@ class Simulator(Protocol):
     params: SamplingParams
     """The run's own: how its completions are sampled."""
 
-    @abstractmethod
     def sample(
         self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
@@ -547,7 +546,6 @@ class Simulator(Protocol):
         """
         ...
 
-    @abstractmethod
     def resume(
         self,
         rollouts: RolloutBatch,
@@ -560,7 +558,6 @@ class Simulator(Protocol):
         """Continues ``count`` times from the prompt and every token before each position."""
         ...
 
-    @abstractmethod
     def score(self, rollouts: RolloutBatch) -> TokenScores:
         """Computes log-probs, entropies and hidden states under the policy, without gradients."""
         ...

@@ -16,21 +16,23 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from segcredit.errors import RegistryError, SegcreditError, did_you_mean
-from segcredit.protocols import (
-    AdvantageScheme,
-    PolicySource,
-    ProcessReward,
-    Sampler,
-    Segmenter,
-    Task,
-    ValueEstimator,
-    missing_members,
-)
+
+# The protocols import torch, which a list of names does not wait for.
+if TYPE_CHECKING:
+    from segcredit.protocols import (
+        AdvantageScheme,
+        PolicySource,
+        ProcessReward,
+        Sampler,
+        Segmenter,
+        Task,
+        ValueEstimator,
+    )
 
 T = TypeVar("T")
 LOCAL = "(this session)"
@@ -55,14 +57,21 @@ class Registry(Generic[T]):
     Args:
         kind: what one plug-in is called in messages, such as "segmenter".
         group: the entry-point group.
-        protocol: what the plug-ins' instances are.
+        protocol: the name, in ``segcredit.protocols``, of what the plug-ins' instances are.
     """
 
-    def __init__(self, kind: str, group: str, protocol: type[T]) -> None:
+    def __init__(self, kind: str, group: str, protocol: str) -> None:
         self.kind = kind
         self.group = group
-        self.protocol = protocol
+        self._protocol = protocol
         self._local: dict[str, type[T]] = {}
+
+    @property
+    def protocol(self) -> type[T]:
+        """The class of ``segcredit.protocols`` that describes the plug-ins' instances."""
+        from segcredit import protocols
+
+        return cast("type[T]", getattr(protocols, self._protocol))
 
     def names(self) -> list[str]:
         """Returns every registered name, sorted; imports no plug-in."""
@@ -213,6 +222,8 @@ class Registry(Generic[T]):
 
     def _complete(self, name: str, plugin: type[T]) -> type[T]:
         """Returns a class that has every method of its kind, and refuses another."""
+        from segcredit.protocols import missing_members
+
         protocol = f"segcredit.{self.protocol.__name__}"
         if not inspect.isclass(plugin):
             raise RegistryError(
@@ -340,18 +351,18 @@ def _file_of(module: str) -> str:
     return (spec.origin or "") if spec else ""
 
 
-segmenters: Registry[Segmenter] = Registry("segmenter", "segcredit.segmenters", Segmenter)
+segmenters: Registry[Segmenter] = Registry("segmenter", "segcredit.segmenters", "Segmenter")
 estimators: Registry[ValueEstimator] = Registry(
-    "value estimator", "segcredit.estimators", ValueEstimator
+    "value estimator", "segcredit.estimators", "ValueEstimator"
 )
 advantages: Registry[AdvantageScheme] = Registry(
-    "advantage scheme", "segcredit.advantages", AdvantageScheme
+    "advantage scheme", "segcredit.advantages", "AdvantageScheme"
 )
-tasks: Registry[Task] = Registry("task", "segcredit.tasks", Task)
-policies: Registry[PolicySource] = Registry("policy", "segcredit.policies", PolicySource)
-samplers: Registry[Sampler] = Registry("sampler", "segcredit.samplers", Sampler)
+tasks: Registry[Task] = Registry("task", "segcredit.tasks", "Task")
+policies: Registry[PolicySource] = Registry("policy", "segcredit.policies", "PolicySource")
+samplers: Registry[Sampler] = Registry("sampler", "segcredit.samplers", "Sampler")
 process_rewards: Registry[ProcessReward] = Registry(
-    "process reward", "segcredit.process_rewards", ProcessReward
+    "process reward", "segcredit.process_rewards", "ProcessReward"
 )
 ALL: dict[str, Registry[Any]] = {
     "segmenters": segmenters,

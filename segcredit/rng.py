@@ -9,6 +9,7 @@ Two methods with one seed see the same prompts and start from the same policy.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -32,6 +33,11 @@ def forked(seed: int, name: str, step: int = 0) -> Generator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, name, step))
         yield
+
+
+def python_random(generator: torch.Generator) -> random.Random:
+    """Seeds Python's generator from torch's: many small draws are faster with it."""
+    return random.Random(int(torch.randint(2**62, (), generator=generator)))
 
 
 def derived_seed(seed: int, name: str, step: int = 0) -> int:

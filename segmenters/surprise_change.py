@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-import ruptures
 import torch
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, errors
 
 Row = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -52,6 +51,7 @@ class SurpriseChange(Segmenter):
     min_size: int = 4
 
     def __post_init__(self) -> None:
+        errors.require_package("ruptures", "changepoint", "segmenter 'surprise_change'")
         if self.signal not in ("entropy", "surprisal"):
             raise ValueError(
                 f"signal is {self.signal!r}; expected 'entropy' or 'surprisal', for example"
@@ -89,6 +89,8 @@ class SurpriseChange(Segmenter):
             return []
         # In units of its own spread: then neither its size nor its offset costs digits.
         standard = (row - row.mean()) / row.std()
+        import ruptures  # takes a second: for those who use it
+
         finder = cast(Any, ruptures).KernelCPD(kernel="linear", min_size=self.min_size)
         found = finder.fit(standard[:, None]).predict(pen=self.penalty * math.log(len(row)))
         return [int(end) for end in found[:-1]]

@@ -23,7 +23,7 @@ from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
 from segcredit.training.distributed.fsdp import full, shard_like
 from segcredit.training.distributed.processes import ALONE, Processes
-from segcredit.training.loop import _sampled_figures
+from segcredit.training.loop import _sampled_metrics
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.sampling import Sampled, _share, sample
 from segcredit.training.update import improve
@@ -55,6 +55,11 @@ SHARDED = {
 
 
 FAULTS = ["all_reduce", "denominator", "row"]
+TERMS = 16 * 2 * 24
+"""Token positions of a batch, prompts included, rounded up: the terms of a gradient's sums."""
+ROUNDING = TERMS * torch.finfo(torch.float32).eps
+"""How far float32 sums of so many terms in two orders may lie apart: a rounding a term of the sum
+of their sizes, for which a tensor's largest entry stands (9e-5; the largest seen is 2e-5)."""
 
 
 def parts(run: Any, sampled: Sampled) -> tuple[Sampled, Sampled]:
@@ -78,14 +83,14 @@ def parameters(run: Any) -> list[torch.Tensor]:
 
 @dataclass
 class Steps:
-    """The gradients with which one process steps, and how far those of several are from them.
+    """The gradients of one run's optimizer steps, and how far those of another are from them.
 
     AdamW divides a gradient by its own size: where terms cancel to zero but for rounding, it makes
     of a difference of 1e-10 one of the learning rate's size, and every later gradient is then
-    taken at another point. Parameters at the end therefore say little. Here each step of several
-    processes is compared by its gradients, which are what processes add up, and is then made along
-    the recorded gradients: the next one starts from the same point, and parameters and moments,
-    computed entry by entry from the same numbers, must agree to rounding.
+    taken at another point. Parameters at the end therefore say little. Here each step of the other
+    run is compared by its gradients, which are what processes and micro-batches add up, and is
+    then made along the recorded ones: the next one starts from the same point, and parameters and
+    moments, computed entry by entry from the same numbers, must agree to rounding.
     """
 
     gradients: list[list[torch.Tensor | None]] = field(default_factory=list)
@@ -121,7 +126,7 @@ class Steps:
 
         with patch.object(Trained, "step", compare):
             yield
-        assert next(recorded, None) is None, "several processes made fewer steps than one"
+        assert next(recorded, None) is None, "the other run made fewer steps"
 
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -145,9 +150,9 @@ def furthest(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(these, those, strict=True))
 
 
-def figures(run: Any, experience: Any, step: int) -> dict[str, float]:
-    found = improve(run, experience, step)
-    return found | {k: float(v) for k, v in _sampled_figures(run, experience).items()}
+def metrics(run: Any, batch: Any, step: int) -> dict[str, float]:
+    found = improve(run, batch, step)
+    return found | {k: float(v) for k, v in _sampled_metrics(run, batch).items()}
 
 
 def equal(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
@@ -159,16 +164,16 @@ def equal(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
         every, own = parts(shared, sample(one, step))
         steps = Steps()
         with steps.recorded():
-            expected = figures(one, assign(one, every, step), step)
+            expected = metrics(one, assign(one, every, step), step)
         mine = assign(shared, own, step)
         with steps.compared():
-            found = figures(shared, mine, step)
+            found = metrics(shared, mine, step)
         gradients = max(gradients, steps.off)
         assert found.keys() == expected.keys()
         gap = max([gap, *(abs(found[k] - expected[k]) for k in found if found[k] == found[k])])
     tables = [table == table_of(one) for table in processes.gather(table_of(shared))]
     return {
-        "figures": gap,
+        "metrics": gap,
         "gradients": gradients,
         "moments": max(map(apart, moments(shared), moments(one))),
         "parameters": furthest(parameters(one), parameters(shared)),
@@ -186,12 +191,11 @@ def table_of(run: Any) -> Any:
 def alike(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
     """Two steps, each process sampling for itself: whether all end with the same state."""
     run = build(load_config(preset, [*SMALL, *changes]), processes)
-    experience: Any = None
+    batch: Any = None
     for step in (1, 2):
-        experience = collect(run, step)
-        improve(run, experience, step)
-    everyones = [[x.numpy() for x in parameters(run)], table_of(run)]
-    states = processes.gather(everyones)
+        batch = collect(run, step)
+        improve(run, batch, step)
+    states = processes.gather([[x.numpy() for x in parameters(run)], table_of(run)])
     return {
         "same": all(
             state[1] == states[0][1]
@@ -199,9 +203,9 @@ def alike(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
             for state in states
         ),
         "met": len(table_of(run)),
-        "keys": processes.gather(sorted(set(experience.rollouts.prompt_keys))),
-        "texts": processes.gather(list(experience.rollouts.texts)),
-        "rounds": processes.gather(experience.sampled.rounds),
+        "keys": processes.gather(sorted(set(batch.rollouts.prompt_keys))),
+        "texts": processes.gather(list(batch.rollouts.texts)),
+        "rounds": processes.gather(batch.sampled.rounds),
     }
 
 
@@ -232,7 +236,7 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
         "parameters": max(furthest(found, ends[0][0]) for found, _ in ends),
         "moved": furthest(ends[0][0], between),
         "held": [held(run) for run in runs],
-        "keys": len({str([list(learner["module"]) for learner in state]) for state in states}),
+        "keys": len({str([list(part["module"]) for part in state]) for state in states}),
     }
 
 
@@ -252,8 +256,8 @@ def broken(processes: Processes, fault: str) -> dict[str, Any]:
     def unsummed(self: Processes, parameters: Any) -> None:
         """Gradients of one's own rows alone."""
 
-    def without_one(run: Any, experience: Any, rows: torch.Tensor) -> Any:
-        found = pieces(run, experience, rows)
+    def without_one(run: Any, batch: Any, rows: torch.Tensor) -> Any:
+        found = pieces(run, batch, rows)
         if run.processes.count == 1 or not run.processes.first or not found:
             return found
         (chosen, weight), *others = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -133,12 +133,13 @@ class GreedyRewards(Simulator):
     """A simulator whose greedy completions earn what the case says; a prompt's key is its row."""
 
     rewards: Tensor
+    params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=4))
 
     def sample(
         self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
         """One completion a key."""
-        assert greedy
+        assert params == SamplingParams(max_new_tokens=4, greedy=True)
         assert count == 1
         drawn = make_rollouts(len(prompt_keys), dtype=self.rewards.dtype)
         return drawn.replace(rewards=self.rewards[torch.tensor([int(key) for key in prompt_keys])])

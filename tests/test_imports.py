@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-HEAVY = ("accelerate", "transformers", "pandas", "sklearn", "spacy", "matplotlib", "scipy")
+HEAVY = (
+    *("accelerate", "transformers", "pandas", "pyarrow", "sklearn", "spacy", "matplotlib"),
+    *("scipy", "segcredit.credit_audit", "segcredit.training"),
+)
 RUN = """
 import sys
 from segcredit.cli import main
@@ -28,6 +31,7 @@ def python(script):
     [
         (["--help"], ("torch", *HEAVY)),
         (["segment", "--help"], ("torch", *HEAVY)),
+        (["list"], ("torch", "segmenters", "estimators", *HEAVY)),
         (["segment", "one\ntwo", "-s", "newline"], HEAVY),
     ],
 )

@@ -164,7 +164,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "methods", "said"), FAULTS, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(
+    ("kind", "methods", "said"), FAULTS, ids=[f"{kind}-{n}" for n, (kind, *_) in enumerate(FAULTS)]
+)
 def test_a_wrong_plugin_is_named(monkeypatch, kind, methods, said):
     broken(monkeypatch, kind, **methods)
     with pytest.raises((PluginError, PolicyError, TaskError), match=said):

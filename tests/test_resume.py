@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from segcredit import load_config
-from segcredit.policy.prefix_cache import Prefixes
+from segcredit.policy.prefix_cache import PrefixCache
 from segcredit.protocols import Prompt, Sampler, Task, Verdict
 from segcredit.testing import ToyPolicy
 from segcredit.training.build import build
@@ -166,9 +166,11 @@ def test_cached_keys_and_values_change_no_token(run: Any, monkeypatch: pytest.Mo
 
 def test_prefixes_need_not_be_cached(run: Any) -> None:
     prompts, rollouts = whole(run, greedy=False)
-    prefixes = Prefixes.read(run.actor.model.base_model, rollouts, torch.arange(len(prompts)))
+    prefixes = PrefixCache.read(run.actor.model.base_model, rollouts, torch.arange(len(prompts)))
     assert len(prefixes.layers) == 2
-    bare = Prefixes(prefixes.rows_R, prefixes.ids_RL, prefixes.mask_RL, prefixes.prompt_width, [])
+    bare = PrefixCache(
+        prefixes.rows_R, prefixes.ids_RL, prefixes.mask_RL, prefixes.prompt_width, []
+    )
     rows, positions = states(rollouts)
     for one, other in zip(
         prefixes.before(rows, positions)[:2], bare.before(rows, positions)[:2], strict=True

@@ -11,8 +11,6 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("segcredit", "segmenters", "estimators")
 
 PENDING = (
-    "segcredit/cli",
-    "segcredit/display",
     "segcredit/policy",
     "segcredit/study/plots/response_credit",
     "segcredit/study/report/responses",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from segcredit.config import (
 )
 from segcredit.credit_audit.metrics import Resampling
 from segcredit.errors import ConfigError, RegistryError
+from segcredit.records.stored_config import digest
 from segcredit.registry import Registry, plugin_label
 from segcredit.training.build import identities, plugin_identities
 
@@ -171,11 +170,6 @@ def load_audit_config(
     labels = {axis: [plugin_label(_LISTS[axis], table) for table in lists[axis]] for axis in _LISTS}
     _require_different(labels)
     return AuditConfig(run, settings.model_copy(update=lists), labels)
-
-
-def digest(content: object) -> str:
-    """Returns the hash that names plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _with_defaults(asked: Mapping[str, Any], run: RunConfig) -> Table:

@@ -1,4 +1,4 @@
-"""Where weights that took time to make are kept: ``$SEGCREDIT_CACHE`` or ``~/.cache/segcredit``."""
+"""The folder of weights that took time to make: ``$SEGCREDIT_CACHE`` or ``~/.cache/segcredit``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segcredit.errors import PolicyError
 
 
 def cache_folder() -> Path:
-    """The folder, made where it is missing.
+    """Returns the cache folder, made where it is missing.
 
     Raises:
         PolicyError: it cannot be made.
@@ -32,7 +32,10 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Generator[None]:
-    """One process at a time makes the path; no lock is taken where it is there already."""
+    """Holds a lock while a cached path is made, so that one process at a time makes it.
+
+    No lock is taken where the path is there already: cached paths appear whole.
+    """
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     with contextlib.nullcontext() if path.exists() else lock:
         yield

@@ -26,7 +26,7 @@ from segcredit.policy.image_prompts import ImagePrompts
 from segcredit.policy.logprobs import token_distributions
 from segcredit.policy.model_inputs import IDS, ModelInputs
 from segcredit.policy.module_copies import copy_of_trained
-from segcredit.policy.prefix_cache import Prefixes
+from segcredit.policy.prefix_cache import PrefixCache
 from segcredit.policy.token_spans import PieceTable, place_spans
 from segcredit.protocols import Prompt, Sampler
 from segcredit.types import (
@@ -240,7 +240,7 @@ class CausalPolicy(_Deterministic):
         if extras:
             firsts_B = _first_rows(ids, extras)
             base, read = self.model.base_model, firsts_B.unique()
-            prefixes = Prefixes.of_prompts(base, ids, mask, extras, read, self.inputs)
+            prefixes = PrefixCache.of_prompts(base, ids, mask, extras, read, self.inputs)
             here = firsts_B, torch.zeros_like(firsts_B)
             ids, mask, cache = prefixes.before(*here)
             more = prefixes.inputs_before(*here, cached=cache is not None)
@@ -284,7 +284,7 @@ class CausalPolicy(_Deterministic):
             open_N, truncated_N = open_N & ~ended_N, truncated_N & ~ended_N
         # The pieces of nothing are one empty piece, which the network cannot read.
         for rows_R in rows_N[open_N].unique().split(most) if open_N.any() else ():
-            prefixes = Prefixes.read(self.model.base_model, rollouts, rows_R, self.inputs)
+            prefixes = PrefixCache.read(self.model.base_model, rollouts, rows_R, self.inputs)
             here_M = (open_N & torch.isin(rows_N, rows_R)).nonzero()[:, 0]
             for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
                 room_M1 = (limit - positions_N[states_M])[:, None]

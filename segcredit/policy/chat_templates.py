@@ -12,15 +12,21 @@ from segcredit.protocols import Prompt
 def messages(
     prompt: Prompt, content: Any, written: Callable[[str], Any] = str
 ) -> list[dict[str, Any]]:
-    """The messages of a prompt, the user's last one with this content, the others ``written``."""
+    """Builds the messages of a prompt, as chat templates of transformers read them.
+
+    Args:
+        prompt: its chat comes before the last message, which is the user's.
+        content: of the last message: a text, or a list of parts.
+        written: makes the content of each message before it, out of its text.
+    """
     before = [{"role": role, "content": written(text)} for role, text in prompt.chat or ()]
     return [*before, {"role": "user", "content": content}]
 
 
 def chat_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a chat up to where the assistant's answer begins.
+    """Encodes a chat up to where the assistant's answer begins, as token ids.
 
-    Begin tokens are the template's.
+    Begin tokens are the template's; the tokenizer adds none.
 
     Raises:
         PolicyError: the tokenizer has no chat template, or its template refuses the messages.
@@ -41,7 +47,7 @@ def chat_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 def require_template(holder: Any, prompt: Prompt) -> None:
-    """Refuse a chat where there is nothing to write it by.
+    """Checks that there is a chat template to write a chat by.
 
     Args:
         holder: a tokenizer or a processor.

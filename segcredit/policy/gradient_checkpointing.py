@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a layer's activations are made again in the backward pass, not kept."""
+"""Gradient checkpointing: a layer's activations are recomputed in the backward pass, not kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segcredit.errors import PolicyError
 
 
 def recompute_layers(model: nn.Module) -> None:
-    """Keep each layer's input alone, wherever gradients are asked for.
+    """Makes layers keep their input alone, wherever gradients are asked for.
 
     transformers' own switch works in training mode only, in which dropout would be on as well;
     policies stay in evaluation mode. The layers are those that transformers marks, and what is
@@ -39,9 +39,10 @@ def recompute_layers(model: nn.Module) -> None:
 
 
 def recomputes(model: nn.Module) -> bool:
-    """Whether ``recompute_layers`` has changed a model, and gradients are asked for.
+    """Tells whether a model's layers recompute, which they do only where gradients are asked for.
 
     Such layers must not write into a cache of keys and values: they would write again.
     """
+    # An own ``forward`` of the object is the one that ``recompute_layers`` put there.
     layers = (layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))
     return torch.is_grad_enabled() and any("forward" in vars(layer) for layer in layers)

@@ -16,21 +16,23 @@ _VIDEO = "video_processor"
 
 @functools.cache
 def without_videos(processor: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A processor class without its slot for videos; itself where it has none."""
+    """Returns a processor class without its slot for videos; the class itself where it has none."""
     found: Any = processor
     if _VIDEO not in found.get_attributes():
         return processor
 
     class ImagesOnly(found):
-        """The class without videos; behaves as it on text and images."""
+        """A processor of text and images, as the class it is made from without videos."""
 
         video_processor = None
 
         @classmethod
         def get_attributes(cls) -> list[str]:
-            """What is given, loaded and saved."""
+            """Returns the names of the parts that are given, loaded and saved."""
             return [name for name in found.get_attributes() if name != _VIDEO]
 
+        # The class has no name that a module could be asked for, so that pickle is told how to
+        # make it again.
         def __reduce__(self) -> tuple[Any, ...]:
             return _empty, (processor,), self.__dict__
 
@@ -40,6 +42,6 @@ def without_videos(processor: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 def _empty(processor: type[ProcessorMixin]) -> Any:
-    """An instance whose state follows."""
+    """Makes an instance without a state, for pickle to fill."""
     made = without_videos(processor)
     return made.__new__(made)

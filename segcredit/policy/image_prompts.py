@@ -24,7 +24,7 @@ _UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises for foreign, cut and broken files."""
+"""Errors that Pillow raises for foreign, cut and broken files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +32,26 @@ class ImagePrompts:
     """Encodes one prompt at a time: its chat, or its plain text, with an image in each slot."""
 
     processor: Any
-    """Of transformers."""
+    """A processor of transformers, with a tokenizer and an image processor."""
     slot: str
-    """What the processor replaces by an image's tokens."""
+    """The text that the processor replaces by an image's tokens."""
     reserved: tuple[str, ...]
     """Tokens of images, which no text may name."""
     names: frozenset[str]
-    """What the model reads of the processor's output."""
+    """Names of the processor's outputs that the model reads."""
     chat: bool
-    """Whether prompts go through the processor's chat template, where it has one, even if they are
+    """True: prompts go through the processor's chat template, where it has one, even if they are
     no chats themselves."""
     max_pixels: int
+    """Pixels of the largest image that is opened."""
 
     def encode(self, prompt: Prompt) -> dict[str, Tensor]:
-        """Ids (1,L) and the model's further inputs, on the CPU.
+        """Encodes a prompt as ids (1,L) and the model's further inputs by name, on the CPU.
 
         Raises:
             PolicyError: an image cannot be read or is too large, the prompt's slots and images
-                differ in number, or its text names a token of images.
+                differ in number, its text names a token of images, or it is a chat and there is
+                no chat template.
         """
         texts = _between_images(prompt, self.reserved)
         images = [
@@ -71,7 +73,10 @@ class ImagePrompts:
         return {name: x for name, x in found.items() if name in self.names}
 
     def _written(self, prompt: Prompt, texts: Sequence[str]) -> tuple[str, bool]:
-        """The text with a slot between each two pieces, and whether a begin token is missing."""
+        """Returns the text with a slot between each two pieces, and whether it lacks a begin token.
+
+        Where a template wrote the begin token, the tokenizer must not add a second one.
+        """
         if prompt.chat is not None:
             require_template(self.processor, prompt)
         elif not (self.chat and self._has_template()):
@@ -79,6 +84,7 @@ class ImagePrompts:
         content: list[dict[str, str]] = [{"type": "text", "text": texts[0]}]
         for text in texts[1:]:
             content += [{"type": "image"}, {"type": "text", "text": text}]
+        # An empty text is no part: templates may write something around each.
         content = [part for part in content if part.get("text", "image")]
         written: str = self.processor.apply_chat_template(
             messages(prompt, content, _text_part), add_generation_prompt=True, tokenize=False
@@ -91,12 +97,18 @@ class ImagePrompts:
 
 
 def _text_part(text: str) -> list[dict[str, str]]:
-    """A message without images, in parts as those with images are."""
+    """Returns the content of a message without images, in parts as those with images are."""
     return [{"type": "text", "text": text}]
 
 
 def _between_images(prompt: Prompt, reserved: Sequence[str]) -> list[str]:
-    """The texts before, between and after a prompt's images, which come first where unsaid."""
+    """Returns the texts before, between and after a prompt's images.
+
+    Images come first where the text has no places for them.
+
+    Raises:
+        PolicyError: places and images differ in number, or a text names a token of images.
+    """
     texts = prompt.text.split(IMAGE_SLOT)
     if len(texts) == 1:
         texts = [""] * len(prompt.images) + texts
@@ -117,8 +129,13 @@ def _between_images(prompt: Prompt, reserved: Sequence[str]) -> list[str]:
 
 
 def _opened(content: bytes, name: str, max_pixels: int) -> Image.Image:
-    """An RGB picture, upright, on white where it is transparent."""
+    """Opens an image as an RGB picture, upright, on white where it is transparent.
+
+    Raises:
+        PolicyError: it cannot be read, or has too many pixels; calls it by ``name``.
+    """
     try:
+        # Reads the header alone: a huge image is refused before its pixels are in memory.
         picture = Image.open(BytesIO(content))
         if picture.width * picture.height <= max_pixels:
             upright = ImageOps.exif_transpose(picture).convert("RGBA")

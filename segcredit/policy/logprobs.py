@@ -1,8 +1,8 @@
-"""Log-probs and entropies of tokens from their states, a few rows of the vocabulary at a time.
+"""Log-probs and entropies of tokens from their hidden states, with few logits held at a time.
 
 The logits of all tokens at once, in float32 and once for each operation on them, are the most
-memory that training takes where the vocabulary is large. Here a piece of rows is held, and made
-again for the gradients: one product more, and fewer passes over memory.
+memory that training takes where the vocabulary is large. Here a piece of rows is held, and
+recomputed for the gradients: one product more, and fewer passes over memory.
 
 Letters: ``N`` tokens, ``M`` those of a piece, ``H`` hidden units, ``V`` vocabulary, ``X``
 suppressed ids.
@@ -34,10 +34,10 @@ def token_distributions(
     suppressed_X: Int[Tensor, "X"],
     elements: int = ELEMENTS,
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    """Log-probs of the ids and entropies, in nats, of the distributions sampled from.
+    """Computes log-probs of ids, and entropies, in nats, of the distributions sampled from.
 
     Args:
-        output: From states to logits, in its own precision. Other modules than a plain
+        output: The layer from states to logits, in its own precision. Other modules than a plain
             ``nn.Linear``, such as one with adapters, are called and called again in backward.
         hidden_NH: States that the tokens were drawn from.
         ids_N: Tokens, in [0, V).
@@ -46,9 +46,10 @@ def token_distributions(
         elements: Logits held at once, at least a row's.
 
     Returns:
-        (N,) each, in float32 or better, with gradients of the first order.
+        (N,) log-probs and (N,) entropies, in float32 or better, with gradients of the first order.
     """
     suppressed_X = suppressed_X.to(hidden_NH.device)
+    # A subclass may compute anything, so that its gradients are left to autograd.
     if type(output) is nn.Linear:
         choice = _Choice(ids_N, suppressed_X, temperature, elements)
         found = _Distributions.apply(hidden_NH, output.weight, output.bias, choice)
@@ -65,7 +66,7 @@ def token_distributions(
 def _plain(
     output: nn.Module, hidden_NH: Tensor, ids_N: Tensor, temperature: float, suppressed_X: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """All logits at once, their gradients by autograd."""
+    """Computes both numbers from all logits at once, their gradients by autograd."""
     logits_NV = output(hidden_NH.to(cast(Any, output).weight.dtype))
     logits_NV = logits_NV.to(_wide(logits_NV)) / temperature
     logprobs_NV = logits_NV.index_fill(1, suppressed_X, -torch.inf).log_softmax(1)
@@ -76,12 +77,13 @@ def _plain(
 
 
 def _wide(x: Tensor) -> torch.dtype:
+    """Returns the type of the sums: float32, or the tensor's own where it is wider."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Choice:
-    """What has no gradient."""
+    """The inputs of ``_Distributions`` that have no gradient."""
 
     ids_N: Tensor
     suppressed_X: Tensor
@@ -89,32 +91,35 @@ class _Choice:
     elements: int
 
     def pieces(self, vocabulary: int) -> Iterator[slice]:
-        """Rows of each piece."""
+        """Yields the rows of each piece: as many as hold ``elements`` logits, at least one."""
         rows = max(self.elements // vocabulary, 1)
         for begin in range(0, len(self.ids_N), rows):
             yield slice(begin, begin + rows)
 
     def logits(self, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-        """(M,V) those that are drawn from, in a buffer of their own."""
+        """Computes (M,V) logits of the distributions sampled from, in a buffer of their own."""
+        # In the weight's own type, as the model multiplies; everything after it is in float32.
         logits_MV = linear(hidden_MH.to(weight_VH.dtype), weight_VH, bias_V)
         logits_MV = logits_MV.to(_wide(logits_MV))
+        # In place from here on: each copy would be another piece of logits in memory.
         if self.temperature != 1:
             logits_MV.div_(self.temperature)
         return logits_MV.index_fill_(1, self.suppressed_X, -torch.inf)
 
 
 class _Distributions(torch.autograd.Function):
-    """Both figures, and their gradients from logits that are made again."""
+    """Log-probs and entropies, with gradients from logits that are recomputed."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, choice: _Choice
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies, piece by piece."""
+        """Computes log-probs and entropies, piece by piece."""
         logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=_wide(weight_VH))
         entropies_N, sums_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
         for piece in choice.pieces(len(weight_VH)):
             logits_MV = choice.logits(hidden_NH[piece], weight_VH, bias_V)
+            # The largest logit is taken off, so that no exponential overflows.
             highest_M1 = logits_MV.amax(1, keepdim=True)
             logits_MV.sub_(highest_M1)
             own_M = logits_MV.gather(1, choice.ids_N[piece, None])[:, 0]
@@ -125,8 +130,10 @@ class _Distributions(torch.autograd.Function):
             logprobs_N[piece] = own_M - total_M.log()
             entropies_N[piece] = total_M.log() - shares_MV.sum(1) / total_M
             sums_N[piece] = highest_M1[:, 0] + total_M.log()
+        # Two numbers a token are all that backward needs beside the inputs.
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, sums_N, entropies_N)
         ctx.choice = choice
+        # Entropies are often not trained on: None, rather than zeros, spares their gradient.
         ctx.set_materialize_grads(False)
         return logprobs_N, entropies_N
 
@@ -135,7 +142,7 @@ class _Distributions(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, by_logprobs_N: Tensor | None, by_entropies_N: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of states, weight and bias, those that are asked for."""
+        """Computes gradients of states, weight and bias, those that are asked for."""
         hidden_NH, weight_VH, bias_V, sums_N, entropies_N = ctx.saved_tensors
         asked: tuple[bool, ...] = ctx.needs_input_grad
         if by_logprobs_N is None:
@@ -177,7 +184,7 @@ def _slopes(
     by_entropies_M1: Tensor | None,
     entropies_M1: Tensor,
 ) -> Tensor:
-    """(M,V) the loss's gradient by the output layer's logits, in the place of the log-probs.
+    """Computes (M,V) the loss's gradient by the output layer's logits, over the log-probs' memory.
 
     By logit v, a log-prob has the gradient 1[v is the id] - p(v), an entropy -p(v) (log p(v) + H).
     """
@@ -188,5 +195,7 @@ def _slopes(
         slopes_MV = logprobs_MV.add_(entropies_M1).mul_(by_entropies_M1).add_(by_logprobs_M1)
         slopes_MV.mul_(shares_MV).neg_()
     slopes_MV.scatter_add_(1, choice.ids_N[piece, None], by_logprobs_M1)
+    # A suppressed id has p log p = 0 * -inf = NaN; no logit of it moves anything.
     slopes_MV.index_fill_(1, choice.suppressed_X, 0.0)
+    # The logits were divided by the temperature after they left the output layer.
     return slopes_MV if choice.temperature == 1 else slopes_MV.div_(choice.temperature)

@@ -1,4 +1,4 @@
-"""What a network reads besides token ids and mask: positions, token types, images.
+"""Inputs of a network besides token ids and mask: positions, token types, images.
 
 Letters: ``L`` tokens of prompt and completion; the others as in ``segcredit.types``.
 """
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from segcredit.errors import PolicyError
 
 Extras = Sequence[Mapping[str, Tensor]]
-"""Of each row what ``ImagePrompts`` made of its prompt; empty where no prompt has any."""
+"""Inputs that ``ImagePrompts`` made of each row's prompt; empty where no prompt has any."""
 IDS = "input_ids"
 """The prompt's own ids, (1,L), kept with its images: they tell whose images these are."""
 
@@ -47,7 +47,7 @@ class ModelInputs:
         extras: Extras,
         after: Sequence[int],
     ) -> dict[str, Tensor]:
-        """The arguments of one pass of a base model.
+        """Builds the arguments of one pass of a base model, by name.
 
         Args:
             base: the network under the output layer.
@@ -67,18 +67,28 @@ class ModelInputs:
     def _positions(
         self, base: nn.Module, ids_BL: Tensor, mask_BL: Tensor, more: Mapping[str, Tensor]
     ) -> Tensor:
-        """(B,L), or (3,B,L) where the network places images in height and width.
+        """Computes positions, (B,L), or (3,B,L) where images are placed in height and width.
 
-        Left padding would otherwise count. The network's own rule is called from here, since what
-        it remembers of an earlier batch would otherwise play a part.
+        Given none, networks count the padding on the left.
         """
+        # Called here, since the network would go on from what it remembers of an earlier batch.
         spatial: Any = getattr(base, "get_rope_index", None)
         if spatial is not None and "image_grid_thw" in more:
             return spatial(input_ids=ids_BL, attention_mask=mask_BL, **more)[0]
         return (mask_BL.cumsum(1) - 1).clamp(min=0) + self.first_position
 
     def collate(self, ids_BL: Tensor, extras: Extras, after: Sequence[int]) -> dict[str, Tensor]:
-        """Token types padded on the left; images one after another, trailing sizes filled with 0.
+        """Stacks the inputs of rows: token types padded on the left, images one after another.
+
+        Images that differ in a trailing size are filled with 0 up to the largest.
+
+        Args:
+            ids_BL: (B,L) prompts with what follows them, ending in the last column.
+            extras: inputs of each row, or empty.
+            after: how many of each row's columns follow its prompt.
+
+        Returns:
+            Inputs by name, on the device of the ids; none where no row has any.
 
         Raises:
             PolicyError: a row's images are missing, or are another prompt's.
@@ -105,7 +115,7 @@ class ModelInputs:
     def _types(
         self, row: Mapping[str, Tensor], name: str, last: int, width: int, after: int
     ) -> Tensor:
-        """(L,) of one row: 0 on padding and text, the prompt's own, the completion's."""
+        """Returns (L,) token types: 0 on padding and text, the prompt's own, the completion's."""
         own = row[name][0] if name in row else torch.zeros(0, dtype=torch.long)
         return pad(pad(own, (width - after - len(own), 0)), (0, after), value=last)
 
@@ -143,7 +153,7 @@ def _ends_with(ids_P: Tensor, own_L: Tensor) -> bool:
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Along the first dimension, the others made as large as the largest."""
+    """Stacks tensors along their first dimension, the others made as large as the largest."""
     sizes = [max(sizes) for sizes in zip(*(x.shape[1:] for x in tensors), strict=True)]
     padded: list[Tensor] = []
     for x in tensors:

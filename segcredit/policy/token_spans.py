@@ -15,7 +15,7 @@ from torch import Tensor
 
 Span = tuple[int, int]
 _REPLACEMENT = "\ufffd"
-"""What a decoder writes for the bytes of a character that is not complete."""
+"""The character that a decoder writes for the bytes of an incomplete one."""
 
 
 class PieceTable:
@@ -37,10 +37,13 @@ class PieceTable:
     def text_and_spans(
         self, rows: Sequence[Sequence[int]]
     ) -> tuple[tuple[str, ...], list[list[Span]]]:
-        """Texts equal to ``decode(row)``, and (first character, one after the last) of each token.
+        """Decodes rows of token ids, and finds the characters that each token stands for.
 
-        Tokens without characters are zero-width, at the place where they stand. Tokens that share
-        a character each have it in their span. Neither starts nor ends ever decrease.
+        Returns:
+            Texts equal to ``decode(row)``; and a span for each token, its first character and the
+            one after its last. Tokens without characters are zero-width, at the place where they
+            stand. Tokens that share a character each have it in their span. Neither starts nor
+            ends ever decrease.
         """
         texts: list[str] = []
         spans: list[list[Span]] = []
@@ -48,27 +51,31 @@ class PieceTable:
             ids = list(row)
             text = self._decode(ids)
             texts.append(text)
+            # [] of a row without tokens is [] either way.
             spans.append(self._by_pieces(ids, text) or _by_prefixes(ids, text, self._decode))
         return tuple(texts), spans
 
     def _by_pieces(self, ids: list[int], text: str) -> list[Span] | None:
-        """Cumulative lengths of the pieces, or None where these do not add up to the text."""
+        """Returns spans by cumulative lengths of the pieces; None where they are not the text."""
         pieces: list[str] = []
         first = True
         for token in ids:
             alone, following = self._piece(token)
             pieces.append(alone if first else following)
+            # A special token has no characters, so that the one after it is still the first.
             first = first and not following
         return _cumulative(pieces) if "".join(pieces) == text else None
 
     def _piece(self, token: int) -> tuple[str, str]:
-        """Characters of an id at the front of a text, and after another token.
+        """Returns an id's characters at the front of a text, and those after another token.
 
         They differ where decoders strip the first blank (SentencePiece) or put one between words
-        (WordPiece); what doubling the id adds to its text shows the second.
+        (WordPiece); doubling the id shows the latter, as what it adds to the text.
         """
         if token not in self._pieces:
             alone, doubled = self._decode([token]), self._decode([token, token])
+            # A byte of a character may decode otherwise beside another one. The pieces are then
+            # not the text, and ``_by_pieces`` says so.
             follows = doubled.startswith(alone)
             self._pieces[token] = (alone, doubled[len(alone) :] if follows else alone)
         return self._pieces[token]
@@ -77,14 +84,14 @@ class PieceTable:
 def text_and_spans(
     rows: Sequence[Sequence[int]], decode: Callable[[list[int]], str]
 ) -> tuple[tuple[str, ...], list[list[Span]]]:
-    """One use of a ``PieceTable`` that is not kept."""
+    """Decodes rows of token ids as ``PieceTable.text_and_spans`` does, with a table of its own."""
     return PieceTable(decode).text_and_spans(rows)
 
 
 def place_spans(
     spans: Sequence[Sequence[Span]], mask_BT: Bool[Tensor, "B T"]
 ) -> Int[Tensor, "B T 2"]:
-    """Spans of the masked tokens at their columns; the others are zero-width.
+    """Puts spans at the columns of their tokens; columns outside the mask are zero-width.
 
     Args:
         spans: A list a row, one span for each True of that row's mask, in order.
@@ -117,10 +124,11 @@ def _cumulative(pieces: Sequence[str]) -> list[Span]:
 
 
 def _by_prefixes(ids: list[int], text: str, decode: Callable[[list[int]], str]) -> list[Span]:
-    """Spans from what each token adds to the decoded prefix that agrees with the text.
+    """Finds spans by decoding every prefix: a token has the characters that it settles.
 
-    A token whose prefix ends inside a character has that character in its span, as have the
-    tokens that complete it.
+    A character is settled once the decoded prefix agrees with the text up to it. A token whose
+    prefix ends inside a character has that character in its span, as have the tokens that
+    complete it.
     """
     spans: list[Span] = []
     settled = end = 0
@@ -135,7 +143,7 @@ def _by_prefixes(ids: list[int], text: str, decode: Callable[[list[int]], str]) 
 
 
 def _agreement(prefix: str, text: str, known: int) -> int:
-    """Characters that both begin with, of which some are known to agree."""
+    """Counts the characters that both begin with, of which ``known`` are known to agree."""
     for place in range(known, min(len(prefix), len(text))):
         if prefix[place] != text[place]:
             return place

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,7 +54,7 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
         RecordError: the directory holds another config, or a value is none that TOML can hold.
         StorageError: it cannot be written.
     """
-    file, text = path / CONFIG, _toml(config)
+    file, text = path / CONFIG, f"{_FIRST}{toml_text(config)}{_LAST}"
     found = _found(path)
     if found is not None:
         _require_same(path, differences(found, tomllib.loads(text)))
@@ -60,6 +62,27 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
     if file.exists():
         _set_aside(file)
     write_atomically(file, text.encode())
+
+
+def toml_text(config: Mapping[str, Any]) -> str:
+    """Writes a config as TOML, without the keys that are None.
+
+    Raises:
+        RecordError: a value is none that TOML can hold.
+    """
+    try:
+        return tomli_w.dumps(_plain(config))
+    except (TypeError, ValueError) as error:
+        raise RecordError(
+            f"The config cannot be written as TOML ({error}); expected tables, lists, text,"
+            " numbers, booleans and dates. Usually a default is a Python object, or a list"
+            " holds None: give the option a plain value."
+        ) from error
+
+
+def digest(content: object) -> str:
+    """Computes the SHA-256 of plain data, in whatever order its keys are."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -97,17 +120,6 @@ def _require_same(path: Path, differing: str) -> None:
             " directory holds one run, since its rows could not be told apart otherwise. Choose"
             " another --output, or delete the directory."
         )
-
-
-def _toml(config: Mapping[str, Any]) -> str:
-    try:
-        return f"{_FIRST}{tomli_w.dumps(_plain(config))}{_LAST}"
-    except (TypeError, ValueError) as error:
-        raise RecordError(
-            f"The config cannot be written as TOML ({error}); expected tables, lists, text,"
-            " numbers, booleans and dates. Usually a default is a Python object, or a list"
-            " holds None: give the option a plain value."
-        ) from error
 
 
 def _plain(value: Any) -> Any:

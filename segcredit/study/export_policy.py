@@ -8,7 +8,7 @@ from segcredit import registry
 from segcredit.config import RunConfig, load_config
 from segcredit.errors import StudyError
 from segcredit.policy.causal_lm import CausalPolicy
-from segcredit.policy.checkpoints.saving import save_checkpoint
+from segcredit.policy.checkpoints.lora import has_adapters, merge_adapters, save_adapters
 from segcredit.records import checkpoint
 from segcredit.records.stored_config import read_config
 from segcredit.training.master_weights import MasterWeights
@@ -44,7 +44,7 @@ def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) ->
         )
     policy = _loaded(load_config(read_config(run)))
     MasterWeights(policy).load_state_dict(checkpoint.load(saved[-1])["policy"]["module"])
-    save_checkpoint(policy, folder, merged=merged)
+    _write(policy, folder, merged=merged)
     return folder
 
 
@@ -63,3 +63,20 @@ def _loaded(config: RunConfig) -> CausalPolicy:
             " checkpoint as it is."
         )
     return policy
+
+
+def _write(policy: CausalPolicy, folder: Path, *, merged: bool) -> None:
+    """Writes a policy's weights, or its adapters alone, and its tokenizer or processor.
+
+    With ``merged``, its adapters are merged into its weights in place.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if has_adapters(policy.model) and merged:
+        merge_adapters(policy.model)
+    if has_adapters(policy.model):
+        save_adapters(policy.model, folder)
+    else:
+        policy.model.save_pretrained(folder)
+    # A processor brings its tokenizer with it.
+    reader = policy.tokenizer if policy.images is None else policy.images.processor
+    reader.save_pretrained(folder)

@@ -15,10 +15,9 @@ from typing import Any, BinaryIO, cast
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tabulate import tabulate
 
 from segcredit.atomic_files import replacing
-from segcredit.errors import StudyError
+from segcredit.errors import StudyError, require_package
 from segcredit.records.tables import Runs, require_known
 from segcredit.records.tables.schemas import SCHEMAS, Table
 
@@ -46,6 +45,7 @@ def write_table(frame: pd.DataFrame, path: Path | str) -> Path:
 
     Raises:
         StudyError: the extension is none of these, or two columns would have one name.
+        MissingPackageError: tabulate is not installed, which draws Markdown and LaTeX.
         RecordError: the file cannot be written; what it held before is intact.
     """
     path = Path(path)
@@ -129,6 +129,9 @@ def _drawn(frame: pd.DataFrame, form: str, escape: Callable[[str], str]) -> str:
     """Draws a table as text: numbers to the right, everything else to the left."""
     cells = [[escape(cell) for cell in _cells(column)] for _, column in frame.items()]
     sides = ["right" if _is_number(column) else "left" for _, column in frame.items()]
+    require_package("tabulate", "report", "a table as Markdown or LaTeX", instead="write .csv")
+    from tabulate import tabulate
+
     return tabulate(
         list(zip(*cells, strict=True)),
         headers=[escape(str(name)) for name in frame],

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import random
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,8 @@ import torch
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, Task, Verdict
+from segcredit.rng import python_random
+from segcredit.tasks.data.prompt_streams import is_held_out
 
 _FILLER = "abcdefgh"
 _STEP = re.compile(r"([+-])(\d)")
@@ -74,7 +75,7 @@ class Arithmetic(Task):
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
         """Draws training prompts, independently of each other."""
-        expressions = self._expressions(_chance(generator), evaluation=False)
+        expressions = self._expressions(python_random(generator), evaluation=False)
         return [_prompt(next(expressions)) for _ in range(count)]
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
@@ -102,7 +103,7 @@ class Arithmetic(Task):
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:
         """Draws training prompts with completions by an imperfect tutor."""
-        chance = _chance(generator)
+        chance = python_random(generator)
         expressions = self._expressions(chance, evaluation=False)
         drawn = [next(expressions) for _ in range(count)]
         return [(_prompt(expression), self._tutor(expression, chance)) for expression in drawn]
@@ -119,7 +120,7 @@ class Arithmetic(Task):
         while True:
             start = chance.choice("0123456789")
             expression = start + "".join(chance.choices(steps, k=chance.choice(lengths)))
-            if _held_out(expression) == evaluation:
+            if is_held_out(expression) == evaluation:
                 yield expression
 
     def _tutor(self, expression: str, chance: random.Random) -> str:
@@ -200,13 +201,3 @@ def _working(expression: str) -> list[str]:
 
 def _steps(expression: str) -> list[_Step]:
     return [(sign, int(operand)) for sign, operand in _STEP.findall(expression)]
-
-
-def _held_out(expression: str) -> bool:
-    """Tells whether an expression is for evaluation: a tenth are, by the expression alone."""
-    return zlib.crc32(expression.encode()) % 10 == 0
-
-
-def _chance(generator: torch.Generator) -> random.Random:
-    """Seeds Python's generator from torch's: many small draws are faster with it."""
-    return random.Random(int(torch.randint(2**62, (), generator=generator)))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,9 @@ from numpy.typing import NDArray
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, Task, Verdict
+from segcredit.rng import python_random
 from segcredit.tasks.data.drawing import chance, file_of, painted
+from segcredit.tasks.data.prompt_streams import is_held_out
 
 QUESTION = "="
 _NAMES = "ABCDEFGH"
@@ -77,7 +78,7 @@ class Bars(Task):
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
         """Draws training prompts, independently of each other."""
-        charts = self._charts(_chance(generator), evaluation=False)
+        charts = self._charts(python_random(generator), evaluation=False)
         return [_prompt(next(charts)) for _ in range(count)]
 
     def evaluation(self, count: int) -> Sequence[Prompt]:
@@ -116,7 +117,7 @@ class Bars(Task):
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:
         """Draws training prompts with completions by an imperfect tutor."""
-        draws = _chance(generator)
+        draws = python_random(generator)
         charts = self._charts(draws, evaluation=False)
         drawn = [next(charts) for _ in range(count)]
         return [(_prompt(chart), self._tutor(chart, draws)) for chart in drawn]
@@ -129,7 +130,7 @@ class Bars(Task):
         """Yields endless heights, as digits, of one side of the split."""
         while True:
             chart = "".join(draws.choices("123456789", k=self.bars))
-            if _held_out(chart) == evaluation:
+            if is_held_out(chart) == evaluation:
                 yield chart
 
     def _tutor(self, chart: str, draws: random.Random) -> str:
@@ -176,13 +177,3 @@ def _working(heights: Sequence[int], sums: Sequence[int]) -> str:
     steps = zip(sums, heights[1:], sums[1:], strict=False)
     added = [f"{total}+{height}={result}" for total, height, result in steps]
     return "\n".join([*read, *added, f"#{sums[-1]}"])
-
-
-def _held_out(chart: str) -> bool:
-    """Tells whether a chart is for evaluation: a tenth are, by the heights alone."""
-    return zlib.crc32(chart.encode()) % 10 == 0
-
-
-def _chance(generator: torch.Generator) -> random.Random:
-    """Seeds Python's generator from torch's: many small draws are faster with it."""
-    return random.Random(int(torch.randint(2**62, (), generator=generator)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -14,7 +13,7 @@ import torch
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, PromptStream, Task, Verdict
 from segcredit.tasks.data.problem_rows import Problem, RowReader
-from segcredit.tasks.data.prompt_streams import Blocks, Passes
+from segcredit.tasks.data.prompt_streams import Blocks, Passes, is_held_out
 from segcredit.tasks.data.prompt_templates import Layout, Shot, require_shots
 from segcredit.tasks.data.rows import RowFlow, Source, Table
 from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
@@ -210,8 +209,8 @@ def _split(task: Dataset) -> _Split:
     if has_own_evaluation(task):
         evaluation = replace(_held_out(task), layout=every.layout)
     else:
-        evaluation = every.only([one for one in rest if _is_held_out(one)])
-        rest = [one for one in rest if not _is_held_out(one)]
+        evaluation = every.only([one for one in rest if is_held_out(one.key)])
+        rest = [one for one in rest if not is_held_out(one.key)]
     known = _known(task, evaluation)
     training = every.only([one for one in rest if one.question not in known])
     if not training.problems:
@@ -278,7 +277,7 @@ class _TrainingFlow:
     def _is_held_out(self, problem: Problem) -> bool:
         if has_own_evaluation(self.task):
             return problem.question in _known(self.task, _held_out(self.task))
-        return _is_held_out(problem)
+        return is_held_out(problem.key)
 
     def restart(self) -> None:
         """Goes back to the first row."""
@@ -291,8 +290,3 @@ class _TrainingFlow:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes at the position of a ``state_dict``."""
         self.rows.load_state_dict(state)
-
-
-def _is_held_out(problem: Problem) -> bool:
-    """Tells whether a problem is for evaluation: a tenth are, by the key alone."""
-    return zlib.crc32(problem.key.encode()) % 10 == 0

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from segcredit.errors import TaskError, did_you_mean
+from segcredit.errors import TaskError, did_you_mean, require_package
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.tasks.data.prompt_templates import Layout, Shot, columns_of, filled
 from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
-from segcredit.tasks.verifiers.verifier import WRONG, judge_process, require_package
+from segcredit.tasks.verifiers.verifier import WRONG, judge_process
 
 _EVALUATION = range(1_000_000)
 """Numbers of problems; the generators draw each problem from its number alone."""
@@ -122,9 +122,10 @@ def _problems(generator: str, options: str) -> Any:
     """Loads the problem generator of reasoning-gym.
 
     Raises:
+        MissingPackageError: reasoning-gym is not installed.
         TaskError: there is none of that name, or it refuses its options.
     """
-    require_package("reasoning_gym", "reasoning-gym")
+    require_package("reasoning_gym", "problems", "task 'reasoning_gym'")
     import reasoning_gym
 
     library: Any = reasoning_gym

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -35,6 +33,7 @@ from segcredit.protocols import (
     checked_prompts,
     missing_members,
 )
+from segcredit.records.stored_config import digest
 from segcredit.rng import derived_seed, forked, stream
 from segcredit.training.distributed.fsdp import shard, whole
 from segcredit.training.distributed.processes import Processes
@@ -234,7 +233,7 @@ def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
                     require_type("load", found, nn.Module)
                 loaded = [found]
     (policy,) = loaded
-    processes.align([*policy.parameters(), *policy.buffers()])
+    processes.broadcast([*policy.parameters(), *policy.buffers()])
     return policy
 
 
@@ -268,7 +267,7 @@ def _state(
     with forked(config.seed, "estimator"), blame("estimator", name, estimator):
         state = estimator.start(policy)
         require_type("start", state, nn.Module)
-    processes.align([*state.parameters(), *state.buffers()])
+    processes.broadcast([*state.parameters(), *state.buffers()])
     return _trained(config, processes, state, config.train.value)
 
 
@@ -295,9 +294,7 @@ def _optional(plugins: registry.Registry[T], table: dict[str, Any] | None) -> T 
 
 def run_hash(config: RunConfig) -> str:
     """Returns ten hexadecimal digits that name the resolved config and the code of its plug-ins."""
-    content = {"config": config.identity(), "plugins": plugin_identities(config)}
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return digest({"config": config.identity(), "plugins": plugin_identities(config)})[:10]
 
 
 def plugin_identities(config: RunConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ from segcredit.protocols import Prompt, Segmenter
 from segcredit.rng import stream
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run
-from segcredit.training.distributed.all_gather import everyones, own_rows
+from segcredit.training.distributed.all_gather import all_rows, own_rows
 from segcredit.training.rollouts.sampling import Sampled, sample
 from segcredit.training.rollouts.simulator import PolicySimulator, SharedSimulator
 from segcredit.types import Advantages, RolloutBatch, SamplingParams, SegmentValues, require_shape
@@ -31,36 +31,38 @@ class TrainingBatch:
     ratio_segmentation: Segmentation
     values: SegmentValues
     targets: Tensor
-    """(B,S) regression targets of the values."""
+    """Regression targets of the values, (B,S)."""
     advantages: Advantages
     token_weights: Tensor
-    """(B,T) how far the loss takes each token."""
+    """Weights of tokens in the loss, (B,T), in [0,1]."""
     count_weights: Tensor
-    """(B,T) how far its denominators count each token."""
+    """Weights of tokens in the loss's denominators, (B,T), in [0,1]."""
     sampled: Sampled
+    """The sampling step that the rollouts are of."""
     whole: SegmentValues
     """The values of all processes, process 0's first."""
 
 
 def collect(run: Run, step: int) -> TrainingBatch:
-    """Sample a batch under the current policy and assign credit to its segments.
+    """Samples a batch under the current policy and assigns credit to its segments.
 
     Raises:
-        TrainingError: every completion is empty (``segcredit.training.rollouts.sampling``).
+        TrainingError: every completion is empty, or another process failed.
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
     return assign(run, sample(run, step), step)
 
 
 def assign(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
-    """Segment, value and credit rollouts that are there already.
+    """Assigns credit to rollouts that are there already: cuts and values their segments first.
 
     Args:
         run: whose plug-ins do it.
         sampled: the rollouts, and the prompts that an estimator may ask for again.
-        step: names the random streams.
+        step: names the random generators.
 
     Raises:
+        TrainingError: another process failed; gives its sentence.
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
     with run.whole():
@@ -72,13 +74,16 @@ def _assigned(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
     simulator = _simulator(run, sampled, step)
     weights_BT, counts_BT = _loss_tokens(run, rollouts)
     estimator = run.method.estimator
+    # Prompts of all processes: each meets every one, so that the state stays the same on all.
     with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
         keys = list(simulator.prompts)
         estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
     with processes.error_barrier():
         segmentation, ratio_segmentation = _segmentations(run, rollouts)
         values = _values(run, rollouts, segmentation, simulator, weights_BT)
-    whole, size = everyones(processes, values), values.mask.shape
+    # Schemes read statistics of the whole batch, such as a standard deviation: every process
+    # computes the advantages of all rows, and keeps its own.
+    whole, size = all_rows(processes, values), values.mask.shape
     with processes.error_barrier():
         with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
             every_target_BS = estimator.targets(whole)
@@ -86,6 +91,7 @@ def _assigned(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
         with blame("advantage", config.advantage["name"], run.method.advantage):
             every_BS = run.method.advantage(whole)
             require_shape("the advantage scheme", every_BS, whole.mask.shape)
+    # The widest process decides the columns of all rows; beyond its own there are no segments.
     own_BS = own_rows(processes, every_BS, len(rollouts))[:, : size[1]]
     targets_BS = own_rows(processes, every_target_BS, len(rollouts))[:, : size[1]]
     advantages = returns.advantages(segmentation, values, own_BS)
@@ -105,7 +111,7 @@ def _assigned(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
 
 
 def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
-    """Draws from this process's stream, for the prompts of all."""
+    """Builds a simulator for the prompts of all processes, with this process's own generator."""
     here: dict[str, Prompt] = {prompt.key: prompt for prompt in sampled.prompts}
     return PolicySimulator(
         policy=run.actor,
@@ -120,7 +126,7 @@ def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
 
 
 def _segmentations(run: Run, rollouts: RolloutBatch) -> tuple[Segmentation, Segmentation]:
-    """Of credit, and of the ratio."""
+    """Cuts the rollouts into segments of credit, and into those of the importance ratio."""
     config = run.config
     segmentation = _segment(run.method.segmenter, config.segmenter["name"], rollouts)
     if run.method.ratio_segmenter is None or config.loss.ratio_segmenter is None:
@@ -136,7 +142,11 @@ def _values(
     simulator: PolicySimulator,
     weights_BT: Tensor,
 ) -> SegmentValues:
-    """Values and rewards of the segments."""
+    """Estimates the values of segments, and joins them with their rewards.
+
+    Raises:
+        PluginError: the estimator or the process reward raised, or returned what does not fit.
+    """
     estimator = run.method.estimator
     with torch.no_grad(), blame("estimator", run.config.estimator["name"], estimator):
         values_BS = estimator.estimate(run.state.module, rollouts, segmentation, simulator)
@@ -151,7 +161,7 @@ def _values(
 
 
 def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
-    """(B,T) how far the loss takes each token, and how far its denominators count it."""
+    """Computes (B,T) weights of tokens in the loss, and those in its denominators."""
     loss: LossConfig = run.config.loss
     every_BT = rollouts.action_mask.to(rollouts.logprobs.dtype)
     if loss.shared_tokens == "once":
@@ -166,7 +176,7 @@ def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
             rollouts.entropies,
             rollouts.action_mask,
             loss.entropy_share,
-            among=run.processes.joined(own_N),
+            among=run.processes.all_gather(own_N),
         )
     else:
         chosen_BT = rollouts.action_mask
@@ -175,6 +185,11 @@ def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
 
 
 def _segment(segmenter: Segmenter, name: str, rollouts: RolloutBatch) -> Segmentation:
+    """Cuts rollouts into segments, and checks that these cover the action tokens.
+
+    Raises:
+        PluginError: they do not, or the segmenter raised; names it.
+    """
     with blame("segmenter", name, segmenter):
         segmentation = segmenter.segment(rollouts)
         require_type("segment", segmentation, Segmentation)
@@ -183,6 +198,7 @@ def _segment(segmenter: Segmenter, name: str, rollouts: RolloutBatch) -> Segment
 
 
 def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor | None:
+    """Computes (B,S) process rewards; None where the method has none."""
     if run.method.process_reward is None or run.config.process_reward is None:
         return None
     plugin = run.method.process_reward

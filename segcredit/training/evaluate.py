@@ -1,7 +1,7 @@
 """Accuracy on held-out prompts, sampled at the training temperature and greedy.
 
 In two steps, so that several processes can each judge a share of the prompts: ``judge`` gives
-verdicts, ``figures`` what the verdicts of all of them show.
+verdicts, ``metrics`` computes accuracy, pass@k and maj@k of the verdicts of all of them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 
 from segcredit.protocols import Policy, Prompt, Task
 from segcredit.training.distributed.processes import ALONE, Processes
-from segcredit.training.pass_at_k import majority, pass_at_k, powers_of_two
+from segcredit.training.pass_at_k import maj_at_k, pass_at_k, powers_of_two
 from segcredit.training.rollouts.completions import complete
 from segcredit.types import SamplingParams
 
 
 class Judged(NamedTuple):
-    """One completion of a held-out prompt, and what the task says of it; plain values."""
+    """One completion of a held-out prompt and the task's verdict on it, in plain values."""
 
     prompt: str
-    """Its key."""
+    """The prompt's key."""
     completion: int
-    """Its number among the sampled ones of the prompt; -1 for the greedy one."""
+    """Number of the completion among the prompt's sampled ones; -1 for the greedy one."""
     correct: bool
     faithful: bool | None
     answer: str | None
@@ -37,7 +37,7 @@ class Judged(NamedTuple):
 
     @property
     def greedy(self) -> bool:
-        """Whether every token is the likeliest one."""
+        """True where every token is the likeliest one."""
         return self.completion == GREEDY
 
 
@@ -54,7 +54,7 @@ def evaluate(
     completions: int = 1,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Sampled completions of every prompt and a greedy one, and what they show.
+    """Samples completions of every prompt, and a greedy one, and computes their metrics.
 
     Args:
         policy: samples.
@@ -63,10 +63,14 @@ def evaluate(
         max_new_tokens: limit of a completion.
         generator: this process's own.
         completions: sampled of each prompt.
-        processes: those that share the prompts out; each returns the figures of all.
+        processes: those that share the prompts out; each returns the metrics of all.
 
     Returns:
-        See ``figures``.
+        See ``metrics``.
+
+    Raises:
+        TaskError: the verifier raised; says on which prompt and completion.
+        TrainingError: another process failed; gives its sentence.
     """
     judged: list[Judged] = []
     with processes.error_barrier():
@@ -79,7 +83,7 @@ def evaluate(
                 generator=generator,
                 completions=completions,
             )
-    return figures(chain.from_iterable(processes.gather(judged)))
+    return metrics(chain.from_iterable(processes.gather(judged)))
 
 
 def judge(
@@ -91,9 +95,12 @@ def judge(
     generator: torch.Generator,
     completions: int = 1,
 ) -> list[Judged]:
-    """The verdicts on ``completions`` sampled completions of every prompt, and on a greedy one.
+    """Judges ``completions`` sampled completions of every prompt, and a greedy one.
 
     As many rows are sampled at a time as there are prompts.
+
+    Raises:
+        TaskError: the verifier raised; says on which prompt and completion.
     """
     judged: list[Judged] = []
     for number in (*range(completions), GREEDY):
@@ -124,13 +131,13 @@ def judge(
     return judged
 
 
-def figures(judged: Iterable[Judged]) -> dict[str, float]:
-    """What verdicts show: the mean over prompts of each figure of ``by_prompt``; NaN for none."""
+def metrics(judged: Iterable[Judged]) -> dict[str, float]:
+    """Computes the mean over prompts of each metric of ``by_prompt``; NaN where none is known."""
     return {name: mean(values) for name, values in by_prompt(judged).items()}
 
 
 def by_prompt(judged: Iterable[Judged], ks: Sequence[int] | None = None) -> dict[str, list[float]]:
-    """The figures of each prompt, in the order in which the prompts come.
+    """Computes the metrics of each prompt, in the order in which the prompts come.
 
     Args:
         judged: with as many sampled completions of each prompt.
@@ -139,8 +146,8 @@ def by_prompt(judged: Iterable[Judged], ks: Sequence[int] | None = None) -> dict
     Returns:
         ``accuracy`` (share of right completions), ``accuracy_greedy``, ``faithful`` (share of
         completions whose every step is true; NaN where the task cannot tell); where there are
-        several completions of a prompt also ``pass_at_K`` for each k, and ``majority`` (whether the
-        commonest answer is right; NaN where the task does not tell answers). All in [0,1].
+        several completions of a prompt also ``pass_at_K`` for each k, and ``majority`` (maj@k of
+        all its completions; NaN where the task does not tell answers). All in [0,1].
 
     Raises:
         ShapeError: a k is larger than the number of completions.
@@ -163,27 +170,27 @@ def by_prompt(judged: Iterable[Judged], ks: Sequence[int] | None = None) -> dict
     }
     most = min(map(len, groups), default=0)
     for k in powers_of_two(most)[1:] if ks is None else ks:
-        found[f"pass_at_{k}"] = [_passed(group, k) for group in groups]
+        found[f"pass_at_{k}"] = [_pass_at_k(group, k) for group in groups]
     if most > 1:
-        found["majority"] = [_voted(group) for group in groups]
+        found["majority"] = [_maj_at_k(group) for group in groups]
     return found
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of what is known; NaN where nothing is."""
+    """Computes the mean of the values that are not NaN; NaN where all are."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
-def _passed(group: Sequence[Judged], k: int) -> float:
+def _pass_at_k(group: Sequence[Judged], k: int) -> float:
     return pass_at_k(len(group), sum(one.correct for one in group), k)
 
 
-def _voted(group: Sequence[Judged]) -> float:
+def _maj_at_k(group: Sequence[Judged]) -> float:
     answers = [one.answer for one in group if one.answer is not None]
-    if len(answers) < len(group):
+    if len(answers) < len(group):  # the task tells no answers
         return math.nan
-    return majority(answers, [one.correct for one in group])
+    return maj_at_k(answers, [one.correct for one in group])
 
 
 def _plain(x: torch.Tensor) -> list[int]:

@@ -42,7 +42,7 @@ Row = dict[str, float]
 
 
 def train(config: RunConfig, output: str | Path | None = None, *, resume: bool = False) -> Path:
-    """Run a config to its end and return the run directory.
+    """Runs a config to its end and returns the run directory.
 
     Args:
         config: complete, as ``load_config`` gives it.
@@ -60,14 +60,22 @@ def train(config: RunConfig, output: str | Path | None = None, *, resume: bool =
 
 
 def run_directory(config: RunConfig, output: str | Path | None = None) -> Path:
-    """Where a run of this config is recorded."""
+    """Returns the directory in which a run of a config is recorded."""
     return Path(output) if output is not None else Path("runs") / run_hash(config)
 
 
 def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iterator[Row]:
-    """Run a config and yield each step's row of metrics once it is recorded, step 0 first.
+    """Runs a config and yields each step's row of metrics once it is recorded, step 0 first.
 
     Where several processes were started, each of them calls this; process 0 alone writes.
+
+    Args:
+        config: complete, as ``load_config`` gives it.
+        directory: the run directory.
+        resume: continue from the last checkpoint found there.
+
+    Raises:
+        SegcreditError: whatever stops the run; recorded in ``status.json`` before it is raised.
     """
     processes = started_processes(config)
     with ExitStack() as held:
@@ -79,12 +87,13 @@ def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iter
 
 
 def _records(config: RunConfig, directory: Path, processes: Processes, held: ExitStack) -> Records:
-    """The run directory, locked for as long as ``held`` is; silence but for process 0."""
+    """Opens the run directory, locked for as long as ``held`` is; only process 0 writes there."""
     if not processes.first:
         return SilentRecords(directory)
     held.enter_context(run_lock(directory))
     found = environment(config) | {"processes": processes.count}
     records = RunRecords.create(directory, config.identity(), found)
+    # A run that counts as finished, but whose files were damaged since, is run again.
     if records.finished and damage(directory, config.train.steps):
         records.begin()
     return records
@@ -109,10 +118,10 @@ def _iterate(
         for step in range(int(row["step"]) + 1, config.train.steps + 1):
             started = time.process_time()
             batch = collect(run, step)
-            figures = improve(run, batch, step)
-            row = _row(run, batch, figures, row, step, started)
+            row = _row(run, batch, improve(run, batch, step), row, step, started)
             due = step % config.record.every == 0 or step == config.train.steps
             found = _tables(run, batch, step) if due else {}
+            # On every process, since shards are gathered; process 0 then writes it alone.
             state = _state(run, row)
             with processes.error_barrier():
                 for image in images(run, batch) if due else ():
@@ -128,10 +137,9 @@ def _iterate(
 
 
 def _begin(run: Run) -> Row:
-    """Step 0: the starting policy's evaluation, then the value estimator's warm-up.
+    """Does step 0: evaluates the starting policy, then warms up the value estimator.
 
-    Warm-up iterations have streams of their own, so that every method meets the same prompts at
-    the same step; what they cost is counted.
+    What the warm-up costs is counted.
     """
     costs = {"tokens_sampled": 0, "tokens_simulated": 0, "cpu_seconds": 0.0}
     row: Row = {"step": 0, **costs, **_evaluation(run, 0)}
@@ -139,6 +147,8 @@ def _begin(run: Run) -> Row:
         return row
     started, tokens, simulated = time.process_time(), 0, 0
     for iteration in range(1, run.config.train.value.warmup_iterations + 1):
+        # Negative steps name random generators of their own, so that every method meets the same
+        # prompts at the same step.
         batch = collect(run, -iteration)
         improve(run, batch, -iteration, policy=False)
         tokens += batch.sampled.tokens
@@ -147,17 +157,17 @@ def _begin(run: Run) -> Row:
 
 
 def _costs(run: Run, tokens: int, simulated: int, seconds: float) -> Row:
-    """What this process spent, and the others: those for estimators are sampled as well."""
+    """Sums costs over processes; tokens sampled for estimators count as sampled, too."""
     shares = run.processes.gather((tokens + simulated, simulated, seconds))
     names = ("tokens_sampled", "tokens_simulated", "cpu_seconds")
     return {name: sum(of) for name, of in zip(names, zip(*shares, strict=True), strict=True)}
 
 
 def _row(
-    run: Run, batch: TrainingBatch, figures: Row, before: Row, step: int, started: float
+    run: Run, batch: TrainingBatch, losses: Row, before: Row, step: int, started: float
 ) -> Row:
-    """The step's metrics; costs are counted from the start of the run, evaluations left out."""
-    sampled = _sampled_figures(run, batch)
+    """Builds the step's metrics; costs count from the start of the run, without evaluations."""
+    sampled = _sampled_metrics(run, batch)
     spent = _costs(
         run,
         batch.sampled.tokens,
@@ -166,15 +176,16 @@ def _row(
     )
     costs = {name: before[name] + more for name, more in spent.items()}
     row: Row = {"step": step, "sampling_rounds": batch.sampled.rounds}
-    row |= costs | {name: float(value) for name, value in sampled.items()} | figures
+    row |= costs | {name: float(value) for name, value in sampled.items()} | losses
     last = step == run.config.train.steps
     return row | (_evaluation(run, step) if last or step % run.config.evaluate.every == 0 else {})
 
 
-def _sampled_figures(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
-    """What the rollouts of all processes were like."""
+def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
+    """Computes metrics of the rollouts of all processes."""
     rollouts, processes = batch.rollouts, run.processes
-    rewards_B = processes.joined(rollouts.rewards)
+    # A standard deviation needs the rows; of all else the sums do.
+    rewards_B = processes.all_gather(rollouts.rewards)
     sums = (
         rollouts.action_mask.sum().float(),
         rollouts.entropies.sum(),
@@ -214,7 +225,7 @@ def _tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Any]:
 
 
 def _state(run: Run, row: Row) -> dict[str, Any] | None:
-    """Everything that a resumed run needs, where the step is one to keep."""
+    """Builds the state that a resumed run needs; None where the step is not one to keep."""
     step = int(row["step"])
     if step % run.config.checkpoint.every and step != run.config.train.steps:
         return None
@@ -228,14 +239,19 @@ def _state(run: Run, row: Row) -> dict[str, Any] | None:
 
 
 def _record(records: Records, row: Row, state: dict[str, Any] | None, keep: int) -> None:
-    """Metrics first: a checkpoint never knows of a step that the records do not."""
+    """Writes a step's metrics, and its checkpoint where there is one."""
+    # Metrics first: a checkpoint never knows of a step that the records do not.
     records.metrics(row)  # pyright: ignore[reportArgumentType]
     if state is not None:
         records.checkpoint(int(row["step"]), state, keep=keep)
 
 
 def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
-    """Everything as after the last good checkpoint, whose row is returned; None without one."""
+    """Takes a run back to its last good checkpoint, and returns its row; None without one.
+
+    Raises:
+        RecordError: there is one, and ``resume`` is False.
+    """
     state = None
     with run.processes.error_barrier():
         if run.processes.first:
@@ -253,7 +269,7 @@ def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
 
 
 def _last_state(records: Records, *, resume: bool) -> dict[str, Any] | None:
-    """The last good checkpoint, the records cut to it."""
+    """Reads the last good checkpoint, and cuts the records to it; None without one."""
     found = checkpoint.found(records.checkpoints)
     if found and not resume:
         raise RecordError(
@@ -266,11 +282,20 @@ def _last_state(records: Records, *, resume: bool) -> dict[str, Any] | None:
 
 
 def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) -> int:
-    """Count the first steps whose rewards were all equal; stop when they are too many.
+    """Counts the first steps whose rewards were all equal, and stops when they are too many.
 
     Only from the start of a run: a policy that has become perfect is no fault.
+
+    Args:
+        run: of which the batch is a step.
+        batch: of ``step``.
+        step: from 1.
+        unvaried: the count before it.
+
+    Raises:
+        TrainingError: as many as ``train.patience`` were.
     """
-    rewards_B = run.processes.joined(batch.rollouts.token_rewards.sum(1))
+    rewards_B = run.processes.all_gather(batch.rollouts.token_rewards.sum(1))
     if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
         return unvaried
     limit = min(run.config.train.patience, run.config.train.steps)
@@ -286,7 +311,7 @@ def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) ->
 
 @contextmanager
 def _recorded_failure(records: Records) -> Generator[None]:
-    """What stops the run is written to its status, with the last good checkpoint, and raised."""
+    """Writes whatever stops the run to its status, with the last good checkpoint, and raises it."""
     try:
         yield
     except (StorageError, KeyboardInterrupt) as error:

@@ -52,6 +52,7 @@ class MasterWeights:
     @torch.no_grad()
     def write(self) -> None:
         """Rounds the master weights into the parameters; after every step of the optimizer."""
+        # In place: the model's layers and the hooks hold these very tensors.
         for parameter, master in self._pairs:
             if master is not parameter:
                 parameter.copy_(master)
@@ -61,6 +62,7 @@ class MasterWeights:
 
         Frozen parameters are as the module's maker gives them; buffers and extra state stay.
         """
+        # Adapters' checkpoints would else hold the whole model under them.
         frozen = self._frozen()
         kept = {name: x for name, x in self._module.state_dict().items() if name not in frozen}
         return kept | {name: master.detach() for name, master in self.named()}
@@ -80,6 +82,8 @@ class MasterWeights:
                 " nothing that is frozen. Usually the model's files or a plug-in's code changed"
                 " since it was saved: take those that it was saved with, or start a new run."
             )
+        # Not strict, since frozen names are missing; the masters follow, which the parameters'
+        # type would have rounded.
         self._module.load_state_dict(state, strict=False)
         for name, master in self.named():
             master.copy_(state[name])
@@ -100,9 +104,10 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _hand_over(master: nn.Parameter, parameter: Tensor) -> None:
-    """Adds a parameter's gradient to its master's, and free it."""
+    """Adds a parameter's gradient to its master's, and frees it."""
     gradient = parameter.grad
     if gradient is None:
         return
     master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+    # Kept, it would be added up over micro-batches in its own few bits.
     parameter.grad = None

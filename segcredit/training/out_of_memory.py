@@ -8,7 +8,7 @@ _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
 
 def memory_advice(error: BaseException) -> str | None:
-    """A sentence that says what to lower; None for an error that has another cause.
+    """Writes the sentence that says what to lower; None for an error that has another cause.
 
     Args:
         error: also one that was raised from another, as plug-ins' errors are.
@@ -30,6 +30,7 @@ def memory_advice(error: BaseException) -> str | None:
 
 
 def _is_shortage(error: BaseException) -> bool:
-    """Devices have an error of their own; on the CPU the message alone tells."""
+    """Tells whether an error means that there is no memory left."""
+    # Devices have an error of their own; on the CPU the message alone tells.
     of_torch = isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
     return of_torch or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -1,4 +1,4 @@
-"""What several completions of one prompt show: pass@k, and the answer of the majority."""
+"""Metrics of several completions of one prompt: pass@k, and maj@k of the commonest answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from segcredit.errors import ShapeError
 
 
 def pass_at_k(completions: int, correct: int, k: int) -> float:
-    """The chance that at least one of k completions is right: 1 − C(n−c, k) / C(n, k).
+    """Computes the probability that one of k completions is right: 1 − C(n−c, k) / C(n, k).
 
     Unbiased: the mean over all sets of k of the n completions that were drawn. With k = 1 the
     share of right ones.
@@ -39,25 +39,28 @@ def pass_at_k(completions: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(completions - correct, k) / math.comb(completions, k)
 
 
-def majority(answers: Sequence[str], correct: Sequence[bool]) -> float:
-    """How right the commonest answer is; where several are, the mean of these.
+def maj_at_k(answers: Sequence[str], correct: Sequence[bool]) -> float:
+    """Computes maj@k, whether the commonest of k answers is right; the mean where several are.
 
     Args:
-        answers: of one prompt's completions; '' does not vote.
+        answers: of one prompt's k completions; '' is no answer, and is not counted.
         correct: whether each is right; equal answers may differ in it, and then count their share.
 
     Returns:
-        A share in [0,1]; 0 where nothing votes.
+        A share in [0,1]; 0 where there is no answer.
+
+    Source:
+        Self-consistency, Wang et al., 2022, arXiv 2203.11171; ties there are not spoken of.
     """
-    votes = Counter(answer for answer in answers if answer)
-    if not votes:
+    counts = Counter(answer for answer in answers if answer)
+    if not counts:
         return 0.0
-    most = max(votes.values())
+    most = max(counts.values())
     right = Counter(answer for answer, is_right in zip(answers, correct, strict=True) if is_right)
-    first = [answer for answer, count in votes.items() if count == most]
+    first = [answer for answer, count in counts.items() if count == most]
     return sum(right[answer] / most for answer in first) / len(first)
 
 
 def powers_of_two(most: int) -> tuple[int, ...]:
-    """1, 2, 4, ... up to a number."""
+    """Lists 1, 2, 4, ... up to a number; nothing below 1."""
     return tuple(2**power for power in range(most.bit_length()))

@@ -1,4 +1,4 @@
-"""One step's responses, segments and tokens as columns for the record."""
+"""One step's completions, segments and tokens as columns for the record."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ Columns = dict[str, Any]
 
 
 def tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Columns]:
-    """The tables that the config asks for, by name; columns as in DESIGN section 6.
+    """Builds the columns of the tables that the config asks for, by the tables' names.
 
-    The rows of all processes, process 0's first.
+    The rows are those of all processes, process 0's first; DESIGN section 6 names the columns.
+
+    Raises:
+        TrainingError: another process failed; gives its sentence.
     """
     processes = run.processes
+    # A prompt's completions are numbered on over processes: no two may have one number.
     keys = [Counter(keys) for keys in processes.gather(batch.rollouts.prompt_keys)]
     earlier = sum(keys[: processes.rank], Counter[str]())
     with processes.error_barrier():
@@ -35,7 +39,7 @@ def tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Columns
 
 
 def images(run: Run, batch: TrainingBatch) -> list[bytes]:
-    """The images of the prompts of recorded responses; files that ``tables`` names."""
+    """Lists the images of recorded completions' prompts, whose files ``tables`` names."""
     if not run.config.record.responses:
         return []
     prompts = batch.simulator.prompts.values()
@@ -43,7 +47,7 @@ def images(run: Run, batch: TrainingBatch) -> list[bytes]:
 
 
 def _joined(shares: Sequence[Columns]) -> Columns:
-    """The rows of several shares of a table, one under the other."""
+    """Joins the rows of several shares of a table, one under the other."""
     if len(shares) == 1:
         return shares[0]
     every = {name: [share[name] for share in shares] for name in shares[0]}
@@ -58,7 +62,7 @@ def _joined(shares: Sequence[Columns]) -> Columns:
 def _own_tables(
     run: Run, batch: TrainingBatch, step: int, earlier: Counter[str]
 ) -> dict[TableName, Columns]:
-    """This process's rows; ``earlier``: completions of each prompt on processes before it."""
+    """Builds this process's rows; ``earlier`` counts a prompt's completions on processes before."""
     wanted = run.config.record
     made: dict[TableName, Columns] = {}
     if wanted.responses:
@@ -90,7 +94,7 @@ def _responses(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Column
 
 
 def _segments(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
-    """A row a segment; ``start`` and ``end`` are token positions, the end excluded.
+    """Builds a row for each segment; ``start`` and ``end`` are token positions, the end excluded.
 
     ``ratio`` is the segment's importance ratio after the step's update: the geometric mean over
     its tokens.
@@ -120,7 +124,7 @@ def _segments(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns
 
 
 def _tokens(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
-    """A row an action token; ``value`` is its segment's."""
+    """Builds a row for each action token; ``value`` is its segment's."""
     rollouts, cut = batch.rollouts, batch.segmentation
     mask_BT = rollouts.action_mask
     rows_N, positions_N = mask_BT.nonzero(as_tuple=True)
@@ -139,7 +143,7 @@ def _tokens(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
 
 
 def _names(batch: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str]) -> Columns:
-    """Step, prompt and number of the response among its prompt's, for each row named."""
+    """Builds the columns step, prompt, and number of the completion among its prompt's."""
     keys = batch.rollouts.prompt_keys
     place_B = group_place(batch.rollouts.group)
     if earlier:

@@ -16,7 +16,7 @@ from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
-from segcredit.training.distributed.all_gather import everyones
+from segcredit.training.distributed.all_gather import all_rows
 from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
 from segcredit.training.optimizer import Trained
@@ -26,9 +26,9 @@ from segcredit.types import TokenScores, require_shape
 
 
 class Meter:
-    """Weighted means and maxima of figures, kept as tensors and read once.
+    """Weighted means and maxima of metrics, kept as tensors and read once.
 
-    Every process adds its own; a figure of all of them may be added by each.
+    Every process adds its own; a metric of all of them may be added by each.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,16 @@ class Meter:
         self._weights: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
 
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """One more value; names that end in ``_max`` keep the largest."""
+        """Adds a value with its weight; names that end in ``_max`` keep the largest."""
         value = value.detach()
         self._put(name, value if _is_maximum(name) else value * weight, weight)
 
     def read(self, processes: Processes) -> dict[str, float]:
-        """Every figure of all processes as a number."""
+        """Returns every metric, over all processes, as a number.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
         own = {name: (x.cpu(), self._weights[name].cpu()) for name, x in self._sums.items()}
         every = Meter()
         for share in processes.gather(own):
@@ -70,7 +74,8 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
         gradient_norm, ...``.
 
     Raises:
-        TrainingError: a loss or a gradient is not finite; nothing was stepped along it.
+        TrainingError: a loss or a gradient is not finite; nothing was stepped along it. Or
+            another process failed.
     """
     meter = Meter()
     policy_epochs = run.policy.epochs if policy else 0
@@ -97,15 +102,22 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
 
 
 def _accumulating(run: Run) -> AbstractContextManager[None]:
-    """Where parameters are spread, passes wait for one another: who fails leaves, untold."""
+    """Guards the passes of one minibatch against errors of other processes."""
+    # Where parameters are sharded, passes wait for one another: a process that fails leaves the
+    # others waiting, and they learn of it by the lost connection alone.
     return run.processes.exchanging() if run.sharded else run.processes.error_barrier()
 
 
 def _update_estimator(run: Run, batch: TrainingBatch) -> None:
-    """With the rollouts of all processes, where the estimator has a state to keep them in."""
+    """Gives the estimator the step's rollouts, to keep in its state what it likes.
+
+    Raises:
+        PluginError: the estimator raised; names it.
+    """
     rollouts = batch.rollouts
+    # Without a state there is nothing to keep the same on all processes: no rows need be sent.
     if run.state.module.state_dict():
-        rollouts = everyones(run.processes, rollouts)
+        rollouts = all_rows(run.processes, rollouts)
     name, estimator = run.config.estimator["name"], run.method.estimator
     with run.whole(), torch.no_grad(), blame("estimator", name, estimator):
         simulator = SharedSimulator(batch.simulator, run.processes)
@@ -113,13 +125,14 @@ def _update_estimator(run: Run, batch: TrainingBatch) -> None:
 
 
 def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]:
-    """The batch in random pieces of equal size, up to one row; of each piece this process's rows.
+    """Cuts the batch at random into pieces equal up to one row; yields this process's rows of each.
 
     The batch is that of all processes, and a piece may leave one of them without rows.
     """
     counts = run.processes.gather(rows)
     begin, every = sum(counts[: run.processes.rank]), sum(counts)
     generator = stream(run.config.seed, f"minibatches/{epoch}", step)
+    # The same on every process, and the same however many there are.
     order = torch.randperm(every, generator=generator)
     for piece in order.tensor_split(min(run.config.train.minibatches, every)):
         own = piece[(piece >= begin) & (piece < begin + rows)] - begin
@@ -128,7 +141,7 @@ def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Counts:
-    """Denominators of a minibatch, which its micro-batches share; 1 where there is nothing."""
+    """Denominators of a minibatch's losses, which its micro-batches and all processes share."""
 
     tokens: Tensor
     imitated: Tensor
@@ -136,7 +149,7 @@ class _Counts:
 
     @classmethod
     def of(cls, run: Run, batch: TrainingBatch, rows: Tensor) -> _Counts:
-        """Of the given rows of an batch, and of the other processes' rows."""
+        """Counts over the given rows of a batch, and over the other processes' rows."""
         sum_up = run.processes.sum
         imitated_BT = batch.token_weights[rows] * (batch.rollouts.rewards[rows] > 0)[:, None]
         found = (
@@ -152,6 +165,7 @@ class _Counts:
                 sum_up=sum_up,
             ),
         )
+        # 1 where there is nothing to count: the loss is 0 there, rather than 0 / 0.
         return cls(*(torch.where(count > 0, count, 1) for count in found))
 
 
@@ -164,18 +178,18 @@ def _accumulate(
     train_policy: bool,
     train_value: bool,
 ) -> Mapping[str, Tensor]:
-    """Gradients of this process's rows of a minibatch, summed over micro-batches.
+    """Sums the gradients of this process's rows of a minibatch, over its micro-batches.
 
     Returns:
-        Its parts of the losses by name, 0 where it has none.
+        This process's parts of the losses by name, 0 where it has none.
     """
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
     for chosen, weight in _pieces(run, batch, rows):
-        figures = meter if weight else Meter()
+        own_meter = meter if weight else Meter()  # what a pass of weight 0 adds is thrown away
         scores = _scores(run, batch, chosen, train_policy)
         parts: dict[str, Tensor] = {}
         if train_policy:
-            parts["loss"] = _policy_loss(run, batch, chosen, scores, counts, figures)
+            parts["loss"] = _policy_loss(run, batch, chosen, scores, counts, own_meter)
         if train_value:
             parts["value_loss"] = _value_loss(run, batch, chosen, scores, counts.segments)
         for name, part in parts.items():
@@ -185,7 +199,8 @@ def _accumulate(
 
 
 def _scores(run: Run, batch: TrainingBatch, rows: Tensor, gradients: bool) -> TokenScores:
-    """Of a micro-batch, under the current policy."""
+    """Scores a micro-batch under the current policy, with or without gradients."""
+    # The pass that scored the rollouts is this one, where there is only one.
     kept = batch.sampled.scores
     if kept is not None and gradients:
         return kept.select(rows)
@@ -194,9 +209,9 @@ def _scores(run: Run, batch: TrainingBatch, rows: Tensor, gradients: bool) -> To
 
 
 def _pieces(run: Run, batch: TrainingBatch, rows: Tensor) -> list[tuple[Tensor, float]]:
-    """Rows of each micro-batch, and how far it counts: 1, or 0 for one that only keeps step.
+    """Lists the rows of each micro-batch with its weight: 1, or 0 for one that only keeps step.
 
-    Where parameters are spread, every process must run as many passes as the others.
+    Where parameters are sharded, every process must run as many passes as the others.
     """
     mask_BT, budget = batch.rollouts.action_mask[rows], run.config.train.micro_tokens
     own = [rows[piece] for piece in micro_batches(mask_BT, budget)]
@@ -217,11 +232,20 @@ def _policy_loss(
     counts: _Counts,
     meter: Meter,
 ) -> Tensor:
-    """Surrogate, KL and imitation loss of a micro-batch, over the minibatch's denominators."""
+    """Computes surrogate, KL and imitation loss of a micro-batch, by the minibatch's denominators.
+
+    Args:
+        run: gives the config's loss.
+        batch: of which some rows are taken.
+        rows: (n,) the micro-batch.
+        scores: of these rows, with gradients.
+        counts: denominators of the minibatch.
+        meter: takes the metrics, weighted by the tokens that count.
+    """
     config, rollouts = run.config.loss, batch.rollouts.select(rows)
     aggregation = config.aggregation(run.config.rollouts.max_new_tokens)
     weights_BT = batch.token_weights[rows]
-    total, figures = surrogate_loss(
+    total, metrics = surrogate_loss(
         scores.logprobs,
         rollouts.logprobs,
         batch.advantages.per_token[rows],
@@ -255,15 +279,19 @@ def _policy_loss(
         total = total + config.imitation * aggregate_loss(
             -scores.logprobs, imitated_BT, Aggregation("token_mean"), denominator=counts.imitated
         )
-    for name, figure in figures.items():
-        meter.add(name, figure, tokens)
+    for name, metric in metrics.items():
+        meter.add(name, metric, tokens)
     return total
 
 
 def _value_loss(
     run: Run, batch: TrainingBatch, rows: Tensor, scores: TokenScores, count: Tensor
 ) -> Tensor:
-    """The estimator's loss over a micro-batch's segments, over the minibatch's denominator."""
+    """Computes the estimator's loss of a micro-batch's segments, by the minibatch's denominator.
+
+    Raises:
+        PluginError: the estimator raised; names it.
+    """
     values = batch.values.select(rows)
     estimator = run.method.estimator
     with blame("estimator", run.config.estimator["name"], estimator):
@@ -281,7 +309,14 @@ def _value_loss(
 
 
 def _apply(run: Run, trained: Trained[object], what: str, step: int) -> Tensor:
-    """Sum over processes, clip, step, clear; refuse to step on a gradient that is not finite."""
+    """Sums gradients over processes, clips them, and steps along them.
+
+    Returns:
+        The norm of the gradient before it was clipped.
+
+    Raises:
+        TrainingError: it is not finite; nothing was stepped.
+    """
     run.processes.sum_gradients(trained.parameters)
     norm = full(nn.utils.clip_grad_norm_(trained.parameters, trained.gradient_clip))
     # One read a minibatch: parameters once spoilt by NaN cannot be mended.

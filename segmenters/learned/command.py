@@ -29,6 +29,9 @@ def fit_boundaries(
     """Trains the segmenter `learned` on segmented texts, cross-validated by problem."""
     from rich.console import Console
 
+    from segcredit import errors
+
+    errors.require_package("skops", "learned", "fit-boundaries")
     from segmenters.learned.corpus import read_corpus
     from segmenters.learned.model_file import save_model
     from segmenters.learned.training import fit

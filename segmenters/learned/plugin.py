@@ -64,6 +64,7 @@ class Learned(TextSegmenter):
     unknown: Literal["sentences", "model"] = "sentences"
 
     def __post_init__(self) -> None:
+        errors.require_package("skops", "learned", "segmenter 'learned'")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(
                 f"threshold is {self.threshold}; expected a probability between 0 and 1, such as"

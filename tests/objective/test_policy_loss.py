@@ -255,17 +255,17 @@ def test_refusals_are_sentences() -> None:
 
 
 def start(*options: str) -> tuple[Any, TrainingBatch]:
-    """A run and its first experience."""
+    """A run and its first batch."""
     run = build(load_config("grpo", [*SMALL, *options]))
     return run, collect(run, 1)
 
 
-def without_credit(experience: TrainingBatch, rewards: Tensor) -> TrainingBatch:
+def without_credit(batch: TrainingBatch, rewards: Tensor) -> TrainingBatch:
     """No advantage anywhere, so that the surrogate has no gradient."""
-    credit = experience.advantages
+    credit = batch.advantages
     return dataclasses.replace(
-        experience,
-        rollouts=experience.rollouts.replace(rewards=rewards),
+        batch,
+        rollouts=batch.rollouts.replace(rewards=rewards),
         advantages=Advantages(
             per_segment=torch.zeros_like(credit.per_segment),
             per_token=torch.zeros_like(credit.per_token),
@@ -273,13 +273,13 @@ def without_credit(experience: TrainingBatch, rewards: Tensor) -> TrainingBatch:
     )
 
 
-def step(run: Any, experience: TrainingBatch, rows: Tensor | None = None) -> tuple[float, Tensor]:
+def step(run: Any, batch: TrainingBatch, rows: Tensor | None = None) -> tuple[float, Tensor]:
     """Loss and gradient of one minibatch: of all rows, if none are named."""
     run.policy.module.zero_grad(set_to_none=True)
     meter = update.Meter()
-    rows = torch.arange(len(experience.rollouts)) if rows is None else rows
-    counts = update._Counts.of(run, experience, rows)
-    losses = update._accumulate(run, experience, rows, counts, meter, True, False)
+    rows = torch.arange(len(batch.rollouts)) if rows is None else rows
+    counts = update._Counts.of(run, batch, rows)
+    losses = update._accumulate(run, batch, rows, counts, meter, True, False)
     meter.add("loss", losses["loss"])
     return meter.read(run.processes)["loss"], gradient(run)
 
@@ -289,45 +289,41 @@ def gradient(run: Any) -> Tensor:
     return torch.cat([x.flatten() for x in found])
 
 
-def imitated(
-    run: Any, experience: TrainingBatch, rows: Tensor, weight: float
-) -> tuple[float, Tensor]:
+def imitated(run: Any, batch: TrainingBatch, rows: Tensor, weight: float) -> tuple[float, Tensor]:
     """Weight times the mean of -log pi over the tokens of some rows."""
     run.policy.module.zero_grad(set_to_none=True)
-    logprobs = run.policy.module(experience.rollouts).logprobs[rows]
-    mask = experience.rollouts.action_mask[rows]
+    logprobs = run.policy.module(batch.rollouts).logprobs[rows]
+    mask = batch.rollouts.action_mask[rows]
     loss = weight * sum(-logprobs[b][mask[b]].sum() for b in range(len(rows))) / mask.sum()
     loss.backward()
     return float(loss.detach()), gradient(run)
 
 
 def test_imitation_is_of_completions_with_a_positive_reward() -> None:
-    run, experience = start("loss.imitation=0.3")
+    run, batch = start("loss.imitation=0.3")
     rewards = torch.tensor([0.0, 1.0, -1.0, 0.5] * 4)
-    found = step(run, without_credit(experience, rewards))
-    want = imitated(run, experience, (rewards > 0).nonzero()[:, 0], 0.3)
+    found = step(run, without_credit(batch, rewards))
+    want = imitated(run, batch, (rewards > 0).nonzero()[:, 0], 0.3)
     assert found[0] == pytest.approx(want[0], rel=1e-5)
     torch.testing.assert_close(found[1], want[1], rtol=1e-4, atol=1e-6)
     assert want[1].abs().max() > 1e-3
-    other = experience.rollouts.completion_ids.clone()
+    other = batch.rollouts.completion_ids.clone()
     other[rewards <= 0] = 5
-    other = experience.rollouts.replace(completion_ids=other)
-    elsewhere = without_credit(dataclasses.replace(experience, rollouts=other), rewards)
+    other = batch.rollouts.replace(completion_ids=other)
+    elsewhere = without_credit(dataclasses.replace(batch, rollouts=other), rewards)
     torch.testing.assert_close(step(run, elsewhere)[1], want[1], rtol=1e-4, atol=1e-6)
-    nothing = step(run, without_credit(experience, torch.zeros(16)))
+    nothing = step(run, without_credit(batch, torch.zeros(16)))
     assert nothing[0] == 0
     assert not nothing[1].any()
 
 
 def test_imitation_is_added_to_the_loss() -> None:
-    plain, experience = start()
+    plain, batch = start()
     both, _ = start("loss.imitation=0.3")
     rewards = (torch.arange(16) % 3).float()
-    experience = dataclasses.replace(
-        experience, rollouts=experience.rollouts.replace(rewards=rewards)
-    )
-    alone, added = step(plain, experience), step(both, experience)
-    want = imitated(both, experience, (rewards > 0).nonzero()[:, 0], 0.3)
+    batch = dataclasses.replace(batch, rollouts=batch.rollouts.replace(rewards=rewards))
+    alone, added = step(plain, batch), step(both, batch)
+    want = imitated(both, batch, (rewards > 0).nonzero()[:, 0], 0.3)
     assert added[0] == pytest.approx(alone[0] + want[0], abs=1e-5)
     torch.testing.assert_close(added[1], alone[1] + want[1], rtol=1e-4, atol=1e-6)
 
@@ -342,22 +338,22 @@ def test_every_term_is_the_same_in_micro_batches(aggregate: str) -> None:
         "loss.entropy_share=0.4",
         "loss.count=all",
     ]
-    run, experience = start(*options)
+    run, batch = start(*options)
     with torch.no_grad():
         for parameter in run.policy.module.parameters():
             parameter.mul_(0.98)
     rewards = (torch.arange(16) % 3).float()
-    credit = normal(tuple(experience.advantages.per_token.shape), 3).float()
-    experience = dataclasses.replace(
-        experience,
-        rollouts=experience.rollouts.replace(rewards=rewards),
-        advantages=dataclasses.replace(experience.advantages, per_token=credit),
+    credit = normal(tuple(batch.advantages.per_token.shape), 3).float()
+    batch = dataclasses.replace(
+        batch,
+        rollouts=batch.rollouts.replace(rewards=rewards),
+        advantages=dataclasses.replace(batch.advantages, per_token=credit),
     )
     rows = torch.tensor([7, 2, 11, 3, 15, 0, 4])
-    whole = step(run, experience, rows)
+    whole = step(run, batch, rows)
     train_config = run.config.train.model_copy(update={"micro_tokens": 30})
     small = dataclasses.replace(run, config=run.config.model_copy(update={"train": train_config}))
-    pieces = step(small, experience, rows)
+    pieces = step(small, batch, rows)
     assert pieces[0] == pytest.approx(whole[0], rel=1e-4)
     torch.testing.assert_close(pieces[1], whole[1], rtol=1e-3, atol=1e-5)
 
@@ -367,14 +363,14 @@ def test_what_the_loss_takes_and_what_it_counts() -> None:
     found = {}
     for tokens in ("all", "high_entropy", "low_probability"):
         for count in ("chosen", "all"):
-            run, experience = start(
+            run, batch = start(
                 f"loss.tokens={tokens}",
                 f"loss.count={count}",
                 "loss.aggregate=token_mean",
                 "loss.entropy_share=0.3",
                 "loss.probability_below=0.5",
             )
-            rollouts = experience.rollouts
+            rollouts = batch.rollouts
             mask = rollouts.action_mask
             chosen = {
                 "all": mask,
@@ -383,18 +379,18 @@ def test_what_the_loss_takes_and_what_it_counts() -> None:
                 "low_probability": mask & (rollouts.logprobs.exp() < 0.5),
             }[tokens]
             counted = chosen if count == "chosen" else mask
-            assert torch.equal(experience.token_weights, chosen.float())
-            assert torch.equal(experience.count_weights, counted.float())
-            segments = experience.segmentation.reduce(chosen.float(), "sum")
-            assert torch.equal(experience.values.weights, segments)
+            assert torch.equal(batch.token_weights, chosen.float())
+            assert torch.equal(batch.count_weights, counted.float())
+            segments = batch.segmentation.reduce(chosen.float(), "sum")
+            assert torch.equal(batch.values.weights, segments)
             if credit is None:
                 credit = normal(tuple(mask.shape), 3).float() * mask
-            experience = dataclasses.replace(
-                experience,
-                advantages=dataclasses.replace(experience.advantages, per_token=credit),
+            batch = dataclasses.replace(
+                batch,
+                advantages=dataclasses.replace(batch.advantages, per_token=credit),
             )
             # On-policy, the surrogate is minus the mean advantage of the tokens that it takes.
-            loss, slope = step(run, experience)
+            loss, slope = step(run, batch)
             want = -float(credit[chosen].sum() / counted.sum())
             assert loss == pytest.approx(want, abs=1e-4)
             found[tokens, count] = slope * int(counted.sum()), int(chosen.sum())
@@ -415,20 +411,20 @@ def test_a_divergence_without_a_limit(tmp_path: Any) -> None:
     # Far from the reference, the limit of 10 would have held the estimate back.
     losses = []
     for limit in ("10", "inf"):
-        run, experience = start("loss.kl_loss=1", f"loss.kl_limit={limit}")
-        far = experience.rollouts.logprobs + 4.0 * experience.rollouts.action_mask
-        experience = without_credit(experience, torch.zeros(16))
-        far = experience.rollouts.replace(reference_logprobs=far)
-        losses.append(step(run, dataclasses.replace(experience, rollouts=far))[0])
+        run, batch = start("loss.kl_loss=1", f"loss.kl_limit={limit}")
+        far = batch.rollouts.logprobs + 4.0 * batch.rollouts.action_mask
+        batch = without_credit(batch, torch.zeros(16))
+        far = batch.rollouts.replace(reference_logprobs=far)
+        losses.append(step(run, dataclasses.replace(batch, rollouts=far))[0])
     assert losses[0] == pytest.approx(10, rel=1e-3)
     assert losses[1] == pytest.approx(2.718281828459045**4 - 1 - 4, rel=1e-3)
 
 
 def test_a_step_that_takes_no_token_moves_nothing() -> None:
-    run, experience = start("loss.tokens=low_probability", "loss.probability_below=1e-30")
-    assert not experience.token_weights.any()
+    run, batch = start("loss.tokens=low_probability", "loss.probability_below=1e-30")
+    assert not batch.token_weights.any()
     before = [p.detach().clone() for p in run.policy.module.parameters()]
-    figures = update.improve(run, experience, 1)
+    figures = update.improve(run, batch, 1)
     assert figures["loss"] == 0
     after = run.policy.module.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

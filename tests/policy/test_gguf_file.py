@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from segcredit.errors import PolicyError
+from segcredit.errors import MissingPackageError, PolicyError
 from segcredit.policy.checkpoints.pretrained import Pretrained
 from segcredit.policy.samplers.generate import Generate
 from segcredit.tasks.arithmetic import Arithmetic
@@ -191,9 +190,6 @@ def test_a_missing_package_is_told_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "toy.gguf", llama(tied=True))
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else find(name)
-    )
-    with pytest.raises(PolicyError, match=r"not installed. Install it with pip install 'segc"):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'segcredit\[gguf\]'"):
         load(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from checkpoints import drawn, load, tiny_checkpoint
 from segcredit import load_config, read_runs, train
 from segcredit.cli import main
-from segcredit.errors import PolicyError, RegistryError, StudyError
+from segcredit.errors import MissingPackageError, PolicyError, RegistryError, StudyError
 from segcredit.policy.checkpoints.lora import LoRA, merge_adapters, save_adapters
 from segcredit.policy.module_copies import copy_of_trained, frozen_copy
 from segcredit.policy.samplers.lean import Lean
@@ -79,11 +79,8 @@ def test_layers_that_are_not_there_and_a_missing_package(
 ) -> None:
     with pytest.raises(PolicyError, match=r"takes no adapters in \['c_attn'\] .* Leave policy"):
         load(folder, lora=LoRA(targets=("c_attn",)))
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name)
-    )
-    with pytest.raises(PolicyError, match=r"pip install 'segcredit\[lora\]'"):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'segcredit\[lora\]'"):
         load(folder, lora=LoRA())
 
 

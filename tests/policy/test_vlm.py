@@ -34,6 +34,12 @@ WIDTH = 10
 class Nothing(Task):
     """Every completion is wrong."""
 
+    def prompts(self, count: int, generator: torch.Generator) -> list[Prompt]:
+        return []
+
+    def evaluation(self, count: int) -> list[Prompt]:
+        return []
+
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         return Verdict(0.0, False)
 

@@ -284,7 +284,7 @@ def test_joining_the_last_segment_looks_at_the_rows_end() -> None:
 
 
 def test_a_config_nests_them_as_tables() -> None:
-    here: Registry[Segmenter] = Registry("segmenter", "segcredit.segmenters", Segmenter)
+    here: Registry[Segmenter] = Registry("segmenter", "segcredit.segmenters", "Segmenter")
     for plugin in (Union, Intersection, MinLength, MaxSegments, SnapTo):
         here.add(f"my_{plugin.__name__}", plugin)
     found = here.build("my_Union", first="newline", second={"name": "entropy", "fork": "starts"})

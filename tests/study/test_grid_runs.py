@@ -15,7 +15,7 @@ import tomli_w
 
 from segcredit import read_runs, run_grid, train
 from segcredit.cli import main
-from segcredit.errors import StorageError, StudyError
+from segcredit.errors import MissingPackageError, StorageError, StudyError
 from segcredit.study.grid import Progress, plan
 from small import SMALL
 from tables import assert_same
@@ -188,5 +188,5 @@ def test_ray_that_is_not_there_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(StudyError, match=r"pip install 'segcredit\[ray\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'segcredit\[ray\]', or use"):
         run_grid(config(seeds=1), tmp_path, ray="local")

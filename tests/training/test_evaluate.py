@@ -13,7 +13,7 @@ import pytest
 from segcredit import load_config, read_runs, train
 from segcredit.cli import main
 from segcredit.study.evaluation import summary
-from segcredit.training.evaluate import GREEDY, Judged, by_prompt, figures
+from segcredit.training.evaluate import GREEDY, Judged, by_prompt, metrics
 from small import SMALL
 
 
@@ -35,20 +35,20 @@ def test_figures_are_means_over_prompts() -> None:
     assert shares["accuracy"] == [0.5, 0.25, 1.0]
     assert shares["pass_at_2"] == pytest.approx([5 / 6, 0.5, 1.0])
     assert shares["majority"] == [1.0, 0.0, 1.0]
-    assert figures(found)["accuracy"] == pytest.approx(1.75 / 3)
-    assert math.isnan(figures(found)["faithful"])
-    assert figures(found[::-1]) == pytest.approx(figures(found), nan_ok=True)
+    assert metrics(found)["accuracy"] == pytest.approx(1.75 / 3)
+    assert math.isnan(metrics(found)["faithful"])
+    assert metrics(found[::-1]) == pytest.approx(metrics(found), nan_ok=True)
     assert list(by_prompt(found, [1, 3]))[3:] == ["pass_at_1", "pass_at_3", "majority"]
 
 
 def test_one_completion_says_nothing_of_several_and_silence_is_no_vote() -> None:
     one = [judged("p", 0, True, "4"), judged("p", GREEDY, False, "3")]
-    assert list(figures(one)) == ["accuracy", "accuracy_greedy", "faithful"]
+    assert list(metrics(one)) == ["accuracy", "accuracy_greedy", "faithful"]
     silent = [judged("p", 0, True), judged("p", 1, True), judged("p", GREEDY, True)]
-    assert math.isnan(figures(silent)["majority"])
+    assert math.isnan(metrics(silent)["majority"])
     nothing = [judged("p", 0, False, ""), judged("p", 1, False, ""), judged("p", GREEDY, False)]
-    assert figures(nothing)["majority"] == 0.0
-    assert all(math.isnan(value) for value in figures([]).values())
+    assert metrics(nothing)["majority"] == 0.0
+    assert all(math.isnan(value) for value in metrics([]).values())
 
 
 def test_the_unit_of_an_interval_is_a_prompt() -> None:

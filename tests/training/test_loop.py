@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flat_loss import surrogate_loss
+from processes_cases import ROUNDING, Steps
 from segcredit import (
     PolicySource,
     ProcessReward,
@@ -105,21 +106,21 @@ def test_methods_with_one_seed_meet_the_same_prompts_and_start(tmp_path):
 
 def test_the_ratio_is_one_on_the_first_minibatch():
     run = build(load_config("sapo", SMALL))
-    experience = collect(run, 1)
-    rollouts = experience.rollouts
-    _, figures = surrogate_loss(
+    batch = collect(run, 1)
+    rollouts = batch.rollouts
+    _, found = surrogate_loss(
         run.policy.module(rollouts).logprobs,
         rollouts.logprobs,
-        experience.advantages.per_token,
+        batch.advantages.per_token,
         rollouts.action_mask,
-        experience.segmentation,
+        batch.segmentation,
         ratio="token",
         clip_low=0.2,
         clip_high=0.2,
         aggregate="token_mean",
     )
-    assert abs(float(figures["ratio_max"]) - 1) < 1e-4
-    assert abs(float(figures["kl"])) < 1e-5
+    assert abs(float(found["ratio_max"]) - 1) < 1e-4
+    assert abs(float(found["kl"])) < 1e-5
 
 
 ONCE = ["train.epochs=1", "train.minibatches=1", "train.value.epochs=2", "policy.steps=150"]
@@ -127,26 +128,26 @@ ONCE = ["train.epochs=1", "train.minibatches=1", "train.value.epochs=2", "policy
 
 @pytest.mark.parametrize("method", ["grpo", "sapo", "ppo"])
 def test_a_single_pass_is_not_made_twice(method):
-    """The scores of sampling train the policy; made anew, they train it as well."""
+    """The scores of sampling train the policy; made anew, they give the same gradients."""
     head = ["estimator.network=head"] if method == "ppo" else []  # reads the policy's states
-    ends = []
+    losses, steps = [], Steps()
     for anew in (False, True):
         run, passes = build(load_config(method, [*SMALL, *ONCE, *head])), []
         run.policy.module.register_forward_hook(lambda *_, seen=passes: seen.append(1))
-        for step in (1, 2):
-            experience = collect(run, step)
-            assert experience.sampled.scores is not None
-            if anew:
-                sampled = replace(experience.sampled, scores=None)
-                experience = replace(experience, sampled=sampled)
-            before = len(passes)
-            figures = improve(run, experience, step)
-            # The value's second epoch passes without the policy's gradients.
-            assert len(passes) - before == anew + (method != "grpo")
-        ends.append([figures["loss"], *(x.detach() for x in run.policy.module.parameters())])
-        assert abs(figures["kl"]) < 1e-5
-    for one, other in zip(*ends, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+        with steps.compared() if anew else steps.recorded():
+            for step in (1, 2):
+                batch = collect(run, step)
+                assert batch.sampled.scores is not None
+                if anew:
+                    batch = replace(batch, sampled=replace(batch.sampled, scores=None))
+                before = len(passes)
+                found = improve(run, batch, step)
+                # The value's second epoch passes without the policy's gradients.
+                assert len(passes) - before == anew + (method != "grpo")
+                assert abs(found["kl"]) < 1e-5
+                losses.append(found["loss"])
+    assert steps.off < ROUNDING
+    np.testing.assert_allclose(losses[:2], losses[2:], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,14 @@ def test_scores_are_kept_for_a_single_pass_alone(step, changes):
 
 
 def test_micro_batches_change_nothing(tmp_path):
-    one = train(load_config("ppo", SMALL), tmp_path / "one")
-    many = train(load_config("ppo", [*SMALL, "train.micro_tokens=40"]), tmp_path / "many")
-    losses = [metrics(path).loss[1:3].to_numpy() for path in (one, many)]
-    np.testing.assert_allclose(*losses, atol=2e-5)
+    steps = Steps()
+    with steps.recorded():
+        one = train(load_config("ppo", SMALL), tmp_path / "one")
+    with steps.compared():
+        many = train(load_config("ppo", [*SMALL, "train.micro_tokens=40"]), tmp_path / "many")
+    assert steps.off < ROUNDING
+    losses = [metrics(path).loss[1:].to_numpy() for path in (one, many)]
+    np.testing.assert_allclose(*losses, atol=1e-6)
     mask = torch.rand(9, 13) < 0.5
     rows = torch.cat(list(micro_batches(mask, 20)))
     assert sorted(rows.tolist()) == list(range(9))
@@ -213,8 +218,8 @@ def test_equal_rewards_from_the_start_stop_the_run_after_patience(tmp_path):
 
 def test_empty_completions_stop_the_run(tmp_path, monkeypatch):
     def nothing(self, *args, **options):
-        ids, mask, cut = generate(self, *args, **options)
-        return ids, torch.zeros_like(mask), cut
+        made = generate(self, *args, **options)
+        return replace(made, mask=torch.zeros_like(made.mask))
 
     from segcredit.policy.causal_lm import CausalPolicy
 
@@ -226,10 +231,10 @@ def test_empty_completions_stop_the_run(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     def spoilt(run, step):
-        experience = collect(run, step)
+        batch = collect(run, step)
         if step == 3:
-            experience.advantages.per_token.fill_(math.nan)
-        return experience
+            batch.advantages.per_token.fill_(math.nan)
+        return batch
 
     monkeypatch.setattr("segcredit.training.loop.collect", spoilt)
     with pytest.raises(TrainingError, match=r"loss of step 3 is not finite.*step_000002\.pt"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcredit.errors import ShapeError
-from segcredit.training.pass_at_k import majority, pass_at_k, powers_of_two
+from segcredit.training.pass_at_k import maj_at_k, pass_at_k, powers_of_two
 
 
 def test_pass_at_k_is_the_mean_over_all_sets_of_k() -> None:
@@ -33,7 +33,7 @@ def test_large_numbers_keep_their_digits() -> None:
     assert pass_at_k(10_000, 1, 100) == pytest.approx(0.01, rel=1e-12)
 
 
-def slow_majority(answers: Sequence[str], correct: Sequence[bool]) -> float:
+def slow_maj_at_k(answers: Sequence[str], correct: Sequence[bool]) -> float:
     """The share of right ones in every answer that no other has more votes than, averaged."""
     voting = [answer for answer in answers if answer]
     if not voting:
@@ -49,13 +49,13 @@ def slow_majority(answers: Sequence[str], correct: Sequence[bool]) -> float:
 @given(st.lists(st.tuples(st.sampled_from(["", "1", "2", "3"]), st.booleans()), max_size=7))
 def test_the_majority_is_that_of_counting_and_of_no_order(votes: list[tuple[str, bool]]) -> None:
     answers, correct = [a for a, _ in votes], [c for _, c in votes]
-    found = majority(answers, correct)
-    assert found == pytest.approx(slow_majority(answers, correct), abs=1e-12)
-    assert found == pytest.approx(majority(answers[::-1], correct[::-1]), abs=1e-12)
+    found = maj_at_k(answers, correct)
+    assert found == pytest.approx(slow_maj_at_k(answers, correct), abs=1e-12)
+    assert found == pytest.approx(maj_at_k(answers[::-1], correct[::-1]), abs=1e-12)
 
 
 def test_a_tie_is_worth_its_share() -> None:
-    assert majority(["4", "5"], [True, False]) == 0.5
-    assert majority(["4", "5", "6", ""], [True, False, False, False]) == pytest.approx(1 / 3)
-    assert majority(["5", "4", "5"], [False, True, False]) == 0.0
+    assert maj_at_k(["4", "5"], [True, False]) == 0.5
+    assert maj_at_k(["4", "5", "6", ""], [True, False, False, False]) == pytest.approx(1 / 3)
+    assert maj_at_k(["5", "4", "5"], [False, True, False]) == 0.0
     assert powers_of_two(9) == (1, 2, 4, 8)

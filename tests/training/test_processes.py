@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import segcredit
-from processes_cases import EQUAL, FAULTS, SHARDED
+from processes_cases import EQUAL, FAULTS, ROUNDING, SHARDED
 from segcredit import load_config, read_runs
 from segcredit.errors import ConfigError, TrainingError
 from segcredit.testing.toy import ToySimulator, toy_rollouts
 from segcredit.training.build import build
-from segcredit.training.distributed.all_gather import everyones, joined
+from segcredit.training.distributed.all_gather import all_rows, join_rows
 from segcredit.training.distributed.fsdp import shard
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.update import improve
@@ -50,11 +50,6 @@ SLOW = ["grpo", "summed", "tree", "sharded_ppo", "sharded_kl", "sharded_summed",
 """Cases that are much like others."""
 BROKEN = [f"broken_{fault}" for fault in FAULTS]
 OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "moved", "refused", *BROKEN]
-TERMS = 16 * 2 * 24
-"""Token positions of a batch, prompts included, rounded up: the terms of a gradient's sums."""
-ROUNDING = TERMS * torch.finfo(torch.float32).eps
-"""How far float32 sums of so many terms in two orders may lie apart: a rounding a term of the sum
-of their sizes, for which a tensor's largest entry stands (9e-5; the largest seen is 2e-5)."""
 
 
 def outcomes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -86,7 +81,7 @@ def require_equal(found: dict[str, Any]) -> None:
     """Requires of two processes one's losses and gradients, and that something was learned."""
     assert found["reward_std"] > 0
     assert found["moved"] > 1e-3
-    assert found["figures"] < 1e-5
+    assert found["metrics"] < 1e-5
     require_same_steps(found)
     assert all(found["tables"])
     assert all(found["rows"])
@@ -219,10 +214,10 @@ def test_the_loss_of_a_process_ends_the_run_and_one_process_takes_it_up(
     path = tmp_path / "run"
     last = require_interrupted(path, lose_one(path, rank=1))
 
-    def until(run: Any, experience: Any, step: int, **more: Any) -> Any:
+    def until(run: Any, batch: Any, step: int, **more: Any) -> Any:
         if step > last + 2:
             raise KeyboardInterrupt
-        return improve(run, experience, step, **more)
+        return improve(run, batch, step, **more)
 
     monkeypatch.setattr("segcredit.training.loop.improve", until)
     config = load_config("sapo", [*SMALL, "record.tokens=false", "train.steps=400"])
@@ -241,10 +236,10 @@ def test_two_processes_take_up_what_two_left(tmp_path: Path) -> None:
 import segcredit.training.loop
 from segcredit.cli import main
 from segcredit.training.update import improve
-def until(run, experience, step, **more):
+def until(run, batch, step, **more):
     if step > {last + 2}:
         raise KeyboardInterrupt
-    return improve(run, experience, step, **more)
+    return improve(run, batch, step, **more)
 segcredit.training.loop.improve = until
 main({[*train(path, "train.steps=400")[2:], "--resume"]!r})
 """)
@@ -286,8 +281,8 @@ def test_shares_are_all_items_in_their_order(count: int) -> None:
 
 def test_one_process_gets_back_what_it_gave() -> None:
     rollouts, x = toy_rollouts(ToySimulator()), torch.ones(2, 3)
-    assert everyones(ALONE, rollouts) is rollouts
-    assert ALONE.joined(x) is x
+    assert all_rows(ALONE, rollouts) is rollouts
+    assert ALONE.all_gather(x) is x
     assert ALONE.sum(x) is x
     assert ALONE.from_first(x) is x
     with pytest.raises(TrainingError, match="mine"), ALONE.error_barrier():
@@ -296,7 +291,7 @@ def test_one_process_gets_back_what_it_gave() -> None:
 
 def test_rows_of_processes_stay_apart() -> None:
     rollouts = toy_rollouts(ToySimulator())
-    every = joined([rollouts, rollouts.select([0, 1])])
+    every = join_rows([rollouts, rollouts.select([0, 1])])
     assert len(every) == len(rollouts) + 2
     assert not set(every.group[: len(rollouts)].tolist()) & set(every.group[-2:].tolist())
     nodes = every.node_ids[every.action_mask]
@@ -311,6 +306,6 @@ def test_each_process_needs_a_prompt() -> None:
         build(load_config("grpo", SMALL), Processes(0, 5))
 
 
-def test_only_float32_is_spread() -> None:
+def test_only_float32_is_sharded() -> None:
     with pytest.raises(ConfigError, match=r"float32; found torch.bfloat16.*'replicated'"):
         shard(torch.nn.Linear(2, 2, dtype=torch.bfloat16), Processes(0, 2))

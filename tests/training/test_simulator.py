@@ -7,27 +7,27 @@ import torch
 
 from segcredit import load_config
 from segcredit.errors import PluginError
-from segcredit.policy.prefix_cache import Prefixes
+from segcredit.policy.prefix_cache import PrefixCache
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
 from small import SMALL
 
 
 @pytest.fixture(scope="module")
-def experience():
+def batch():
     return collect(build(load_config("sapo", [*SMALL, "policy.steps=200"])), 1)
 
 
-def test_samples_come_in_the_order_of_the_keys(experience):
-    simulator = experience.simulator
+def test_samples_come_in_the_order_of_the_keys(batch):
+    simulator = batch.simulator
     keys = list(simulator.prompts)[::-1]
     rollouts = simulator.sample(keys, 3)
     assert rollouts.prompt_keys == tuple(key for key in keys for _ in range(3))
     assert rollouts.group.tolist() == [3 * (row // 3) for row in range(3 * len(keys))]
 
 
-def test_a_greedy_continuation_of_a_greedy_completion_ends_alike(experience):
-    simulator = experience.simulator
+def test_a_greedy_continuation_of_a_greedy_completion_ends_alike(batch):
+    simulator = batch.simulator
     likeliest = replace(simulator.params, greedy=True)
     greedy = simulator.sample(list(simulator.prompts), 1, params=likeliest)
     lengths = greedy.action_mask.sum(1)
@@ -39,8 +39,8 @@ def test_a_greedy_continuation_of_a_greedy_completion_ends_alike(experience):
         assert found.tokens == 2 * int((lengths[rows] - position).sum())
 
 
-def test_states_of_unequal_depth_are_continued_together(experience):
-    simulator = experience.simulator
+def test_states_of_unequal_depth_are_continued_together(batch):
+    simulator = batch.simulator
     likeliest = replace(simulator.params, greedy=True)
     greedy = simulator.sample(list(simulator.prompts), 1, params=likeliest)
     rows = torch.tensor([0, 0, 1, 2])
@@ -54,11 +54,11 @@ def test_states_of_unequal_depth_are_continued_together(experience):
     assert together.tokens == sum(one.tokens for one in alone)
 
 
-def test_a_prefix_is_the_prompt_and_every_token_before_the_position(experience):
-    rollouts, policy = experience.rollouts, experience.simulator.policy
+def test_a_prefix_is_the_prompt_and_every_token_before_the_position(batch):
+    rollouts, policy = batch.rollouts, batch.simulator.policy
     rows, positions = torch.tensor([3, 0, 3]), torch.tensor([2, 0, 5])
     base = policy.model.base_model
-    prefixes = Prefixes.read(base, rollouts, torch.tensor([0, 3]))
+    prefixes = PrefixCache.read(base, rollouts, torch.tensor([0, 3]))
     ids, mask, cache = prefixes.before(rows, positions)
     for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
         prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]]
@@ -78,11 +78,11 @@ def test_a_prefix_is_the_prompt_and_every_token_before_the_position(experience):
     torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
 
 
-def test_a_foreign_prompt_is_refused(experience):
+def test_a_foreign_prompt_is_refused(batch):
     with pytest.raises(PluginError, match="not among the 4 prompts of this step"):
-        experience.simulator.sample(["1+1"], 1)
+        batch.simulator.sample(["1+1"], 1)
 
 
-def test_scores_are_those_of_sampling(experience):
-    scores = experience.simulator.score(experience.rollouts)
-    torch.testing.assert_close(scores.logprobs, experience.rollouts.logprobs)
+def test_scores_are_those_of_sampling(batch):
+    scores = batch.simulator.score(batch.rollouts)
+    torch.testing.assert_close(scores.logprobs, batch.rollouts.logprobs)

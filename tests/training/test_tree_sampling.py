@@ -207,14 +207,14 @@ def test_siblings_are_independent_draws_from_the_policy() -> None:
 
 
 @pytest.fixture(scope="module")
-def experience() -> Any:
+def batch() -> Any:
     return collect(build(load_config("grpo", [*SMALL, *TREE])), 1)
 
 
-def test_a_transformers_tree_shares_what_it_shares(experience: Any) -> None:
-    rollouts = experience.rollouts
+def test_a_transformers_tree_shares_what_it_shares(batch: Any) -> None:
+    rollouts = batch.rollouts
     leaves = Completions(
-        prompts=experience.sampled.prompts,
+        prompts=batch.sampled.prompts,
         prompt_ids=rollouts.prompt_ids,
         prompt_mask=rollouts.prompt_mask,
         ids=rollouts.completion_ids,
@@ -225,14 +225,14 @@ def test_a_transformers_tree_shares_what_it_shares(experience: Any) -> None:
         verdicts=(),
         node_ids=rollouts.node_ids,
     )
-    check_nodes(leaves, experience.sampled.tokens)
+    check_nodes(leaves, batch.sampled.tokens)
     assert rollouts.completion_ids.shape[1] <= 24
-    shared = experience.token_weights[rollouts.action_mask] < 1
+    shared = batch.token_weights[rollouts.action_mask] < 1
     assert 0 < int(shared.sum()) < int(rollouts.action_mask.sum())
 
 
-def test_a_shared_token_has_its_share_of_the_weight(experience: Any) -> None:
-    rollouts, weights = experience.rollouts, experience.token_weights
+def test_a_shared_token_has_its_share_of_the_weight(batch: Any) -> None:
+    rollouts, weights = batch.rollouts, batch.token_weights
     rows_of: dict[int, int] = defaultdict(int)
     for node in rollouts.node_ids[rollouts.action_mask].tolist():
         rows_of[node] += 1
@@ -243,8 +243,8 @@ def test_a_shared_token_has_its_share_of_the_weight(experience: Any) -> None:
         )
     ]
     torch.testing.assert_close(weights, torch.tensor(expected))
-    assert torch.equal(experience.count_weights, weights)
-    assert float(weights.sum()) == pytest.approx(experience.sampled.tokens, abs=1e-3)
+    assert torch.equal(batch.count_weights, weights)
+    assert float(weights.sum()) == pytest.approx(batch.sampled.tokens, abs=1e-3)
 
 
 def mean_of_children(rows: list[tuple[list[int], float]], depth: int = 0) -> float:
@@ -261,14 +261,14 @@ def mean_of_children(rows: list[tuple[list[int], float]], depth: int = 0) -> flo
 def test_the_prompts_value_is_the_mean_over_trunks() -> None:
     wide = ["rollouts.branches=[2,2,3]", "rollouts.completions=12"]
     run = build(load_config("grpo", [*SMALL, *TREE, *wide]))
-    experience = collect(run, 1)
-    rollouts = experience.rollouts
+    batch = collect(run, 1)
+    rollouts = batch.rollouts
     rewards = torch.rand(len(rollouts), generator=generator())
     rollouts = rollouts.replace(
         rewards=rewards, token_rewards=token_rewards(rewards, rollouts.action_mask)
     )
     values: Tensor = run.method.estimator.estimate(
-        run.state.module, rollouts, experience.segmentation, experience.simulator
+        run.state.module, rollouts, batch.segmentation, batch.simulator
     )
     uneven = False
     for group in rollouts.group.unique().tolist():

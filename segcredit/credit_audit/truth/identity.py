@@ -10,7 +10,7 @@ from typing import Any
 from segcredit.config import RunConfig
 from segcredit.errors import StudyError
 from segcredit.protocols import Prompt
-from segcredit.records.stored_config import differences
+from segcredit.records.stored_config import differences, digest
 from segcredit.training.build import plugin_identities
 
 _FORMAT = 1
@@ -29,7 +29,7 @@ def identity(config: RunConfig, prompts: Sequence[Prompt], settings: Mapping[str
         "format": _FORMAT,
         **whose(config),
         "train": {"micro_tokens": config.train.micro_tokens},
-        "prompts": _digest([_content(prompt) for prompt in prompts]),
+        "prompts": digest([_content(prompt) for prompt in prompts]),
         "truth": dict(settings),
     }
     return json.loads(json.dumps(found, default=str))
@@ -54,7 +54,7 @@ def whose(config: RunConfig) -> Identity:
 
 def hash_of(found: Identity) -> str:
     """Returns ten hexadecimal digits that name a truth."""
-    return _digest(found)[:10]
+    return digest(found)[:10]
 
 
 def require_same(path: object, there: Identity, now: Identity) -> None:
@@ -79,7 +79,3 @@ def _content(prompt: Prompt) -> list[Any]:
     # Truths that were measured before there were chats keep their identity.
     chat = () if prompt.chat is None else (list(prompt.chat),)
     return [prompt.key, prompt.text, prompt.answer, *images, *chat]
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

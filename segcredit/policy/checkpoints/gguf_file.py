@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from segcredit.errors import PolicyError
+from segcredit.errors import PolicyError, require_package
 from segcredit.policy.cache_folder import cache_folder, locked
 
 _FORMAT = 1
@@ -22,18 +22,18 @@ ENDING = ".gguf"
 
 
 def plain_checkpoint(model: str) -> Path:
-    """A folder with a GGUF file's model, float32 safetensors, and its tokenizer.
+    """Converts a GGUF file to a folder with the model, float32 safetensors, and its tokenizer.
 
-    transformers takes the quantised weights apart, which takes 15 to 100 seconds for 135 M
-    parameters; the folder is kept under the file's checksum. What it holds is a model as any
-    other, which may be trained; the flags of quantisation stay behind.
+    transformers dequantises the weights, which takes 15 to 100 seconds for 135 M parameters; the
+    folder is kept under the file's checksum. It holds a model as any other, which may be trained;
+    the flags of quantisation stay behind.
 
     Args:
         model: the file's path, or ``package:file`` for one inside an installed package.
 
     Raises:
         PolicyError: the file, or the package ``gguf``, is missing, or transformers cannot read
-            what the file holds.
+            what the file holds; or the cache folder cannot be made.
     """
     file = _found(model)
     folder = cache_folder() / f"gguf-{_FORMAT}-{_checksum(file)}"
@@ -48,7 +48,11 @@ def plain_checkpoint(model: str) -> Path:
 
 
 def _found(model: str) -> Path:
-    """The file, looked for as a path first."""
+    """Finds a GGUF file by its path, or else inside an installed package.
+
+    Raises:
+        PolicyError: there is none, or the package ``gguf``, which reads it, is missing.
+    """
     path = Path(model).expanduser()
     package, colon, inside = model.partition(":")
     if not path.is_file() and colon:
@@ -62,11 +66,7 @@ def _found(model: str) -> Path:
             " 'package:file.gguf' for one inside an installed package. Usually the path is"
             " misspelt or the package not installed: check policy.model."
         )
-    if importlib.util.find_spec("gguf") is None:
-        raise PolicyError(
-            f"the model {model!r} is a GGUF file, and the package gguf, which reads them, is not"
-            " installed. Install it with pip install 'segcredit[gguf]'."
-        )
+    require_package("gguf", "gguf", f"the model {model!r}, a GGUF file,")
     return path
 
 
@@ -76,7 +76,11 @@ def _checksum(file: Path) -> str:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Write the folder; it appears whole."""
+    """Writes a GGUF file's checkpoint into a folder, which appears whole.
+
+    Raises:
+        PolicyError: transformers cannot read what the file holds.
+    """
     where: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(file.parent), **where)
@@ -94,6 +98,7 @@ def _convert(file: Path, folder: Path) -> None:
     # With these a model saves itself as quantised, and is refused by whatever trains.
     model.hf_quantizer = None
     del model.config.quantization_config
+    # Beside the folder, so that the move is a rename, which is done whole or not at all.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as beside:
         made = Path(beside) / "checkpoint"
         model.save_pretrained(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from segcredit.atomic_files import write_atomically
-from segcredit.errors import PolicyError
+from segcredit.errors import PolicyError, require_package
 from segcredit.rng import initialised
 
 
@@ -30,6 +29,7 @@ class LoRA:
     rank: int = 16
     """Rows of A, columns of B."""
     alpha: float = 32.0
+    """Weight of the adapters, times ``rank``."""
     targets: tuple[str, ...] = ()
     """Ends of the names of the layers, such as ``q_proj``; none: every linear layer but the
     output layer."""
@@ -45,7 +45,7 @@ class LoRA:
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
-    """Give a model adapters, and freeze everything else; it computes what it did before.
+    """Adds adapters to a model and freezes everything else; it computes what it did before.
 
     The model keeps its class, so that all else treats it as any other.
 
@@ -55,13 +55,10 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
         seed: decides the first A.
 
     Raises:
-        PolicyError: peft is not installed, or no layer has such a name.
+        MissingPackageError: peft is not installed.
+        PolicyError: no layer has such a name.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise PolicyError(
-            "policy.lora asks for adapters, and the package peft, which makes them, is not"
-            " installed. Install it with pip install 'segcredit[lora]', or leave policy.lora out."
-        )
+    require_package("peft", "lora", "policy.lora", instead="leave policy.lora out")
     from peft import LoraConfig, inject_adapter_in_model
 
     adapters = LoraConfig(
@@ -81,26 +78,34 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether ``add_adapters`` gave it some; peft leaves their options on the model."""
+    """Tells whether ``add_adapters`` gave a model adapters."""
+    # peft leaves their options on the model.
     return "peft_config" in vars(model)
 
 
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters alone, as ``peft.PeftModel.from_pretrained`` reads them."""
+    """Writes a model's adapters alone, as ``peft.PeftModel.from_pretrained`` reads them.
+
+    Args:
+        model: of ``add_adapters``.
+        folder: must be there.
+    """
     from peft import get_peft_model_state_dict
 
     adapters: Any = next(iter(cast(Any, model).peft_config.values()))
     adapters.base_model_name_or_path = model.name_or_path
     adapters.save_pretrained(folder)
     state: dict[str, Tensor] = get_peft_model_state_dict(model)
+    # peft's own model has the network under these two names; ours has no such wrapping.
     named = {f"base_model.model.{name}": x.contiguous() for name, x in state.items()}
     write_atomically(folder / "adapter_model.safetensors", save(named))
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Add the adapters to the weights under them, and take them out."""
+    """Adds a model's adapters to the weights under them, and takes them out, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    # Collected first: the loop changes the modules that it would walk over.
     layers = [(n, layer) for n, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     for name, layer in layers:
         layer.merge()

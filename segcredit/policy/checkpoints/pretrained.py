@@ -43,24 +43,30 @@ class Pretrained(PolicySource):
     """Such as ``HuggingFaceTB/SmolLM2-135M-Instruct``, a folder made by save_pretrained, a file
     that ends in ``.gguf``, or ``package:file.gguf`` inside an installed package."""
     dtype: str = "float32"
-    """Of the weights: ``float32``, ``bfloat16`` or ``float16``; the latter two are trained by way
-    of masters in float32."""
+    """Type of the weights: ``float32``, ``bfloat16`` or ``float16``; the latter two are trained by
+    way of float32 master weights."""
     suppress: tuple[int, ...] = ()
     """Token ids that are never sampled, besides the begin and pad tokens."""
     chat: bool = True
-    """Whether a model that reads images is asked through its chat template, where it has one."""
+    """True: a model that reads images is asked through its chat template, where it has one."""
     max_image_pixels: int = MAX_PIXELS
-    """Of the largest image that is read; the model's processor makes it smaller afterwards."""
+    """Pixels of the largest image that is read; the model's processor shrinks it afterwards."""
     lora: LoRA | None = None
     """Adapters that are trained in the place of the weights: a table, ``{}`` for its defaults."""
     trust_remote_code: bool = False
-    """Whether code that comes with a checkpoint may be run, where transformers does not know the
+    """True: code that comes with a checkpoint may be run, where transformers does not know the
     model's class."""
     gradient_checkpointing: bool = False
-    """Whether layers are computed again for their gradients, instead of being kept."""
+    """True: layers' activations are recomputed for their gradients, instead of being kept."""
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
-        """The checkpoint as a policy; the task plays no part, the seed in adapters alone.
+        """Loads the checkpoint as a policy.
+
+        Args:
+            task: plays no part.
+            sampler: draws the policy's completions.
+            temperature: divides the logits in sampling and scoring; greater than 0.
+            seed: decides the first weights of adapters, and nothing else.
 
         Raises:
             PolicyError: the checkpoint cannot be had, lacks an end token, or reads images in a
@@ -71,6 +77,7 @@ class Pretrained(PolicySource):
             add_adapters(model, self.lora, seed)
         if self.gradient_checkpointing:
             recompute_layers(model)
+        # A processor holds a tokenizer; without one, it is a tokenizer itself.
         tokenizer = getattr(processor, "tokenizer", processor)
         special = (tokenizer.pad_token_id, tokenizer.bos_token_id)
         suppressed = (*self.suppress, *(token for token in special if token is not None))
@@ -93,11 +100,16 @@ class Pretrained(PolicySource):
         )
 
     def _read(self, dtype: torch.dtype) -> tuple[Any, Any]:
-        """The model, and its tokenizer or the processor that holds one."""
+        """Reads the model, and its tokenizer or the processor that holds one.
+
+        Raises:
+            PolicyError: the checkpoint cannot be had, or would run code that is not trusted.
+        """
         trusted = self.trust_remote_code
         gguf = self.model.endswith(ENDING)
         source = str(plain_checkpoint(self.model)) if gguf else self.model
         try:
+            # First, since whatever reads the checkpoint may run what is in it.
             require_safe(source, trust_remote_code=trusted)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
             sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

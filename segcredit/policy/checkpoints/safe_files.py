@@ -1,4 +1,4 @@
-"""What must not be read from a checkpoint: pickled weights, and code unless it is asked for."""
+"""Refusal of what must not be read from a checkpoint: pickled weights, and code not asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def require_safe(source: str, *, trust_remote_code: bool) -> None:
-    """That a checkpoint has nothing that would have to be run to be read.
+    """Checks that nothing in a checkpoint would have to be run to be read.
 
     Args:
         source: a folder, or a name on the hub, whose config is then fetched.
@@ -40,6 +40,7 @@ def require_safe(source: str, *, trust_remote_code: bool) -> None:
 
 def _require_no_pickle(folder: Path) -> None:
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    # The trainer of transformers leaves its arguments beside the weights; nobody reads them.
     pickled = [name for name in names if name.endswith(_PICKLED) and name != "training_args.bin"]
     if pickled and not any(name.endswith(".safetensors") for name in names):
         raise PolicyError(

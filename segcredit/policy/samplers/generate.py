@@ -39,14 +39,25 @@ class Generate(Sampler):
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> SampledTokens:
-        """Samples one completion a row, as long as the longest; padded after the end token."""
+        """Samples a completion for each row, as long as the longest, padded after its end.
+
+        Args:
+            model: a causal model of transformers.
+            prompt_ids: (B,Tp) left-padded.
+            prompt_mask: (B,Tp) True on the prompts' tokens.
+            params: length, temperature or greedy, stop ids and suppressed ids.
+            pad_id: follows a completion's end.
+            generator: where the draws come from; draws one number of it.
+            cache: keys and values of the prompts but their last column.
+            inputs: what the model reads of the prompts besides ids and mask.
+        """
         config = generation_config(params, pad_id=pad_id)
         with torch.no_grad(), seeded(generator, prompt_ids.device), own_defaults(model):
             ids_BL = cast(Any, model).generate(
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
                 generation_config=config,
-                synced_gpus=False,  # processes sample alone, also where parameters are spread
+                synced_gpus=False,  # processes sample alone, also where parameters are sharded
                 **({} if cache is None else {cache_name(model): cache}),
                 **(inputs or {}),
             )
@@ -54,7 +65,8 @@ class Generate(Sampler):
 
 
 def cache_name(model: nn.Module) -> str:
-    """Of the argument that takes keys and values; it was renamed in transformers 5.24."""
+    """Returns the name of the argument of a model's forward that takes keys and values."""
+    # It was renamed in transformers 5.24.
     parameters = inspect.signature(model.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
@@ -75,7 +87,7 @@ def generation_config(params: SamplingParams, *, pad_id: int) -> GenerationConfi
 
 @contextmanager
 def seeded(generator: torch.Generator, device: torch.device) -> Generator[None]:
-    """Torch's global generators, seeded from a given one, and put back afterwards.
+    """Seeds torch's global generators from a given one inside, and puts them back afterwards.
 
     ``generate`` knows no other generators than the global ones.
     """
@@ -92,7 +104,7 @@ def seeded(generator: torch.Generator, device: torch.device) -> Generator[None]:
 
 @contextmanager
 def own_defaults(model: nn.Module) -> Generator[None]:
-    """The checkpoint's generation config out of the way.
+    """Takes the checkpoint's generation config out of the way inside, and puts it back afterwards.
 
     ``generate`` fills what a given config leaves open (penalties, minimal lengths) from the
     model's own one.

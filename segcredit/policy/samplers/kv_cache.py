@@ -18,7 +18,7 @@ from segcredit.errors import PolicyError
 
 
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values: new columns are written in place and nothing is copied.
+    """A layer's keys and values in buffers: new columns are written in place, nothing is copied.
 
     ``DynamicLayer`` makes both anew at every token.
 
@@ -34,7 +34,7 @@ class RoomyLayer(DynamicLayer):
         self.values: Any
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Buffers of the type and on the device of the first columns."""
+        """Makes the buffers, of the type and on the device of the first columns."""
         self.keys, self.values = (
             x.new_empty((*x.shape[:2], self.room, x.shape[3])) for x in (key_states, value_states)
         )
@@ -43,7 +43,8 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Float[Tensor, "N K L D"], Float[Tensor, "N K L D"]]:
-        """Write some columns after the filled ones; views of all that are filled then."""
+        """Writes columns after the filled ones, and returns views of all that are filled then."""
+        # Further arguments are those of other caches of transformers, such as positions.
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         begin, self.filled = self.filled, self.filled + key_states.shape[2]
@@ -52,26 +53,27 @@ class RoomyLayer(DynamicLayer):
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
     def get_seq_length(self) -> int:
-        """Columns filled."""
+        """Counts the columns filled."""
         return self.filled
 
     def keep(self, rows_N: Int[Tensor, "N"]) -> None:
-        """Have these rows instead, in this order; a row may come more than once."""
+        """Takes the given rows in the place of all, in their order; one may come more than once."""
         self.keys, self.values = (_rows(x, rows_N, self.filled) for x in (self.keys, self.values))
 
 
 def _rows(x_NKCD: Tensor, rows_N: Tensor, filled: int) -> Tensor:
+    # Columns that are not filled are never read: they need not be copied.
     found = x_NKCD.new_empty((len(rows_N), *x_NKCD.shape[1:]))
     found[:, :, :filled] = x_NKCD[:, :, :filled].index_select(0, rows_N)
     return found
 
 
 def roomy_cache(model: nn.Module, room: int, given: Any = None) -> Cache:
-    """A cache for a model's forward, with the columns of a given one in it.
+    """Builds a cache for a model's forward, with the columns of a given one in it.
 
     Args:
         model: a causal model of transformers.
-        room: columns of the longest row, prompt and completion.
+        room: columns of the longest row, prompt and completion; no more can be written.
         given: keys and values of the prompt but its last column, as a ``DynamicCache``.
 
     Raises:
@@ -85,7 +87,11 @@ def roomy_cache(model: nn.Module, room: int, given: Any = None) -> Cache:
 
 
 def _plain_layers(model: Any) -> Sequence[DynamicLayer]:
-    """What the model would keep of each layer."""
+    """Returns the layers of the cache that the model would make itself, all of them plain.
+
+    Raises:
+        PolicyError: one is not, or the model makes its inputs by rules of its own.
+    """
     layers: list[Any] = DynamicCache(config=model.config).layers
     odd = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
     if odd:
@@ -94,6 +100,7 @@ def _plain_layers(model: Any) -> Sequence[DynamicLayer]:
             " expected every layer to keep all keys and values. Usually the model has sliding"
             " windows or recurrent states: take sampler.name='generate'."
         )
+    # The sampler makes ids, mask and positions itself, as this method of the usual model does.
     usual: Any = GenerationMixin
     if type(model).prepare_inputs_for_generation is not usual.prepare_inputs_for_generation:
         raise PolicyError(
@@ -105,12 +112,12 @@ def _plain_layers(model: Any) -> Sequence[DynamicLayer]:
 
 
 def keep_rows(cache: Cache, rows_N: Int[Tensor, "N"]) -> None:
-    """Have these rows in every layer."""
+    """Takes the given rows in the place of all, in every layer of a ``roomy_cache``."""
     for layer in cache.layers:
         if isinstance(layer, RoomyLayer):
             layer.keep(rows_N)
 
 
 def filled(cache: Cache) -> int:
-    """Columns filled."""
+    """Counts the columns of a cache that are filled."""
     return cache.get_seq_length()

@@ -24,7 +24,9 @@ from segcredit.protocols import Sampler
 from segcredit.types import SampledTokens, SamplingParams
 
 KEPT = 0.75
-"""Rows are taken out when this share or less goes on; taking them out copies the others."""
+"""Share of rows that go on, at or below which the ended ones are taken out.
+
+Taking them out copies the keys and values of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,19 @@ class Lean(Sampler):
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> SampledTokens:
-        """Samples one completion a row, as long as the longest; padded once a row has ended.
+        """Samples a completion for each row, as long as the longest.
+
+        After an end token stands ``pad_id``, or what was drawn before the row left the batch.
+
+        Args:
+            model: a causal model of transformers.
+            prompt_ids: (B,Tp) left-padded.
+            prompt_mask: (B,Tp) True on the prompts' tokens.
+            params: length, temperature or greedy, stop ids and suppressed ids.
+            pad_id: of columns that are not drawn.
+            generator: where the draws come from.
+            cache: keys and values of the prompts but their last column.
+            inputs: positions of the prompts, (4,B,Tp), of a model that has four.
 
         Raises:
             PolicyError: the model cannot be sampled from here; says why.
@@ -63,6 +77,7 @@ class Lean(Sampler):
         drawn_BT = prompt_ids.new_full((len(prompt_ids), params.max_new_tokens), pad_id)
         if not drawn_BT.numel():
             return SampledTokens(drawn_BT)
+        # An empty list would make a tensor of floats.
         ends = prompt_ids.new_tensor(list(params.stop_ids), dtype=torch.long)
         suppressed = prompt_ids.new_tensor(list(params.suppressed_ids), dtype=torch.long)
         draw = _Draw(params.temperature, params.greedy, suppressed, generator)
@@ -79,17 +94,17 @@ class _Steps(Protocol):
     """A model that has read the prompts."""
 
     def advance(self, ids_N: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
-        """Logits after one token more in each row."""
+        """Computes the logits after one token more in each row."""
         ...
 
     def keep(self, rows_N: Int[Tensor, "N"]) -> None:
-        """Go on with these rows alone."""
+        """Goes on with the given rows alone."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """Tokens from logits."""
+    """A draw of tokens from logits, or the choice of the likeliest."""
 
     temperature: float
     greedy: bool
@@ -97,24 +112,34 @@ class _Draw:
     generator: torch.Generator
 
     def __call__(self, logits_NV: Tensor) -> Int[Tensor, "N"]:
-        """One token a row, by the inverse of the cumulated shares."""
+        """Draws a token for each row, by the inverse of the cumulated probabilities."""
         logits_NV = logits_NV.float().index_fill(1, self.suppressed, -torch.inf)
         if self.greedy:
             return logits_NV.argmax(1)
+        # In float64: float32 would lose the small probabilities of a large vocabulary.
         cumulated_NV = (logits_NV / self.temperature).softmax(1).double().cumsum(1)
-        chance_N1 = torch.rand(
+        uniform_N1 = torch.rand(
             (len(logits_NV), 1),
             dtype=torch.float64,
             generator=self.generator,
             device=self.generator.device,
         )
-        # The first one that is passed has a share; one that is reached may have none.
-        reached_N1 = chance_N1.to(cumulated_NV.device) * cumulated_NV[:, -1:]
-        return torch.searchsorted(cumulated_NV, reached_N1, right=True)[:, 0]
+        # Times the sum, which rounding keeps off 1, so that no draw falls behind the last token.
+        # The first sum above the draw is of a token of probability above 0; an equal one need not.
+        target_N1 = uniform_N1.to(cumulated_NV.device) * cumulated_NV[:, -1:]
+        return torch.searchsorted(cumulated_NV, target_N1, right=True)[:, 0]
 
 
 def _fill(drawn_BT: Tensor, steps: _Steps, logits_NV: Tensor, draw: _Draw, ends: Tensor) -> int:
-    """Write completions; how many columns they have."""
+    """Writes completions into ``drawn_BT``, and counts the columns that they fill.
+
+    Args:
+        drawn_BT: pad ids, written in place.
+        steps: the model after the prompts.
+        logits_NV: of the first token.
+        draw: chooses tokens.
+        ends: ids that end a completion.
+    """
     rows, width = drawn_BT.shape
     live_N = torch.arange(rows, device=drawn_BT.device)
     ended_N = torch.zeros_like(live_N, dtype=torch.bool)
@@ -122,6 +147,7 @@ def _fill(drawn_BT: Tensor, steps: _Steps, logits_NV: Tensor, draw: _Draw, ends:
         ids_N = draw(logits_NV)
         drawn_BT[live_N, column] = ids_N
         ended_N |= (ids_N[:, None] == ends).any(1)
+        # The one read of the device in each step.
         left = len(live_N) - int(ended_N.sum())
         if not left or column + 1 == width:
             return column + 1
@@ -141,13 +167,26 @@ def _begin(
     given: Any,
     inputs: Mapping[str, Tensor],
 ) -> tuple[_Steps, Tensor]:
-    """The model after the prompts, and the logits of the first new token."""
+    """Reads the prompts: returns the model after them, and (B,V) logits of the first new token.
+
+    Args:
+        model: a causal model of transformers.
+        ids_BP: prompts, left-padded.
+        mask_BP: True on their tokens.
+        more: columns that will follow.
+        given: keys and values of the prompts but their last column, or None.
+        inputs: what the model reads of the prompts besides ids and mask.
+
+    Raises:
+        PolicyError: the model cannot be sampled from here; says why.
+    """
     _require_plain_inputs(model, inputs)
     cache = roomy_cache(model, ids_BP.shape[1] + more, given)
+    # New tokens are seen by those after them; of each step the mask's first columns are read.
     mask_BC = pad(mask_BP, (0, more), value=True)
     places = inputs.get("position_ids", (mask_BP.long().cumsum(1) - 1).clamp(min=0))
     after, last = places[..., -1:] + 1, places[..., -1:]
-    if given is not None:
+    if given is not None:  # a step with the last prompt token, the only one it lacks
         logits_BV = _ModelSteps(model, cache, mask_BC, last).advance(ids_BP[:, -1])
     else:
         logits_BV = _read(model, cache, ids_BP, mask_BP, places)
@@ -159,8 +198,9 @@ def _begin(
 def _read(
     model: nn.Module, cache: Cache, ids_BP: Tensor, mask_BP: Tensor, places_BP: Tensor
 ) -> Tensor:
-    """(B,V) logits after the prompts, each different one read once."""
+    """Computes (B,V) logits after the prompts, each different one read once."""
     both_U2P, place_B = torch.stack([ids_BP, mask_BP.long()], 1).unique(dim=0, return_inverse=True)
+    # Some row of each different prompt; which one does not matter.
     first_U = torch.empty(len(both_U2P), dtype=torch.long, device=ids_BP.device)
     first_U[place_B] = torch.arange(len(ids_BP), device=ids_BP.device)
     mask_UP, ids_UP = mask_BP[first_U], ids_BP[first_U]
@@ -172,7 +212,7 @@ def _read(
 def _forward(
     model: nn.Module, cache: Cache, ids: Tensor, mask: Tensor, places: Tensor
 ) -> Float[Tensor, "N V"]:
-    """Logits after the last of some columns, whose keys and values the cache then has."""
+    """Computes logits after the last of some columns, whose keys and values the cache then has."""
     output = cast(Any, model)(
         input_ids=ids,
         attention_mask=mask.long(),
@@ -192,16 +232,16 @@ class _ModelSteps:
         self.cache = cache
         self.mask_NC = mask_NC
         self.places = places
-        """(N,1), or (4,N,1) where there are positions in height and width."""
+        """Positions of the next tokens: (N,1), or (4,N,1) where images have height and width."""
 
     def advance(self, ids_N: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
-        """Logits after one token more in each row."""
+        """Computes the logits after one token more in each row."""
         seen_NL = self.mask_NC[:, : filled(self.cache) + 1]
         places, self.places = self.places, self.places + 1
         return _forward(self.model, self.cache, ids_N[:, None], seen_NL, places)
 
     def keep(self, rows_N: Int[Tensor, "N"]) -> None:
-        """Go on with these rows alone."""
+        """Goes on with the given rows alone."""
         keep_rows(self.cache, rows_N)
         self.mask_NC = self.mask_NC[rows_N]
         self.places = self.places[..., rows_N, :]

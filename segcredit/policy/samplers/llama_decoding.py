@@ -1,8 +1,8 @@
-"""One token more for every row of a small Llama or Qwen2, in few operations.
+"""Decoding steps of a small Llama or Qwen2, one token more for every row, in few operations.
 
 At 64 hidden units a step of transformers' own forward is spent on calling modules. Here the
-projections of queries, keys and values are one matrix, turned and unturned, and so are the two of
-the gate; the numbers are those of the model up to rounding.
+projections of queries, keys and values are one matrix, as they are and turned by the rotary
+positions' right angle, and so are the two of the gate; the numbers are the model's up to rounding.
 
 Letters: ``N`` rows, ``H`` hidden units, ``Q`` heads of queries, ``K`` of keys and values, ``D``
 units of a head, ``C`` columns there is room for, ``L`` columns filled, ``V`` vocabulary.
@@ -26,14 +26,17 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from segcredit.policy.samplers.kv_cache import keep_rows
 
 MOST_PARAMETERS = 20_000_000
-"""Above, calling modules costs little of a step, and joined copies of the weights much."""
+"""Size up to which a model is decoded here.
+
+Above, calling modules costs little of a step, and joined copies of the weights much."""
 _NORMS: dict[type, type] = {LlamaForCausalLM: LlamaRMSNorm, Qwen2ForCausalLM: Qwen2RMSNorm}
 """Models that differ in biases alone, and the class of their norms."""
 _FIXED_WAVELENGTHS = ("default", "linear", "llama3")
+"""Kinds of rotary positions whose angles do not depend on how long a row has become."""
 
 
 def is_small_llama(model: nn.Module) -> bool:
-    """Whether the steps of this file are those of the model.
+    """Tells whether ``LlamaSteps`` computes what a model's own forward does.
 
     Adapters and quantisation replace layers, so that every layer's class is looked at.
     """
@@ -62,7 +65,7 @@ def _linears(model: Any) -> Iterator[Any]:
 
 
 def _without_bias(layers: Any) -> Iterator[Any]:
-    """What must have none; queries, keys and values may have one."""
+    """Yields the layers that must have no bias; those of queries, keys and values may have one."""
     for layer in layers:
         mlp = layer.mlp
         yield from (layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
@@ -75,21 +78,26 @@ def _norms(layers: Any) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights of a layer, joined."""
+    """A layer's weights, joined where they multiply the same input."""
 
     before: Tensor
+    """Weight of the norm before attention, (H,)."""
     after: Tensor
+    """Weight of the norm before the feed-forward part, (H,)."""
     reads: Tensor
-    """Rows: queries and keys, the same turned by a right angle, values."""
+    """Rows of queries and keys, the same turned by a right angle, values; 2 (Q + K) D + K D."""
     bias: Tensor | None
-    """Of the rows of ``reads``."""
+    """Biases of the rows of ``reads``, or None."""
     writes: Tensor
+    """Transposed projection out of the heads, (Q D, H)."""
     opens: Tensor
-    """Rows: gate, up."""
+    """Rows of the gate, then those of the projection up."""
     closes: Tensor
+    """Transposed projection down."""
 
     @classmethod
     def of(cls, layer: Any, head: int) -> _Layer:
+        """Joins a layer's weights; ``head``: units of a head."""
         own, mlp = layer.self_attn, layer.mlp
         parts = (own.q_proj, own.k_proj, own.v_proj)
         biased = parts[0].bias is not None
@@ -105,14 +113,17 @@ class _Layer:
 
 
 def _joined(parts: Sequence[Tensor], head: int) -> Tensor:
-    """Rows of queries and keys, the same turned, rows of values."""
+    """Joins rows of queries and keys, the same turned, and rows of values.
+
+    Rotary positions are x cos + turned(x) sin, of which both terms come out of one product.
+    """
     queries, keys, values = parts
     straight = torch.cat([queries, keys])
     return torch.cat([straight, _turned(straight, head), values])
 
 
 def _turned(weight: Tensor, head: int) -> Tensor:
-    """The rows such that the product is that of ``rotate_half``."""
+    """Turns a weight's rows, so that its product is ``rotate_half`` of the weight's own product."""
     first, second = weight.view(-1, 2, head // 2, weight.shape[1]).unbind(1)
     return torch.stack([-second, first], 1).reshape(weight.shape)
 
@@ -141,28 +152,30 @@ class LlamaSteps:
         self.layers = [_Layer.of(layer, self.head) for layer in base.layers]
         self.norm, self.output = base.norm.weight, llama.lm_head.weight
         self.positions_N = positions_N1[:, 0]
+        # A row's positions are at most its columns, so that these are all that will be needed.
         columns = torch.arange(mask_NC.shape[1], device=mask_NC.device)[None]
         cos, sin = base.rotary_emb(self.embedding, columns)
         self.cos_CD, self.sin_CD = cos[0], sin[0]
         hidden_NC = torch.zeros(mask_NC.shape, device=mask_NC.device)
         self.bias_NC = hidden_NC.masked_fill(~mask_NC, -torch.inf)
         self.every = bool(mask_NC.all())
-        self._spread()
+        self._broadcast_bias()
 
-    def _spread(self) -> None:
-        """The bias of each row's scores, for all of its heads."""
-        spread = self.bias_NC[:1, None] if self.every else self.bias_NC[:, None]
-        self.bias = spread if self.every else spread.repeat_interleave(self.keys, 0)
+    def _broadcast_bias(self) -> None:
+        """Makes the bias of attention scores for all heads of all rows: -inf on padding."""
+        # Without padding it is 0 everywhere, and one row broadcasts at no cost.
+        bias = self.bias_NC[:1, None] if self.every else self.bias_NC[:, None]
+        self.bias = bias if self.every else bias.repeat_interleave(self.keys, 0)
 
     def keep(self, rows_N: Int[Tensor, "N"]) -> None:
-        """Go on with these rows alone."""
+        """Goes on with the given rows alone."""
         keep_rows(self.cache, rows_N)
         self.positions_N = self.positions_N[rows_N]
         self.bias_NC = self.bias_NC[rows_N]
-        self._spread()
+        self._broadcast_bias()
 
     def advance(self, ids_N: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
-        """Logits after one token more in each row."""
+        """Computes the logits after one token more in each row."""
         x_NH = self.embedding[ids_N]
         size = x_NH.shape[1:]
         cos_N1D = self.cos_CD[self.positions_N][:, None]
@@ -180,7 +193,14 @@ class LlamaSteps:
         return linear(rms_norm(x_NH, size, self.norm, self.eps), self.output)
 
     def _attend(self, number: int, read: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-        """(N, Q * D) what each row's heads take from the columns so far."""
+        """Computes (N, Q D) the values that each row's heads attend to, over the columns so far.
+
+        Args:
+            number: of the layer, from 0.
+            read: (N, 2 (Q + K) D + K D) product of the layer's ``reads``.
+            cos_N1D: of the new tokens' positions.
+            sin_N1D: likewise.
+        """
         rows, both = len(read), self.queries + self.keys
         heads = read.view(rows, 2 * both + self.keys, self.head)
         turned = heads[:, :both] * cos_N1D

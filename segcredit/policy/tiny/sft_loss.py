@@ -1,4 +1,4 @@
-"""Imitation of demonstrations by any policy: its own scoring is the loss."""
+"""The loss of supervised fine-tuning on demonstrations, for any policy: its own scoring."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ Demonstrations = Sequence[tuple[Prompt, str]]
 def imitation_losses(
     policy: CausalPolicy, pairs: Demonstrations, batch: int
 ) -> Iterator[Callable[[], Tensor]]:
-    """The loss of each batch in turn: mean cross-entropy, in nats, of completions and their end."""
+    """Yields a function for each batch in turn that computes its loss, with gradients.
+
+    The loss is the mean cross-entropy, in nats, of the completions' tokens and their end tokens.
+
+    Args:
+        policy: is trained.
+        pairs: prompts and the completions to imitate, in order.
+        batch: pairs of a batch; the last one may be smaller.
+
+    Raises:
+        PolicyError: a prompt cannot be encoded; raised as its batch's function is called.
+    """
     for first in range(0, len(pairs), batch):
         yield partial(_loss, policy, pairs[first : first + batch])
 
@@ -30,7 +41,10 @@ def _loss(policy: CausalPolicy, pairs: Demonstrations) -> Tensor:
 
 
 def _demonstrated(policy: CausalPolicy, pairs: Demonstrations) -> RolloutBatch:
-    """Demonstrations as if the policy had sampled them; what scoring does not read is blank."""
+    """Builds the batch that sampling the demonstrations would give, for scoring alone.
+
+    Rewards, texts' spans and whatever else scoring does not read are blank.
+    """
     prompt_ids, prompt_mask, extras = policy.encode_prompts([prompt for prompt, _ in pairs])
     texts = tuple(text for _, text in pairs)
     ids: list[list[int]] = policy.tokenizer(list(texts), add_special_tokens=False)["input_ids"]

@@ -62,7 +62,7 @@ class Tiny(PolicySource):
     learning_rate: float = 4e-3
     """Highest learning rate, of AdamW."""
     final_lr_fraction: float = 0.05
-    """Of ``learning_rate``, at the end of the cosine."""
+    """Fraction of ``learning_rate`` that is left at the end of the cosine."""
     warmup: int = 20
     """Steps over which the learning rate rises to ``learning_rate``."""
     beta1: float = 0.9
@@ -80,7 +80,13 @@ class Tiny(PolicySource):
             )
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
-        """The warm-started policy, from the cache where it is there already.
+        """Loads the warm-started policy, from the cache where it is there already.
+
+        Args:
+            task: gives alphabet and demonstrations.
+            sampler: draws the policy's completions.
+            temperature: divides the logits in sampling and scoring; greater than 0.
+            seed: decides the first weights and the demonstrations.
 
         Raises:
             PolicyError: the task's alphabet is empty or not that of its demonstrations, or the
@@ -89,6 +95,7 @@ class Tiny(PolicySource):
         """
         alphabet = alphabet_of(task)
         model = self._model(len(SPECIALS) + len(alphabet), seed)
+        # The version, since another one may initialise or sum otherwise.
         decisive = (_FORMAT, dataclasses.astuple(self), repr(task), seed, torch.__version__)
         start = partial(self._warm_start, model, alphabet, task, seed)
         with_cached_weights(model, "tiny", decisive, start)
@@ -140,7 +147,7 @@ class Tiny(PolicySource):
 
 
 def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of the tokens that count: completions and their end."""
+    """Computes the mean cross-entropy, in nats, of the counted tokens: completions, their ends."""
     width = int(counted_BL.any(0).nonzero()[-1]) + 1
     ids_BL, counted_BL = ids_BL[:, :width], counted_BL[:, 1:width]
     # Padding is on the right, where no counted token can see it.
@@ -150,7 +157,7 @@ def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor)
 
 
 def _tensors(pairs: Sequence[tuple[str, str]], alphabet: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Right-padded ids of prompts with completions, and which of them the loss counts."""
+    """Encodes prompts with completions: (R,L) ids, right-padded, and which the loss counts."""
     require_alphabet(pairs, alphabet)
     id_of = {character: index for index, character in enumerate(alphabet, len(SPECIALS))}
     rows: list[Tensor] = []

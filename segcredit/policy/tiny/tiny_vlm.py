@@ -69,7 +69,7 @@ class TinyVLM(PolicySource):
     learning_rate: float = 4e-3
     """Highest learning rate, of AdamW."""
     final_lr_fraction: float = 0.05
-    """Of ``learning_rate``, at the end of the cosine."""
+    """Fraction of ``learning_rate`` that is left at the end of the cosine."""
     warmup: int = 20
     """Steps over which the learning rate rises to ``learning_rate``."""
     beta1: float = 0.9
@@ -97,7 +97,13 @@ class TinyVLM(PolicySource):
             )
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
-        """The warm-started policy, from the cache where it is there already.
+        """Loads the warm-started policy, from the cache where it is there already.
+
+        Args:
+            task: gives alphabet and demonstrations.
+            sampler: draws the policy's completions.
+            temperature: divides the logits in sampling and scoring; greater than 0.
+            seed: decides the first weights and the demonstrations.
 
         Raises:
             PolicyError: the task's alphabet is empty or not that of its demonstrations, or the
@@ -126,7 +132,7 @@ class TinyVLM(PolicySource):
         return initialised(lambda: build.from_config(config), seed), processor
 
     def _text(self, words: Any) -> dict[str, Any]:
-        """Settings of the language model."""
+        """Returns the settings of the language model, as transformers names them."""
         return {
             "vocab_size": len(words),
             "hidden_size": self.hidden_size,
@@ -163,7 +169,7 @@ class TinyVLM(PolicySource):
 
 
 def _llava(source: TinyVLM, words: Any) -> tuple[Any, Any]:
-    """The config and the processor of a Llama behind a SigLIP tower."""
+    """Builds the config and the processor of a Llama behind a SigLIP tower."""
     rope = {"rope_type": "default", "rope_theta": source.rope_theta}
     config = hf.LlavaConfig(
         text_config=hf.LlamaConfig(**source._text(words), rope_parameters=rope),  # pyright: ignore[reportPrivateUsage]
@@ -192,7 +198,8 @@ def _llava(source: TinyVLM, words: Any) -> tuple[Any, Any]:
 
 
 def _qwen2_5_vl(source: TinyVLM, words: Any) -> tuple[Any, Any]:
-    """The config and the processor of a Qwen2.5-VL, whose tower merges 2 x 2 patches."""
+    """Builds the config and the processor of a Qwen2.5-VL, whose tower merges 2 x 2 patches."""
+    # Rotary pairs of a head, shared out between time, height and width.
     units = source.hidden_size // source.heads // 2
     config = hf.Qwen2_5_VLConfig(
         text_config={
@@ -211,6 +218,7 @@ def _qwen2_5_vl(source: TinyVLM, words: Any) -> tuple[Any, Any]:
             "patch_size": source.square // 2,
             "spatial_merge_size": 2,
             "out_hidden_size": source.hidden_size,
+            # Every layer attends to the whole image, so that windows play no part.
             "window_size": source.image_size,
             "fullatt_block_indexes": list(range(source.vision_layers)),
             "initializer_range": source.initializer_range,
@@ -221,6 +229,7 @@ def _qwen2_5_vl(source: TinyVLM, words: Any) -> tuple[Any, Any]:
         vision_end_token_id=words.convert_tokens_to_ids(_STOP),
         tie_word_embeddings=False,
     )
+    # Equal bounds: every image becomes about as many squares.
     pixels = source.image_size**2
     return config, without_videos(hf.Qwen2_5_VLProcessor)(
         image_processor=hf.Qwen2VLImageProcessorPil(

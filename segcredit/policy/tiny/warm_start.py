@@ -1,4 +1,4 @@
-"""What the tiny policies share: a tokenizer of characters, imitation, and a cache of its result."""
+"""Parts that the tiny policies share: a tokenizer of characters, imitation, a cache of weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SPECIALS = ("<pad>", "<eos>", "<bos>")
 
 
 def alphabet_of(task: Task) -> list[str]:
-    """The characters of a task, each once.
+    """Returns the characters of a task's prompts and completions, each once, in its order.
 
     Raises:
-        PolicyError: it does not say.
+        PolicyError: the task names none.
     """
     alphabet = list(dict.fromkeys(task.alphabet()))
     if not alphabet:
@@ -40,10 +40,10 @@ def alphabet_of(task: Task) -> list[str]:
 
 
 def require_alphabet(pairs: Iterable[tuple[str, str]], alphabet: Sequence[str]) -> None:
-    """That every character of prompts and completions is a token.
+    """Checks that every character of prompts and completions is in the alphabet.
 
     Raises:
-        PolicyError: one is not.
+        PolicyError: one is not; names those that are missing.
     """
     known = {*alphabet}
     missing = {character for pair in pairs for text in pair for character in text} - known
@@ -56,12 +56,13 @@ def require_alphabet(pairs: Iterable[tuple[str, str]], alphabet: Sequence[str]) 
 
 
 def character_tokenizer(alphabet: Sequence[str], **named: str) -> PreTrainedTokenizerFast:
-    """One token a character, a begin token in front of every text.
+    """Builds a tokenizer with one token a character, and a begin token in front of every text.
 
     Args:
         alphabet: the characters.
         named: further special tokens, after the alphabet, by the attributes they become.
     """
+    # By order: PAD, END and BEGIN are places in SPECIALS.
     vocabulary = {p: n for n, p in enumerate([*SPECIALS, *alphabet, *named.values()])}
     tokenizer = cast(Any, Tokenizer)(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -92,13 +93,25 @@ def fit(
     weight_decay: float,
     max_gradient_norm: float,
 ) -> None:
-    """Minimise one loss a step with AdamW, its learning rate rising and falling along a cosine."""
+    """Minimises one loss a step with AdamW, its learning rate rising and falling along a cosine.
+
+    Args:
+        model: is trained in place.
+        losses: functions, each called once, whose result has gradients.
+        steps: as many as there are losses; the cosine ends there.
+        warmup: steps over which the learning rate rises.
+        learning_rate: the highest.
+        final_lr_fraction: of ``learning_rate``, at the end.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        max_gradient_norm: to which gradients are clipped.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay
     )
 
     def fraction(step: int) -> float:
-        """Rises linearly over ``warmup`` steps, then falls along a cosine."""
+        """Returns the fraction of the highest rate: rising linearly, then along a cosine."""
         if step < warmup:
             return (step + 1) / warmup
         done = (step - warmup) / max(1, steps - warmup)
@@ -117,7 +130,7 @@ def fit(
 def with_cached_weights(
     model: nn.Module, name: str, decisive: object, start: Callable[[], None]
 ) -> None:
-    """Give a model the weights of its warm start, from the cache where they are there already.
+    """Gives a model the weights of its warm start, from the cache where they are there already.
 
     Args:
         model: as it is initialised; it is changed in place.
@@ -134,9 +147,10 @@ def with_cached_weights(
         if not path.exists():
             start()
             _save(model, path)
+    # Also where it was just trained: what is read is what every later run reads.
     model.load_state_dict(load_file(path))
 
 
 def _save(model: nn.Module, path: Path) -> None:
-    """Appears whole: no reader ever meets half a file."""
+    """Writes a model's weights into a file that appears whole: no reader ever meets half of it."""
     write_atomically(path, save({name: x.contiguous() for name, x in model.state_dict().items()}))

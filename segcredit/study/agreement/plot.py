@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from segcredit.atomic_files import write_atomically
+from segcredit.errors import require_package
 from segcredit.records.tables import require_known
 from segcredit.study.agreement.summary import ERRORS, matrix
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _UNDATED: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
@@ -47,9 +48,14 @@ def agreement_figure(pairs: pd.DataFrame, path: Path | str, metric: str = "f1") 
         The path written.
 
     Raises:
+        MissingPackageError: matplotlib is not installed.
         StudyError: the format or the metric is unknown, or there is nothing to draw.
         RecordError: the file cannot be written.
     """
+    require_package("matplotlib", "report", "a figure")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     path = Path(path)
     kind = path.suffix.removeprefix(".").lower()
     require_known("figure format", [kind], _UNDATED)

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, final
 
-from segcredit.errors import StudyError
+from segcredit.errors import StudyError, require_package
 from segcredit.register import load_code
 from segcredit.study.grid.cells import Cell
 from segcredit.study.grid.workers import Outcome, work
@@ -31,7 +31,8 @@ class RayWorkers:
         code: Python files that register plug-ins, at the same path on every machine.
 
     Raises:
-        StudyError: Ray is not installed, or the cluster cannot be reached.
+        MissingPackageError: Ray is not installed.
+        StudyError: the cluster cannot be reached.
     """
 
     def __init__(self, address: str, count: int | None = None, code: Sequence[str] = ()) -> None:
@@ -109,11 +110,7 @@ def _reach(address: str) -> None:
 
 
 def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise StudyError(
-            "Ray is not installed; --ray needs it. Install it with pip install 'segcredit[ray]',"
-            " or use --workers N for processes on this machine."
-        ) from error
+    require_package("ray", "ray", "--ray", instead="use --workers N, for processes on this machine")
+    import ray
+
     return ray

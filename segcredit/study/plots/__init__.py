@@ -15,6 +15,10 @@ a line that says what is drawn and over what its intervals are. Groups are told 
 by marker and dashes alike, and keep them from figure to figure of the same runs and ``by``.
 """
 
+from segcredit.errors import require_package
+
+require_package("matplotlib", "report", "a figure")  # of every module below
+
 from segcredit.study.plots.audit_intervals import audit_intervals as audit_intervals
 from segcredit.study.plots.heat_map import heat_map as heat_map
 from segcredit.study.plots.learning_curves import learning_curves as learning_curves

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segcredit.atomic_files import replacing
 from segcredit.errors import StudyError
 from segcredit.study.segmenting.cut import Segmented, TextSegments
 from segcredit.study.segmenting.texts import Document
 
-_SCHEMA = pa.schema(
-    {
-        "number": pa.int64(),
-        "id": pa.string(),
-        "segmenter": pa.string(),
-        "segment": pa.int64(),
-        "start": pa.int64(),
-        "end": pa.int64(),
-        "tokens": pa.int64(),
-        "text": pa.string(),
-    }
-)
+_COLUMNS = {
+    "number": "int64",
+    "id": "string",
+    "segmenter": "string",
+    "segment": "int64",
+    "start": "int64",
+    "end": "int64",
+    "tokens": "int64",
+    "text": "string",
+}
+"""Arrow's type of each column."""
 _GROUP_ROWS = 100_000
 """Rows of a Parquet row group; bounds the memory of writing."""
 
@@ -85,6 +82,16 @@ def require_output(path: Path, source: str) -> None:
         raise StudyError(f"--output {path} is the source itself; choose another file.")
 
 
+def counted(
+    segmented: Iterable[Segmented], summaries: Mapping[str, Summary]
+) -> Iterator[Segmented]:
+    """Passes everything through, and adds each text to its segmenters' summaries."""
+    for document, found in segmented:
+        for label, segments in found.items():
+            summaries[label].add(document, segments)
+        yield document, found
+
+
 def written(segmented: Iterable[Segmented], path: Path) -> Iterator[Segmented]:
     """Passes everything through, and writes a row a segment; the file appears at the end.
 
@@ -134,8 +141,12 @@ def _json_lines(path: Path) -> Generator[Write]:
 
 @contextmanager
 def _parquet(path: Path) -> Generator[Write]:
+    import pyarrow as pa  # inside: segments that are only shown do not wait for it
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(_COLUMNS)
     waiting: list[dict[str, Any]] = []
-    with replacing(path) as file, pq.ParquetWriter(file, _SCHEMA, compression="zstd") as parquet:
+    with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as parquet:
 
         def write(rows: list[dict[str, Any]]) -> None:
             waiting.extend(rows)
@@ -143,7 +154,7 @@ def _parquet(path: Path) -> Generator[Write]:
                 flush()
 
         def flush() -> None:
-            parquet.write_table(pa.Table.from_pylist(waiting, schema=_SCHEMA))
+            parquet.write_table(pa.Table.from_pylist(waiting, schema=schema))
             waiting.clear()
 
         yield write

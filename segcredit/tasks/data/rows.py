@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from segcredit.errors import TaskError
-from segcredit.tasks.verifiers.verifier import require_package
 
 Row = Mapping[str, Any]
 _FILES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -89,7 +88,6 @@ class Source:
         """
         if not self._is_json:
             return RowFlow(self.name, self._loaded(streaming=True))
-        require_package("datasets", "datasets")
         from datasets import IterableDataset
 
         library: Any = IterableDataset
@@ -102,7 +100,6 @@ class Source:
 
     def _loaded(self, *, streaming: bool) -> Any:
         """Loads the rows as ``datasets`` holds them, images packed as they were stored."""
-        require_package("datasets", "datasets")
         import datasets
 
         library: Any = datasets

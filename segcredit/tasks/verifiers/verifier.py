@@ -7,15 +7,13 @@ import re
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Protocol
 
-from segcredit.errors import TaskError, did_you_mean
+from segcredit.errors import TaskError, did_you_mean, require_package
 from segcredit.protocols import Prompt, Verdict
 from segcredit.tasks.verifiers.judge_process import JudgeProcess
 
 MATH_MEMORY = 2 * 1024**3
-_PACKAGES = "pip install 'segcredit[problems]'"
 _LETTERS = (
     r"(?i:\banswer(?:\s+is)?)\W{0,4}([A-Z])\b(?![a-z'])",
     r"\\boxed\{\W*(?:\\text\{)?\W*([A-Z])\b",
@@ -53,9 +51,9 @@ class Math(Verifier):
         """Gives reward 1 where the last answer is equal to the true one.
 
         Raises:
-            TaskError: math-verify is not installed.
+            MissingPackageError: math-verify is not installed.
         """
-        require_package("math_verify", "math-verify")
+        require_package("math_verify", "problems", "verifier 'math'")
         maker = "segcredit.tasks.verifiers.math_answers:comparison"
         process = judge_process(maker, (self.tolerance,), self.seconds, MATH_MEMORY)
         found = process.ask(answer=str(prompt.answer), text=text)
@@ -166,19 +164,6 @@ def judge_process(
 ) -> JudgeProcess:
     """Returns one process for the same judge, kept while the run goes on."""
     return JudgeProcess(maker, options, seconds, memory)
-
-
-def require_package(module: str, package: str) -> None:
-    """Refuses where a package of the extra ``problems`` is missing.
-
-    Raises:
-        TaskError: it is.
-    """
-    if find_spec(module) is None:
-        raise TaskError(
-            f"the package {package} is not installed, which this task needs. Install it with:"
-            f" {_PACKAGES}"
-        )
 
 
 def _plain(text: str) -> str:

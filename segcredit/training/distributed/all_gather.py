@@ -20,19 +20,25 @@ from segcredit.types import RolloutBatch, SegmentValues
 Rows = TypeVar("Rows", RolloutBatch, SegmentValues)
 
 
-def everyones(processes: Processes, rows: Rows) -> Rows:
-    """The rows of all processes, process 0's first; with one process the same object.
+def all_rows(processes: Processes, rows: Rows) -> Rows:
+    """Gathers the rows of all processes, process 0's first; with one process the same object.
 
     ``group`` and ``node_ids`` are numbered on, so that no two processes share one.
     """
     if processes.count == 1:
         return rows
     shares = processes.gather(rows.to(torch.device("cpu")))
-    return joined(shares).to(rows.group.device)
+    return join_rows(shares).to(rows.group.device)
 
 
-def joined(shares: Sequence[Rows]) -> Rows:
-    """Batches one under the other, padded to the widest; prompts on the left."""
+def join_rows(shares: Sequence[Rows]) -> Rows:
+    """Joins batches one under the other, padded to the widest; prompts are padded on the left.
+
+    No two batches share a group or a node id in the result, whatever they had before.
+
+    Args:
+        shares: at least one.
+    """
     apart = _apart(shares)
     names = [field.name for field in dataclasses.fields(apart[0])]
     fields = {name: [getattr(share, name) for share in apart] for name in names}
@@ -43,12 +49,12 @@ def joined(shares: Sequence[Rows]) -> Rows:
 
 
 def own_rows(processes: Processes, x: Tensor, rows: int) -> Tensor:
-    """What stands in this process's rows of a batch of all of them.
+    """Returns this process's rows of a tensor of all processes' rows.
 
     Args:
         processes: who holds how many.
         x: (B,...) of all processes.
-        rows: how many this one has.
+        rows: how many this process has.
     """
     counts = processes.gather(rows)
     begin = sum(counts[: processes.rank])
@@ -56,7 +62,7 @@ def own_rows(processes: Processes, x: Tensor, rows: int) -> Tensor:
 
 
 def _apart(shares: Sequence[Rows]) -> list[Rows]:
-    """With groups and node ids of their own for each share."""
+    """Renumbers groups and node ids, so that no two shares have one in common."""
     groups = _begins([share.group for share in shares])
     nodes = _begins([share.node_ids for share in shares])
     return [
@@ -66,13 +72,13 @@ def _apart(shares: Sequence[Rows]) -> list[Rows]:
 
 
 def _begins(numbers: Sequence[Tensor]) -> list[int]:
-    """A first number for each share beyond those of the shares before it."""
+    """Returns a first number for each share, beyond all of those of the shares before it."""
     sizes = [int(x.max()) + 1 if x.numel() else 0 for x in numbers]
     return list(accumulate(sizes, initial=0))[:-1]
 
 
 def _cat(values: Sequence[Any], left: bool) -> Any:
-    """Tensors padded with 0 to one width, tuples one after the other; None stays."""
+    """Joins tensors, padded with 0 to one width, or tuples, one after the other; None stays."""
     first = values[0]
     if isinstance(first, tuple):
         return tuple(chain.from_iterable(values))

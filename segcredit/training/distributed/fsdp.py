@@ -49,13 +49,16 @@ def shard(module: nn.Module, processes: Processes, methods: Sequence[str] = ()) 
             " 'replicated'."
         )
     mesh = init_device_mesh(processes.device.type, (processes.count,))
+    # Blocks first: what is sharded already is left out of the group of the whole module.
     for block in _blocks(module):
         fully_shard(block, mesh=mesh)
+    # The rest stays gathered after a forward pass, since backward needs it at once.
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for part in _parts(module):
         # Losses have the whole minibatch's denominators: gradients add up, rather than average.
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    # Parameters are gathered by a hook of the module's call; other methods have to be named.
     for name in sorted({*methods} & {*dir(module)}):
         register_fsdp_forward_method(module, name)
 
@@ -69,12 +72,15 @@ def whole(*modules: nn.Module) -> Generator[None]:
     parts = [part for module in modules for part in _parts(module)]
     roots = {id(module) for module in modules}
     for part in parts:
+        # Or the first pass inside would shard a block again, and the next one would gather it,
+        # for which the processes would have to run equally many passes.
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
         yield
     finally:
         for part in parts:
+            # As ``shard`` left it: blocks are sharded again after a pass, the rest is not.
             part.set_reshard_after_forward(id(part) not in roots, recurse=False)
             part.reshard()
 

@@ -1,4 +1,4 @@
-"""The processes that carry one run, seen from one of them: who holds what, and how they agree.
+"""The processes of one run, seen from one of them: shares, sums, gathering, common errors.
 
 Every process runs the same loop over its share of the prompts. What concerns the whole batch is
 added up or gathered here. With one process each operation gives back what it was given.
@@ -49,14 +49,15 @@ class Processes:
 
     @classmethod
     def started(cls, asked: int | None = None, *, cpu: bool = False) -> Processes:
-        """Those that a launcher such as torchrun started; one without a launcher.
+        """Finds the processes that a launcher such as torchrun started; one without a launcher.
 
         Args:
             asked: how many there must be; None = however many were started.
             cpu: leave accelerators alone.
 
         Raises:
-            ConfigError: fewer or more were started than were asked for.
+            ConfigError: fewer or more were started than were asked for, or they do not find each
+                other.
         """
         from accelerate import PartialState
 
@@ -75,25 +76,36 @@ class Processes:
             )
         found = cast(torch.device, state.device)
         device = CPU if cpu or found.type == "cpu" else found
+        # Addresses are gathered by an object that has none yet.
         alone = cls(int(state.process_index), count, device)
         return cls(alone.rank, count, device, tuple(alone.gather(_address())))
 
     @property
     def first(self) -> bool:
-        """Whether this is process 0, which alone writes."""
+        """True in process 0, which alone writes."""
         return self.rank == 0
 
     def named(self, stream: str) -> str:
-        """The name of a random stream that each process has for itself; process 0 keeps it."""
+        """Names a random generator that each process has for itself.
+
+        Process 0 keeps the name, so that one process draws what it always drew.
+        """
         return stream if self.first else f"{stream}/process {self.rank}"
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of what all of them hold: consecutive, sizes differ by 1 at most."""
+        """Returns this process's part of items that all have: consecutive, equal up to one."""
         begin, end = (len(items) * place // self.count for place in (self.rank, self.rank + 1))
         return items[begin:end]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, process 0's first; tensors should be on the CPU."""
+        """Gathers the values of all processes, process 0's first.
+
+        Args:
+            value: anything that can be pickled; tensors should be on the CPU.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
         if self.count == 1:
             return [value]
         found: list[T | None] = [None] * self.count
@@ -102,7 +114,11 @@ class Processes:
         return cast("list[T]", found)
 
     def from_first(self, value: T) -> T:
-        """Process 0's value, on every process."""
+        """Broadcasts process 0's value to every process.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
         if self.count == 1:
             return value
         sent = [value]
@@ -110,14 +126,28 @@ class Processes:
             distributed.broadcast_object_list(sent, src=0)
         return sent[0]
 
-    def joined(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, one under the other; widths must agree."""
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """Gathers rows of all processes, one under the other, process 0's first.
+
+        Args:
+            rows: (n,...) of this process; n may differ between processes, widths may not.
+
+        Returns:
+            (N,...) on the device of ``rows``, without gradients.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
         if self.count == 1:
             return rows
         return torch.cat(self.gather(rows.detach().cpu())).to(rows.device)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over processes, of each entry."""
+        """Sums each entry of a tensor over processes, without gradients.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
         if self.count == 1:
             return value
         total = value.detach().to(self.device, copy=True)
@@ -126,15 +156,19 @@ class Processes:
         return total.to(value.device)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on any process."""
+        """Tells whether a flag is true on any process."""
         return any(self.gather(flag))
 
     def most(self, number: int) -> int:
-        """The largest number of any process."""
+        """Returns the largest number of any process."""
         return max(self.gather(number))
 
-    def align(self, tensors: Iterable[Tensor]) -> None:
-        """Give process 0's entries to the tensors of the others, in place."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Broadcasts process 0's entries into the tensors of the others, in place.
+
+        Raises:
+            LostProcessError: another process is gone.
+        """
         if self.count == 1:
             return
         with self.exchanging():
@@ -144,14 +178,17 @@ class Processes:
                 tensor.detach().copy_(sent)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of all processes, in place.
+        """Adds up the gradients of all processes, in place.
 
         A parameter without a gradient on any process stays without; where some have one, the
         others' count as 0, such as those of a process that has no rows of a minibatch.
+
+        Raises:
+            LostProcessError: another process is gone.
         """
         if self.count == 1:
             return
-        # What is spread over the processes (FSDP2) was added up in the backward pass.
+        # Gradients of sharded parameters (FSDP2) were added up in the backward pass.
         trained = [p for p in parameters if not isinstance(p, DTensor)]
         if not trained:
             return
@@ -165,13 +202,14 @@ class Processes:
 
     @contextmanager
     def error_barrier(self) -> Generator[None]:
-        """Work of one's own, after which each process learns how the others fared.
+        """Runs work of this process alone, after which each one learns of the others' errors.
 
         Nothing inside may wait for another process.
 
         Raises:
             TrainingError: another process raised; names it and gives its sentence. One's own error
                 is raised as it is.
+            LostProcessError: another process is gone.
         """
         if self.count == 1:
             yield
@@ -191,16 +229,21 @@ class Processes:
                 raise TrainingError(f"process {rank} of {self.count} stopped: {sentence}")
 
     def _sentences(self, own: Exception | None) -> list[str | None]:
+        """Gathers the sentence of each process's error, None where it had none."""
         try:
             return self.gather(None if own is None else f"{type(own).__name__}: {own}")
         except LostProcessError:
             if own is None:
                 raise
-            return []
+            return []  # one's own error is the cause, and worth more than the loss after it
 
     @contextmanager
     def exchanging(self) -> Generator[None]:
-        """Inside, an error of the connection means that another process is gone."""
+        """Takes errors of the connection inside for what they mean: another process is gone.
+
+        Raises:
+            LostProcessError: in the place of such an error; names the process where it can.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -213,7 +256,11 @@ class Processes:
         raise LostProcessError(f"{_lost(self.gone(), self.count)} ({reason})") from error
 
     def gone(self, patience: float = 2.0) -> list[int]:
-        """Processes of this machine that no longer exist; empty where none can be named."""
+        """Lists processes of this machine that no longer exist; empty where none can be named.
+
+        Args:
+            patience: seconds that it looks again for, until there is one.
+        """
         here, deadline = socket.gethostname(), time.monotonic() + patience
         while time.monotonic() < deadline:
             gone = [n for n, (host, pid) in enumerate(self.peers) if host == here and _dead(pid)]
@@ -224,7 +271,15 @@ class Processes:
 
 
 def _require_launched(environment: Mapping[str, str], count: int) -> None:
-    """Refuse to run beside other processes that think the same of themselves."""
+    """Checks that this process is not one of several that do not find each other.
+
+    Args:
+        environment: variables, as the launcher left them.
+        count: processes that were found.
+
+    Raises:
+        ConfigError: the launcher started, or was asked for, more than one.
+    """
     world = environment.get("WORLD_SIZE", "1")
     if count == 1 and world != "1":
         raise ConfigError(
@@ -247,7 +302,8 @@ ALONE = Processes()
 
 
 def _of_connection(error: RuntimeError) -> bool:
-    """Gloo's errors have no type of their own."""
+    """Tells whether an error comes of the connection to other processes."""
+    # Gloo's errors have no type of their own.
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 
@@ -276,7 +332,7 @@ def _dead(pid: int) -> bool:
 
 @contextmanager
 def stoppable(processes: Processes) -> Generator[None]:
-    """Inside, being told to stop (SIGTERM) is a ``KeyboardInterrupt``, so that it is recorded.
+    """Turns being told to stop (SIGTERM) into a ``KeyboardInterrupt``, so that it is recorded.
 
     A launcher tells the survivors so when a process was lost, wherever they are: in a verifier,
     whose errors would be taken for its own. Leaves one process, and threads other than the main

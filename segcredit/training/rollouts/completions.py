@@ -34,27 +34,27 @@ class Completions(RowTable):
     token_spans: Tensor
     verdicts: tuple[Verdict, ...]
     node_ids: Tensor
-    """Equal where rows share a sampled token."""
+    """Numbers of sampled tokens, (B,T), equal where rows share one."""
     extras: tuple[Mapping[str, Tensor], ...] = ()
-    """What the policy reads of each prompt besides its ids; empty where it reads text alone."""
+    """Inputs of the policy for each prompt besides its ids; empty where it reads text alone."""
     sampler_logprobs: Tensor | None = None
-    """(B,T) nats, as the sampler computed them; None where it does not tell."""
+    """Log-probs in nats, (B,T), as the sampler computed them; None where it does not tell."""
 
     @property
     def rewards(self) -> Tensor:
-        """(B,) float32."""
+        """Rewards of the verdicts, (B,) float32."""
         rewards_B = torch.tensor([verdict.reward for verdict in self.verdicts])
         return rewards_B.to(self.ids.device, torch.float32)
 
     @property
     def group(self) -> Tensor:
-        """(B,) the first row with the same prompt."""
+        """The first row with the same prompt, (B,)."""
         keys = [prompt.key for prompt in self.prompts]
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         return torch.tensor([first[key] for key in keys], device=self.ids.device)
 
     def renumbered(self, first: int) -> Completions:
-        """The same with node ids that begin at ``first``."""
+        """Returns the same with ``first`` added to the node ids."""
         return replace(self, node_ids=self.node_ids + first)
 
 
@@ -66,9 +66,17 @@ def complete(
     params: SamplingParams,
     generator: torch.Generator,
 ) -> Completions:
-    """Sample one completion for each entry of ``prompts`` and verify it.
+    """Samples one completion for each entry of ``prompts`` and verifies it.
+
+    Args:
+        policy: samples.
+        task: verifies.
+        prompts: one for each row; a prompt may come more than once.
+        params: length, and greedy or drawn.
+        generator: where the draws come from.
 
     Raises:
+        PolicyError: a prompt cannot be encoded, or leaves no room for a completion.
         TaskError: the verifier raised; says on which prompt and completion.
     """
     prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts, room=params.max_new_tokens)
@@ -91,7 +99,7 @@ def complete(
 
 
 def join(pieces: Sequence[Completions]) -> Completions:
-    """Completions one under the other, padded to the widest; node ids are taken as they are."""
+    """Joins completions one under the other, padded to the widest; node ids stay as they are."""
     prompt_width = max(piece.prompt_ids.shape[1] for piece in pieces)
     width = max(piece.ids.shape[1] for piece in pieces)
 
@@ -138,7 +146,7 @@ def resume(
     generator: torch.Generator,
     instead_N: Tensor | None = None,
 ) -> tuple[Completions, int]:
-    """Continue completions from the prompt and every token before a position, and verify them.
+    """Continues completions from the prompt and every token before a position, and verifies them.
 
     Args:
         policy: continues.
@@ -147,7 +155,7 @@ def resume(
         rollouts: whose completions are continued.
         rows_N: (N,) the row of each state.
         positions_N: (N,) the token of it that is drawn anew first.
-        params: limit of a completion, the tokens before the position included; greedy or drawn.
+        params: most tokens of a completion, those before the position included; greedy or drawn.
         micro_tokens: most tokens in one pass.
         generator: where the draws come from.
         instead_N: (N,) what stands in the place of the token just before each position; None =
@@ -156,6 +164,9 @@ def resume(
     Returns:
         The whole completions, which share the node ids of the tokens before their position with
         those that they continue, and the number of tokens sampled.
+
+    Raises:
+        TaskError: the verifier raised; says on which prompt and completion.
     """
     made = capability(policy, SupportsResume, "resuming from a prefix").resume(
         rollouts,
@@ -178,15 +189,18 @@ def resume(
     def joined(old_NT: Tensor, new_NF: Tensor) -> Tensor:
         return torch.cat([old_NT, new_NF], 1).gather(1, order_NL)
 
+    # Numbers that no token has yet: what is drawn here is shared with nobody.
     unused = int(rollouts.node_ids.max()) + 1 if rollouts.node_ids.numel() else 0
     new_NF = torch.arange(ids_NF.numel(), device=ids_NF.device).view(ids_NF.shape) + unused
     old_NT, nodes_NT = rollouts.completion_ids[rows_N], rollouts.node_ids[rows_N]
     if instead_N is not None:
+        # A token that was put in is another one than the token that stood there, and as new.
         place_N1 = positions_N[:, None] - 1
         numbers_N1 = torch.arange(len(place_N1), device=place_N1.device)[:, None]
         old_NT = old_NT.scatter(1, place_N1, instead_N[:, None])
         nodes_NT = nodes_NT.scatter(1, place_N1, unused + new_NF.numel() + numbers_N1)
     ids_NL = joined(old_NT, ids_NF)
+    # Decoded with the tokens of holes, which are in the text but are no actions.
     texts, token_spans = policy.decode(ids_NL, joined(before_NT, fresh_NF))
     sampler_NL = None
     if made.logprobs is not None and rollouts.sampler_logprobs is not None and instead_N is None:
@@ -211,7 +225,11 @@ def resume(
 def verify(
     task: Task, prompts: Sequence[Prompt], texts: Sequence[str], truncated: Tensor
 ) -> tuple[Verdict, ...]:
-    """The task's verdict on each completion."""
+    """Asks the task for its verdict on each completion.
+
+    Raises:
+        TaskError: the verifier raised; says on which prompt and completion.
+    """
     rows = zip(prompts, texts, _integers(truncated), strict=True)
     return tuple(_judge(task, prompt, text, bool(cut)) for prompt, text, cut in rows)
 
@@ -230,13 +248,19 @@ def _judge(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
 
 
 def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) -> RolloutBatch:
-    """Score completions under the policy that sampled them; rewards on the last action token."""
+    """Builds rollouts, scored under the policy that sampled them, of verified completions.
+
+    Args:
+        completions: one for each row; their rewards go to their last action tokens.
+        policy: scores.
+        micro_tokens: most tokens in one pass.
+    """
     unscored = unscored_rollouts(completions)
     return with_scores(unscored, score(policy, unscored, micro_tokens=micro_tokens))
 
 
 def unscored_rollouts(completions: Completions) -> RolloutBatch:
-    """Rewards on the last action token; log-probs and entropies are still 0."""
+    """Builds rollouts with rewards on the last action tokens, and log-probs and entropies of 0."""
     rewards_B = completions.rewards
     blank_BT = torch.zeros_like(completions.ids, dtype=torch.float32)
     return RolloutBatch(
@@ -260,12 +284,12 @@ def unscored_rollouts(completions: Completions) -> RolloutBatch:
 
 
 def with_scores(rollouts: RolloutBatch, scores: TokenScores) -> RolloutBatch:
-    """The same with log-probs and entropies, without their gradients."""
+    """Returns rollouts with the log-probs and entropies of their scores, without gradients."""
     return rollouts.replace(logprobs=scores.logprobs.detach(), entropies=scores.entropies.detach())
 
 
 def with_extras(rollouts: RolloutBatch, policy: Policy, prompts: Sequence[Prompt]) -> RolloutBatch:
-    """Stored rollouts with what the policy reads of their prompts besides ids, such as images.
+    """Adds to stored rollouts what the policy reads of prompts besides ids, such as images.
 
     Args:
         rollouts: as they were stored, without.
@@ -279,9 +303,16 @@ def with_extras(rollouts: RolloutBatch, policy: Policy, prompts: Sequence[Prompt
 
 @torch.no_grad()
 def score(policy: Policy, rollouts: RolloutBatch, *, micro_tokens: int) -> TokenScores:
-    """Log-probs, entropies and hidden states without gradients, in pieces of similar length."""
+    """Computes log-probs, entropies and hidden states without gradients.
+
+    Args:
+        policy: scores.
+        rollouts: at least one row.
+        micro_tokens: most completion tokens in one pass, padding included.
+    """
     pieces = list(micro_batches(rollouts.action_mask, micro_tokens))
     scored = [policy(rollouts.select(rows)) for rows in pieces]
+    # The pieces are in the order of length; this undoes it.
     back = torch.cat(pieces).argsort()
     return TokenScores(
         logprobs=torch.cat([piece.logprobs for piece in scored])[back],
@@ -291,7 +322,7 @@ def score(policy: Policy, rollouts: RolloutBatch, *, micro_tokens: int) -> Token
 
 
 def micro_batches(action_mask: Tensor, micro_tokens: int) -> Iterator[Tensor]:
-    """Rows in pieces whose padded size stays within a token budget, longest first.
+    """Cuts rows into pieces whose padded size stays within a token budget, longest first.
 
     Args:
         action_mask: (B,T) bool.

@@ -1,4 +1,4 @@
-"""Rollouts of given texts: as if a policy had written them, with the signals that it gives.
+"""Rollouts of given texts, as if a policy had written them: with its log-probs and entropies.
 
 Letters as in ``segcredit.types``; ``L`` tokens that the policy makes of a text, those that it puts
 around it included.
@@ -20,7 +20,7 @@ from segcredit.types import RolloutBatch
 def rollouts_of_texts(
     policy: Policy, prompts: Sequence[str], texts: Sequence[str], *, micro_tokens: int = 16384
 ) -> RolloutBatch:
-    """Texts as completions of prompts: tokenised, and scored by a policy.
+    """Builds rollouts of texts as completions of prompts: tokenised, and scored by a policy.
 
     Nobody knows by which tokens a text was written, or whether an end token followed it: here they
     are those of the policy's tokenizer, without one, and the rollouts count as truncated. Rewards
@@ -35,9 +35,9 @@ def rollouts_of_texts(
         micro_tokens: most tokens in one pass.
 
     Raises:
-        PolicyError: the tokens of a text do not say it again to the character.
+        PolicyError: the tokens of a text, decoded, are not the text to the character.
     """
-    prompt_ids, prompt_mask = policy.encode(_spoken(policy, prompts))
+    prompt_ids, prompt_mask = policy.encode(_with_tokens(policy, prompts))
     ids_BT, mask_BT = _completion_tokens(policy, texts)
     decoded, token_spans = policy.decode(ids_BT, mask_BT)
     for text, found in zip(texts, decoded, strict=True):
@@ -59,8 +59,8 @@ def rollouts_of_texts(
     return as_rollouts(given, policy, micro_tokens=micro_tokens)
 
 
-def _spoken(policy: Policy, prompts: Sequence[str]) -> list[str]:
-    """The prompts, with a newline for empty ones of which the policy makes no token."""
+def _with_tokens(policy: Policy, prompts: Sequence[str]) -> list[str]:
+    """Returns the prompts, with a newline for empty ones of which the policy makes no token."""
     if all(prompts):
         return list(prompts)
     try:
@@ -71,13 +71,14 @@ def _spoken(policy: Policy, prompts: Sequence[str]) -> list[str]:
 
 
 def _completion_tokens(policy: Policy, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """(B,T) ids and mask of the texts alone, right-padded.
+    """Encodes the texts alone: (B,T) ids and mask, right-padded.
 
     What a policy puts around a prompt, such as a begin token, has no characters: it goes, as do
     other tokens without characters before the text's first one and after its last.
     """
     ids_BL, mask_BL = policy.encode(texts)
     _, spans_BL2 = policy.decode(ids_BL, mask_BL)
+    # Inside a text such tokens stay: a character may be whole only with its last token.
     wide_BL = mask_BL & (spans_BL2[..., 1] > spans_BL2[..., 0])
     begun_BL = wide_BL.cumsum(1) > 0
     unfinished_BL = wide_BL.flip(1).cumsum(1).flip(1) > 0
@@ -89,7 +90,7 @@ def _completion_tokens(policy: Policy, texts: Sequence[str]) -> tuple[Tensor, Te
 
 
 def _difference(text: str, found: str) -> str:
-    """The sentence for a text that its tokens do not say again."""
+    """Writes the sentence for a text that its tokens do not decode to."""
     pairs = enumerate(zip(text, found, strict=False))
     place = next((at for at, (a, b) in pairs if a != b), min(len(text), len(found)))
     return (

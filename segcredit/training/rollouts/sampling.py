@@ -33,21 +33,29 @@ class Sampled:
 
     rollouts: RolloutBatch
     prompts: tuple[Prompt, ...]
-    """Of each rollout."""
+    """The prompt of each rollout."""
     tokens: int
-    """Tokens sampled here, those of completions that were not kept included."""
+    """Tokens sampled by this process, those of completions that were not kept included."""
     rounds: int
+    """Rounds of sampling that it took; more than one in dynamic sampling alone."""
     scores: TokenScores | None = None
-    """Of the rollouts, with gradients, where the one pass that trains on them is this one."""
+    """Scores of the rollouts with gradients, where the pass that made them also trains on them."""
 
 
 def sample(run: Run, step: int) -> Sampled:
-    """Prompts x completions, verified and scored, with the token rewards of the config.
+    """Samples prompts x completions, verifies and scores them, with the config's token rewards.
 
     Every process draws the same prompts and samples its share of them.
 
+    Args:
+        run: whose policy samples.
+        step: names the random generators; negative in the value estimator's warm-up.
+
     Raises:
-        TrainingError: every completion is empty.
+        TrainingError: every completion is empty, or there are fewer different prompts than
+            processes.
+        PluginError: a plug-in raised, or returned what does not fit; names it.
+        TaskError: the verifier raised; says on which prompt and completion.
     """
     with run.whole():
         return _sampled(run, step)
@@ -56,7 +64,8 @@ def sample(run: Run, step: int) -> Sampled:
 def _sampled(run: Run, step: int) -> Sampled:
     (found, tokens), rounds = _draw(run, step, 0), 1
     if run.config.rollouts.keep == "varied_groups":
-        found, tokens, rounds = _varied_groups(run, step, found, tokens)
+        found, tokens, rounds = _dynamic_sampling(run, step, found, tokens)
+    # On any process: all must stop, or none.
     if not run.processes.any(bool(found.mask.any())):
         raise TrainingError(
             f"all {len(found.ids)} completions of step {step} are empty: there is no token to give"
@@ -73,11 +82,12 @@ def _sampled(run: Run, step: int) -> Sampled:
 
 
 def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
-    """Under the current policy; with gradients where a single pass is all that trains on them.
+    """Scores rollouts under the current policy; with gradients where one pass trains on them all.
 
     The policy does not change before that pass, which need then not be made again.
     """
     train = run.config.train
+    # Not where parameters are sharded: a training pass gathers them, and they are whole here.
     once = trained and train.epochs == train.minibatches == 1 and not run.sharded
     if once and len(list(micro_batches(rollouts.action_mask, train.micro_tokens))) == 1:
         return run.policy.module(rollouts)
@@ -85,9 +95,11 @@ def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
 
 
 def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
-    """Completions of one round and tokens sampled; every method's first round has equal prompts."""
+    """Samples one round: returns its completions, and the number of tokens sampled."""
     name = f"/{round_}" if round_ else ""
     with run.processes.error_barrier():
+        # Further rounds and warm-up take prompts elsewhere, since they must not shift those of
+        # the steps: every method meets the same prompts at the same step.
         source = run.prompts if step > 0 and not round_ else run.further_prompts
         drawn = _prompts(run, source, stream(run.config.seed, f"prompts{name}", step))
         own = run.processes.named(f"sampling{name}")
@@ -95,7 +107,11 @@ def _draw(run: Run, step: int, round_: int) -> tuple[Completions, int]:
 
 
 def _share(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    """This process's prompts; all entries of a key that was drawn twice go to one process."""
+    """Returns this process's prompts; all entries of a key drawn twice go to one process.
+
+    Raises:
+        TrainingError: there are fewer different prompts than processes.
+    """
     keys = set(run.processes.share(list(dict.fromkeys(prompt.key for prompt in prompts))))
     if not keys:
         raise TrainingError(
@@ -109,7 +125,7 @@ def _share(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
 def _completed(
     run: Run, prompts: Sequence[Prompt], generator: torch.Generator
 ) -> tuple[Completions, int]:
-    """Completions of these prompts and tokens sampled."""
+    """Samples completions of prompts in the config's layout, and counts the tokens sampled."""
     config, sizes = run.config, run.config.rollouts
     if sizes.layout == "tree":
         return grow(
@@ -133,7 +149,9 @@ def _completed(
 
 
 def _prompts(run: Run, source: PromptStream, generator: torch.Generator) -> Sequence[Prompt]:
-    """The stream's next, or from the run's pool by the estimator's weights, without repetition.
+    """Takes the source's next prompts, or draws from the run's pool by the estimator's weights.
+
+    From the pool they are drawn without repetition.
 
     Raises:
         PluginError: the estimator raised, or leaves too few prompts to draw from.
@@ -160,15 +178,26 @@ def _prompts(run: Run, source: PromptStream, generator: torch.Generator) -> Sequ
     return [run.pool[place] for place in map(int, drawn)]
 
 
-def _varied_groups(
+def _dynamic_sampling(
     run: Run, step: int, first: Completions, tokens: int
 ) -> tuple[Completions, int, int]:
-    """Groups whose rewards differ, from as many rounds as it takes to have the usual number.
+    """Samples until there is the usual number of groups whose rewards differ; keeps those alone.
 
-    Each process fills its own share of that number.
+    Each process fills its own share of that number. Should there be too few after the last
+    round, it keeps those there are; should there be none, the first round's as they are, from
+    which a group baseline learns nothing.
 
-    Should there be too few after the last round, those there are; should there be none, the
-    first round's as they are, from which a group baseline learns nothing.
+    Args:
+        run: whose policy samples.
+        step: names the random generators.
+        first: completions of the first round.
+        tokens: sampled for them.
+
+    Returns:
+        The completions kept, tokens sampled in all rounds, and the number of rounds.
+
+    Source:
+        Dynamic sampling of DAPO, arXiv 2503.14476, eq. 11.
     """
     sizes = run.config.rollouts
     usual = len(run.processes.share(range(sizes.prompts)))
@@ -187,24 +216,24 @@ def _varied_groups(
 
 
 def _varied(completions: Completions) -> Completions:
-    """The rows of groups in which not every reward is the same."""
-    spread_B = group_std(completions.rewards, completions.group, ddof=0)
-    return completions.select((spread_B > 0).nonzero()[:, 0])
+    """Selects the rows of groups in which not every reward is the same."""
+    std_B = group_std(completions.rewards, completions.group, ddof=0)
+    return completions.select((std_B > 0).nonzero()[:, 0])
 
 
 def _keys(pieces: Sequence[Completions]) -> list[str]:
-    """The prompts of all pieces, each once, in order."""
+    """Lists the keys of the prompts of all pieces, each once, in order."""
     return list(dict.fromkeys(prompt.key for piece in pieces for prompt in piece.prompts))
 
 
 def _apart(pieces: Sequence[Completions]) -> list[Completions]:
-    """With node ids of their own for each piece."""
+    """Renumbers node ids, so that no two pieces share one: they were sampled separately."""
     widest = max(int(piece.node_ids.max()) for piece in pieces) + 1
     return [piece.renumbered(place * widest) for place, piece in enumerate(pieces)]
 
 
 def _priced(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
-    """Token rewards: the verifier's, a penalty on length, and the KL penalty of each token."""
+    """Sets token rewards: the verifier's, less a penalty on length and each token's KL penalty."""
     sizes, loss = run.config.rollouts, run.config.loss
     rewards_B = rollouts.rewards
     if sizes.overlong_buffer:
@@ -214,6 +243,7 @@ def _priced(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
         )
     reference_BT, penalty_BT = None, None
     if run.reference is not None:
+        # Also where the penalty is 0: the KL term of the loss reads the reference's log-probs.
         micro_tokens = run.config.train.micro_tokens
         reference_BT = score(run.reference, rollouts, micro_tokens=micro_tokens).logprobs
         penalty_BT = loss.kl_penalty * kl_divergence(rollouts.logprobs, reference_BT, "k1")

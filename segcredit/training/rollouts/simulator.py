@@ -1,4 +1,4 @@
-"""What estimators may ask for: further completions, continuations, and scores.
+"""The simulator that estimators ask for further completions, continuations, and scores.
 
 Letters as in ``segcredit.types``.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segcredit.errors import PluginError
 from segcredit.protocols import Policy, Prompt, Simulator, Task
-from segcredit.training.distributed.all_gather import joined
+from segcredit.training.distributed.all_gather import join_rows
 from segcredit.training.distributed.processes import CPU, Processes
 from segcredit.training.rollouts.completions import as_rollouts, complete, resume, score
 from segcredit.types import Continuations, RolloutBatch, SamplingParams, TokenScores
@@ -45,7 +45,11 @@ class PolicySimulator(Simulator):
     def sample(
         self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
-        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        """Samples and verifies ``count`` completions of each prompt, in the order of the keys.
+
+        Raises:
+            TaskError: a key is not of this step, or the verifier raised.
+        """
         prompts = [self._prompt(key) for key in prompt_keys for _ in range(count)]
         completions = complete(
             self.policy,
@@ -66,7 +70,22 @@ class PolicySimulator(Simulator):
         *,
         params: SamplingParams | None = None,
     ) -> Continuations:
-        """Continue from the prompt and every token before each position, holes included."""
+        """Continues from the prompt and every token before each position, holes included.
+
+        Args:
+            rollouts: whose completions are continued.
+            rows_N: (N,) the row of each state.
+            positions_N: (N,) the token of it that is drawn anew first.
+            count: continuations of each state.
+            params: how they are sampled; None = the run's own.
+
+        Returns:
+            (N, count) rewards of the whole completions, and whether each was truncated.
+
+        Raises:
+            PluginError: a prompt is not of this step.
+            TaskError: the verifier raised.
+        """
         rows_M, positions_M = rows_N.repeat_interleave(count), positions_N.repeat_interleave(count)
         resumed, tokens = resume(
             self.policy,
@@ -87,7 +106,7 @@ class PolicySimulator(Simulator):
         )
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
-        """Log-probs, entropies and hidden states under the current policy."""
+        """Computes log-probs, entropies and hidden states under the current policy."""
         return score(self.policy, rollouts, micro_tokens=self.micro_tokens)
 
     def _prompt(self, key: str) -> Prompt:
@@ -101,7 +120,7 @@ class PolicySimulator(Simulator):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedSimulator(Simulator):
-    """What all processes ask alike, each of them answers in part: the answer is the same for all.
+    """A simulator that all processes ask the same, each answering a part: all get the whole.
 
     Args:
         own: this process's, which answers its part.
@@ -118,15 +137,21 @@ class SharedSimulator(Simulator):
     def sample(
         self, prompt_keys: Sequence[str], count: int, *, params: SamplingParams | None = None
     ) -> RolloutBatch:
-        """``count`` rewarded completions of each prompt, in the order of the keys."""
+        """Samples and verifies ``count`` completions of each prompt, in the order of the keys.
+
+        Raises:
+            TaskError: a key is not of this step, or the verifier raised.
+            TrainingError: another process failed; gives its sentence.
+        """
         found: list[RolloutBatch] = []
         with self.processes.error_barrier():
             if share := self.processes.share(prompt_keys):
                 found = [self.own.sample(share, count, params=params)]
         if self.processes.count == 1:
             return found[0]
+        # A process without a share has nothing to send, and still takes part in gathering.
         shares = self.processes.gather([one.to(CPU) for one in found])
-        every = joined([one for share in shares for one in share])
+        every = join_rows([one for share in shares for one in share])
         return every.to(self.processes.device)
 
     def resume(
@@ -138,31 +163,47 @@ class SharedSimulator(Simulator):
         *,
         params: SamplingParams | None = None,
     ) -> Continuations:
-        """Continue from the prompt and every token before each position, holes included."""
+        """Continues from the prompt and every token before each position, holes included.
+
+        Args:
+            rollouts: the same on all processes, as are the states.
+            rows_N: (N,) the row of each state.
+            positions_N: (N,) the token of it that is drawn anew first.
+            count: continuations of each state.
+            params: how they are sampled; None = the run's own.
+
+        Returns:
+            (N, count) rewards of the whole completions, and whether each was truncated.
+
+        Raises:
+            PluginError: a prompt is not of this step.
+            TaskError: the verifier raised.
+            TrainingError: another process failed; gives its sentence.
+        """
         here = self._share_of(rows_N)
         with self.processes.error_barrier():
             found = self.own.resume(rollouts, rows_N[here], positions_N[here], count, params=params)
         tokens = self.processes.gather(found.tokens)
         return Continuations(
-            rewards=self.processes.joined(found.rewards),
-            truncated=self.processes.joined(found.truncated),
+            rewards=self.processes.all_gather(found.rewards),
+            truncated=self.processes.all_gather(found.truncated),
             tokens=sum(tokens),
         )
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
-        """Log-probs, entropies and hidden states under the current policy."""
+        """Computes log-probs, entropies and hidden states under the current policy."""
         here = self._share_of(rollouts.group)
         with self.processes.error_barrier():
             # A row, at least: the network cannot read nothing.
             rows = here if len(here) else torch.zeros_like(rollouts.group[:1])
             found = self.own.score(rollouts.select(rows))
         return TokenScores(
-            logprobs=self.processes.joined(found.logprobs[: len(here)]),
-            entropies=self.processes.joined(found.entropies[: len(here)]),
-            hidden=self.processes.joined(found.hidden[: len(here)]),
+            logprobs=self.processes.all_gather(found.logprobs[: len(here)]),
+            entropies=self.processes.all_gather(found.entropies[: len(here)]),
+            hidden=self.processes.all_gather(found.hidden[: len(here)]),
         )
 
     def _share_of(self, rows_N: Tensor) -> Tensor:
-        """Places of this process's part."""
+        """Returns the places of this process's part."""
         share = self.processes.share(range(len(rows_N)))
         return torch.tensor(list(share), dtype=torch.long, device=rows_N.device)

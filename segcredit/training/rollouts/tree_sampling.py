@@ -28,13 +28,13 @@ def grow(
     micro_tokens: int,
     generator: torch.Generator,
 ) -> tuple[Completions, int]:
-    """Trees of the given branching, every leaf a row.
+    """Samples a tree of completions for each prompt, with the given branching; a leaf is a row.
 
     Args:
         policy: samples.
         task: verifies.
         prompts: a tree each.
-        segmenter: where trunks branch: a node of level k is where a row's k-th segment ends.
+        segmenter: says where rows branch: a node of level k is where a row's k-th segment ends.
         branches: children of the prompt (the trunks), then of the nodes of each level. The row
             itself is one of its node's children. A row with fewer segments grows no further, so
             that a tree may have fewer leaves than the product.
@@ -45,6 +45,10 @@ def grow(
     Returns:
         The leaves, those of a prompt together, with equal ``node_ids`` where they share a token;
         and the number of tokens sampled, shared ones counted once.
+
+    Raises:
+        PluginError: the segmenter raised; names it.
+        TaskError: the verifier raised; says on which prompt and completion.
     """
     leaves = complete(
         policy,
@@ -55,17 +59,21 @@ def grow(
     )
     tokens = int(leaves.mask.sum())
     for level, children in enumerate(branches[1:], start=1):
-        if children == 1:
+        if children == 1:  # the row itself is the one child
             continue
+        # Scored anew at each level: segmenters may read log-probs and entropies of all rows.
         rollouts = as_rollouts(leaves, policy, micro_tokens=micro_tokens)
         with blame("segmenter", type(segmenter).__name__, segmenter):
             segmentation = segmenter.segment(rollouts)
             require_type("segment", segmentation, Segmentation)
             segmentation.require_covers(rollouts.action_mask)
+        # A row whose level-th segment is its last one ends there: it has no node to branch at.
         rows_N = (segmentation.counts > level).nonzero()[:, 0]
         if not len(rows_N):
             continue
+        # Segment ``level``, counted from 0, begins where the level-th one ends.
         positions_N = segmentation.anchors("start")[rows_N, level]
+        # One child is the row itself, which goes on as it did.
         rows_N = rows_N.repeat_interleave(children - 1)
         grown, spent = resume(
             policy,
@@ -79,4 +87,5 @@ def grow(
             generator=generator,
         )
         leaves, tokens = join([leaves, grown]), tokens + spent
+    # Branches were added below all rows; a prompt's leaves are to stand together.
     return leaves.select(leaves.group.argsort(stable=True)), tokens

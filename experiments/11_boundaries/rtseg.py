@@ -1,6 +1,6 @@
 """How well `learned` finds the boundaries that people drew, against sentences and against people.
 
-python experiments/05_boundaries/rtseg.py ../shared/data/segmentation/rtseg_gold.jsonl
+python experiments/11_boundaries/rtseg.py ../shared/data/segmentation/rtseg_gold.jsonl
 
 Ten folds by document, starts moved to the first visible character, exact match. A fold's blend and
 threshold are chosen on the other nine. Prints a Markdown table; brackets are 95 % bootstrap

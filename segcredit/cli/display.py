@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars, tables and coloured segments."""
+"""Progress bars, tables and coloured segments, as the command line shows them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from segcredit.errors import RegistryError
-from segcredit.plugin_commands import PluginCommand, plugin_commands
-
 # A command waits for the modules it uses, and for no other command's.
 if TYPE_CHECKING:
     from segcredit.credit_audit import AuditProgress
+    from segcredit.registry import PluginInfo
     from segcredit.study.evaluation import Figure
     from segcredit.study.grid import Cell
     from segcredit.study.grid import Progress as GridProgress
-    from segcredit.study.segmenting.cut import Segmented, TextSegments
+    from segcredit.study.segmenting.cut import TextSegments
     from segcredit.study.segmenting.tables import Summary
     from segcredit.study.segmenting.texts import Document
 
@@ -47,7 +45,7 @@ _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in 
 
 
 def training_progress(out: Console, rows: Iterable[Mapping[str, float]], steps: int) -> None:
-    """Consume a run, a bar with speed and remaining time above its latest figures."""
+    """Consumes a run; shows a bar with speed and remaining time beside its latest metrics."""
     with _progress(out) as progress:
         bar = progress.add_task("starting", total=steps, note="")
         for row in rows:
@@ -63,7 +61,7 @@ def _note(row: Mapping[str, float]) -> str:
 
 
 class GridDisplay:
-    """The cells that run, a row each, under a line about the whole grid; endings stay above."""
+    """A table of the cells that run, under a line about the whole grid; endings stay above."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -79,18 +77,18 @@ class GridDisplay:
         self._live.stop()
 
     def show(self, progress: GridProgress) -> None:
-        """Bring the table up to date; say what ended since."""
+        """Brings the table up to date; says what ended since."""
         for cell in progress.of("failed", "finished"):
             self._tell(cell, progress.states[cell.directory])
         self._estimate(progress)
         self._live.update(_grid_table(progress), refresh=True)
 
     def known(self, progress: GridProgress) -> None:
-        """Cells that had ended before need not be told."""
+        """Notes the cells that had ended before, which need not be told."""
         self._told |= {cell.directory: "" for cell in progress.of("failed", "finished")}
 
     def _estimate(self, progress: GridProgress) -> None:
-        """Once, for those who read a log; the table goes on counting."""
+        """Prints the time left once, for those who read a log; the table goes on counting."""
         left = progress.seconds_left()
         if left and not self._estimated:
             self._estimated = True
@@ -118,9 +116,9 @@ def _grid_table(progress: GridProgress) -> Table:
     for cell in progress.running:
         row, steps = cell.last_row(), cell.config.train.steps
         done = int(row.get("step", 0))
-        figures = (f"{row[key]:.3f}" if key in row else "" for key in ("accuracy", "reward"))
+        metrics = (f"{row[key]:.3f}" if key in row else "" for key in ("accuracy", "reward"))
         bar = ProgressBar(max(steps, 1), done, width=16)
-        table.add_row(escape(cell.label), bar, f"{done}/{steps}", *figures)
+        table.add_row(escape(cell.label), bar, f"{done}/{steps}", *metrics)
     for cell in progress.elsewhere:
         table.add_row(escape(cell.label), "in another process", "", "", "")
     return table
@@ -156,13 +154,13 @@ def _progress(out: Console) -> Progress:
 
 
 class _Speed(TextColumn):
-    """Steps a second, blank until there are two readings."""
+    """Speed in steps a second, blank until there are two readings."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: Any) -> Text:
-        """The speed of one bar."""
+        """Returns the speed of one bar."""
         return Text(f"{task.speed:.2f} steps/s" if task.speed else "")
 
 
@@ -181,7 +179,7 @@ class AuditDisplay:
         self._bars.stop()
 
     def show(self, progress: AuditProgress) -> None:
-        """Move the bar of the truth, or that of the credits."""
+        """Moves the bar of the truth, or that of the credits."""
         of_truth = progress.stage == "truth"
         if of_truth not in self._known:
             name = "truth" if of_truth else "credits"
@@ -217,26 +215,28 @@ def _with_interval(places: Any, place: tuple[str, str]) -> str:
     return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
 
 
-def evaluation_table(figures: Sequence[Figure], step: int) -> Table:
-    """The figures of ``study.evaluating``, each with its interval over prompts."""
-    title = f"policy after step {step}: figures and 95 % intervals over prompts (bootstrap)"
+def evaluation_table(metrics: Sequence[Figure], step: int) -> Table:
+    """Builds the table of an evaluation: each metric with its interval over prompts."""
+    title = f"policy after step {step}: metrics and 95 % intervals over prompts (bootstrap)"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    table.add_column("figure")
+    table.add_column("metric")
     for name in ("value", "interval", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in figures:
+    for one in metrics:
         has_interval = one.low == one.low  # not NaN, as where all prompts are alike
         table.add_row(
             one.name,
-            _figure(one.value) if one.prompts else "–",
-            f"{_figure(one.low)}–{_figure(one.high)}" if has_interval else "unknown",
+            _number(one.value) if one.prompts else "–",
+            f"{_number(one.low)}–{_number(one.high)}" if has_interval else "unknown",
             str(one.prompts),
         )
     return table
 
 
 def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str = "mean") -> Table:
-    """A table of ``statistics.summarise``: a row a group, its interval over seeds."""
+    """Builds the table of ``statistics.summarise``: a row a group, its interval over seeds."""
+    from segcredit.study.statistics.groups import setting_text
+
     title = f"{metric}: {statistic} over seeds, 95 % interval (Student's t)"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for name in by:
@@ -246,10 +246,10 @@ def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str =
     for row in summary.to_dict("records"):
         has_interval = row["low"] == row["low"]  # not NaN, as for a single seed
         table.add_row(
-            *(escape(_setting(row[name])) for name in by),
-            _figure(row["start"]),
-            _figure(row[statistic]),
-            f"{_figure(row['low'])}–{_figure(row['high'])}" if has_interval else "unknown",
+            *(escape(setting_text(row[name])) for name in by),
+            _number(row["start"]),
+            _number(row[statistic]),
+            f"{_number(row['low'])}–{_number(row['high'])}" if has_interval else "unknown",
             str(int(row["seeds"])),
             f"{row['tokens_sampled']:,.0f}",
             f"{row['cpu_seconds']:.1f}",
@@ -257,79 +257,38 @@ def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str =
     return table
 
 
-def _setting(value: Any) -> str:
-    """A config value; 'none' where a group has no such option."""
-    missing = value is None or value != value or str(value) == "<NA>"
-    return "none" if missing else f"{value:.12g}" if isinstance(value, float) else str(value)
-
-
-def _figure(value: float) -> str:
-    """Three decimals, or three significant digits of what is small."""
+def _number(value: float) -> str:
+    """Writes a number to three decimals, or to three significant digits where it is small."""
     return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:.3f}"
 
 
-def plugin_table() -> Table:
-    """Every plug-in; one that cannot be imported is a row with its error."""
-    from segcredit import registry
-
+def plugin_table(rows: Iterable[tuple[str, PluginInfo]]) -> Table:
+    """Builds the table of plug-ins: what each is, or why it cannot be had, and where it is from."""
     table = Table("kind", "name", "what it is, and where it comes from", box=None)
-    for plugins in registry.ALL.values():
-        for name in plugins.names():
-            info = plugins.info(name)
-            what = f"[red]{escape(info.error)}[/]" if info.error else escape(info.summary)
-            origin = f"{info.distribution} {info.version}  {info.file}".strip()
-            table.add_row(plugins.kind, name, f"{what}\n[dim]{escape(origin)}[/]")
-    for command in plugin_commands():
-        table.add_row("command", command.name, _command_row(command))
+    for kind, info in rows:
+        what = f"[red]{escape(info.error)}[/]" if info.error else escape(info.summary)
+        origin = f"{info.distribution} {info.version}  {info.file}".strip()
+        table.add_row(kind, info.name, f"{what}\n[dim]{escape(origin)}[/]")
     return table
 
 
-def _command_row(command: PluginCommand) -> str:
-    origin = f"{command.distribution}  {', '.join(point.value for point in command.points)}"
-    try:
-        lines = (command.function().__doc__ or "").strip().splitlines()
-        what = escape(lines[0]) if lines else ""
-    except RegistryError as error:
-        what = f"[red]{escape(str(error))}[/]"
-    return f"{what}\n[dim]{escape(origin)}[/]"
+def show_segments(out: Console, document: Document, found: Mapping[str, TextSegments]) -> None:
+    """Shows a text with its segments in alternating colours.
 
-
-def show_segments(
-    out: Console, segmented: Iterable[Segmented], labels: Iterable[str], *, quiet: bool
-) -> dict[str, Summary]:
-    """Each text with its segments in alternating colours; returns what there was of each.
-
-    Args:
-        out: where to show them.
-        segmented: the texts.
-        labels: of the segmenters, all of which every text has.
-        quiet: count only.
+    A column a segmenter, or a row each where columns would be too narrow to read.
     """
-    from segcredit.study.segmenting.tables import Summary
-
-    summaries = {label: Summary() for label in labels}
-    for document, found in segmented:
-        for label, segments in found.items():
-            summaries[label].add(document, segments)
-        if not quiet:
-            out.print(_side_by_side(document, found, out.width))
-    return summaries
-
-
-def _side_by_side(document: Document, found: Mapping[str, TextSegments], width: int) -> Table:
-    """A column a segmenter, or a row each where columns would be too narrow to read."""
     cells = {label: _coloured(document.text, segments) for label, segments in found.items()}
     title = Text(f"text {document.name}".translate(_CONTROLS))
-    if width >= len(cells) * _NARROWEST:
+    if out.width >= len(cells) * _NARROWEST:
         table = Table(title=title, expand=True)
         for label in cells:
             table.add_column(escape(label), ratio=1)
         table.add_row(*cells.values())
-        return table
-    table = Table(title=title, expand=True, show_header=False, show_lines=True)
-    for label, cell in cells.items():
-        table.add_row(Text(label), cell)
-    return table
+    else:
+        table = Table(title=title, expand=True, show_header=False, show_lines=True)
+        for label, cell in cells.items():
+            table.add_row(Text(label), cell)
+    out.print(table)
 
 
 def _coloured(text: str, found: TextSegments) -> Text:
@@ -348,7 +307,7 @@ def _coloured(text: str, found: TextSegments) -> Text:
 
 
 def show_summary(out: Console, summaries: Mapping[str, Summary]) -> None:
-    """How many segments each segmenter made, how long ones, and where it failed."""
+    """Shows the number and lengths of each segmenter's segments, and where it failed."""
     for label, summary in summaries.items():
         made, texts = len(summary.characters), summary.texts
         # A line that no terminal breaks, for those who search in it.
@@ -385,7 +344,7 @@ def _summary_table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _failures(summaries: Mapping[str, Summary]) -> Iterator[str]:
-    """For each sentence with which a segmenter failed, the texts that it failed on."""
+    """Yields each sentence with which a segmenter failed, and the texts that it failed on."""
     for label, summary in summaries.items():
         for sentence, names in itertools.islice(summary.failures.items(), _LINES):
             more = f" and {len(names) - _LINES} more" if len(names) > _LINES else ""

@@ -1,4 +1,4 @@
-"""The command line: train, grid, results, report, segment, list and more; plug-ins add to it.
+"""The commands: train, grid, results, report, segment, list and more; plug-ins add to them.
 
 Every ``SegcreditError`` ends as one sentence on standard error and exit status 1.
 """
@@ -16,19 +16,19 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from segcredit.cli.plugin_commands import with_plugin_commands
 from segcredit.errors import ConfigError, SegcreditError
-from segcredit.plugin_commands import with_plugin_commands
 
 if TYPE_CHECKING:
     from segcredit.study.grid import Progress as GridProgress
 
 
 class _Stopped(SegcreditError):
-    """A command was interrupted; may say why."""
+    """An interrupted command; may say why."""
 
 
 class _Commands(TyperGroup):
-    """Typer ends an interrupted command without a word."""
+    """The group of commands; one that is interrupted ends in a word, as in typer none does."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -66,9 +66,9 @@ def train(
     ] = False,
     code: Code = None,
 ) -> None:
-    """Train one run; under torchrun, in as many processes as it starts."""
+    """Trains one run; under torchrun, in as many processes as it starts."""
+    from segcredit.cli.display import training_progress
     from segcredit.config import load_config
-    from segcredit.display import training_progress
     from segcredit.register import load_code
     from segcredit.training.build import started_processes
     from segcredit.training.loop import iterate, run_directory
@@ -110,8 +110,8 @@ def evaluate(
     ] = False,
     code: Code = None,
 ) -> None:
-    """Judge a policy on held-out prompts: accuracy, pass@k, the majority's vote."""
-    from segcredit.display import evaluation_table
+    """Judges a policy on held-out prompts: accuracy, pass@k, maj@k."""
+    from segcredit.cli.display import evaluation_table
     from segcredit.register import load_code
     from segcredit.study.evaluation import evaluate_subject, subject
 
@@ -156,8 +156,8 @@ def grid(
     ] = False,
     code: Code = None,
 ) -> None:
-    """Run every cell of an ablation grid; running it again continues."""
-    from segcredit.display import GridDisplay, plan_lines
+    """Runs every cell of an ablation grid; running it again continues."""
+    from segcredit.cli.display import GridDisplay, plan_lines
     from segcredit.register import load_code
     from segcredit.study.grid import plan, run_grid, survey
 
@@ -185,7 +185,7 @@ def grid(
 
 
 def _conclude(progress: GridProgress, output: Path) -> None:
-    """Each cell that is not done, with its reason; then the counts, last."""
+    """Prints each cell that is not done, with its reason; then the counts, last."""
     for cell in progress.of("failed"):
         out.print(f"[red]failed[/] {_escaped(f'{cell.label}: {cell.error()}')}", soft_wrap=True)
     stopped = progress.of("new", "begun", "damaged")
@@ -221,10 +221,10 @@ def audit(
     ] = None,
     code: Code = None,
 ) -> None:
-    """Judge segmenters, estimators and advantages on a frozen policy, without training it."""
+    """Judges segmenters, estimators and advantages on a frozen policy, without training it."""
+    from segcredit.cli.display import AuditDisplay, audit_table
     from segcredit.credit_audit import audit as run_audit
     from segcredit.credit_audit import audit_directory, failed_units, load_audit_config
-    from segcredit.display import AuditDisplay, audit_table
     from segcredit.records.tables import read_runs
     from segcredit.register import load_code
 
@@ -243,7 +243,7 @@ def audit(
 
 
 def _inline_list(plugins: list[str]) -> str:
-    """Names and inline tables as a list of TOML's."""
+    """Writes names and inline tables as a list of TOML."""
     return f"[{', '.join(text if text.lstrip()[:1] == '{' else repr(text) for text in plugins)}]"
 
 
@@ -269,11 +269,10 @@ def results(
         bool, typer.Option("--skip-damaged", help="Leave out runs with damaged files.")
     ] = False,
 ) -> None:
-    """A table with intervals over seeds, what they show, and the learning curves."""
-    from segcredit.display import results_table
+    """Prints a table with intervals over seeds, what they show, and the learning curves."""
+    from segcredit.cli.display import results_table
     from segcredit.records.tables import read_runs
     from segcredit.study.export_tables import require_format, table_of, write_table
-    from segcredit.study.plots import learning_curves, save
     from segcredit.study.statistics import compare as compare_groups
     from segcredit.study.statistics import summarise
 
@@ -293,6 +292,8 @@ def results(
         for sentence in found["comparison"]["finding"]:
             out.print(_escaped(sentence), soft_wrap=True, highlight=False)
     if figure is not None:
+        from segcredit.study.plots import learning_curves, save
+
         drawn = save(learning_curves(runs, metric=metric, by=columns), figure)
         out.print(f"Learning curves: {drawn}", soft_wrap=True, highlight=False)
     if export is not None:
@@ -316,7 +317,7 @@ def report(
     metric: Annotated[str, typer.Option(help="A column of the steps.")] = "accuracy",
     title: Annotated[str, typer.Option(help="Of the page; default: the directory's name.")] = "",
 ) -> None:
-    """Write figures and tables into one HTML file that opens without a network."""
+    """Writes figures and tables into one HTML file that opens without a network."""
     from segcredit.study.report import write_report
 
     columns = [name.strip() for name in by.split(",") if name.strip()]
@@ -352,8 +353,8 @@ def segment(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show the summary alone.")] = False,
     code: Code = None,
 ) -> None:
-    """Show the segments of texts in colour, several segmenters side by side."""
-    from segcredit.display import show_segments, show_summary
+    """Shows the segments of texts in colour, several segmenters side by side."""
+    from segcredit.cli.display import show_segments, show_summary
     from segcredit.register import load_code
     from segcredit.study.segmenting import cut, tables
     from segcredit.study.segmenting.texts import read_documents
@@ -367,7 +368,10 @@ def segment(
     found = cut.segment_documents(documents, chosen, loaded)
     if output is not None:
         found = tables.written(found, output)
-    summaries = show_segments(out, found, chosen, quiet=quiet)
+    summaries = {label: tables.Summary() for label in chosen}
+    for document, segments in tables.counted(found, summaries):
+        if not quiet:
+            show_segments(out, document, segments)
     show_summary(out, summaries)
     if output is not None:
         out.print(f"Segments written to {output}", soft_wrap=True, markup=False)
@@ -382,8 +386,8 @@ def new_segmenter(
         Path | None, typer.Option(help="The package's folder; default ./segcredit-NAME.")
     ] = None,
 ) -> None:
-    """Write an installable package with a segmenter to begin from, and its test."""
-    from segcredit.testing.new_segmenter import write_package
+    """Writes an installable package with a segmenter to begin from, and its test."""
+    from segcredit.cli.new_segmenter import write_package
 
     folder = write_package(name, output)
     for file in sorted(folder.rglob("*")):
@@ -401,7 +405,7 @@ def save_policy(
     ] = False,
     code: Code = None,
 ) -> None:
-    """Write a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
+    """Writes a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
     from segcredit.register import load_code
     from segcredit.study.export_policy import save_policy as write
 
@@ -410,13 +414,22 @@ def save_policy(
 
 
 @app.command("list")
-def list_plugins(code: Code = None) -> None:
-    """Every registered plug-in with its distribution, file and first docstring line."""
-    from segcredit.display import plugin_table
+def list_plugins(
+    check: Annotated[
+        bool, typer.Option("--check", help="Import each; exit status 1 where one fails.")
+    ] = False,
+    code: Code = None,
+) -> None:
+    """Lists every plug-in with its distribution, file and first docstring line."""
+    from segcredit.cli.display import plugin_table
+    from segcredit.cli.plugin_list import plugin_rows
     from segcredit.register import load_code
 
     load_code(code or [])
-    out.print(plugin_table())
+    rows = list(plugin_rows(check=check))
+    out.print(plugin_table(rows))
+    if check and any(info.error for _, info in rows):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -425,28 +438,20 @@ def config(
     overrides: Overrides = None,
     code: Code = None,
 ) -> None:
-    """Print the complete config with every default; without a source, list the presets."""
-    import tomli_w
-
+    """Prints the complete config with every default; without a source, lists the presets."""
     from segcredit.config import load_config, presets
+    from segcredit.records.stored_config import toml_text
     from segcredit.register import load_code
 
     load_code(code or [])
     if source is None:
         out.print("\n".join(presets()))
         return
-    values = load_config(source, overrides or []).model_dump()
-    sys.stdout.write(tomli_w.dumps(_without_none(values)))
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: a key that is None is left out."""
-    pairs = ((key, value) for key, value in values.items() if value is not None)
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in pairs}  # pyright: ignore[reportUnknownArgumentType]
+    sys.stdout.write(toml_text(load_config(source, overrides or []).model_dump()))
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Run a command; an error of ours, or an interruption, is a sentence, not a traceback."""
+    """Runs a command; an error of ours, or an interruption, is a sentence, not a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with_plugin_commands(app)(args=None if arguments is None else list(arguments))
@@ -475,5 +480,5 @@ def main(arguments: Iterable[str] | None = None) -> None:
 
 
 def _escaped(text: str) -> str:
-    """Square brackets in a message are not rich's markup."""
+    """Escapes the square brackets of a message, which are not rich's markup."""
     return text.replace("[", "\\[")

@@ -114,6 +114,29 @@ def test_list_shows_every_kind(capsys):
     assert call("list") == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("entropy", "critic", "gae", "arithmetic", "tiny"))
+    assert call("list", "--check") == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_list_follows_a_plugin_through_its_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("segcredit.cli.out.width", 400)
+    package = tmp_path / "outside_rules" / "deep"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("raise SystemExit('was run')")
+    (package / "__init__.py").write_text("from ..rules import Rule as Mine\nfrom . import torn\n")
+    (package.parent / "rules.py").write_text('class Rule:\n    """A rule.\n\n    More."""\n')
+    (package / "torn.py").write_text("class Torn:\n  def")
+    rules = {
+        "mine": "outside_rules.deep:Mine",
+        "torn": "outside_rules.deep.torn:Torn",
+        "gone": "outside_rules.deep.gone:Gone",
+    }
+    offer(tmp_path, monkeypatch, "outside", "segcredit.segmenters", rules)
+    assert call("list") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"mine A rule. outside 1.0 {package / '__init__.py'}" in shown
+    assert "'torn' (entry point 'outside_rules.deep.torn:Torn' of outside 1.0) cannot be" in shown
+    assert "there is no module 'outside_rules.deep.gone'" in shown
 
 
 def test_segment_shows_several_side_by_side(tmp_path, capsys):
@@ -159,12 +182,17 @@ number = 3
 
 
 def offer_commands(folder, monkeypatch, distribution, **values):
+    names = {name.replace("_", "-"): value for name, value in values.items()}
+    offer(folder, monkeypatch, distribution, "segcredit.commands", names)
+
+
+def offer(folder, monkeypatch, distribution, group, values):
     """A distribution with entry points, as pip leaves it in a folder of the path."""
     place = folder / f"{distribution}-1.0.dist-info"
     place.mkdir(parents=True)
     (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    lines = [f"{name.replace('_', '-')} = {value}" for name, value in values.items()]
-    (place / "entry_points.txt").write_text("\n".join(["[segcredit.commands]", *lines]))
+    lines = [f"{name} = {value}" for name, value in values.items()]
+    (place / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
     monkeypatch.syspath_prepend(folder)
 
 
@@ -233,11 +261,23 @@ def test_a_command_that_cannot_be_had_is_a_sentence(offered, capsys, name, words
         assert "Traceback" not in shown
 
 
-def test_list_shows_commands_and_their_failures(offered, capsys):
+def test_list_reads_what_it_does_not_import(offered, capsys, monkeypatch):
+    monkeypatch.setattr("segcredit.cli.out.width", 400)
     assert call("list") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "greet-them Say hello to somebody." in shown
-    assert "no_such_package" in shown
+    assert "offered by two distributions, outside 1.0 and second 1.0" in shown
+    assert "no_such_package" not in shown
+    assert not {"outside_commands", "broken_commands"} & set(sys.modules)
+
+
+def test_list_check_imports_everything_and_shows_what_fails(offered, capsys, monkeypatch):
+    monkeypatch.setattr("segcredit.cli.out.width", 400)
+    assert call("list", "--check") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "greet-them Say hello to somebody." in shown
+    assert "No module named 'no_such_package'" in shown
+    assert "outside_commands" in sys.modules
 
 
 def test_help_waits_for_no_heavy_import():

@@ -1,6 +1,6 @@
 """Worked solutions in several styles whose steps are known: what the shipped model learns from.
 
-    python experiments/05_boundaries/generated_text.py > generated.jsonl
+    python experiments/11_boundaries/generated_text.py > generated.jsonl
 
 Every problem is a chain of small calculations that come true. A style says how a calculation is
 worded, in how many sentences, with which formulas, and what stands between two steps. The same

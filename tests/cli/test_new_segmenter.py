@@ -10,8 +10,8 @@ import pytest
 
 from segcredit import registry
 from segcredit.cli import main
+from segcredit.cli.new_segmenter import write_package
 from segcredit.errors import RecordError, StudyError
-from segcredit.testing.new_segmenter import write_package
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,6 @@
 """What happens on a source that training did not see: threshold, granularity knob, and fallback.
 
-python experiments/05_boundaries/transfer.py [--shipped] joined_space.jsonl
+python experiments/11_boundaries/transfer.py [--shipped] joined_space.jsonl
 
 Each source in turn is left out; the others train a model. With ``--shipped`` nothing is trained:
 the model that comes with the package is used on each source. Prints a Markdown table of F1 on that

@@ -1,4 +1,4 @@
-"""A package with one segmenter in it, to begin from: it installs, and its test passes."""
+"""A new package with one segmenter in it, to begin from: it installs, and its test passes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _write(target: Path, words: dict[str, str]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         scratch.chmod(0o755)  # mkdtemp's is closed to others
-        templates = resources.files("segcredit").joinpath("testing", "new_segmenter", "templates")
+        templates = resources.files("segcredit").joinpath("cli", "new_segmenter", "templates")
         for template, path in _FILES.items():
             text = templates.joinpath(f"{template}.template").read_text(encoding="utf-8")
             file = scratch / Template(path).substitute(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from segcredit.testing import (
     check_advantage,
     check_estimator,
     check_segmenter,
+    check_task,
     parametrize_with_checks,
     toy_rollouts,
 )
@@ -59,6 +61,48 @@ def registered() -> list[Any]:
 
 @parametrize_with_checks(registered())
 def test_registered_plugins_keep_the_contract(check: Any) -> None:
+    check()
+
+
+def problem_rows(folder: Path) -> str:
+    """Returns a file of sums, as a data set's."""
+    rows = [{"question": f"{n}+{n}?", "problem": f"{n}+{n}?", "answer": 2 * n} for n in range(60)]
+    file = folder / "sums.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+ROWS = "(a file of rows)"
+TASKS: dict[str, dict[str, Any]] = {
+    "dataset": {"source": ROWS, "verifier": "exact"},
+    "geo3k": {"source": ROWS, "images": ""},
+    "problems": {"source": ROWS, "images": ""},
+    "instructed": {"inner": "arithmetic"},
+    "reasoning_gym": {"generator": "chain_sum"},
+}
+"""Options that a task cannot be built without, or that keep it off the network."""
+PACKAGES = {"geo3k": "math_verify", "problems": "math_verify", "reasoning_gym": "reasoning_gym"}
+
+
+@pytest.mark.parametrize("name", registry.tasks.names())
+def test_registered_tasks_keep_the_contract(name: str, tmp_path: Path) -> None:
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name], reason=f"the task needs {PACKAGES[name]}")
+    options = TASKS.get(name, {})
+    if options.get("source") == ROWS:
+        options = options | {"source": problem_rows(tmp_path)}
+    check_task(registry.tasks.build(name, **options))
+
+
+@pytest.mark.parametrize(("verifier", "streaming"), [("choice", False), ("exact", True)])
+def test_data_sets_keep_the_contract(verifier: str, streaming: bool, tmp_path: Path) -> None:
+    source = problem_rows(tmp_path)
+    options = {"verifier": verifier, "streaming": streaming}
+    check_task(registry.tasks.build("dataset", source=source, **options))
+
+
+@parametrize_with_checks([registry.samplers.build(name) for name in registry.samplers.names()])
+def test_registered_samplers_keep_the_contract(check: Any) -> None:
     check()
 
 

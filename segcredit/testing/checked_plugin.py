@@ -21,7 +21,7 @@ class CheckedPlugin:
     """The plug-in under test, as messages name it.
 
     Args:
-        kind: "segmenter", "value estimator", "advantage scheme" or "process reward".
+        kind: "segmenter", "value estimator", "task" and so on.
         plugin: the plug-in.
     """
 
@@ -117,6 +117,32 @@ class CheckedPlugin:
 
 
 Rule = Callable[[CheckedPlugin], None]
+
+
+def require_shares(
+    checked: CheckedPlugin, drawn_N: Tensor, shares_V: Tensor, *, rule: str, cause: str
+) -> None:
+    """Requires that categories came as often as their shares say, by Pearson's chi-square test.
+
+    Seven standard deviations of the statistic are allowed, which chance passes once in a million.
+    """
+    expected_V = shares_V.double() * len(drawn_N)
+    counts_V = drawn_N.bincount(minlength=len(shares_V)).double()
+    often_V = expected_V >= 5
+    seen, due = (torch.cat([x[often_V], x[~often_V].sum()[None]]) for x in (counts_V, expected_V))
+    if bool(((due < 1e-9) & (seen > 0)).any()):
+        statistic = torch.inf
+    else:
+        statistic = float(((seen - due) ** 2 / due.clamp(min=1)).sum())
+    freedom = len(seen) - 1
+    bound = freedom + 7 * (2 * max(freedom, 1)) ** 0.5
+    if statistic > bound:
+        checked.broke(
+            rule,
+            found=f"a chi-square of {statistic:.0f} over {len(drawn_N)} draws",
+            expected=f"at most {bound:.0f}, with {freedom} degrees of freedom",
+            cause=cause,
+        )
 
 
 def shuffled(count: int) -> list[int]:

@@ -13,12 +13,28 @@ from segcredit.errors import PluginError
 from segcredit.objective.aggregation import Aggregation
 from segcredit.objective.importance_ratio import Ratio
 from segcredit.objective.ratio_clipping import Bound
-from segcredit.protocols import AdvantageScheme, ProcessReward, Segmenter, Task, ValueEstimator
+from segcredit.protocols import (
+    AdvantageScheme,
+    Policy,
+    ProcessReward,
+    Prompt,
+    Sampler,
+    Segmenter,
+    Task,
+    ValueEstimator,
+)
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
 from segcredit.testing.loss_rules import AGGREGATION_RULES, BOUND_RULES, RATIO_RULES
+from segcredit.testing.policy_rules import (
+    CAPABILITY_RULES,
+    DEFAULT_PROMPTS,
+    POLICY_RULES,
+    CheckedPolicy,
+)
 from segcredit.testing.process_reward_rules import PROCESS_REWARD_RULES
+from segcredit.testing.sampler_rules import SAMPLER_RULES
 from segcredit.testing.segmenter_rules import CAUSALITY, SEGMENTER_RULES
 from segcredit.testing.task_rules import TASK_RULES
 
@@ -79,6 +95,24 @@ def check_loss(plugin: Ratio | Bound | Aggregation) -> None:
     _run(loss_checks(plugin))
 
 
+def check_sampler(plugin: Sampler) -> None:
+    """Runs every check of ``sampler_checks``.
+
+    Raises:
+        PluginError: the first rule that the sampler breaks.
+    """
+    _run(sampler_checks(plugin))
+
+
+def check_policy(plugin: Policy, prompts: Sequence[Prompt] = DEFAULT_PROMPTS) -> None:
+    """Runs every check of ``policy_checks``.
+
+    Raises:
+        PluginError: the first rule that the policy breaks.
+    """
+    _run(policy_checks(plugin, prompts))
+
+
 def segmenter_checks(plugin: Segmenter, causal: bool | None = None) -> list[Check]:
     """Returns the rules for segmenters, each with a name.
 
@@ -120,12 +154,32 @@ def loss_checks(plugin: Ratio | Bound | Aggregation) -> list[Check]:
     return _checks("aggregation", plugin, AGGREGATION_RULES)
 
 
+def sampler_checks(plugin: Sampler) -> list[Check]:
+    """Returns the rules for samplers, each with a name."""
+    return _checks("sampler", plugin, SAMPLER_RULES)
+
+
+def policy_checks(plugin: Policy, prompts: Sequence[Prompt] = DEFAULT_PROMPTS) -> list[Check]:
+    """Returns the rules for policies and for the capabilities of this one, each with a name.
+
+    Args:
+        plugin: a policy as its source loads it, on the CPU.
+        prompts: at least two that it can read, of unequal lengths; with images if it needs them.
+    """
+    offered = [rules for kind, rules in CAPABILITY_RULES.items() if isinstance(plugin, kind)]
+    checked = CheckedPolicy("policy", plugin, prompts)
+    return [
+        (rule.__name__.lstrip("_"), partial(rule, checked))
+        for rules in (POLICY_RULES, *offered)
+        for rule in rules
+    ]
+
+
 def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
     """Decorates a test that takes ``check`` and calls it: one named test for each rule.
 
     Args:
-        plugins: segmenters, value estimators, advantage schemes, process rewards, importance
-            ratios, bounds and aggregations, mixed as you like.
+        plugins: instances of any kinds that the kit has rules for, mixed as you like.
     """
     import pytest  # only for those who test with it
 
@@ -138,21 +192,14 @@ def parametrize_with_checks(plugins: Sequence[object]) -> Callable[[Any], Any]:
 
 
 def _checks_of(plugin: object) -> list[Check]:
-    if isinstance(plugin, Segmenter):
-        return segmenter_checks(plugin)
-    if isinstance(plugin, ValueEstimator):
-        return estimator_checks(plugin)
-    # Before advantage schemes: of those no more is known than that they can be called.
-    if isinstance(plugin, Ratio | Bound | Aggregation):
-        return loss_checks(plugin)
-    if isinstance(plugin, AdvantageScheme):
-        return advantage_checks(plugin)
-    if isinstance(plugin, ProcessReward):
-        return process_reward_checks(plugin)
+    for protocol, checks in _KINDS.items():
+        if isinstance(plugin, protocol):
+            return checks(plugin)
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
-        " estimator, an advantage scheme, a process reward, an importance ratio, a bound or an"
-        " aggregation. Give instances rather than classes, and name the protocol as base."
+        " estimator, an advantage scheme, a process reward, a task, a sampler, a policy, an"
+        " importance ratio, a bound or an aggregation. Give instances rather than classes, and name"
+        " the protocol as base."
     )
 
 
@@ -164,3 +211,18 @@ def _checks(kind: str, plugin: object, rules: Sequence[Rule]) -> list[Check]:
 def _run(checks: Sequence[Check]) -> None:
     for _, check in checks:
         check()
+
+
+_KINDS: dict[type, Callable[[Any], list[Check]]] = {
+    Segmenter: segmenter_checks,
+    ValueEstimator: estimator_checks,
+    ProcessReward: process_reward_checks,
+    Task: task_checks,
+    Sampler: sampler_checks,
+    Policy: policy_checks,
+    Ratio: loss_checks,
+    Bound: loss_checks,
+    Aggregation: loss_checks,
+    # Last, since whatever can be called looks like one.
+    AdvantageScheme: advantage_checks,
+}

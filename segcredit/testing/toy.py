@@ -147,7 +147,7 @@ class ToyPolicy(nn.Module):
         generator: torch.Generator,
         instead_N: Int[Tensor, "N"] | None = None,
     ) -> Generation:
-        """Draws new symbols from each position on; truncated if too few are allowed."""
+        """Samples new symbols from each position on; truncated if too few are allowed."""
         width = min(params.max_new_tokens, self.length)
         ids_NT = rollouts.completion_ids[rows_N][:, :width].clamp(1, _COUNT)
         ids_NT = nn.functional.pad(ids_NT, (0, width - ids_NT.shape[1]), value=1)

@@ -79,7 +79,7 @@ WRONG = [
     (Loss(explodes), "a loss and its slope are finite for every ratio"),
     (Loss(entropic), "a token without advantage has neither loss nor slope"),
     (Loss(unsigned), "the slope by a token's log-prob is minus its advantage"),
-    (Loss(bare), "its call returned a Tensor; expected a Bounded"),
+    (Loss(bare), "its call returned Tensor; expected Bounded"),
     (Loss(mean), "the loss of its call returned shape (); expected (5, 8)"),
     (Loss(plain, named=True), "on pickling"),
     (Average(lambda x, m, s: x + 1), "the ratio is 1 under the policy that sampled"),

@@ -175,5 +175,5 @@ def test_wrong_process_rewards_are_caught_by_name(plugin: Any, rule: str, senten
 
 
 def test_what_is_no_plugin_is_refused() -> None:
-    with pytest.raises(PluginError, match="or a process reward"):
+    with pytest.raises(PluginError, match="a sampler, a policy"):
         parametrize_with_checks([3])

@@ -58,7 +58,7 @@ def training_progress(out: Console, rows: Iterable[Mapping[str, float]], steps: 
 
 
 def _note(row: Mapping[str, float]) -> str:
-    shown = ("reward", "accuracy", "faithful")
+    shown = ("reward", "accuracy", "process_correct")
     return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
 

@@ -193,7 +193,7 @@ def _require_free(output: Path, overwrite: bool) -> None:
 
 def _table(judged: Sequence[Judged], step: int) -> pd.DataFrame:
     frame = pd.DataFrame(judged, columns=list(Judged._fields))
-    frame["faithful"] = frame["faithful"].astype("boolean")
+    frame["process_correct"] = frame["process_correct"].astype("boolean")
     frame["answer"] = frame["answer"].astype("string")
     frame.insert(0, "step", step)
     return frame

@@ -1,4 +1,4 @@
-"""One step's responses, segments and tokens as columns for the record."""
+"""One step's completions, segments and tokens as columns for the record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segcredit.objective.group_statistics import group_place
 from segcredit.records.image_files import image_name
-from segcredit.records.step_tables import TableName
+from segcredit.records.schemas import TableName
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
 
@@ -35,7 +35,7 @@ def tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Columns
 
 
 def images(run: Run, batch: TrainingBatch) -> list[bytes]:
-    """The images of the prompts of recorded responses; files that ``tables`` names."""
+    """The images of the prompts of recorded completions; files that ``tables`` names."""
     if not run.config.record.responses:
         return []
     prompts = batch.simulator.prompts.values()
@@ -62,7 +62,7 @@ def _own_tables(
     wanted = run.config.record
     made: dict[TableName, Columns] = {}
     if wanted.responses:
-        made["responses"] = _responses(batch, step, earlier)
+        made["completions"] = _completions(batch, step, earlier)
     if wanted.segments:
         made["segments"] = _segments(batch, step, earlier)
     if wanted.tokens:
@@ -70,7 +70,7 @@ def _own_tables(
     return made
 
 
-def _responses(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
+def _completions(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     rollouts = batch.rollouts
     prompts = batch.simulator.prompts
     shown = {
@@ -139,7 +139,7 @@ def _tokens(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
 
 
 def _names(batch: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str]) -> Columns:
-    """Step, prompt and number of the response among its prompt's, for each row named."""
+    """Step, prompt and number of the completion among its prompt's, for each row named."""
     keys = batch.rollouts.prompt_keys
     place_B = group_place(batch.rollouts.group)
     if earlier:
@@ -147,7 +147,7 @@ def _names(batch: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str])
     return {
         "step": [step] * len(rows),
         "prompt": [keys[row] for row in _list(rows)],
-        "response": _numpy(place_B[rows]),
+        "completion": _numpy(place_B[rows]),
     }
 
 

@@ -7,19 +7,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from segcredit.errors import RecordError
-from segcredit.records.step_tables import TABLES, table_files
+from segcredit.records.schemas import AUDIT, CATEGORIES, RENAMED, SCHEMAS, Table
+from segcredit.records.step_tables import table_files
 from segcredit.records.tables.consistent_read import settled
-from segcredit.records.tables.schemas import AUDIT, CATEGORIES, SCHEMAS, Table
 
 Columns = Sequence[str] | None
 """The columns to read; None = all."""
@@ -67,7 +68,7 @@ def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) ->
 
 
 def _files(directory: Path, table: Table) -> list[Path]:
-    if table in TABLES:
+    if table == "completions" or table == "segments" or table == "tokens":
         return table_files(directory, table)
     audit = directory / AUDIT
     return [audit] if audit.exists() else []
@@ -93,9 +94,15 @@ def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) 
     """Reads the rows of files that together are one table of a run, in their order."""
     try:
         dataset = _dataset(files, table)
-        names = cast("list[str]", dataset.schema.names)
+        stored = cast("list[str]", dataset.schema.names)
+        older = {new: old for old, new in RENAMED[table].items() if old in stored}
+        names = [name for name in stored if name not in older.values()]
         wanted = names if columns is None else [name for name in columns if name in names]
-        return Part(dataset.to_table(columns=wanted, filter=where, use_threads=False), names)
+        read = {"columns": wanted, "filter": where, "use_threads": False}
+        if not older:
+            return Part(dataset.to_table(**read), names)
+        rows = _renamed(dataset, older, names if where is not None else wanted)
+        return Part(ds.Scanner.from_batches(rows, **read).to_table(), names)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -108,6 +115,22 @@ def _dataset(files: Iterable[Path], table: Table) -> ds.FileSystemDataset:
     schemas = [fragment.physical_schema.remove_metadata() for fragment in fragments]
     schema = pa.unify_schemas([SCHEMAS[table], *schemas], promote_options="permissive")
     return ds.FileSystemDataset(fragments, schema, form, _DISK)
+
+
+def _renamed(
+    dataset: ds.FileSystemDataset, older: Mapping[str, str], names: Iterable[str]
+) -> pa.RecordBatchReader:
+    """Reads columns of files that some version before has written, under their names of today.
+
+    Args:
+        dataset: of files that have one name, the other or either.
+        older: names of the version before, by those of today.
+        names: the columns, by their names of today.
+    """
+    fields = {name: ds.field(name) for name in names}
+    for name in older.keys() & fields.keys():
+        fields[name] = pc.coalesce(fields[name], ds.field(older[name]))
+    return dataset.scanner(columns=fields, use_threads=False).to_reader()
 
 
 def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path, Exception]:

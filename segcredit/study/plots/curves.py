@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from segcredit.errors import StudyError
 from segcredit.records.tables import Runs, require_known
 from segcredit.study.plots.groups import Group, failed_runs
-from segcredit.study.statistics import bootstrap_intervals, metrics_of, student_intervals
+from segcredit.study.statistics import bootstrap_intervals, known_metric, student_intervals
 
 Floats = NDArray[np.float64]
 Interval = Literal["student", "bootstrap"]
@@ -66,7 +66,7 @@ def recorded(runs: Runs, metric: str, per: str = "step") -> pd.DataFrame:
     Raises:
         StudyError: the metric or the cost is unknown.
     """
-    require_known("metric", [metric], metrics_of(runs))
+    metric = known_metric(runs, metric)
     require_known("cost to draw over", [per], COSTS)
     ordered = runs.steps.sort_values(["run", "step"], kind="stable")
     place = ordered["step"]

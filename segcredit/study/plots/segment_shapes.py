@@ -58,16 +58,16 @@ def segment_shapes(
     """
     columns = columns_of(runs, by)
     groups = groups_of(runs, columns)
-    counts = curves_of(runs, groups, "segments_per_response", interval=interval)
+    counts = curves_of(runs, groups, "segments_per_completion", interval=interval)
     lengths = _length_curves(runs, groups, interval)
     drawn = fullest([counts, lengths])
     require_curves(runs, drawn, "segment shapes", "segments")
     with matplotlib.rc_context(STYLE):
         beside = width > 4
-        title = f"Segments a response over steps, and their lengths, by {', '.join(columns)}"
+        title = f"Segments a completion over steps, and their lengths, by {', '.join(columns)}"
         figure = new_sheet(width, 2.1 if beside else 3.6, title)
         left, right = new_axes(figure, *((1, 2) if beside else (2, 1)))
-        draw_panel(left, "segments_per_response", counts, failed_runs(runs))
+        draw_panel(left, "segments_per_completion", counts, failed_runs(runs))
         _draw_lengths(right, lengths)
         finish(figure, curve_note(runs, drawn), legend_entries(drawn), ", ".join(columns))
     return figure

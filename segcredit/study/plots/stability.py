@@ -24,7 +24,7 @@ METRICS = (
     "entropy",
     "kl",
     "clip_fraction",
-    "response_length",
+    "completion_length",
     "gradient_norm",
     "explained_variance",
 )
@@ -41,7 +41,7 @@ def stability(
 ) -> Figure:
     """Draws six metrics over training, a panel each: a line a group, a band over its seeds.
 
-    Entropy, KL, clip fraction, response length, gradient norm and explained variance; lines and
+    Entropy, KL, clip fraction, completion length, gradient norm and explained variance; lines and
     bands as in ``learning_curves``, without the seeds' own lines. An axis is logarithmic where its
     means span more than a decade and a half; that of the explained variance, which is at most 1
     and has no lower bound, is so below −1 where one is below −30. A panel that no run recorded

@@ -20,9 +20,9 @@ from segcredit.study.plots import audit_intervals, lift_curves, movement_shares
 from segcredit.study.plots.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
 from segcredit.study.plots.style import label
 from segcredit.study.report import view
+from segcredit.study.report.audit_completions import completions_drawn
 from segcredit.study.report.drawings import drawn
 from segcredit.study.report.overview import MOST_ROWS
-from segcredit.study.report.responses import responses
 from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
 
 Places = Sequence[tuple[str, str]]
@@ -128,9 +128,9 @@ def audit_sections(runs: Runs, *, named: bool) -> Iterator[Section]:
             place = f"audit-{number}-{name}"
             shown = f"{run}: {title[0].lower()}{title[1:]}" if named else title
             yield Section(place, shown, list(blocks(found, place)))
-        place = f"audit-{number}-responses"
-        shown = f"{run}: responses" if named else "Responses"
-        yield Section(place, shown, list(_responses(found, runs.directories[run], place)))
+        place = f"audit-{number}-completions"
+        shown = f"{run}: completions" if named else "Completions"
+        yield Section(place, shown, list(_completions(found, runs.directories[run], place)))
 
 
 def _found(runs: Runs, run: str) -> _Found:
@@ -285,16 +285,18 @@ def _costs(found: _Found, _: str) -> Iterator[Block]:
     yield _table(found, caption, _pairs(rows), found.places(COSTS))
 
 
-def _responses(found: _Found, path: Path, place: str) -> Iterator[Block]:
+def _completions(found: _Found, path: Path, place: str) -> Iterator[Block]:
     """Of the scheme with the highest correlation by token, averaged over its credits."""
     rows = found.of("credit")
     by_token: Any = rows[(rows["figure"] == "correlation") & (rows["at"] == "token")]
     schemes = in_order(rows["advantage"])
     if not schemes:
-        yield Note("No response is drawn: the audit has no credit.")
+        yield Note("No completion is drawn: the audit has no credit.")
     else:
         means = by_token.groupby(by_token["advantage"].astype(str))["value"].mean().fillna(-1.0)
-        yield from responses(path, place, max(schemes, key=lambda one: means.get(one, -1.0)))
+        yield from completions_drawn(
+            path, place, max(schemes, key=lambda one: means.get(one, -1.0))
+        )
 
 
 def _credits(rows: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -23,7 +23,7 @@ from segcredit.study.statistics.paired import (
     smallest_p,
     student_p,
 )
-from segcredit.study.statistics.run_values import metrics_of, run_values
+from segcredit.study.statistics.run_values import known_metric, metrics_of, run_values
 from segcredit.study.statistics.stratified import (
     interquartile_mean,
     stratified_bootstrap,
@@ -37,6 +37,7 @@ __all__ = [
     "compare",
     "holm",
     "interquartile_mean",
+    "known_metric",
     "learning_areas",
     "metrics_of",
     "probability_of_improvement",

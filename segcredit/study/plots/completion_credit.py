@@ -1,4 +1,4 @@
-"""One response: its true value, its segments, and the credit of its tokens beside the truth.
+"""One completion: its true value, its segments, and the credit of its tokens beside the truth.
 
 Letters: ``T`` tokens, ``E`` = T + 1 states (before each token, and the end), ``H`` halves.
 """
@@ -45,7 +45,7 @@ _ERRORS = 1.96
 """Standard errors to each side of the value."""
 
 
-def response_credit(
+def completion_credit(
     tokens: Sequence[str],
     values_HE: ArrayLike,
     errors_HE: ArrayLike,
@@ -63,8 +63,8 @@ def response_credit(
     segments in two shades by turns. Then a panel for each segmenter in ``credit``: the true
     advantage of each token, V after it less V before it, as bars, and credits as stepped lines.
 
-    The whole response is drawn. Its tokens stand along the axis as far as there is room, about 60
-    of them on a page; of a longer response every second, third, ... does. To look at a part more
+    The whole completion is drawn. Its tokens stand along the axis as far as there is room, about 60
+    of them on a page; of a longer completion every second, third, ... does. To look at a part more
     closely, give the arrays of that part.
 
     Args:
@@ -77,7 +77,7 @@ def response_credit(
             "monte_carlo, td"; a name looks alike in all panels. Empty for none.
         title: above the figure.
         normalised: divide each credit, and the truth, by its own root mean square over this
-            response: for credit in other units, such as that scaled by a group's spread. By
+            completion: for credit in other units, such as that scaled by a group's spread. By
             default all are in reward units, and on one scale.
         width: in inches; ``COLUMN`` or ``PAGE``.
 
@@ -95,7 +95,7 @@ def response_credit(
     looks = _looks(given)
     with matplotlib.rc_context(STYLE):
         heights = [1.25, *([_strips_height(ids)] if ids else []), *(0.62 for _ in given)]
-        sheet = new_sheet(width, sum(heights) + 0.75, title or "Credit along one response")
+        sheet = new_sheet(width, sum(heights) + 0.75, title or "Credit along one completion")
         shape: Any = {"sharex": True, "height_ratios": heights}
         panes = new_axes(sheet, len(heights), **shape)
         _draw_values(panes[0], values_E, errors_E)
@@ -129,7 +129,7 @@ def _mean(
 ) -> tuple[Floats, Floats]:
     """Computes (E,) the mean of the two splits, and its standard error."""
     if not tokens:
-        raise StudyError("The response has no tokens; expected at least one to draw.")
+        raise StudyError("The completion has no tokens; expected at least one to draw.")
     found = {"values": values_HE, "errors": errors_HE}
     arrays = {name: np.asarray(x, dtype=np.float64) for name, x in found.items()}
     for name, x in arrays.items():
@@ -137,7 +137,7 @@ def _mean(
             raise StudyError(
                 f"The {name} have shape {x.shape}; expected (halves, {len(tokens) + 1}), one before"
                 f" each of the {len(tokens)} tokens and one at the end. Usually they are still"
-                " padded: cut them at the response's end."
+                " padded: cut them at the completion's end."
             )
     values_E, halves = arrays["values"].mean(0), len(arrays["errors"])
     return values_E, np.sqrt((arrays["errors"] ** 2).sum(0)) / halves
@@ -148,7 +148,7 @@ def _fitting(name: str, array: ArrayLike, count: int) -> NDArray[Any]:
     if x_T.shape != (count,):
         raise StudyError(
             f"{name} has shape {x_T.shape}; expected ({count},), one entry for each token. Usually"
-            " it is still padded: cut it at the response's end."
+            " it is still padded: cut it at the completion's end."
         )
     return x_T
 

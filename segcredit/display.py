@@ -30,9 +30,8 @@ from segcredit.plugin_commands import PluginCommand, plugin_commands
 # A command waits for the modules it uses, and for no other command's.
 if TYPE_CHECKING:
     from segcredit.credit_audit import Progress as AuditProgress
-    from segcredit.study.evaluation import Figure
-    from segcredit.study.grid import Cell
-    from segcredit.study.grid import Progress as GridProgress
+    from segcredit.study.evaluation import MetricEstimate
+    from segcredit.study.grid import Cell, GridProgress
     from segcredit.study.segmenting.cut import Segmented, TextSegments
     from segcredit.study.segmenting.tables import Summary
     from segcredit.study.segmenting.texts import Document
@@ -221,14 +220,14 @@ def _with_interval(places: Any, place: tuple[str, str]) -> str:
     return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
 
 
-def evaluation_table(figures: Sequence[Figure], step: int) -> Table:
-    """The figures of ``study.evaluating``, each with its interval over prompts."""
-    title = f"policy after step {step}: figures and 95 % intervals over prompts (bootstrap)"
+def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:
+    """The metrics of an evaluation, each with its interval over prompts."""
+    title = f"policy after step {step}: metrics and 95 % intervals over prompts (bootstrap)"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("figure")
     for name in ("value", "interval", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in figures:
+    for one in estimates:
         has_interval = one.low == one.low  # not NaN, as where all prompts are alike
         table.add_row(
             one.name,

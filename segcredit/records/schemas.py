@@ -13,7 +13,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -44,10 +44,10 @@ _TYPES = {
 
 
 class Column(NamedTuple):
-    """What is said of a column in ``columns.toml``."""
+    """A column, as ``columns.toml`` declares it."""
 
     type: str
-    """As pandas shows it."""
+    """Its name in pandas."""
     unit: str
     meaning: str
     old: str = ""
@@ -56,7 +56,7 @@ class Column(NamedTuple):
 
 def _declared() -> dict[Table, dict[str, Column]]:
     file = resources.files("segcredit.records").joinpath("columns.toml")
-    tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    tables = cast("dict[Table, dict[str, list[str]]]", tomllib.loads(file.read_text("utf-8")))
     return {
         table: {name: Column(*fields) for name, fields in columns.items()}
         for table, columns in tables.items()

@@ -417,7 +417,7 @@ def test_a_long_completion_is_drawn_whole_with_some_of_its_tokens() -> None:
     ("changed", "sentence"),
     [
         ({"tokens": []}, "has no tokens"),
-        ({"values_HE": VALUES[:, :4]}, r"values have shape \(2, 4\); expected \(halves, 5\)"),
+        ({"values_HE": VALUES[:, :4]}, r"values have shape \(2, 4\); expected \(splits, 5\)"),
         ({"errors_HE": ERRORS[0]}, r"errors have shape \(5,\)"),
         ({"values_HE": VALUES[:0]}, r"values have shape \(0, 5\)"),
         ({"segments": {"whole": [0, 0]}, "credit": {}}, r"whole has shape \(2,\); expected \(4,\)"),

@@ -46,6 +46,7 @@ _FORMATS = {
     for name, found in CATEGORIES.items()
 }
 _DISK = LocalFileSystem()
+_COALESCE: Any = pc.coalesce  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) -> Part:
@@ -129,7 +130,7 @@ def _renamed(
     """
     fields = {name: ds.field(name) for name in names}
     for name in older.keys() & fields.keys():
-        fields[name] = pc.coalesce(fields[name], ds.field(older[name]))
+        fields[name] = _COALESCE(fields[name], ds.field(older[name]))
     return dataset.scanner(columns=fields, use_threads=False).to_reader()
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
-from segcredit.study.plots.curves import Curve, Interval, curves_of, intervals, require_curves
+from segcredit.study.plots.curves import Curve, IntervalKind, curves_of, intervals, require_curves
 from segcredit.study.plots.drawing import draw_curve, number_decades, spans_decades
 from segcredit.study.plots.groups import Group, failed_runs, groups_of
 from segcredit.study.plots.panels import draw_panel, fullest
@@ -34,7 +34,7 @@ def segment_shapes(
     runs: Runs,
     *,
     by: Sequence[str] | str = ("segmenter",),
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     width: float = PAGE,
 ) -> Figure:
     """Draws segments a completion over training, and the distribution of segment lengths.
@@ -73,7 +73,7 @@ def segment_shapes(
     return figure
 
 
-def _length_curves(runs: Runs, groups: Sequence[Group], interval: Interval) -> list[Curve]:
+def _length_curves(runs: Runs, groups: Sequence[Group], interval: IntervalKind) -> list[Curve]:
     """Returns each group's curve of the share of segments of at most each length."""
     segments = runs.read("segments", columns=["start", "end"])
     counts = pd.crosstab(segments["end"] - segments["start"], segments["run"])
@@ -85,7 +85,7 @@ def _length_curves(runs: Runs, groups: Sequence[Group], interval: Interval) -> l
     ]
 
 
-def _length_curve(group: Group, counts: pd.DataFrame, interval: Interval) -> Curve:
+def _length_curve(group: Group, counts: pd.DataFrame, interval: IntervalKind) -> Curve:
     """Makes a curve from counts, lengths by runs; it begins at a share of 0."""
     shares = counts.cumsum() / counts.sum()
     none = pd.DataFrame(0.0, index=[min(shares.index) - 1], columns=shares.columns)

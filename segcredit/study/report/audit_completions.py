@@ -89,7 +89,7 @@ def moving_rows(values_BHE: NDArray[np.float64], rewards_B: NDArray[np.float64])
     """Picks among the best and the worst completions those whose true value moves most.
 
     Args:
-        values_BHE: true values in independent halves, NaN beyond a completion's end.
+        values_BHE: true values in independent splits, NaN beyond a completion's end.
         rewards_B: of the completions.
 
     Returns:
@@ -105,7 +105,7 @@ def moving_part(values_HE: NDArray[np.float64], most: int = MOST_TOKENS) -> slic
     """Returns the run of at most so many tokens in which the true value of a completion moves most.
 
     Args:
-        values_HE: true values in independent halves, without padding.
+        values_HE: true values in independent splits, without padding.
         most: tokens.
 
     Returns:
@@ -126,7 +126,7 @@ def _extent(part: slice, length: int) -> str:
 
 
 def _arrays(
-    audit: Audit, row: int, part: slice, halves: Sequence[int], scheme: str
+    audit: Audit, row: int, part: slice, splits: Sequence[int], scheme: str
 ) -> dict[str, Any]:
     """Returns the arguments of ``completion_credit`` for some tokens of one completion."""
     truth, rollouts = audit.truth, audit.truth.rollouts
@@ -140,12 +140,12 @@ def _arrays(
         lines = credit.setdefault(found.segmenter, {})
         if len(lines) < MOST_LINES:
             lines[found.estimator] = found.advantages[scheme][row, part]
-    values_HE = truth.values[row, halves, states].numpy()
+    values_HE = truth.values[row, splits, states].numpy()
     credit = dict(list(credit.items())[:MOST_PANELS])
     return {
         "tokens": [text[first:beyond] for first, beyond in spans],
         "values_HE": values_HE,
-        "errors_HE": truth.errors[row, halves, states].numpy(),
+        "errors_HE": truth.errors[row, splits, states].numpy(),
         "segments": segments,
         "credit": credit,
         "normalised": _dwarfs(credit, values_HE),

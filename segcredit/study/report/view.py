@@ -20,7 +20,7 @@ MISSING = "–"
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class DrawnInterval:
     """A mean with its ends, in percent of the width that a column's intervals share."""
 
     low: float
@@ -42,7 +42,7 @@ class Cell:
 
     text: str
     order: float | None = None
-    interval: Interval | None = None
+    interval: DrawnInterval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ def intervals(
             cells.append(Cell(MISSING))
             continue
         left, right = (centre, centre) if math.isnan(start + end) else (start, end)
-        cells.append(Cell("", None, Interval(place(left), place(centre), place(right), mark)))
+        cells.append(Cell("", None, DrawnInterval(place(left), place(centre), place(right), mark)))
     return cells
 
 

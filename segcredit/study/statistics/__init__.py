@@ -25,6 +25,7 @@ from segcredit.study.statistics.paired import (
 )
 from segcredit.study.statistics.run_values import known_metric, metrics_of, run_values
 from segcredit.study.statistics.stratified import (
+    IntervalKind,
     interquartile_mean,
     stratified_bootstrap,
     stratified_student,
@@ -32,6 +33,7 @@ from segcredit.study.statistics.stratified import (
 from segcredit.study.statistics.summary import learning_areas, summarise
 
 __all__ = [
+    "IntervalKind",
     "bootstrap_interval",
     "bootstrap_intervals",
     "compare",

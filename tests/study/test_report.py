@@ -252,13 +252,13 @@ def test_numbers_of_a_column_share_their_decimals() -> None:
 def test_intervals_are_drawn_on_one_scale() -> None:
     low, middle, high = [0.0, math.nan, math.nan], [1.0, 2.0, math.nan], [4.0, math.nan, math.nan]
     drawn = [cell.interval for cell in view.intervals(low, middle, high)]
-    assert drawn[0] == view.Interval(3, 3 + 94 / 4, 97, None)
-    assert drawn[1] == view.Interval(50, 50, 50, None)  # one seed: a dot, no interval
+    assert drawn[0] == view.DrawnInterval(3, 3 + 94 / 4, 97, None)
+    assert drawn[1] == view.DrawnInterval(50, 50, 50, None)  # one seed: a dot, no interval
     assert drawn[2] is None
     (cell,) = view.intervals([1.0], [2.0], [4.0], zero=True)
-    assert cell.interval == view.Interval(3 + 94 / 4, 50, 97, 3)
+    assert cell.interval == view.DrawnInterval(3 + 94 / 4, 50, 97, 3)
     (cell,) = view.intervals([1.0], [1.0], [1.0])
-    assert cell.interval == view.Interval(50, 50, 50, None)
+    assert cell.interval == view.DrawnInterval(50, 50, 50, None)
 
 
 # What stands on the page.

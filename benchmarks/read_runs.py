@@ -85,7 +85,7 @@ def _write_metrics(directory: Path, seed: int, steps: int) -> None:
     ]
     for row in rows:
         if row["step"] % 5:
-            del row["accuracy"], row["accuracy_greedy"], row["faithful"]
+            del row["accuracy"], row["accuracy_greedy"], row["process_correct"]
     (directory / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     pack_metrics(directory, read_metrics(directory))
 
@@ -95,7 +95,7 @@ def _write_segments(directory: Path, seed: int, steps: int, segments: int) -> No
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from segcredit.records.step_tables import TABLES
+    from segcredit.records.schemas import STORED
 
     chance, rows = np.random.default_rng(seed), steps * segments
     numbers = chance.integers(2, 99, size=(rows, 3))
@@ -104,7 +104,7 @@ def _write_segments(directory: Path, seed: int, steps: int, segments: int) -> No
     columns = {
         "step": np.arange(rows) // segments,
         "prompt": [f"arithmetic/{number}" for number in prompts],
-        "response": places // 10,
+        "completion": places // 10,
         "segment": places % 10,
         "start": places % 10 * 7,
         "end": places % 10 * 7 + 7,
@@ -115,7 +115,7 @@ def _write_segments(directory: Path, seed: int, steps: int, segments: int) -> No
         },
     }
     (directory / "segments").mkdir()
-    table = pa.table(columns).cast(TABLES["segments"])
+    table = pa.table(columns).cast(STORED["segments"])
     file = directory / "segments" / "all.parquet"
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
@@ -174,7 +174,7 @@ TASKS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "numbers": (
         "numbers of .segments",
         lambda path: _read(path).read(
-            "segments", ["step", "prompt", "response", "segment", "value", "advantage", "return"]
+            "segments", ["step", "prompt", "completion", "segment", "value", "advantage", "return"]
         ),
     ),
     "segments": (".segments", lambda path: _read(path).segments),

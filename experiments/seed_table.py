@@ -19,7 +19,7 @@ def main(path: str) -> None:
     runs = segcredit.read_runs(path)
     steps = runs.steps.merge(runs.runs[["run", *KEYS]], on="run").sort_values("step")
     groups = steps.astype(dict.fromkeys(KEYS, object)).groupby(KEYS)
-    columns = ("accuracy", "accuracy_greedy", "faithful")
+    columns = ("accuracy", "accuracy_greedy", "process_correct")
     table = pd.DataFrame(
         {
             **{f"{name} before": groups[name].first() for name in columns},

@@ -10,6 +10,7 @@ Letters as in ``segcredit.types``.
 from __future__ import annotations
 
 import itertools
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -248,11 +249,18 @@ class Verdict:
     reward: float
     correct: bool
     """True where the final answer is right: ``accuracy`` counts this."""
-    faithful: bool | None = None
+    process_correct: bool | None = None
     """True where every step is true; None where the task cannot tell."""
     answer: str | None = None
     """The final answer as the task reads it, for votes: equal strings are one. '' where the text
     has none; None where the task does not tell."""
+
+    @property
+    def faithful(self) -> bool | None:
+        """Former name of ``process_correct``."""
+        said = "Verdict.faithful is now process_correct; the next version drops the old name."
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        return self.process_correct
 
 
 def checked_prompts(method: str, found: object, count: int) -> Sequence[Prompt]:

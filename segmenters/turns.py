@@ -23,7 +23,7 @@ class Turns(Segmenter):
 
     Source:
         The turn-level segments of ROLL's released agentic trainer, which takes rewards-to-go and
-        importance ratios over runs of the response mask. Its discount is γ a segment: that is
+        importance ratios over runs of generated tokens. Its discount is γ a segment: that is
         ``clock="segment"`` of the advantage scheme here, no matter of the segmenter.
     """
 

@@ -14,7 +14,7 @@ class Whole(Segmenter):
     """One segment a completion: the credit unit of REINFORCE, RLOO and GRPO.
 
     Source:
-        The response-level action of GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.
+        The sequence-level action of GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""A small audit, made up: its table, and its truth and credits for drawing responses."""
+"""A small audit, made up: its table, and its truth and credits for drawing completions."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def write_audit(
 def loaded_audit(
     segmenters: Sequence[str] = tuple(SEGMENTERS), key: str = "3+4", tokens: Sequence[str] = TOKENS
 ) -> Any:
-    """What ``load_audit`` gives: three responses, the last padded; all of it by hand."""
+    """What ``load_audit`` gives: three completions, the last padded; all of it by hand."""
     count = len(tokens)
     lengths = [count, count, count - 2]
     rng = np.random.default_rng(0)

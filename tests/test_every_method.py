@@ -47,7 +47,7 @@ def test_figures_are_finite_and_recorded(trained: Any, name: str) -> None:
     always = ["reward", "loss", "gradient_norm", "entropy", "kl", "ratio_max", "tokens_sampled"]
     for column in always:
         assert all(math.isfinite(value) for value in steps[column]), column
-    for table in (trained.responses, trained.segments, trained.tokens):
+    for table in (trained.completions, trained.segments, trained.tokens):
         rows = table[table.run == run]
         assert set(rows.step) == {1, 2}
     segments = trained.segments[trained.segments.run == run]

@@ -68,7 +68,7 @@ def override(config: Any, key: str) -> Any:
 
 def prompts(path: Path) -> list[list[str]]:
     """The prompts of each step, each once."""
-    rows = read_runs(path).responses
+    rows = read_runs(path).completions
     return [list(dict.fromkeys(step["prompt"].astype(str))) for _, step in rows.groupby("step")]
 
 

@@ -12,13 +12,13 @@ from pydantic import BaseModel
 from segcredit import load_config, read_runs, train
 from segcredit.config import RunConfig
 from segcredit.records.run_directory import RunRecords, read_metrics
-from segcredit.records.step_tables import TABLES
+from segcredit.records.schemas import COLUMNS, STORED, Table
 from segcredit.records.tables import STEP_COLUMNS, Runs, flatten
 from small import SMALL
 
 PAGE = Path(__file__).parent.parent / "docs" / "tables.md"
 ROW = re.compile(r"^\| `([\w.]+)` \| (\w+) \| (\S.*?) \| (\S.*?) \|$", re.MULTILINE)
-NAMES = ["runs", "steps", "responses", "segments", "tokens", "audit"]
+NAMES = ["runs", "steps", "completions", "segments", "tokens", "audit"]
 
 
 def documented(table: str) -> dict[str, str]:
@@ -27,6 +27,12 @@ def documented(table: str) -> dict[str, str]:
     rows = ROW.findall(section)
     assert len(rows) == section.count("\n| `"), "a row is not of the form | `name` | type | ..."
     return {name: kind for name, kind, _, _ in rows}
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_the_page_says_of_each_column_what_its_declaration_says(table: Table) -> None:
+    rows = [f"| `{n}` | {c.type} | {c.unit} | {c.meaning} |" for n, c in COLUMNS[table].items()]
+    assert "\n".join(rows) in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +103,14 @@ def test_the_loop_measures_every_metric_on_the_page_and_no_other(runs: Runs) -> 
 @pytest.mark.parametrize("table", NAMES[2:-1])
 def test_the_loop_fills_every_column_of_a_table(runs: Runs, table: str) -> None:
     frame = getattr(runs, table)
-    assert set(frame) == {"run", *TABLES[table].names}  # pyright: ignore[reportArgumentType]
+    assert set(frame) == {"run", *STORED[table].names}  # pyright: ignore[reportArgumentType]
     assert not frame.drop(columns="run").isna().to_numpy().any()
 
 
 def test_figures_of_the_page_hold_in_the_run(runs: Runs) -> None:
     """What the page says of units and places, where a run can show it."""
-    segments, tokens, responses = runs.segments, runs.tokens, runs.responses
-    keys = ["run", "step", "prompt", "response"]
+    segments, tokens, responses = runs.segments, runs.tokens, runs.completions
+    keys = ["run", "step", "prompt", "completion"]
     counted = segments.groupby(keys, observed=True)["segment"].agg(["count", "min", "max"])
     joined = responses.merge(counted.reset_index(), on=keys)
     assert (joined["count"] == joined["segments"]).all()
@@ -121,8 +127,8 @@ def test_figures_of_the_page_hold_in_the_run(runs: Runs) -> None:
     assert steps["reward"].tolist() == pytest.approx(of_step["reward"].mean().tolist())
     assert steps["reward_std"].tolist() == pytest.approx(of_step["reward"].std(ddof=0).tolist())
     assert steps["truncated"].tolist() == pytest.approx(of_step["truncated"].mean().tolist())
-    assert steps["response_length"].tolist() == pytest.approx(of_step["tokens"].mean().tolist())
-    assert steps["segments_per_response"].tolist() == pytest.approx(
+    assert steps["completion_length"].tolist() == pytest.approx(of_step["tokens"].mean().tolist())
+    assert steps["segments_per_completion"].tolist() == pytest.approx(
         of_step["segments"].mean().tolist()
     )
     assert steps["entropy"].tolist() == pytest.approx(

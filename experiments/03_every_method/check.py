@@ -28,7 +28,7 @@ def table(path: str) -> pd.DataFrame:
         {
             "status": last.status,
             "finite": finite & credit,
-            "segments a response": last.segments_per_response.round(1),
+            "segments a response": last.segments_per_completion.round(1),
             "share of tokens in the loss": last.loss_tokens.round(2),
             "clipped": last.clip_fraction.round(3),
             "largest ratio": last.ratio_max.round(2),

@@ -20,7 +20,7 @@ from segcredit.cli.plugin_commands import with_plugin_commands
 from segcredit.errors import ConfigError, SegcreditError
 
 if TYPE_CHECKING:
-    from segcredit.study.grid import Progress as GridProgress
+    from segcredit.study.grid import GridProgress
 
 
 class _Stopped(SegcreditError):
@@ -113,10 +113,10 @@ def evaluate(
     """Judges a policy on held-out prompts: accuracy, pass@k, maj@k."""
     from segcredit.cli.display import evaluation_table
     from segcredit.register import load_code
-    from segcredit.study.evaluation import evaluate_subject, subject
+    from segcredit.study.evaluation import evaluate_policy, evaluated_policy
 
     load_code(code or [])
-    chosen = subject(
+    chosen = evaluated_policy(
         source,
         overrides or [],
         prompts=prompts,
@@ -125,7 +125,7 @@ def evaluate(
         output=output,
     )
     ks = None if k is None else _whole_numbers("--k", k)
-    found = evaluate_subject(chosen, ks=ks, batch=batch, overwrite=overwrite)
+    found = evaluate_policy(chosen, ks=ks, batch=batch, overwrite=overwrite)
     out.print(evaluation_table(found, chosen.step))
     out.print(f"Recorded in {chosen.output}", soft_wrap=True)
 

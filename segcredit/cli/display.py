@@ -28,9 +28,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from segcredit.credit_audit import AuditProgress
     from segcredit.registry import PluginInfo
-    from segcredit.study.evaluation import Figure
-    from segcredit.study.grid import Cell
-    from segcredit.study.grid import Progress as GridProgress
+    from segcredit.study.evaluation import MetricEstimate
+    from segcredit.study.grid import Cell, GridProgress
     from segcredit.study.segmenting.cut import TextSegments
     from segcredit.study.segmenting.tables import Summary
     from segcredit.study.segmenting.texts import Document
@@ -56,7 +55,7 @@ def training_progress(out: Console, rows: Iterable[Mapping[str, float]], steps: 
 
 
 def _note(row: Mapping[str, float]) -> str:
-    shown = ("reward", "accuracy", "faithful")
+    shown = ("reward", "accuracy", "process_correct")
     return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
 
@@ -215,14 +214,14 @@ def _with_interval(places: Any, place: tuple[str, str]) -> str:
     return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
 
 
-def evaluation_table(metrics: Sequence[Figure], step: int) -> Table:
+def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:
     """Builds the table of an evaluation: each metric with its interval over prompts."""
     title = f"policy after step {step}: metrics and 95 % intervals over prompts (bootstrap)"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("metric")
     for name in ("value", "interval", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in metrics:
+    for one in estimates:
         has_interval = one.low == one.low  # not NaN, as where all prompts are alike
         table.add_row(
             one.name,

@@ -24,7 +24,7 @@ from segcredit.credit_audit.checksummed_parquet import read_checksummed, write_c
 from segcredit.credit_audit.credits import Batches, Credits
 from segcredit.credit_audit.metrics.arrays import Floats, Ints
 from segcredit.errors import StudyError
-from segcredit.records.tables.schemas import AUDIT, AUDIT_SCHEMA
+from segcredit.records.schemas import AUDIT, STORED
 
 CREDITS = "credits"
 _SCHEMA = pa.schema(
@@ -80,12 +80,12 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[st
 
     Args:
         path: the audit's directory.
-        rows: by column of ``AUDIT_SCHEMA``.
+        rows: by column of ``STORED["audit"]``.
         label: what the table is of: ``credits``, the names of its units in their order;
             ``failed``, the units that are not there, with the reason; ``truth``, where that is,
             from ``path``; ``resampling``, how the intervals were made.
     """
-    write_checksummed(path / AUDIT, rows, AUDIT_SCHEMA, label)
+    write_checksummed(path / AUDIT, rows, STORED["audit"], label)
 
 
 def table_label(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     images/    9f86d081884c7d659a2feaa0c55ad015.png, ...
 
-The column ``images`` of ``.responses`` names them.
+The column ``images`` of ``.completions`` names them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     environment.json    versions, plug-in distributions, git revision, seed, threads
     status.json         "running", "interrupted", "failed" or "finished", and what stopped it
     metrics.jsonl       a row a step, appended and synced; a torn last line is ignored
-    responses/  segments/  tokens/    Parquet, see segcredit.records.step_tables
+    completions/  segments/  tokens/    Parquet, see segcredit.records.step_tables
     images/             what prompts show, see segcredit.records.image_files
     checkpoints/        see segcredit.records.checkpoint
 
@@ -29,8 +29,8 @@ from segcredit.atomic_files import remove_temporaries, unwritten, write_atomical
 from segcredit.errors import RecordError
 from segcredit.records import checkpoint
 from segcredit.records.image_files import remove_unfinished_images, write_image
+from segcredit.records.schemas import TableName, current_names
 from segcredit.records.step_tables import (
-    TableName,
     cut_tables,
     pack_metrics,
     pack_tables,
@@ -404,4 +404,5 @@ def _row(line: bytes) -> dict[str, Any] | None:
     if not isinstance(found, dict) or "step" not in found:
         return None
     row = cast("dict[str, Any]", found)
-    return {key: math.nan if value is None else value for key, value in row.items()}
+    values = (math.nan if value is None else value for value in row.values())
+    return dict(zip(current_names("steps", row), values, strict=True))

@@ -1,6 +1,6 @@
 """The Parquet tables of a run: a file a step while it goes on, one packed file at its end.
 
-    responses/  segments/  tokens/    step_000012.parquet, ..., then all.parquet
+    completions/  segments/  tokens/    step_000012.parquet, ..., then all.parquet
     steps.parquet                     the metrics; at the end alone
 
 Where a table's ``all.parquet`` exists it is the whole table and step files beside it are
@@ -21,65 +21,23 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from segcredit.atomic_files import remove, remove_temporaries, replacing, write_atomically
+from segcredit.atomic_files import (
+    remove,
+    remove_temporaries,
+    replacing,
+    unwritten,
+    write_atomically,
+)
 from segcredit.errors import RecordError
+from segcredit.records.schemas import RENAMED_TABLES, STORED, TableName, current_names
 
-TableName = Literal["responses", "segments", "tokens"]
-
-TABLES: dict[TableName, pa.Schema] = {
-    "responses": pa.schema(
-        {
-            "step": pa.int64(),
-            "prompt": pa.string(),
-            "response": pa.int64(),
-            "prompt_text": pa.string(),
-            "text": pa.string(),
-            "reward": pa.float64(),
-            "truncated": pa.bool_(),
-            "tokens": pa.int64(),
-            "segments": pa.int64(),
-            "images": pa.string(),
-        }
-    ),
-    "segments": pa.schema(
-        {
-            "step": pa.int64(),
-            "prompt": pa.string(),
-            "response": pa.int64(),
-            "segment": pa.int64(),
-            "start": pa.int64(),
-            "end": pa.int64(),
-            "text": pa.string(),
-            "value": pa.float64(),
-            "reward": pa.float64(),
-            "advantage": pa.float64(),
-            "return": pa.float64(),
-            "ratio": pa.float64(),
-        }
-    ),
-    "tokens": pa.schema(
-        {
-            "step": pa.int64(),
-            "prompt": pa.string(),
-            "response": pa.int64(),
-            "position": pa.int64(),
-            "token_id": pa.int64(),
-            "text": pa.string(),
-            "segment": pa.int64(),
-            "logprob": pa.float32(),
-            "entropy": pa.float32(),
-            "value": pa.float32(),
-            "advantage": pa.float32(),
-        }
-    ),
-}
-"""The columns that every file of a table has; a run may record more."""
+TABLES: tuple[TableName, ...] = get_args(TableName)
 
 STEPS = "steps.parquet"
 """The metrics of a finished run: what ``metrics.jsonl`` says, several times quicker to read."""
@@ -93,10 +51,11 @@ _WRITING: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 def table_files(path: Path, name: TableName) -> list[Path]:
     """Lists the Parquet files that together are one table of a run, in the order of steps."""
-    packed = path / name / _PACKED
+    folder = _existing_folder(path, name)
+    packed = folder / _PACKED
     if packed.exists():
         return [packed]
-    files = list(_step_files(path / name).values())
+    files = list(_step_files(folder).values())
     # Packed while they were listed, some of them may have been removed before they were seen.
     return [packed] if packed.exists() else files
 
@@ -109,9 +68,8 @@ def step_of(file: Path) -> int | None:
 
 def unified_schema(files: Iterable[Path], name: TableName) -> pa.Schema:
     """Returns the columns of a table: those that it always has, then those found in ``files``."""
-    found = [TABLES[name], *map(_schema, files)]
-    plain = [schema.remove_metadata() for schema in found]
-    return pa.unify_schemas(plain, promote_options="permissive")
+    found = [STORED[name], *(_schema(file, name) for file in files)]
+    return pa.unify_schemas(found, promote_options="permissive")
 
 
 def write_step(path: Path, name: TableName, step: int, columns: Mapping[str, Any]) -> None:
@@ -121,7 +79,7 @@ def write_step(path: Path, name: TableName, step: int, columns: Mapping[str, Any
             f"There is no table {name!r}; expected one of {', '.join(TABLES)}. Add a column to"
             " one of them instead."
         )
-    folder = path / name
+    folder = _own_folder(path, name)
     if (folder / _PACKED).exists():
         _unpack(folder, last_step=None)
     _write_table(_step_file(folder, step), _arrow_table(name, step, columns))
@@ -134,7 +92,7 @@ def pack_tables(path: Path) -> None:
         RecordError: a file cannot be read or written; the table keeps its rows.
     """
     for name in TABLES:
-        _pack(path / name, name)
+        _pack(_own_folder(path, name), name)
 
 
 def pack_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -186,7 +144,7 @@ def cut_tables(path: Path, step: int) -> None:
         RecordError: a file cannot be read or written.
     """
     remove([path / STEPS])
-    for folder in (path / name for name in TABLES):
+    for folder in (_own_folder(path, name) for name in TABLES):
         remove_temporaries(folder)
         if (folder / _PACKED).exists():
             _unpack(folder, last_step=step)
@@ -195,9 +153,30 @@ def cut_tables(path: Path, step: int) -> None:
         remove(reversed(later))
 
 
-def _schema(file: Path) -> pa.Schema:
+def _existing_folder(path: Path, name: TableName) -> Path:
+    """Returns the folder of a table, which may have the name that it had in the version before."""
+    folders = [path / name, *(path / old for old, new in RENAMED_TABLES.items() if new == name)]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _own_folder(path: Path, name: TableName) -> Path:
+    """Returns the folder that a table is written to, with what a version before wrote of it.
+
+    The columns in such files keep their names until the table is packed; readers rename them.
+    """
+    there, own = _existing_folder(path, name), path / name
+    if there.is_dir() and there != own:
+        try:
+            there.rename(own)
+        except OSError as error:
+            raise unwritten(own, error) from error
+    return own
+
+
+def _schema(file: Path, name: TableName) -> pa.Schema:
     with _reading(file):
-        return pq.read_schema(file)
+        found = pq.read_schema(file)
+    return pa.schema(dict(zip(current_names(name, found.names), found.types, strict=True)))
 
 
 def _step_file(folder: Path, step: int) -> Path:
@@ -220,13 +199,13 @@ def _arrow_table(name: TableName, step: int, columns: Mapping[str, Any]) -> pa.T
             f" one value for each of the {name} in each column."
         )
     rows = next(iter(lengths.values()), 0)
-    missing = dict.fromkeys(TABLES[name].names, [None] * rows)
+    missing = dict.fromkeys(STORED[name].names, [None] * rows)
     whole = {**missing, **columns, "step": [step] * rows}
     return pa.table({key: _arrow_column(name, key, values) for key, values in whole.items()})
 
 
 def _arrow_column(name: TableName, key: str, values: Any) -> Any:
-    schema = TABLES[name]
+    schema = STORED[name]
     expected = schema.field(key).type if key in schema.names else None
     try:
         array = pa.array(values)
@@ -271,12 +250,12 @@ def _pack(folder: Path, name: TableName) -> None:
             replacing(folder / _PACKED) as stream,
             pq.ParquetWriter(stream, schema, **_WRITING) as writer,
         ):
-            for group in _groups(files, schema):
+            for group in _groups(files, name, schema):
                 writer.write_table(group, row_group_size=max(group.num_rows, 1))
     remove(files)
 
 
-def _groups(files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+def _groups(files: Iterable[Path], name: TableName, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yields the step files' rows, several steps at a time; a step is never split over two groups.
 
     Every group has all columns of ``schema``; those that a step lacks are null.
@@ -284,7 +263,8 @@ def _groups(files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     for file in files:
         with _reading(file):
-            waiting.append(pq.read_table(file, page_checksum_verification=True))
+            rows = pq.read_table(file, page_checksum_verification=True)
+        waiting.append(rows.rename_columns(current_names(name, rows.column_names)))
         if sum(table.num_rows for table in waiting) >= _GROUP_ROWS:
             yield _concatenated(waiting, schema)
             waiting = []

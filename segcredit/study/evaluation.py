@@ -35,7 +35,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EvaluatedPolicy:
     """A policy to be evaluated, and its prompts."""
 
     config: RunConfig
@@ -48,7 +48,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MetricEstimate:
     """A metric with its interval over prompts; the interval is NaN where prompts do not differ."""
 
     name: str
@@ -59,7 +59,7 @@ class Figure:
     """Those for which it is known."""
 
 
-def subject(
+def evaluated_policy(
     source: str,
     overrides: Iterable[str] = (),
     *,
@@ -67,7 +67,7 @@ def subject(
     completions: int | None = None,
     saved: Path | None = None,
     output: Path | None = None,
-) -> Subject:
+) -> EvaluatedPolicy:
     """Returns a run's policy at its last checkpoint, or a config's before training.
 
     Args:
@@ -90,16 +90,18 @@ def subject(
     found = saved or (_last_checkpoint(Path(source)) if is_run else None)
     step = 0 if found is None else int(checkpoint.load(found)["row"]["step"])
     directory = Path(source) if is_run else run_directory(config)
-    return Subject(config, found, step, output or directory / "evaluation" / f"step_{step:06d}")
+    return EvaluatedPolicy(
+        config, found, step, output or directory / "evaluation" / f"step_{step:06d}"
+    )
 
 
-def evaluate_subject(
-    chosen: Subject,
+def evaluate_policy(
+    chosen: EvaluatedPolicy,
     *,
     ks: Sequence[int] | None = None,
     batch: int | None = None,
     overwrite: bool = False,
-) -> list[Figure]:
+) -> list[MetricEstimate]:
     """Samples, judges and writes: a row a completion, and the metrics.
 
     Args:
@@ -125,7 +127,7 @@ def evaluate_subject(
     return found
 
 
-def summary(judged: Sequence[Judged], ks: Sequence[int] | None = None) -> list[Figure]:
+def summary(judged: Sequence[Judged], ks: Sequence[int] | None = None) -> list[MetricEstimate]:
     """Computes each metric with a bootstrap interval whose unit is a prompt.
 
     The completions of a prompt share its difficulty, so that they are no units of their own.
@@ -134,15 +136,15 @@ def summary(judged: Sequence[Judged], ks: Sequence[int] | None = None) -> list[F
         judged: of all prompts.
         ks: as in ``by_prompt``.
     """
-    return [_figure(name, values) for name, values in by_prompt(judged, ks).items()]
+    return [_estimate(name, values) for name, values in by_prompt(judged, ks).items()]
 
 
-def _figure(name: str, values: list[float]) -> Figure:
+def _estimate(name: str, values: list[float]) -> MetricEstimate:
     known = [value for value in values if not math.isnan(value)]
     # Equal values say nothing of how much others would differ.
     differ = len(set(known)) > 1
     low, high = bootstrap_interval(known, confidence=CONFIDENCE) if differ else (math.nan, math.nan)
-    return Figure(name, mean(known), low, high, len(known))
+    return MetricEstimate(name, mean(known), low, high, len(known))
 
 
 def _judged(run: Run, step: int, batch: int) -> list[Judged]:
@@ -172,7 +174,7 @@ def _last_checkpoint(path: Path) -> Path:
     return found[-1]
 
 
-def _require_possible(chosen: Subject, ks: Sequence[int] | None) -> None:
+def _require_possible(chosen: EvaluatedPolicy, ks: Sequence[int] | None) -> None:
     most = chosen.config.evaluate.completions
     wrong = [k for k in ks or () if not 1 <= k <= most]
     if wrong:
@@ -193,13 +195,13 @@ def _require_free(output: Path, overwrite: bool) -> None:
 
 def _table(judged: Sequence[Judged], step: int) -> pd.DataFrame:
     frame = pd.DataFrame(judged, columns=list(Judged._fields))
-    frame["faithful"] = frame["faithful"].astype("boolean")
+    frame["process_correct"] = frame["process_correct"].astype("boolean")
     frame["answer"] = frame["answer"].astype("string")
     frame.insert(0, "step", step)
     return frame
 
 
-def _summary(chosen: Subject, found: Sequence[Figure]) -> str:
+def _summary(chosen: EvaluatedPolicy, found: Sequence[MetricEstimate]) -> str:
     config = chosen.config
     content = {
         "checkpoint": None if chosen.checkpoint is None else str(chosen.checkpoint),

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from segcredit.atomic_files import replacing
 from segcredit.errors import StudyError, require_package
-from segcredit.records.tables import Runs, require_known
-from segcredit.records.tables.schemas import SCHEMAS, Table
+from segcredit.records.schemas import RENAMED_TABLES, SCHEMAS, Table
+from segcredit.records.tables import Runs, current_name, require_known
 
 _DIGITS = 3
 """Decimals of a number on a page; CSV and Parquet keep all of it."""
@@ -62,6 +62,7 @@ def table_of(runs: Runs, name: str, made: Mapping[str, pd.DataFrame]) -> pd.Data
     Raises:
         StudyError: there is none of that name; lists those that there are.
     """
+    name = current_name(name, RENAMED_TABLES)
     require_known("table", [name], [*made, "runs", *SCHEMAS])
     if name in made:
         return made[name]

@@ -36,7 +36,8 @@ class Arithmetic(Task):
     The tutor slips anywhere with ``tutor_error``, and with ``tutor_bug`` is off by one whenever
     a step passes 9 or 0. Above one half the wrong answer is the likeliest one after imitation,
     so that learning has to turn a mode over rather than to sharpen it. A wrong chain ends at the
-    right value once in ten times: ``reward`` is 1 for these too, and ``faithful`` tells them apart.
+    right value once in ten times: ``reward`` is 1 for these too, and ``process_correct`` tells them
+    apart.
 
     With the defaults a completion has 27 to 51 tokens, its end token included. One prompt in
     ten, by a checksum of its expression, is for evaluation and never for training.
@@ -89,15 +90,15 @@ class Arithmetic(Task):
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Gives reward 1 to a text that ends with its one answer line, which states the true value.
 
-        ``faithful`` is whether the text is the whole true working, letter for letter but for
+        ``process_correct`` is whether the text is the whole true working, letter for letter but for
         the filler.
         """
         *working, last = text.split("\n")
         said = last.removeprefix("#") if last.startswith("#") and not truncated else ""
         correct = not truncated and last == f"#{prompt.answer}" and text.count("#") == 1
         shown = [self._without_filler(line) for line in working]
-        faithful = correct and shown == _working(prompt.key)
-        return Verdict(float(correct), correct, faithful, said)
+        process_correct = correct and shown == _working(prompt.key)
+        return Verdict(float(correct), correct, process_correct, said)
 
     def demonstrations(
         self, count: int, generator: torch.Generator

@@ -47,8 +47,9 @@ class Bars(Task):
     likeliest after imitation, so that learning has to turn a mode over.
 
     Misread bars can make up for each other, and later mistakes for earlier ones: ``reward`` is 1
-    for these too, and ``faithful`` tells them apart. Where most rewards are won by such luck, as
-    from an unfinished imitation, learning from them makes the readings worse: watch ``faithful``.
+    for these too, and ``process_correct`` tells them apart. Where most rewards are won by such
+    luck, as from an unfinished imitation, learning from them makes the readings worse: watch
+    ``process_correct``.
 
     One prompt in ten, by a checksum of its heights, is for evaluation and never for training.
 
@@ -104,14 +105,14 @@ class Bars(Task):
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Gives reward 1 to a text that ends with its one answer line, which states the true sum.
 
-        ``faithful`` is whether the text is the whole true working, letter for letter.
+        ``process_correct`` is whether the text is the whole true working, letter for letter.
         """
         last = text.split("\n")[-1]
         said = last.removeprefix("#") if last.startswith("#") and not truncated else ""
         correct = not truncated and last == f"#{prompt.answer}" and text.count("#") == 1
         heights = [int(height) for height in prompt.key]
-        faithful = correct and text == _working(heights, list(itertools.accumulate(heights)))
-        return Verdict(float(correct), correct, faithful, said)
+        process_correct = correct and text == _working(heights, list(itertools.accumulate(heights)))
+        return Verdict(float(correct), correct, process_correct, said)
 
     def demonstrations(
         self, count: int, generator: torch.Generator

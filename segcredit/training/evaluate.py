@@ -28,7 +28,7 @@ class Judged(NamedTuple):
     completion: int
     """Number of the completion among the prompt's sampled ones; -1 for the greedy one."""
     correct: bool
-    faithful: bool | None
+    process_correct: bool | None
     answer: str | None
     reward: float
     truncated: bool
@@ -117,7 +117,7 @@ def judge(
                 prompt=prompt.key,
                 completion=number,
                 correct=verdict.correct,
-                faithful=verdict.faithful,
+                process_correct=verdict.process_correct,
                 answer=verdict.answer,
                 reward=verdict.reward,
                 truncated=bool(truncated),
@@ -144,8 +144,8 @@ def by_prompt(judged: Iterable[Judged], ks: Sequence[int] | None = None) -> dict
         ks: of pass@k; None = the powers of two from 2 up to the number of completions.
 
     Returns:
-        ``accuracy`` (share of right completions), ``accuracy_greedy``, ``faithful`` (share of
-        completions whose every step is true; NaN where the task cannot tell); where there are
+        ``accuracy`` (share of right completions), ``accuracy_greedy``, ``process_correct`` (share
+        of completions whose every step is true; NaN where the task cannot tell); where there are
         several completions of a prompt also ``pass_at_K`` for each k, and ``majority`` (maj@k of
         all its completions; NaN where the task does not tell answers). All in [0,1].
 
@@ -164,8 +164,9 @@ def by_prompt(judged: Iterable[Judged], ks: Sequence[int] | None = None) -> dict
     found = {
         "accuracy": [mean([one.correct for one in group]) for group in groups],
         "accuracy_greedy": [float(greedy.get(prompt, math.nan)) for prompt in sampled],
-        "faithful": [
-            mean([math.nan if x.faithful is None else x.faithful for x in g]) for g in groups
+        "process_correct": [
+            mean([math.nan if x.process_correct is None else x.process_correct for x in g])
+            for g in groups
         ],
     }
     most = min(map(len, groups), default=0)

@@ -27,7 +27,7 @@ from segcredit.records import checkpoint
 from segcredit.records.recovery import damage, last_good_state
 from segcredit.records.run_directory import Records, RunRecords, SilentRecords
 from segcredit.records.run_lock import run_lock
-from segcredit.records.step_tables import TableName
+from segcredit.records.schemas import TableName
 from segcredit.records.trackers import tracking
 from segcredit.rng import stream
 from segcredit.training.build import Run, build, environment, run_hash, started_processes
@@ -199,9 +199,9 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         "reward": rewards_B.mean(),
         "reward_std": rewards_B.std(correction=0),
         "entropy": entropy / tokens,
-        "response_length": tokens / len(rewards_B),
+        "completion_length": tokens / len(rewards_B),
         "truncated": truncated / len(rewards_B),
-        "segments_per_response": segments / len(rewards_B),
+        "segments_per_completion": segments / len(rewards_B),
         "explained_variance": explained_variance(batch.whole, lambda_returns(batch.whole)),
     }
 
@@ -304,7 +304,7 @@ def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) ->
             f"all rewards of the first {step} steps were equal (reward {float(rewards_B[0]):g}):"
             " there is nothing to learn from. The usual cause is a task that this policy never or"
             " always solves, or a verifier that rejects every format. Look at the recorded"
-            " responses, or raise train.patience."
+            " completions, or raise train.patience."
         )
     return step
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segcredit.objective.group_statistics import group_place
 from segcredit.records.image_files import image_name
-from segcredit.records.step_tables import TableName
+from segcredit.records.schemas import TableName
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
 
@@ -66,7 +66,7 @@ def _own_tables(
     wanted = run.config.record
     made: dict[TableName, Columns] = {}
     if wanted.responses:
-        made["responses"] = _responses(batch, step, earlier)
+        made["completions"] = _completions(batch, step, earlier)
     if wanted.segments:
         made["segments"] = _segments(batch, step, earlier)
     if wanted.tokens:
@@ -74,7 +74,7 @@ def _own_tables(
     return made
 
 
-def _responses(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
+def _completions(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     rollouts = batch.rollouts
     prompts = batch.simulator.prompts
     shown = {
@@ -151,7 +151,7 @@ def _names(batch: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str])
     return {
         "step": [step] * len(rows),
         "prompt": [keys[row] for row in _list(rows)],
-        "response": _numpy(place_B[rows]),
+        "completion": _numpy(place_B[rows]),
     }
 
 

@@ -319,7 +319,7 @@ def _apply(run: Run, trained: Trained[object], what: str, step: int) -> Tensor:
         raise TrainingError(
             f"the {what} of step {step} is not finite (gradient norm {norm}). The usual cause is a"
             " learning rate that is too high, a reward that is NaN, or log-probs of tokens that"
-            " the policy cannot produce. Lower the learning rate, or look at the last responses."
+            " the policy cannot produce. Lower the learning rate, or look at the last completions."
         )
     trained.step()
     return norm

@@ -35,12 +35,7 @@ from segcredit.credit_audit.runner import TRUTH
 from segcredit.credit_audit.table import JUDGES, arrays, token_classes
 from segcredit.errors import ConfigError, RegistryError, StudyError
 from segcredit.records.run_directory import read_status
-from segcredit.records.tables.schemas import (
-    AUDIT,
-    AUDIT_COLUMNS_BEFORE,
-    AUDIT_METRICS_BEFORE,
-    AUDIT_SCHEMA,
-)
+from segcredit.records.schemas import AUDIT, RENAMED, RENAMED_METRICS, STORED
 from segcredit.training.build import build, with_credit
 from small import SMALL
 
@@ -155,15 +150,15 @@ def test_the_table_of_metrics_is_what_an_audit_measures(done):
 def test_an_audit_with_the_names_of_before_is_read_under_those_of_today(done, tmp_path):
     old = tmp_path / "out"
     shutil.copytree(done, old)
-    before = {(section, now): name for (section, name), now in AUDIT_METRICS_BEFORE.items()}
+    before = {(section, now): name for (section, name), now in RENAMED_METRICS.items()}
     label, rows = read_checksummed(old / AUDIT)
     for row in rows:
         section, metric = row.pop("section"), row.pop("metric")
         row |= {"question": section, "figure": before.get((section, metric), metric)}
         row["at"] = "response" if row["at"] == "completion" else row["at"]
-    then = {name: now for now, name in AUDIT_COLUMNS_BEFORE.items()}
-    names = [then.get(name, name) for name in AUDIT_SCHEMA.names]
-    kinds = dict(zip(names, AUDIT_SCHEMA.types, strict=True))
+    then = {name: now for now, name in RENAMED["audit"].items()}
+    names = [then.get(name, name) for name in STORED["audit"].names]
+    kinds = dict(zip(names, STORED["audit"].types, strict=True))
     write_checksummed(old / AUDIT, rows, pa.schema(kinds), label)
     for file in (old / "credits").iterdir():
         label, rows = read_checksummed(file)

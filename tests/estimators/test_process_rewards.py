@@ -220,7 +220,7 @@ def test_equations_on_the_arithmetic_task(filler, error, bug):
         # The answer's line, and nothing else, has no equation.
         assert row_of(rewards, lines, row) == [*want, 0.0]
         if not error:
-            assert task.verify(prompt, text, truncated=False).faithful
+            assert task.verify(prompt, text, truncated=False).process_correct
     assert len(seen) >= 400
     assert all(seen) if not error else 0.1 < sum(seen) / len(seen) < 0.9
 
@@ -409,7 +409,7 @@ def test_a_run_records_the_reward_of_each_line(tmp_path):
     short = ["train.steps=1", "segmenter=newline", "loss.kl_penalty=0.0", reward]
     config = segcredit.load_config("sapo", [*SMALL, *short])
     segments = segcredit.read_runs(segcredit.train(config, tmp_path / "run")).segments
-    last = segments.groupby(["step", "prompt", "response"]).segment.transform("max")
+    last = segments.groupby(["step", "prompt", "completion"]).segment.transform("max")
     inner = segments[segments.segment < last]
     shaped = inner[inner.text.str.fullmatch(r"\d[-+]\d=\d\n")]
     assert len(shaped) > 4

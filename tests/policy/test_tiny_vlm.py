@@ -190,7 +190,7 @@ def test_every_kind_of_method_trains_on_images(
     runs = read_runs(path)
     assert runs.runs.status.tolist() == ["finished"]
     assert np.isfinite(runs.steps.loss[1:]).all()
-    assert set(runs.responses.prompt.str.len()) == {3}
+    assert set(runs.completions.prompt.str.len()) == {3}
 
 
 @pytest.mark.usefixtures("varied")

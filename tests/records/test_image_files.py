@@ -1,4 +1,4 @@
-"""Images of prompts in a run directory: each once, whole, and found from the responses."""
+"""Images of prompts in a run directory: each once, whole, and found from the completions."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def varied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.tasks, "_local", {"varied": Varied})
 
 
-def test_responses_name_the_images_of_their_own_prompts(tmp_path: Path) -> None:
-    found = read_runs(train(config(), tmp_path)).responses
+def test_completions_name_the_images_of_their_own_prompts(tmp_path: Path) -> None:
+    found = read_runs(train(config(), tmp_path)).completions
     task = Varied(min_steps=1, max_steps=1)
     shown = {prompt.key: prompt.images for prompt in task.prompts(2000, torch.Generator())}
     for key, names in zip(found["prompt"], found["images"], strict=True):
@@ -158,9 +158,9 @@ def test_a_resumed_run_has_the_same_images(tmp_path: Path) -> None:
     assert one == other
 
 
-def test_images_are_kept_for_recorded_responses_alone(tmp_path: Path) -> None:
+def test_images_are_kept_for_recorded_completions_alone(tmp_path: Path) -> None:
     silent = train(config("record.responses=false"), tmp_path / "silent")
     text = train(load_config("grpo", SMALL), tmp_path / "text")
     assert not (silent / "images").exists()
     assert not (text / "images").exists()
-    assert set(read_runs(text).responses["images"]) == {""}
+    assert set(read_runs(text).completions["images"]) == {""}

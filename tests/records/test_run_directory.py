@@ -17,7 +17,8 @@ from segcredit.atomic_files import write_atomically
 from segcredit.errors import RecordError
 from segcredit.records import step_tables
 from segcredit.records.run_directory import RunRecords, read_metrics
-from segcredit.records.step_tables import TABLES, table_files
+from segcredit.records.schemas import STORED
+from segcredit.records.step_tables import table_files
 from segcredit.records.tables import flatten
 
 CONFIG: dict[str, Any] = {
@@ -39,7 +40,7 @@ def new_run(path: Path, **changes: Any) -> RunRecords:
 def segments(step: int, rows: int = 3) -> dict[str, Any]:
     return {
         "prompt": ["p"] * rows,
-        "response": list(range(rows)),
+        "completion": list(range(rows)),
         "value": np.arange(rows, dtype=np.float32) + step,
         "advantage": [None, *[1.0] * (rows - 1)],
     }
@@ -198,8 +199,8 @@ def test_tables_have_the_same_columns_whatever_was_given(tmp_path: Path) -> None
     run.table("segments", 3, {**segments(3), "mine": ["x", "y", "z"]})
     run.table("segments", 4, {})
     first, second = (pq.read_table(file) for file in table_files(tmp_path, "segments"))
-    assert first.schema.names == [*TABLES["segments"].names, "mine"]
-    assert second.schema == TABLES["segments"]
+    assert first.schema.names == [*STORED["segments"].names, "mine"]
+    assert second.schema == STORED["segments"]
     assert first["step"].to_pylist() == [3] * 3
     assert first["value"].to_pylist() == [3.0, 4.0, 5.0]
     assert first["advantage"].to_pylist() == [None, 1.0, 1.0]

@@ -16,18 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcredit.errors import RecordError, StudyError
-from segcredit.records.run_directory import RunRecords, read_metrics
-from segcredit.records.step_tables import STEPS, TABLES, metrics_table, pack_metrics
+from segcredit.records.run_directory import METRICS, RunRecords, read_metrics
+from segcredit.records.schemas import STORED
+from segcredit.records.step_tables import STEPS, metrics_table, pack_metrics
 from segcredit.records.tables import STEP_COLUMNS, flatten, read_runs
 from segcredit.records.tables.run_settings import typed
+from segcredit.study.statistics import run_values
 
 
 def make_run(path: Path, seed: int = 1, **config: Any) -> RunRecords:
     run = RunRecords.create(path, {"method": "sapo", "seed": seed, **config}, {})
     run.metrics({"step": 0, "accuracy": 0.1})
     run.metrics({"step": 1, "accuracy": None, "loss": 2.0, "mine": 7})
-    columns = {"prompt": ["p", "p"], "response": [0, 1], "reward": [0.0, 1.0]}
-    run.table("responses", 1, {**columns, "truncated": [False, True]})
+    columns = {"prompt": ["p", "p"], "completion": [0, 1], "reward": [0.0, 1.0]}
+    run.table("completions", 1, {**columns, "truncated": [False, True]})
     return run
 
 
@@ -96,13 +98,13 @@ def test_steps_have_every_column_and_nan_where_nothing_was_measured(tmp_path: Pa
 
 def test_tables_are_read_alike_before_and_after_packing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    run.table("responses", 2, {"prompt": ["q"], "response": [0], "mine": [3]})
-    before = read_runs(tmp_path).responses
+    run.table("completions", 2, {"prompt": ["q"], "completion": [0], "mine": [3]})
+    before = read_runs(tmp_path).completions
     run.finish()
-    after = read_runs(tmp_path).responses
+    after = read_runs(tmp_path).completions
     assert before.equals(after)
     assert list(before["step"]) == [1, 1, 2]
-    assert list(before.columns) == ["run", *TABLES["responses"].names, "mine"]
+    assert list(before.columns) == ["run", *STORED["completions"].names, "mine"]
     assert set(before["run"]) == {"a"}
 
 
@@ -110,7 +112,7 @@ def test_missing_tables_are_empty_with_the_right_columns(tmp_path: Path) -> None
     RunRecords.create(tmp_path, {"seed": 1}, {})
     runs = read_runs(tmp_path)
     assert runs.tokens.empty
-    assert list(runs.tokens.columns) == ["run", *TABLES["tokens"].names]
+    assert list(runs.tokens.columns) == ["run", *STORED["tokens"].names]
     assert runs.tokens["value"].dtype == "float32"
     assert list(runs.steps.columns) == ["run", "step", *STEP_COLUMNS]
 
@@ -118,8 +120,8 @@ def test_missing_tables_are_empty_with_the_right_columns(tmp_path: Path) -> None
 def test_read_projects_columns_and_fills_what_a_run_lacks(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     extra = make_run(tmp_path / "b")
-    extra.table("responses", 2, {"prompt": ["q"], "mine": [3.5]})
-    found = read_runs(tmp_path).read("responses", columns=["mine", "run"])
+    extra.table("completions", 2, {"prompt": ["q"], "mine": [3.5]})
+    found = read_runs(tmp_path).read("completions", columns=["mine", "run"])
     assert list(found.columns) == ["run", "mine"]
     assert list(found["run"]) == ["a", "a", "b", "b", "b"]
     assert list(found["mine"].dropna()) == [3.5]
@@ -129,7 +131,7 @@ def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     make_run(tmp_path)
     runs = read_runs(tmp_path)
     with pytest.raises(StudyError, match="did you mean 'reward'"):
-        runs.read("responses", columns=["rewards"])
+        runs.read("completions", columns=["rewards"])
     with pytest.raises(StudyError, match="did you mean 'tokens'"):
         runs.read("token")  # pyright: ignore[reportArgumentType]
 
@@ -137,7 +139,7 @@ def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
 def test_tables_are_read_once(tmp_path: Path) -> None:
     make_run(tmp_path)
     runs = read_runs(tmp_path)
-    assert runs.responses is runs.responses
+    assert runs.completions is runs.completions
 
 
 # ---- types
@@ -148,9 +150,9 @@ def types_of(frame: pd.DataFrame) -> dict[str, str]:
 
 
 FULL = {
-    "responses": {
+    "completions": {
         "prompt": ["p"],
-        "response": [0],
+        "completion": [0],
         "prompt_text": ["1+1="],
         "text": ["2"],
         "reward": [1.0],
@@ -161,7 +163,7 @@ FULL = {
     },
     "segments": {
         "prompt": ["p"],
-        "response": [0],
+        "completion": [0],
         "segment": [0],
         "start": [0],
         "end": [1],
@@ -174,7 +176,7 @@ FULL = {
     },
     "tokens": {
         "prompt": ["p"],
-        "response": [0],
+        "completion": [0],
         "position": [0],
         "token_id": [7],
         "text": ["2"],
@@ -213,12 +215,12 @@ def test_types_are_the_same_for_none_for_all_and_for_half_of_the_columns(tmp_pat
 
 def test_extra_columns_of_several_types_are_reconciled(tmp_path: Path) -> None:
     run = RunRecords.create(tmp_path / "a", {"seed": 1}, {})
-    run.table("responses", 1, {"prompt": ["p"], "mine": [3]})
-    run.table("responses", 2, {"prompt": ["p"], "mine": [3.5]})
-    RunRecords.create(tmp_path / "b", {"seed": 1}, {}).table("responses", 1, {"prompt": ["p"]})
-    assert read_runs(tmp_path).responses["mine"].tolist()[:2] == [3.0, 3.5]
+    run.table("completions", 1, {"prompt": ["p"], "mine": [3]})
+    run.table("completions", 2, {"prompt": ["p"], "mine": [3.5]})
+    RunRecords.create(tmp_path / "b", {"seed": 1}, {}).table("completions", 1, {"prompt": ["p"]})
+    assert read_runs(tmp_path).completions["mine"].tolist()[:2] == [3.0, 3.5]
     run.finish()
-    mine = read_runs(tmp_path).read("responses", ["mine"])["mine"]
+    mine = read_runs(tmp_path).read("completions", ["mine"])["mine"]
     assert (str(mine.dtype), mine.tolist()[:2], mine.isna()[2]) == ("float64", [3.0, 3.5], True)
 
 
@@ -247,11 +249,11 @@ def test_all_tables_share_the_categories_of_run_so_that_merging_keeps_them(tmp_p
     for name in ("b", "a", "c"):
         make_run(tmp_path / name, segmenter={"name": "newline"})
     runs = read_runs(tmp_path)
-    assert runs.runs["run"].dtype == runs.steps["run"].dtype == runs.responses["run"].dtype
-    merged = runs.responses.merge(runs.runs[["run", "segmenter"]], on="run")
+    assert runs.runs["run"].dtype == runs.steps["run"].dtype == runs.completions["run"].dtype
+    merged = runs.completions.merge(runs.runs[["run", "segmenter"]], on="run")
     assert str(merged["run"].dtype) == str(merged["segmenter"].dtype) == "category"
     assert len(merged) == 6
-    assert runs.responses.groupby("run", observed=True)["reward"].mean().to_dict() == {
+    assert runs.completions.groupby("run", observed=True)["reward"].mean().to_dict() == {
         "a": 0.5,
         "b": 0.5,
         "c": 0.5,
@@ -340,14 +342,14 @@ def test_segments_are_those_of_a_slow_reader(tmp_path: Path, cores: int, finishe
 
 def test_rows_are_chosen_by_an_expression(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    run.table("responses", 2, {"prompt": ["q"], "response": [0], "reward": [3.0]})
+    run.table("completions", 2, {"prompt": ["q"], "completion": [0], "reward": [3.0]})
     runs = read_runs(tmp_path)
-    found = runs.read("responses", ["prompt", "reward"], where=ds.field("step") > 1)
+    found = runs.read("completions", ["prompt", "reward"], where=ds.field("step") > 1)
     assert found[["prompt", "reward"]].to_numpy().tolist() == [["q", 3.0]]
     assert runs.read("steps", ["mine"], where=ds.field("loss") > 1)["mine"].tolist() == [7]
     assert runs.read("steps", where=ds.field("kl") > 1).empty  # never recorded, hence null
     with pytest.raises(StudyError, match="cannot be chosen by"):
-        runs.read("responses", where=ds.field("rewards") > 1)
+        runs.read("completions", where=ds.field("rewards") > 1)
 
 
 def test_some_runs_can_be_selected(tmp_path: Path) -> None:
@@ -384,26 +386,26 @@ def finished_run(path: Path) -> RunRecords:
 def test_a_truncated_table_is_never_read_as_whole(tmp_path: Path) -> None:
     finished_run(tmp_path / "good")
     finished_run(tmp_path / "bad")
-    file = tmp_path / "bad" / "responses" / "all.parquet"
+    file = tmp_path / "bad" / "completions" / "all.parquet"
     whole = file.read_bytes()
     for size in [*range(0, len(whole), max(1, len(whole) // 12)), len(whole) - 1]:
         file.write_bytes(whole[:size])
         with pytest.raises(RecordError, match=r"The run 'bad' is damaged.*all\.parquet"):
-            read_runs(tmp_path).responses  # noqa: B018
+            read_runs(tmp_path).completions  # noqa: B018
         runs = read_runs(tmp_path, damaged="skip")
-        assert list(runs.responses["run"]) == ["good", "good"]
+        assert list(runs.completions["run"]) == ["good", "good"]
         assert list(runs.left_out) == ["bad"]
         assert "all.parquet" in runs.left_out["bad"]
         assert len(runs.steps) == 4  # of the steps nothing is damaged
     file.write_bytes(whole)
-    assert len(read_runs(tmp_path).responses) == 4
+    assert len(read_runs(tmp_path).completions) == 4
 
 
-@pytest.mark.parametrize("name", ["responses/all.parquet", STEPS])
+@pytest.mark.parametrize("name", ["completions/all.parquet", STEPS])
 def test_a_changed_byte_of_a_page_is_noticed(tmp_path: Path, name: str) -> None:
     finished_run(tmp_path)
     pack_metrics(tmp_path, read_metrics(tmp_path))
-    table = "steps" if name == STEPS else "responses"
+    table = "steps" if name == STEPS else "completions"
     file = tmp_path / name
     whole = file.read_bytes()
     footer = int.from_bytes(whole[-8:-4], "little") + 8
@@ -423,11 +425,11 @@ def test_a_changed_byte_of_a_page_is_noticed(tmp_path: Path, name: str) -> None:
 def test_a_damaged_step_file_among_many_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     for step in (2, 3, 4):
-        run.table("responses", step, {"prompt": ["p"]})
-    file = tmp_path / "a" / "responses" / "step_000003.parquet"
+        run.table("completions", step, {"prompt": ["p"]})
+    file = tmp_path / "a" / "completions" / "step_000003.parquet"
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(RecordError, match=r"step_000003\.parquet cannot be read"):
-        read_runs(tmp_path).responses  # noqa: B018
+        read_runs(tmp_path).completions  # noqa: B018
 
 
 def test_metrics_cut_at_any_byte_keep_their_whole_rows(tmp_path: Path) -> None:
@@ -549,3 +551,99 @@ def test_an_unknown_way_with_damage_is_a_sentence(tmp_path: Path) -> None:
     make_run(tmp_path)
     with pytest.raises(StudyError, match="did you mean 'skip'"):
         read_runs(tmp_path, damaged="skipp")  # pyright: ignore[reportArgumentType]
+
+
+# ---- names of the version before
+
+OLD_METRICS = {"process_correct": "faithful", "completion_length": "response_length"}
+
+
+def make_old(path: Path) -> None:
+    """Turns a run into what the version before has recorded of it: folder, columns and metrics."""
+    (path / "completions").rename(path / "responses")
+    for file in path.glob("*/*.parquet"):
+        rows = pq.read_table(file)
+        names = ["response" if name == "completion" else name for name in rows.column_names]
+        pq.write_table(rows.rename_columns(names), file)
+    text = (path / METRICS).read_text()
+    for new, old in OLD_METRICS.items():
+        text = text.replace(f'"{new}"', f'"{old}"')
+    (path / METRICS).write_text(text)
+    if (path / STEPS).exists():
+        pack_metrics(path, [json.loads(line) for line in text.splitlines()])
+
+
+def make_renamed(path: Path) -> RunRecords:
+    run = RunRecords.create(path, {"seed": 1}, {})
+    for step in range(3):
+        run.metrics({"step": step, "process_correct": 0.5, "completion_length": 7.0 + step})
+        rows = {"prompt": ["p", "q"], "completion": [0, 1]}
+        run.table("completions", step, {**rows, "reward": [float(step), -1.0]})
+        run.table("segments", step, {**rows, "segment": [0, 0], "mine": [step, step]})
+    return run
+
+
+def everything(path: Path) -> list[pd.DataFrame]:
+    runs = read_runs(path)
+    return [runs.steps, runs.completions, runs.segments]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_of_the_version_before_is_read_under_the_names_of_today(
+    tmp_path: Path, finished: bool
+) -> None:
+    run = make_renamed(tmp_path)
+    if finished:
+        run.finish()
+    before = everything(tmp_path)
+    wanted = ["completion", "reward"]
+    at = ds.field("completion") == 1
+    chosen = read_runs(tmp_path).read("completions", wanted, where=at)
+    make_old(tmp_path)
+    assert (tmp_path / "responses").is_dir()
+    for found, expected in zip(everything(tmp_path), before, strict=True):
+        pd.testing.assert_frame_equal(found, expected)
+    pd.testing.assert_frame_equal(read_runs(tmp_path).read("completions", wanted, where=at), chosen)
+    assert chosen["reward"].tolist() == [-1.0] * 3
+
+
+def test_a_run_of_the_version_before_goes_on_and_loses_no_row(tmp_path: Path) -> None:
+    make_renamed(tmp_path / "whole").finish()
+    for packed in (False, True):
+        path = tmp_path / f"old_{packed}"
+        run = make_renamed(path)
+        if packed:
+            run.finish()
+        make_old(path)
+        run = RunRecords.open(path)
+        run.begin()
+        run.cut_after(1)
+        run.metrics({"step": 2, "process_correct": 0.5, "completion_length": 9.0})
+        rows = {"prompt": ["p", "q"], "completion": [0, 1]}
+        run.table("completions", 2, {**rows, "reward": [2.0, -1.0]})
+        run.table("segments", 2, {**rows, "segment": [0, 0], "mine": [2, 2]})
+        expected = everything(tmp_path / "whole")
+        for ended in (False, True):  # both names beside each other, then the new one alone
+            if ended:
+                run.finish()
+            for found, wanted in zip(everything(path), expected, strict=True):
+                pd.testing.assert_frame_equal(found, wanted)
+        assert not (path / "responses").exists()
+        assert pq.read_schema(path / "segments" / "all.parquet").names == [
+            *STORED["segments"].names,
+            "mine",
+        ]
+
+
+def test_old_names_are_understood_with_a_sentence(tmp_path: Path) -> None:
+    make_renamed(tmp_path)
+    runs = read_runs(tmp_path)
+    with pytest.warns(FutureWarning, match="'response' is now called 'completion'"):
+        found = runs.read("segments", ["response"])
+    assert list(found) == ["run", "completion"]
+    with pytest.warns(FutureWarning, match="'responses' is now called 'completions'"):
+        runs.read("responses")  # pyright: ignore[reportArgumentType]
+    with pytest.warns(DeprecationWarning, match="now called .completions"):
+        assert runs.responses is runs.completions
+    with pytest.warns(FutureWarning, match="'response_length' is now called"):
+        assert run_values(runs, "response_length")["value"].tolist() == [9.0]

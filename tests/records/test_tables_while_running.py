@@ -28,7 +28,7 @@ def make_run(path: Path, steps: int = STEPS_OF_RUN) -> RunRecords:
 
 
 def record(run: RunRecords, step: int) -> None:
-    run.table("responses", step, {"prompt": ["p", "q"], "reward": [float(step), -1.0]})
+    run.table("completions", step, {"prompt": ["p", "q"], "reward": [float(step), -1.0]})
     run.metrics({"step": step, "loss": float(step)})
 
 
@@ -59,7 +59,7 @@ def test_step_files_packed_after_they_were_listed(
 ) -> None:
     make_run(tmp_path)
     done = once_after(monkeypatch, parquet, "table_files", lambda: pack_tables(tmp_path))
-    assert steps_of(read_runs(tmp_path).responses) == EACH_TWICE
+    assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE
     assert done
 
 
@@ -80,8 +80,8 @@ def test_step_files_packed_while_they_were_listed(
         pack_tables(tmp_path)
 
     monkeypatch.setattr(step_tables, "_step_files", partly)
-    assert [file.name for file in table_files(tmp_path, "responses")] == ["all.parquet"]
-    assert steps_of(read_runs(tmp_path).responses) == EACH_TWICE
+    assert [file.name for file in table_files(tmp_path, "completions")] == ["all.parquet"]
+    assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE
 
 
 def test_a_packed_table_cut_after_it_was_listed(
@@ -89,7 +89,7 @@ def test_a_packed_table_cut_after_it_was_listed(
 ) -> None:
     make_run(tmp_path).finish()
     once_after(monkeypatch, parquet, "table_files", lambda: cut_tables(tmp_path, 4))
-    assert steps_of(read_runs(tmp_path).responses) == EACH_TWICE[:8]
+    assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE[:8]
 
 
 def test_files_removed_while_others_were_read(
@@ -98,7 +98,7 @@ def test_files_removed_while_others_were_read(
     """What was read is whole by itself, but no longer what the run holds."""
     make_run(tmp_path)
     once_after(monkeypatch, parquet, "_read", lambda: cut_tables(tmp_path, 4))
-    assert steps_of(read_runs(tmp_path).responses) == EACH_TWICE[:8]
+    assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE[:8]
 
 
 def test_a_cut_that_was_stopped_leaves_no_gap(
@@ -118,7 +118,7 @@ def test_a_cut_that_was_stopped_leaves_no_gap(
     with pytest.raises(RecordError):
         cut_tables(tmp_path, 1)
     monkeypatch.undo()
-    assert steps_of(read_runs(tmp_path).responses) == EACH_TWICE[:8]
+    assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE[:8]
 
 
 def test_metrics_that_a_run_cuts_after_it_was_seen_to_finish(
@@ -146,7 +146,7 @@ def test_a_run_removed_after_it_was_found_is_passed_over(tmp_path: Path) -> None
     shutil.rmtree(tmp_path / "a")
     assert list(runs.runs["run"]) == ["b"]
     assert set(runs.steps["run"]) == {"b"}
-    assert steps_of(runs.responses) == EACH_TWICE
+    assert steps_of(runs.completions) == EACH_TWICE
 
 
 def test_a_run_being_made_anew_is_passed_over(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_reading_beside_a_writer_shows_whole_steps_without_gaps(tmp_path: Path) 
     seen: set[int] = set()
     while not ended.is_set():
         runs = read_runs(tmp_path)
-        frame, steps = runs.responses, runs.steps
+        frame, steps = runs.completions, runs.steps
         last = int(frame["step"].max())
         assert steps_of(frame) == EACH_TWICE[: 2 * last]
         assert frame["reward"].tolist()[::2] == [float(step) for step in range(1, last + 1)]

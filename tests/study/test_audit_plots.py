@@ -22,12 +22,12 @@ from segcredit.study.plots import (
     PAGE,
     as_svg,
     audit_intervals,
+    completion_credit,
     lift_curves,
     movement_shares,
-    response_credit,
     save,
 )
-from segcredit.study.plots.response_credit import shown_token
+from segcredit.study.plots.completion_credit import shown_token
 from segcredit.study.plots.style import wrapped
 
 AUDIT = frame(rows())
@@ -273,7 +273,7 @@ def test_lift_is_a_line_an_audit_and_a_panel_a_signal() -> None:
     assert line.get_ydata()[0] == one("lift_entropy_of_jumps", "0.5")["value"]
 
 
-# One response.
+# One completion.
 
 VALUES = np.array([[0.5, 0.4, 0.9, 0.8, 1.0], [0.5, 0.6, 0.7, 0.8, 1.0]])
 ERRORS = np.array([[0.3, 0.2, 0.1, 0.0, 0.0], [0.4, 0.2, 0.1, 0.0, 0.0]])
@@ -284,7 +284,7 @@ CREDIT = {
 }
 
 
-def response(**changed: Any) -> Figure:
+def completion(**changed: Any) -> Figure:
     given: dict[str, Any] = {
         "tokens": ["3", "\n", " x", ""],
         "values_HE": VALUES,
@@ -292,11 +292,11 @@ def response(**changed: Any) -> Figure:
         "segments": IDS,
         "credit": CREDIT,
     }
-    return response_credit(**given | changed)
+    return completion_credit(**given | changed)
 
 
 def test_the_value_is_the_mean_of_the_halves_with_the_errors_of_that_mean() -> None:
-    axes = response(title="a $title$").axes[0]
+    axes = completion(title="a $title$").axes[0]
     (line,) = artists(axes, "value")
     assert list(line.get_xdata()) == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(line.get_ydata(), [0.5, 0.5, 0.8, 0.8, 1.0])
@@ -310,7 +310,7 @@ def test_the_value_is_the_mean_of_the_halves_with_the_errors_of_that_mean() -> N
 
 
 def test_every_segment_is_a_piece_of_its_strip_in_alternating_shades() -> None:
-    axes = response(segments={**IDS, "holes": [-1, 0, 0, -1]}, credit={}).axes[1]
+    axes = completion(segments={**IDS, "holes": [-1, 0, 0, -1]}, credit={}).axes[1]
     assert row_names(axes) == ["newline", "per_token", "holes"]
     wanted = [[(0, 2), (2, 4)], [(0, 1), (1, 2), (2, 3), (3, 4)], [(1, 3)]]
     for row, (strip, pieces) in enumerate(zip(artists(axes, "segments"), wanted, strict=True)):
@@ -322,7 +322,7 @@ def test_every_segment_is_a_piece_of_its_strip_in_alternating_shades() -> None:
 
 
 def test_credit_stands_beside_the_true_advantages_on_one_scale() -> None:
-    figure = response()
+    figure = completion()
     _, _, *panels = figure.axes
     assert [axes.get_title("left") for axes in panels] == list(CREDIT)
     for axes, given in zip(panels, CREDIT.values(), strict=True):
@@ -342,7 +342,7 @@ def test_credit_stands_beside_the_true_advantages_on_one_scale() -> None:
 
 
 def test_normalised_credit_is_over_its_root_mean_square() -> None:
-    figure = response(normalised=True)
+    figure = completion(normalised=True)
     line, zero = artists(figure.axes[3], "credit")
     given = np.array(CREDIT["per_token"]["critic"])
     np.testing.assert_allclose(line.get_ydata()[:-1], given / np.sqrt((given**2).mean()))
@@ -353,7 +353,7 @@ def test_normalised_credit_is_over_its_root_mean_square() -> None:
 
 
 def test_tokens_stand_below_their_places() -> None:
-    figure = response()
+    figure = completion()
     labels = figure.axes[-1].get_xticklabels()
     assert [text.get_text() for text in labels] == ["3", "↵", "x", ""]
     assert [text.get_position()[0] for text in labels] == [0.5, 1.5, 2.5, 3.5]
@@ -381,7 +381,7 @@ def test_tokens_are_shown_so_that_they_can_be_read(text: str, shown: str) -> Non
 
 @pytest.mark.parametrize(("count", "width", "every"), [(60, PAGE, 1), (60, COLUMN, 3)])
 def test_sixty_tokens_are_read_on_a_page(count: int, width: float, every: int) -> None:
-    figure = long_response(count, width)
+    figure = long_completion(count, width)
     labels = figure.axes[-1].get_xticklabels()
     assert [text.get_position()[0] - 0.5 for text in labels] == list(range(0, count, every))
     boxes = [text.get_window_extent() for text in labels]
@@ -391,10 +391,10 @@ def test_sixty_tokens_are_read_on_a_page(count: int, width: float, every: int) -
     assert_readable(figure)
 
 
-def long_response(count: int, width: float = PAGE) -> Figure:
+def long_completion(count: int, width: float = PAGE) -> Figure:
     rng = np.random.default_rng(0)
     segmenters = ["entropy", "newline", "random(fraction=0.2)"]
-    return response_credit(
+    return completion_credit(
         [f" word{number}" for number in range(count)],
         0.5 + rng.normal(0, 0.1, (2, count + 1)).cumsum(1),
         np.full((2, count + 1), 0.05),
@@ -405,8 +405,8 @@ def long_response(count: int, width: float = PAGE) -> Figure:
     )
 
 
-def test_a_long_response_is_drawn_whole_with_some_of_its_tokens() -> None:
-    figure = long_response(1500)
+def test_a_long_completion_is_drawn_whole_with_some_of_its_tokens() -> None:
+    figure = long_completion(1500)
     assert len(artists(figure.axes[0], "value")[0].get_xdata()) == 1501
     assert 20 < len(figure.axes[-1].get_xticklabels()) < 70
     assert "is named" in note(figure)
@@ -416,7 +416,7 @@ def test_a_long_response_is_drawn_whole_with_some_of_its_tokens() -> None:
     ("changed", "sentence"),
     [
         ({"tokens": []}, "has no tokens"),
-        ({"values_HE": VALUES[:, :4]}, r"values have shape \(2, 4\); expected \(halves, 5\)"),
+        ({"values_HE": VALUES[:, :4]}, r"values have shape \(2, 4\); expected \(splits, 5\)"),
         ({"errors_HE": ERRORS[0]}, r"errors have shape \(5,\)"),
         ({"values_HE": VALUES[:0]}, r"values have shape \(0, 5\)"),
         ({"segments": {"whole": [0, 0]}, "credit": {}}, r"whole has shape \(2,\); expected \(4,\)"),
@@ -430,18 +430,18 @@ def test_a_long_response_is_drawn_whole_with_some_of_its_tokens() -> None:
 )
 def test_arrays_that_do_not_fit_are_refused(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
-        response(**changed)
+        completion(**changed)
 
 
 def test_one_token_without_segments_or_credit_is_drawn() -> None:
-    figure = response_credit(["x"], [[0.5, 1.0]], [[np.nan, 0.0]], {}, {})
+    figure = completion_credit(["x"], [[0.5, 1.0]], [[np.nan, 0.0]], {}, {})
     assert len(figure.axes) == 1
     assert list(artists(figure.axes[0], "value")[0].get_ydata()) == [0.5, 1.0]
     assert "bars" not in note(figure)
 
 
 def test_text_is_text_where_that_is_asked_for(tmp_path: Any) -> None:
-    figure = response(title="<b> & $x$", tokens=["<", "&", "$5$", "]]>"])
+    figure = completion(title="<b> & $x$", tokens=["<", "&", "$5$", "]]>"])
     for svg in (
         as_svg(figure, outlines=False),
         save(figure, tmp_path / "figure.svg", outlines=False).read_text(),
@@ -451,7 +451,7 @@ def test_text_is_text_where_that_is_asked_for(tmp_path: Any) -> None:
         assert {"<b> & $x$", "<", "&", "$5$", "]]>"} <= set(texts)
     assert "<text" not in as_svg(figure)
     assert as_svg(figure, outlines=False) == as_svg(
-        response(title="<b> & $x$", tokens=["<", "&", "$5$", "]]>"]), outlines=False
+        completion(title="<b> & $x$", tokens=["<", "&", "$5$", "]]>"]), outlines=False
     )
 
 
@@ -467,4 +467,4 @@ def test_nothing_covers_anything(draw: Callable[..., Figure], width: float) -> N
 
 def test_names_with_options_break_before_them_and_inside_no_number() -> None:
     assert wrapped("random(fraction=0.25)", 16) == "random(\nfraction=0.25)"
-    assert wrapped("response length (tokens)", 17) == "response length\n(tokens)"
+    assert wrapped("completion length (tokens)", 17) == "completion length\n(tokens)"

@@ -17,10 +17,10 @@ from test_report_browser import WIDTHS, browser, open_page  # noqa: F401
 from audit_tables import ESTIMATORS, SCHEMES, SEGMENTERS, loaded_audit, rows, write_audit
 from segcredit import credit_audit
 from segcredit.errors import StudyError
-from segcredit.study.report import audits, responses, write_report
-from segcredit.study.report.responses import moving_part, moving_rows
+from segcredit.study.report import audit_completions, audits, write_report
+from segcredit.study.report.audit_completions import moving_part, moving_rows
 
-PARTS = ["credit", "movement", "values", "costs", "responses"]
+PARTS = ["credit", "movement", "values", "costs", "completions"]
 WHAT = ["settings", "environment", "python"]
 
 
@@ -42,7 +42,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("audit_intervals", "movement_shares", "lift_curves"):
         monkeypatch.setattr(audits, name, draw)
-    monkeypatch.setattr(responses, "response_credit", draw)
+    monkeypatch.setattr(audit_completions, "completion_credit", draw)
     leave_undrawn(monkeypatch, FIGURES)
 
 
@@ -66,7 +66,7 @@ def test_an_audit_alone_is_a_page_without_training(tmp_path: Path) -> None:
     assert list(page.text)[1:] == ["runs", *of_audit(1), *WHAT]
     assert "1 credit audit in" in page.of("")
     assert "accuracy" not in "".join(page.text.values())
-    assert page.tags["figure"] == 7  # correlation, cosine, shares, lift, explained, two responses
+    assert page.tags["figure"] == 7  # correlation, cosine, shares, lift, explained, two completions
     text = page.of("audit-1-credit")
     assert text.startswith(
         "Credit 3 segmenters with 2 estimators under 2 advantage schemes, judged on a frozen"
@@ -166,7 +166,7 @@ def test_what_an_audit_left_out_is_said(tmp_path: Path) -> None:
     assert said in page.of("audit-1-credit")
     assert said in page.of("audit-2-credit")
     assert "0 segmenters with 0 estimators" in page.of("audit-1-credit")
-    assert "the audit has no credit" in page.of("audit-1-responses")
+    assert "the audit has no credit" in page.of("audit-1-completions")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -190,7 +190,9 @@ def test_without_gradients_or_credits_on_disk_the_rest_is_there(
     found = [row for row in rows() if row["section"] not in ("gradient", "signals")]
     write_audit(tmp_path, found).finish()
     page = Page(write_report(tmp_path))
-    assert "No response is drawn: the audit lacks the credits abc." in page.of("audit-1-responses")
+    assert "No completion is drawn: the audit lacks the credits abc." in page.of(
+        "audit-1-completions"
+    )
     assert "cosine" not in page.of("audit-1-credit").partition("Correlation, slope")[0]
     assert "(all)" not in page.of("audit-1-credit")
     assert "has no Lift" in page.of("audit-1-movement")
@@ -208,10 +210,10 @@ def test_metrics_without_a_value_are_dashes(tmp_path: Path) -> None:
     assert " – " in Page(write_report(tmp_path)).of("audit-1-values")
 
 
-# Which responses.
+# Which completions.
 
 
-def test_the_responses_drawn_are_those_whose_value_moves_most() -> None:
+def test_the_completions_drawn_are_those_whose_value_moves_most() -> None:
     rng = np.random.default_rng(0)
     values_BHE = rng.normal(size=(6, 2, 5)).cumsum(2)
     values_BHE[2, :, 3:] = np.nan
@@ -229,7 +231,7 @@ def test_the_responses_drawn_are_those_whose_value_moves_most() -> None:
     assert moving_rows(np.zeros((3, 2, 4)), np.array([0.0, 1, 1])) == [1, 0]
 
 
-def test_of_a_long_response_the_part_is_drawn_that_moves_most() -> None:
+def test_of_a_long_completion_the_part_is_drawn_that_moves_most() -> None:
     values_HE = np.zeros((2, 101))
     values_HE[:, 71:] = 1.0
     assert moving_part(values_HE, 10) == slice(61, 71)  # the first ten tokens with token 70
@@ -238,15 +240,15 @@ def test_of_a_long_response_the_part_is_drawn_that_moves_most() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_long_response_says_which_of_its_tokens_are_drawn(
+def test_a_long_completion_says_which_of_its_tokens_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = [f" w{number}" for number in range(200)]
     monkeypatch.setattr(credit_audit, "load_audit", lambda _: loaded_audit(tokens=tokens))
     write_audit(tmp_path).finish()
     page = Page(write_report(tmp_path))
-    assert "of 200 are drawn, where its value moves most." in page.of("audit-1-responses")
-    assert "3+4" in page.of("audit-1-responses")
+    assert "of 200 are drawn, where its value moves most." in page.of("audit-1-completions")
+    assert "3+4" in page.of("audit-1-completions")
 
 
 EVIL = f"{SCRIPT}\"'><img src=x onerror=alert(2)> $x_{{ {{{{ 7 * 191 }}}}"
@@ -263,7 +265,7 @@ def test_what_users_wrote_is_shown_and_never_run(
     assert (page.tags["script"], page.tags["style"], page.tags["img"]) == (1, 1, 0)
     assert page.tags["figure"] == 7
     assert EVIL in page.of("audit-1-credit")
-    assert f"to the prompt {EVIL}" in page.of("audit-1-responses")
+    assert f"to the prompt {EVIL}" in page.of("audit-1-completions")
     assert "1337" not in page.source
     assert "\x00" not in page.source
     assert not any(name.startswith("on") for name, _ in page.attributes)
@@ -313,7 +315,7 @@ def test_it_opens_from_disk_and_never_scrolls_sideways(
 def test_tokens_can_be_found_in_the_page(tmp_path: Path, open_page: Any) -> None:  # noqa: F811
     write_audit(tmp_path).finish()
     page = open_page(write_report(tmp_path)).page
-    texts = page.locator("#audit-1-responses svg text >> visible=true").all_text_contents()
+    texts = page.locator("#audit-1-completions svg text >> visible=true").all_text_contents()
     assert {"end", "↵", "entropy"} <= set(texts)
 
 
@@ -327,4 +329,4 @@ def test_a_real_audit_becomes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page = Page(write_report(credit_audit.audit(config, tmp_path / "audit")))
     assert list(page.text)[1:] == ["runs", *of_audit(1), *WHAT]
     assert page.tags["figure"] >= 6
-    assert "No response is drawn" not in page.of("audit-1-responses")
+    assert "No completion is drawn" not in page.of("audit-1-completions")

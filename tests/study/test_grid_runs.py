@@ -16,7 +16,7 @@ import tomli_w
 from segcredit import read_runs, run_grid, train
 from segcredit.cli import main
 from segcredit.errors import MissingPackageError, StorageError, StudyError
-from segcredit.study.grid import Progress, plan
+from segcredit.study.grid import GridProgress, plan
 from small import SMALL
 from tables import assert_same
 
@@ -159,7 +159,7 @@ def test_a_cell_that_cannot_be_read_stops_no_other_and_nothing_runs_twice(
 ) -> None:
     told: list[tuple[int, float | None]] = []
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: GridProgress) -> None:
         told.append((len(progress.of("finished", "failed")), progress.seconds_left()))
 
     (cell, _) = plan(config(seeds=2), tmp_path)

@@ -108,7 +108,7 @@ def row(step: int, method: str, number: int, rng: np.random.Generator) -> dict[s
         "accuracy": 0.1 * step + float(rng.uniform(0, 0.2)),
         "entropy": float(rng.uniform(0.5, 0.6)),
         "kl": 10.0 ** -float(rng.uniform(1, 5)),
-        "segments_per_response": 3.0 + number,
+        "segments_per_completion": 3.0 + number,
     }
     if method != "grpo":
         found |= {"value_loss": 0.3 / 4**step, "explained_variance": float(rng.uniform(-1, 1))}
@@ -362,7 +362,7 @@ def test_heat_map_is_wider_where_its_fields_need_it(tmp_path: Path) -> None:
 def test_stability_has_six_panels_and_says_which_were_not_recorded(runs: Runs) -> None:
     figure = stability(runs, by="method")
     labels = ["entropy (nats)", "KL", "clip fraction"]
-    labels += ["response length (tokens)", "gradient norm", "explained variance"]
+    labels += ["completion length (tokens)", "gradient norm", "explained variance"]
     assert [" ".join(axes.get_ylabel().split()) for axes in figure.axes] == labels
     entropy, kl, clipped, length, norm, explained = figure.axes
     for metric, axes in (("entropy", entropy), ("kl", kl)):
@@ -415,7 +415,7 @@ def test_value_consistency_shows_those_that_learn_values(tmp_path: Path) -> None
 def test_segment_lengths_are_the_share_at_most_as_long(runs: Runs) -> None:
     figure = segment_shapes(runs, by="method")
     counts, lengths = figure.axes
-    wanted = slow(runs, "method", "segments_per_response")
+    wanted = slow(runs, "method", "segments_per_completion")
     assert_drawn(counts, [wanted["grpo"], wanted["sapo"]])
     table = runs.segments
     for method, line, band in zip(

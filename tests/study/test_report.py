@@ -42,7 +42,7 @@ SECTIONS = [
     "stability",
     "values",
     "segments",
-    "responses",
+    "completions",
     "settings",
     "environment",
     "python",
@@ -252,13 +252,13 @@ def test_numbers_of_a_column_share_their_decimals() -> None:
 def test_intervals_are_drawn_on_one_scale() -> None:
     low, middle, high = [0.0, math.nan, math.nan], [1.0, 2.0, math.nan], [4.0, math.nan, math.nan]
     drawn = [cell.interval for cell in view.intervals(low, middle, high)]
-    assert drawn[0] == view.Interval(3, 3 + 94 / 4, 97, None)
-    assert drawn[1] == view.Interval(50, 50, 50, None)  # one seed: a dot, no interval
+    assert drawn[0] == view.DrawnInterval(3, 3 + 94 / 4, 97, None)
+    assert drawn[1] == view.DrawnInterval(50, 50, 50, None)  # one seed: a dot, no interval
     assert drawn[2] is None
     (cell,) = view.intervals([1.0], [2.0], [4.0], zero=True)
-    assert cell.interval == view.Interval(3 + 94 / 4, 50, 97, 3)
+    assert cell.interval == view.DrawnInterval(3 + 94 / 4, 50, 97, 3)
     (cell,) = view.intervals([1.0], [1.0], [1.0])
-    assert cell.interval == view.Interval(50, 50, 50, None)
+    assert cell.interval == view.DrawnInterval(50, 50, 50, None)
 
 
 # What stands on the page.
@@ -313,7 +313,7 @@ def test_what_is_not_recorded_is_said(tmp_path: Path) -> None:
     assert "recorded any of entropy, kl" in page.of("stability")
     assert "recorded 'value_loss'" in page.of("values")
     assert "recorded segments" in page.of("segments")
-    assert "No run recorded responses" in page.of("responses")
+    assert "No run recorded completions" in page.of("completions")
     assert "The runs differ in no key." in page.of("settings")
     assert page.tags["figure"] == 0
 
@@ -437,12 +437,12 @@ def test_tokens_are_never_read_and_texts_of_the_runs_that_are_shown(
     path = study(tmp_path)
     texts = {"newline0": "shown", "newline1": "never read", "whole1": "shown too"}
     for run, text in texts.items():
-        columns = {"prompt": ["p"], "response": [0], "segment": [0], "start": [0], "end": [4]}
+        columns = {"prompt": ["p"], "completion": [0], "segment": [0], "start": [0], "end": [4]}
         records = RunRecords(path / run)
         records.table("segments", 1, {**columns, "text": [text]})
-        columns = {"prompt": ["p", "q"], "response": [0, 0], "reward": [1.0, None]}
+        columns = {"prompt": ["p", "q"], "completion": [0, 0], "reward": [1.0, None]}
         for step, written in ((1, "never read"), (2, text)):
-            records.table("responses", step, {**columns, "text": [written, "never read"]})
+            records.table("completions", step, {**columns, "text": [written, "never read"]})
         (path / run / "tokens").mkdir(exist_ok=True)
         (path / run / "tokens" / "all.parquet").write_bytes(b"not even Parquet")
     asked: list[tuple[str, Any, int]] = []
@@ -456,10 +456,10 @@ def test_tokens_are_never_read_and_texts_of_the_runs_that_are_shown(
     page = Page(write_report(path))
     assert ("segments", ["start", "end"], len(read_runs(path))) in asked
     assert {table for table, _, runs in asked if runs > 1} <= {"steps", "segments"}
-    assert {table for table, *_ in asked} <= {"steps", "segments", "responses"}
+    assert {table for table, *_ in asked} <= {"steps", "segments", "completions"}
     assert sum(runs == 1 for *_, runs in asked) == 3 * 2  # two groups
     assert all("text" not in columns for _, columns, runs in asked if columns and runs > 1)
-    assert "shown too" in page.of("responses")
+    assert "shown too" in page.of("completions")
     assert "never read" not in page.source
     assert "damaged" not in page.of("runs")
 

@@ -48,16 +48,16 @@ def make_study(path: Path) -> None:
             row |= dict.fromkeys(METRICS, value / 40)
             run.metrics(row | {"cpu_seconds": step * (1 + seed)})
         ends = {"start": [0, 3, 4], "end": [3, 4, 9 + cell], "segment": [0, 1, 2]}
-        of = {"prompt": ["p"] * 3, "response": [0] * 3, "text": [EVIL, " and ", "more" * 40]}
+        of = {"prompt": ["p"] * 3, "completion": [0] * 3, "text": [EVIL, " and ", "more" * 40]}
         run.table("segments", 1, {**of, **ends})
-        record_responses(run)
+        record_completions(run)
         if number == 11:
             run.fail("TrainingError", f"{EVIL} " + "unbroken" * 20, "Traceback\n  " + "x" * 300)
         else:
             run.finish()
 
 
-def record_responses(run: RunRecords) -> None:
+def record_completions(run: RunRecords) -> None:
     """Two, with a small image, a wide one and one that is lost; the second text is a long one."""
     files = [BytesIO(), BytesIO()]
     Image.new("RGB", (16, 16), "red").save(files[0], "PNG")
@@ -67,13 +67,13 @@ def record_responses(run: RunRecords) -> None:
     names = [*(image_name(file.getvalue()) for file in files), "lost.png"]
     columns = {
         "prompt": ["p", "q"],
-        "response": [0, 0],
+        "completion": [0, 0],
         "prompt_text": ["What is it? " * 9, EVIL],
         "text": [f"{EVIL} and {'more' * 40}", f"{EVIL}\n" * 99],
         "reward": [1.0, 0.0],
         "images": [" ".join(names), ""],
     }
-    run.table("responses", 1, columns)
+    run.table("completions", 1, columns)
 
 
 METRICS = (
@@ -81,11 +81,11 @@ METRICS = (
     "entropy",
     "kl",
     "clip_fraction",
-    "response_length",
+    "completion_length",
     "gradient_norm",
     "explained_variance",
     "value_loss",
-    "segments_per_response",
+    "segments_per_completion",
 )
 
 
@@ -271,10 +271,10 @@ def test_a_traceback_opens_on_demand(report: Path, open_page: Any) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_responses_stand_beside_their_images(report: Path, open_page: Any, width: int) -> None:
+def test_completions_stand_beside_their_images(report: Path, open_page: Any, width: int) -> None:
     page = open_page(report, width).page
-    assert page.locator(".response").count() == 2 * 4
-    first = page.locator(".response").first
+    assert page.locator(".completion").count() == 2 * 4
+    first = page.locator(".completion").first
     small, wide = (first.locator("img").nth(place).bounding_box() for place in range(2))
     assert small["width"] == small["height"] == 128
     assert 300 < wide["width"] <= width
@@ -282,9 +282,9 @@ def test_responses_stand_beside_their_images(report: Path, open_page: Any, width
     loaded = "[...document.images].every(each => each.complete && each.naturalWidth > 0)"
     assert page.evaluate(loaded)
     assert "lost.png" in first.inner_text()
-    written = page.locator(".response").nth(1).locator(".written")
+    written = page.locator(".completion").nth(1).locator(".written")
     assert not written.is_visible()
-    page.locator(".response").nth(1).locator("summary").click()
+    page.locator(".completion").nth(1).locator("summary").click()
     assert written.inner_text().count(EVIL) == 99
 
 

@@ -70,7 +70,7 @@ def test_options_out_of_range_are_named(option: str, value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "correct", "faithful"),
+    ("text", "correct", "process_correct"),
     [
         (WORKED, True, True),
         ("#1", True, False),
@@ -93,14 +93,15 @@ def test_options_out_of_range_are_named(option: str, value: int) -> None:
         ("", False, False),
     ],
 )
-def test_the_verifier_is_strict(text: str, correct: bool, faithful: bool) -> None:
+def test_the_verifier_is_strict(text: str, correct: bool, process_correct: bool) -> None:
     verdict = TASK.verify(PROMPT, text, truncated=False)
-    assert (verdict.reward, verdict.correct, verdict.faithful) == (correct, correct, faithful)
+    assert verdict.reward == verdict.correct == correct
+    assert verdict.process_correct == process_correct
 
 
 def test_truncated_completions_earn_nothing() -> None:
     verdict = TASK.verify(PROMPT, WORKED, truncated=True)
-    assert (verdict.reward, verdict.correct, verdict.faithful) == (0.0, False, False)
+    assert (verdict.reward, verdict.correct, verdict.process_correct) == (0.0, False, False)
 
 
 @given(st.text(alphabet=TASK.alphabet(), max_size=12))
@@ -114,7 +115,7 @@ def test_no_text_makes_the_verifier_fail(text: str) -> None:
 def test_a_tutor_without_mistakes_is_faithful() -> None:
     task = Arithmetic(tutor_error=0.0, tutor_bug=0.0)
     for prompt, text in task.demonstrations(100, _generator()):
-        assert task.verify(prompt, text, truncated=False).faithful
+        assert task.verify(prompt, text, truncated=False).process_correct
         assert set(prompt.text + text) <= set(task.alphabet())
         assert 26 <= len(text) <= 50
 
@@ -152,9 +153,9 @@ def test_filler_is_uniform_and_decides_nothing() -> None:
     task = Arithmetic(filler=True, tutor_error=0.0, tutor_bug=0.0)
     letters: list[str] = []
     for prompt, text in task.demonstrations(400, _generator()):
-        assert task.verify(prompt, text, truncated=False).faithful
+        assert task.verify(prompt, text, truncated=False).process_correct
         other = re.sub("^[a-h]", "h", text, flags=re.MULTILINE)
-        assert task.verify(prompt, other, truncated=False).faithful
+        assert task.verify(prompt, other, truncated=False).process_correct
         letters += [letter for letter, *_ in LINE.findall(text)]
     shares = [letters.count(letter) / len(letters) for letter in "abcdefgh"]
     assert min(shares) > 0.09

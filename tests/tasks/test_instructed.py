@@ -50,4 +50,4 @@ def test_it_trains(tmp_path) -> None:
     config = load_config("grpo", [*overrides, told, "train.steps=1", "policy.steps=2"])
     with pytest.raises(segcredit.TrainingError, match="rewards"):
         segcredit.train(config, tmp_path / "run")  # two steps of imitation solve nothing
-    assert "Step 1:" in segcredit.read_runs(tmp_path / "run").responses.prompt_text.iloc[0]
+    assert "Step 1:" in segcredit.read_runs(tmp_path / "run").completions.prompt_text.iloc[0]

@@ -84,7 +84,7 @@ def test_demonstrations_are_wrong_as_often_as_meant_and_spelt_in_the_alphabet(ta
     pairs = task.demonstrations(600, _generator())
     verdicts = [task.verify(prompt, text, truncated=False) for prompt, text in pairs]
     correct = sum(verdict.correct for verdict in verdicts) / len(verdicts)
-    faithful = sum(bool(verdict.faithful) for verdict in verdicts) / len(verdicts)
+    faithful = sum(bool(verdict.process_correct) for verdict in verdicts) / len(verdicts)
     assert 0.3 < faithful < correct < 0.95
     assert {c for p, text in pairs for c in p.text + text} <= {*task.alphabet()}
 
@@ -116,14 +116,14 @@ def test_bars_are_judged_letter_for_letter() -> None:
     task = Bars()
     prompt = task.prompts(1, _generator())[0]
     text = _true_working(prompt.key)
-    assert task.verify(prompt, text, truncated=False).faithful
+    assert task.verify(prompt, text, truncated=False).process_correct
     assert not task.verify(prompt, text, truncated=True).correct
     lucky = text.replace(text.split("\n")[4], "9+9=99", 1)
     verdict = task.verify(prompt, lucky, truncated=False)
-    assert (verdict.reward, verdict.correct, verdict.faithful) == (1.0, True, False)
+    assert (verdict.reward, verdict.correct, verdict.process_correct) == (1.0, True, False)
     for wrong in (f"{text}\n{text}", text + "0", f"#{prompt.answer}\n#{prompt.answer}", "", "#"):
         verdict = task.verify(prompt, wrong, truncated=False)
-        assert (verdict.reward, verdict.correct, verdict.faithful) == (0.0, False, False)
+        assert (verdict.reward, verdict.correct, verdict.process_correct) == (0.0, False, False)
 
 
 def test_a_faultless_tutor_of_bars_tells_the_truth() -> None:

@@ -184,5 +184,5 @@ def test_a_verdict_tells_the_answer_and_nothing_of_the_steps(tmp_path: Path) -> 
     task = Problems(_written(tmp_path), **COLUMNS)
     prompt = Prompt("p", "?", "7")
     verdict = task.verify(prompt, "\\boxed{7}", truncated=False)
-    assert (verdict.reward, verdict.correct, verdict.faithful) == (1.0, True, None)
+    assert (verdict.reward, verdict.correct, verdict.process_correct) == (1.0, True, None)
     assert task.verify(prompt, "\\boxed{7}", truncated=True).reward == 0.0

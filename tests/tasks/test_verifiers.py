@@ -29,7 +29,7 @@ def judge(prompt, text):
         "yes": True,
         "half": 0.5,
         "two": 2,
-        "verdict": Verdict(0.25, True, faithful=False, answer="mine"),
+        "verdict": Verdict(0.25, True, process_correct=False, answer="mine"),
         "text": "right",
         "nan": float("nan"),
         "none": None,
@@ -55,7 +55,7 @@ def test_flags_numbers_and_verdicts(task: Dataset) -> None:
     ]
     verdict = task.verify(PROMPT, "verdict", truncated=False)
     assert (verdict.reward, verdict.correct) == (0.25, True)
-    assert (verdict.faithful, verdict.answer) == (False, "mine")
+    assert (verdict.process_correct, verdict.answer) == (False, "mine")
     row = Prompt("p", "?", {"question": "?", "unit": "m"})
     assert task.verify(row, "answer", truncated=False).correct
     assert task.verify(PROMPT, "yes", truncated=True).reward == 0.0

@@ -30,20 +30,20 @@ def test_figures_are_means_over_prompts() -> None:
     found = [*answers("p", "4453", "4"), *answers("q", "1233", "1"), *answers("r", "9999", "9")]
     shares = by_prompt(found)
     assert list(shares) == [
-        *("accuracy", "accuracy_greedy", "faithful", "pass_at_2", "pass_at_4", "majority")
+        *("accuracy", "accuracy_greedy", "process_correct", "pass_at_2", "pass_at_4", "majority")
     ]
     assert shares["accuracy"] == [0.5, 0.25, 1.0]
     assert shares["pass_at_2"] == pytest.approx([5 / 6, 0.5, 1.0])
     assert shares["majority"] == [1.0, 0.0, 1.0]
     assert metrics(found)["accuracy"] == pytest.approx(1.75 / 3)
-    assert math.isnan(metrics(found)["faithful"])
+    assert math.isnan(metrics(found)["process_correct"])
     assert metrics(found[::-1]) == pytest.approx(metrics(found), nan_ok=True)
     assert list(by_prompt(found, [1, 3]))[3:] == ["pass_at_1", "pass_at_3", "majority"]
 
 
 def test_one_completion_says_nothing_of_several_and_silence_is_no_vote() -> None:
     one = [judged("p", 0, True, "4"), judged("p", GREEDY, False, "3")]
-    assert list(metrics(one)) == ["accuracy", "accuracy_greedy", "faithful"]
+    assert list(metrics(one)) == ["accuracy", "accuracy_greedy", "process_correct"]
     silent = [judged("p", 0, True), judged("p", 1, True), judged("p", GREEDY, True)]
     assert math.isnan(metrics(silent)["majority"])
     nothing = [judged("p", 0, False, ""), judged("p", 1, False, ""), judged("p", GREEDY, False)]

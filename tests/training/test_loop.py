@@ -46,11 +46,11 @@ def test_a_run_is_recorded_whole_and_finite(method, tmp_path):
     assert runs.steps.step.tolist() == [0, 1, 2, 3, 4]
     assert np.isfinite(runs.steps.loss[1:]).all()
     assert runs.steps.accuracy.notna().tolist() == [True, False, True, False, True]
-    assert len(runs.responses) == 4 * 16
-    assert runs.responses.segments.sum() == len(runs.segments)
-    assert runs.responses.tokens.sum() == len(runs.tokens)
-    joined = runs.segments.groupby(["step", "prompt", "response"]).text.agg("".join)
-    texts = runs.responses.set_index(["step", "prompt", "response"]).text
+    assert len(runs.completions) == 4 * 16
+    assert runs.completions.segments.sum() == len(runs.segments)
+    assert runs.completions.tokens.sum() == len(runs.tokens)
+    joined = runs.segments.groupby(["step", "prompt", "completion"]).text.agg("".join)
+    texts = runs.completions.set_index(["step", "prompt", "completion"]).text
     assert (joined.sort_index() == texts.sort_index()).all()
 
 
@@ -101,7 +101,7 @@ def test_methods_with_one_seed_meet_the_same_prompts_and_start(tmp_path):
     paths = [train(load_config(m, SMALL), tmp_path / m) for m in ("grpo", "sapo")]
     first, second = (read_runs(path) for path in paths)
     assert first.steps.accuracy[0] == second.steps.accuracy[0]
-    assert first.responses.prompt.tolist() == second.responses.prompt.tolist()
+    assert first.completions.prompt.tolist() == second.completions.prompt.tolist()
 
 
 def test_the_ratio_is_one_on_the_first_minibatch():
@@ -387,7 +387,7 @@ def test_process_rewards_are_added_to_the_segments(tmp_path, monkeypatch):
     monkeypatch.setattr(registry.process_rewards, "_local", {"tenth": Tenth})
     config = load_config("sapo", [*SMALL, "process_reward=tenth"])
     segments = read_runs(train(config, tmp_path / "run")).segments
-    last = segments.groupby(["step", "prompt", "response"]).segment.transform("max")
+    last = segments.groupby(["step", "prompt", "completion"]).segment.transform("max")
     np.testing.assert_allclose(segments.reward[segments.segment < last], 0.1, atol=1e-6)
 
 
@@ -396,4 +396,4 @@ def test_the_ratio_may_have_a_segmentation_of_its_own(tmp_path):
     by_line = read_runs(train(load_config("ppo", own), tmp_path / "line")).steps
     by_token = read_runs(train(load_config("ppo", SMALL), tmp_path / "token")).steps
     assert by_line.ratio_max[4] != by_token.ratio_max[4]
-    assert by_line.segments_per_response[1] == by_token.segments_per_response[1]
+    assert by_line.segments_per_completion[1] == by_token.segments_per_completion[1]

@@ -161,10 +161,10 @@ def test_two_processes_record_a_run_whole(tmp_path: Path) -> None:
     assert runs.runs.status.tolist() == ["finished"]
     assert json.loads((path / "environment.json").read_text())["processes"] == 2
     assert runs.steps.step.tolist() == [0, 1, 2, 3, 4]
-    assert len(runs.responses) == 4 * 16
-    assert not runs.responses.duplicated(["step", "prompt", "response"]).any()
-    assert runs.responses.segments.sum() == len(runs.segments)
-    assert runs.responses[runs.responses.step == 3].reward.mean() == pytest.approx(
+    assert len(runs.completions) == 4 * 16
+    assert not runs.completions.duplicated(["step", "prompt", "completion"]).any()
+    assert runs.completions.segments.sum() == len(runs.segments)
+    assert runs.completions[runs.completions.step == 3].reward.mean() == pytest.approx(
         float(runs.steps.reward[3])
     )
 

@@ -253,7 +253,7 @@ def test_a_weighted_run_trains(tmp_path: Any) -> None:
     config = load_config("grpo", [*SMALL, *POOL, *own])
     runs = read_runs(train(config, tmp_path / "run"))
     assert np.isfinite(runs.steps.loss[1:]).all()
-    assert runs.responses.groupby("step").prompt.nunique().eq(4).all()
+    assert runs.completions.groupby("step").prompt.nunique().eq(4).all()
 
 
 # What a length costs.
@@ -286,7 +286,7 @@ def test_length_is_priced_and_the_verifiers_reward_is_kept(small: Run, sums: Tas
 def test_a_penalised_run_records_the_verifiers_rewards(tmp_path: Any) -> None:
     own = ["rollouts.overlong_buffer=20", "rollouts.overlong_penalty=3.0", "train.steps=2"]
     runs = read_runs(train(load_config("grpo", [*SMALL, *own]), tmp_path / "run"))
-    assert set(runs.responses.reward) <= {0.0, 1.0}
+    assert set(runs.completions.reward) <= {0.0, 1.0}
     assert runs.segments.reward.min() < 0
 
 

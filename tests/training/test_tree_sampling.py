@@ -296,5 +296,5 @@ def test_a_run_of_trees_trains_and_is_recorded(tmp_path: Any) -> None:
     assert (steps.gradient_norm[1:] > 0).any()
     assert (steps.tokens_sampled.diff()[1:] > 0).all()
     sampled = steps.tokens_sampled.diff()[1:].to_numpy()
-    assert (sampled < runs.responses.groupby("step").tokens.sum().to_numpy()).all()
+    assert (sampled < runs.completions.groupby("step").tokens.sum().to_numpy()).all()
     assert steps.sampling_rounds[1:].eq(1).all()

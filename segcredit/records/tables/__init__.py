@@ -1,4 +1,4 @@
-"""Runs as tidy pandas tables: per run, step, response, segment and token.
+"""Runs as tidy pandas tables: per run, step, completion, segment and token.
 
     runs = segcredit.read_runs("runs/segmenters")
     runs.steps.merge(runs.runs[["run", "method", "seed"]], on="run")
@@ -7,9 +7,17 @@
 Nothing is read before it is asked for. Every column is described in ``docs/tables.md``.
 """
 
-from segcredit.records.tables.argument_checks import require_interval, require_known
+from segcredit.records.schemas import STEP_COLUMNS
+from segcredit.records.tables.argument_checks import current_name, require_interval, require_known
 from segcredit.records.tables.run_settings import flatten
 from segcredit.records.tables.runs import Runs, read_runs
-from segcredit.records.tables.schemas import STEP_COLUMNS
 
-__all__ = ["STEP_COLUMNS", "Runs", "flatten", "read_runs", "require_interval", "require_known"]
+__all__ = [
+    "STEP_COLUMNS",
+    "Runs",
+    "current_name",
+    "flatten",
+    "read_runs",
+    "require_interval",
+    "require_known",
+]

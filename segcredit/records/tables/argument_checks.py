@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 
 from segcredit.errors import StudyError, did_you_mean
 
@@ -16,6 +17,20 @@ def require_known(what: str, names: Iterable[str], known: Iterable[str]) -> None
                 f"there is no {what} {name!r}{did_you_mean(name, existing)} There are:"
                 f" {', '.join(existing)}."
             )
+
+
+def current_name(name: str, renamed: Mapping[str, str]) -> str:
+    """Returns the name of today of what a user named, and warns where that is another.
+
+    Args:
+        name: of a table or of a column.
+        renamed: names of today by those of the version before, as in ``segcredit.records.schemas``.
+    """
+    if name not in renamed:
+        return name
+    said = f"{name!r} is now called {renamed[name]!r}; the next version drops the old name."
+    warnings.warn(said, FutureWarning, stacklevel=3)
+    return renamed[name]
 
 
 def require_interval(confidence: float, resamples: int = 1) -> None:

@@ -7,26 +7,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from segcredit.errors import RecordError
-from segcredit.records.step_tables import TABLES, table_files
-from segcredit.records.tables.consistent_read import settled
-from segcredit.records.tables.schemas import (
+from segcredit.records.schemas import (
     AUDIT,
-    AUDIT_COLUMNS_BEFORE,
-    AUDIT_METRICS_BEFORE,
     CATEGORIES,
+    RENAMED,
+    RENAMED_LEVELS,
+    RENAMED_METRICS,
     SCHEMAS,
     Table,
 )
+from segcredit.records.step_tables import table_files
+from segcredit.records.tables.consistent_read import settled
 
 Columns = Sequence[str] | None
 """The columns to read; None = all."""
@@ -52,6 +54,7 @@ _FORMATS = {
     for name, found in CATEGORIES.items()
 }
 _DISK = LocalFileSystem()
+_COALESCE: Any = pc.coalesce  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) -> Part:
@@ -74,7 +77,7 @@ def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) ->
 
 
 def _files(directory: Path, table: Table) -> list[Path]:
-    if table in TABLES:
+    if table == "completions" or table == "segments" or table == "tokens":
         return table_files(directory, table)
     audit = directory / AUDIT
     return [audit] if audit.exists() else []
@@ -100,9 +103,17 @@ def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) 
     """Reads the rows of files that together are one table of a run, in their order."""
     try:
         dataset = _dataset(files, table)
-        names = cast("list[str]", dataset.schema.names)
+        stored = cast("list[str]", dataset.schema.names)
+        older = {new: old for old, new in RENAMED[table].items() if old in stored}
+        names = [name for name in stored if name not in older.values()]
         wanted = names if columns is None else [name for name in columns if name in names]
-        return Part(dataset.to_table(columns=wanted, filter=where, use_threads=False), names)
+        read = {"columns": wanted, "filter": where, "use_threads": False}
+        if not older:
+            return Part(dataset.to_table(**read), names)
+        whole = where is not None or table == "audit"
+        rows = _renamed(dataset, older, names if whole else wanted)
+        rows = _renamed_metrics(rows) if table == "audit" else rows
+        return Part(ds.Scanner.from_batches(rows, **read).to_table(), names)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -114,29 +125,34 @@ def _dataset(files: Iterable[Path], table: Table) -> ds.Dataset:
     fragments = [form.make_fragment(str(file), _DISK) for file in files]
     schemas = [fragment.physical_schema.remove_metadata() for fragment in fragments]
     schema = pa.unify_schemas([SCHEMAS[table], *schemas], promote_options="permissive")
-    dataset = ds.FileSystemDataset(fragments, schema, form, _DISK)
-    renamed = AUDIT_COLUMNS_BEFORE.keys() <= set(schema.names)
-    return _renamed(dataset.to_table(use_threads=False)) if renamed else dataset
+    return ds.FileSystemDataset(fragments, schema, form, _DISK)
 
 
-def _renamed(rows: pa.Table) -> ds.Dataset:
-    """Returns the rows of an audit that has the names before 0.1.0, under those of today."""
-    columns = {name: rows[name].to_pylist() for name in ("question", "figure", "at")}
-    pairs = list(zip(columns["question"], columns["figure"], strict=True))
-    found = {
-        "section": columns["question"],
-        "metric": [AUDIT_METRICS_BEFORE.get(pair, pair[1]) for pair in pairs],
-        # A completion was called a response.
-        "at": [
-            "completion" if (section, at) == ("credit", "response") else at
-            for (section, _), at in zip(pairs, columns["at"], strict=True)
-        ],
-    }
-    rows = rows.drop_columns([*AUDIT_COLUMNS_BEFORE])
-    for name, values in found.items():
-        place = rows.schema.get_field_index(name)
-        rows = rows.set_column(place, name, pa.array(values, pa.string()).dictionary_encode())
-    return ds.dataset(rows)
+def _renamed(
+    dataset: ds.FileSystemDataset, older: Mapping[str, str], names: Iterable[str]
+) -> pa.RecordBatchReader:
+    """Reads columns of files that some version before has written, under their names of today.
+
+    Args:
+        dataset: of files that have one name, the other or either.
+        older: names of the version before, by those of today.
+        names: the columns, by their names of today.
+    """
+    fields = {name: ds.field(name) for name in names}
+    for name in older.keys() & fields.keys():
+        fields[name] = _COALESCE(fields[name], ds.field(older[name]))
+    return dataset.scanner(columns=fields, use_threads=False).to_reader()
+
+
+def _renamed_metrics(audit: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """Returns an audit of the version before with today's names in the rows as well."""
+    rows = audit.read_all()
+    sections = rows["section"].to_pylist()
+    for column, names in (("metric", RENAMED_METRICS), ("at", RENAMED_LEVELS)):
+        place, values = rows.schema.get_field_index(column), rows[column].to_pylist()
+        found = [names.get((s, v), v) for s, v in zip(sections, values, strict=True)]
+        rows = rows.set_column(place, column, pa.array(found).dictionary_encode())
+    return rows.to_reader()
 
 
 def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path, Exception]:

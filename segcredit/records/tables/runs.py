@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, cast, final
 
 import numpy as np
 import pandas as pd
@@ -19,16 +20,23 @@ import pyarrow as pa
 
 from segcredit.errors import RecordError, StudyError
 from segcredit.records.run_directory import STATUS
+from segcredit.records.schemas import RENAMED, RENAMED_TABLES, SCHEMAS, Table
 from segcredit.records.stored_config import CONFIG
-from segcredit.records.tables.argument_checks import require_known
+from segcredit.records.tables.argument_checks import current_name, require_known
 from segcredit.records.tables.find_runs import find_runs
 from segcredit.records.tables.parquet import Columns, Filter, Part, read_rows
 from segcredit.records.tables.run_settings import settings_frame, settings_row
-from segcredit.records.tables.schemas import SCHEMAS, Table, to_frame
 from segcredit.records.tables.step_metrics import read_steps
 
 Damaged = Literal["raise", "skip"]
 T = TypeVar("T")
+
+_TYPES: dict[pa.DataType, Any] = {
+    pa.int64(): pd.Int64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+    pa.string(): pd.StringDtype(na_value=np.nan),
+}
+"""Integers and booleans that bear a missing value; and pandas' own text, without a detour."""
 
 
 def read_runs(path: Path | str, *, damaged: Damaged = "raise") -> Runs:
@@ -137,9 +145,16 @@ class Runs:
         return self.read("steps")
 
     @cached_property
+    def completions(self) -> pd.DataFrame:
+        """A row a completion: its prompt, text, reward and sizes in tokens and segments."""
+        return self.read("completions")
+
+    @property
     def responses(self) -> pd.DataFrame:
-        """A row a response: its prompt, text, reward and sizes in tokens and segments."""
-        return self.read("responses")
+        """Former name of ``completions``."""
+        said = ".responses is now called .completions, and its column 'response' is 'completion'."
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        return self.completions
 
     @cached_property
     def segments(self) -> pd.DataFrame:
@@ -162,7 +177,7 @@ class Runs:
         """Reads one table of all runs, with no more columns and rows than asked for.
 
         Args:
-            table: "steps", "responses", "segments", "tokens" or "audit".
+            table: "steps", "completions", "segments", "tokens" or "audit".
             columns: those to read, besides ``run``; all by default. What a run did not record is
                 missing (NaN or NA) in its rows.
             where: which rows: a ``pyarrow.dataset`` expression over the columns that the table
@@ -172,16 +187,18 @@ class Runs:
             StudyError: the table or a column does not exist; lists what does.
             RecordError: a run's file is damaged, unless damaged runs are skipped; names both.
         """
+        table = cast("Table", current_name(table, RENAMED_TABLES))
         require_known("table", [table], SCHEMAS)
         _require_filter(table, where)
         if columns is not None:
+            columns = [current_name(name, RENAMED[table]) for name in columns]
             self._require_columns(table, columns)
             columns = [name for name in dict.fromkeys(columns) if name != "run"]
         parts = self._parts(table, columns, where)
         run = self._run_column({run: part.rows.num_rows for run, part in parts.items()})
         # Nothing else may hold the rows, so that each column is freed once pandas has it.
         rows = [parts.pop(name).rows for name in list(parts)]
-        return to_frame(_one_table(table, columns, rows), run)
+        return _to_frame(_one_table(table, columns, rows), run)
 
     def _require_columns(self, table: Table, columns: Sequence[str]) -> None:
         known = dict.fromkeys(["run", *SCHEMAS[table].names])
@@ -234,6 +251,17 @@ def _one_table(table: Table, columns: Columns, rows: list[pa.Table]) -> pa.Table
     parts = [nothing, *(rows.pop(0) for _ in range(len(rows)))]
     whole = pa.concat_tables(parts, promote_options="permissive")
     return whole if columns is None else whole.select(columns)
+
+
+def _to_frame(rows: pa.Table, run: pd.Categorical) -> pd.DataFrame:
+    """Converts an Arrow table to pandas, behind the column ``run``."""
+    columns: dict[str, Any] = {"run": run}
+    for name in rows.column_names:
+        # Column by column, so that no more than one is held twice.
+        series = rows[name].to_pandas(types_mapper=_TYPES.get)
+        columns[name] = series.astype("int64") if name == "step" else series
+        rows = rows.drop_columns([name])
+    return pd.DataFrame(columns, copy=False)
 
 
 def _require_filter(table: Table, where: Filter) -> None:

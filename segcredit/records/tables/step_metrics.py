@@ -15,10 +15,10 @@ import pyarrow.json as pj
 
 from segcredit.errors import RecordError
 from segcredit.records.run_directory import METRICS, STATUS, read_metrics, read_status
+from segcredit.records.schemas import SCHEMAS, current_names
 from segcredit.records.step_tables import STEPS, metrics_table
 from segcredit.records.tables.consistent_read import settled
 from segcredit.records.tables.parquet import Columns, Filter, Part, read_packed
-from segcredit.records.tables.schemas import SCHEMAS
 
 _NOTHING = SCHEMAS["steps"].empty_table().select(["step"])
 
@@ -98,7 +98,8 @@ def _torn(directory: Path) -> RecordError:
 
 
 def _part(rows: pa.Table, columns: Columns, where: Filter) -> Part:
-    names = rows.column_names
+    names = current_names("steps", rows.column_names)
+    rows = rows.rename_columns(names)
     wanted = names if columns is None else [name for name in columns if name in names]
     if where is not None:
         nothing = SCHEMAS["steps"].empty_table()

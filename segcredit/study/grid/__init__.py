@@ -9,7 +9,7 @@ What a grid file may say is in ``axes``; which cells it has, in ``cells``; the o
 
 from segcredit.study.grid.cells import Cell as Cell
 from segcredit.study.grid.cells import plan as plan
-from segcredit.study.grid.runner import Progress as Progress
+from segcredit.study.grid.runner import GridProgress as GridProgress
 from segcredit.study.grid.runner import Watch as Watch
 from segcredit.study.grid.runner import run_grid as run_grid
 from segcredit.study.grid.runner import survey as survey

@@ -25,7 +25,7 @@ _PATIENCE = 5.0
 
 
 @dataclass(slots=True)
-class Progress:
+class GridProgress:
     """State of a grid, for a display."""
 
     cells: Sequence[Cell]
@@ -56,13 +56,13 @@ class Progress:
         return self.steps_left() * self.seconds_a_step / self.workers
 
 
-Watch = Callable[[Progress], None]
+Watch = Callable[[GridProgress], None]
 """Called about twice a second while cells run, and once at the end."""
 
 
-def survey(cells: Sequence[Cell]) -> Progress:
+def survey(cells: Sequence[Cell]) -> GridProgress:
     """Returns the state of the cells before anything is run."""
-    return Progress(cells, {cell.directory: cell.state() for cell in cells})
+    return GridProgress(cells, {cell.directory: cell.state() for cell in cells})
 
 
 def run_grid(
@@ -75,7 +75,7 @@ def run_grid(
     overrides: Sequence[str] = (),
     code: Sequence[str] = (),
     watch: Watch | None = None,
-) -> Progress:
+) -> GridProgress:
     """Runs every cell that is neither finished nor failed; one that fails never stops the others.
 
     Running it again continues: a cell that was stopped goes on from its last checkpoint, and one
@@ -116,7 +116,7 @@ def run_grid(
 class _Shift:
     """One call's work: a queue of cells, some of which come back into it."""
 
-    def __init__(self, workers: Workers, chosen: Sequence[Cell], progress: Progress) -> None:
+    def __init__(self, workers: Workers, chosen: Sequence[Cell], progress: GridProgress) -> None:
         self._workers = workers
         self._progress = progress
         self._queue = deque(chosen)

@@ -5,7 +5,7 @@
     figure.axes[0].axhline(0.46, linewidth=0.5)     # it is matplotlib's: add what the paper needs
     save(figure, "curves.pdf")
 
-Those of an audit take its table, or the arrays of one response:
+Those of an audit take its table, or the arrays of one completion:
 
     audit = segcredit.read_runs("runs/audit").audit
     audit_intervals(audit, "correlation", "token")
@@ -20,11 +20,11 @@ from segcredit.errors import require_package
 require_package("matplotlib", "report", "a figure")  # of every module below
 
 from segcredit.study.plots.audit_intervals import audit_intervals as audit_intervals
+from segcredit.study.plots.completion_credit import completion_credit as completion_credit
 from segcredit.study.plots.heat_map import heat_map as heat_map
 from segcredit.study.plots.learning_curves import learning_curves as learning_curves
 from segcredit.study.plots.lift_curves import lift_curves as lift_curves
 from segcredit.study.plots.movement_shares import movement_shares as movement_shares
-from segcredit.study.plots.response_credit import response_credit as response_credit
 from segcredit.study.plots.segment_shapes import segment_shapes as segment_shapes
 from segcredit.study.plots.stability import stability as stability
 from segcredit.study.plots.style import COLUMN as COLUMN

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 from segcredit.errors import StudyError
 from segcredit.records.tables import Runs, require_known
 from segcredit.study.plots.groups import Group, failed_runs
-from segcredit.study.statistics import bootstrap_intervals, metrics_of, student_intervals
+from segcredit.study.statistics import (
+    IntervalKind,
+    bootstrap_intervals,
+    known_metric,
+    student_intervals,
+)
 
 Floats = NDArray[np.float64]
-Interval = Literal["student", "bootstrap"]
 
 INTERVALS = {"student": "95% Student interval", "bootstrap": "95% bootstrap interval"}
 """Intervals of ``segcredit.study.statistics`` and their names in figures."""
@@ -50,7 +54,7 @@ class Curve:
     low: Floats
     high: Floats
     """Ends of the 95% interval over runs; NaN where fewer than two have a value."""
-    interval: Interval
+    interval: IntervalKind
     """Its kind."""
 
     @property
@@ -66,7 +70,7 @@ def recorded(runs: Runs, metric: str, per: str = "step") -> pd.DataFrame:
     Raises:
         StudyError: the metric or the cost is unknown.
     """
-    require_known("metric", [metric], metrics_of(runs))
+    metric = known_metric(runs, metric)
     require_known("cost to draw over", [per], COSTS)
     ordered = runs.steps.sort_values(["run", "step"], kind="stable")
     place = ordered["step"]
@@ -86,7 +90,7 @@ def curves_of(
     metric: str,
     per: str = "step",
     *,
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     window: int = 1,
 ) -> list[Curve]:
     """Returns the curves of those groups in which some run recorded the metric; may be none.
@@ -110,7 +114,7 @@ def curves_of(
     ]
 
 
-def intervals(values: pd.DataFrame, kind: Interval) -> tuple[Floats, Floats]:
+def intervals(values: pd.DataFrame, kind: IntervalKind) -> tuple[Floats, Floats]:
     """Returns the lower and upper ends of each row's 95% interval over its columns.
 
     Raises:
@@ -148,7 +152,7 @@ def _windowed(rows: pd.DataFrame, window: int) -> pd.DataFrame:
     return means.reset_index()
 
 
-def _curve(group: Group, rows: pd.DataFrame, interval: Interval) -> Curve:
+def _curve(group: Group, rows: pd.DataFrame, interval: IntervalKind) -> Curve:
     values, places = (
         rows.pivot(index="step", columns="run", values=name).astype("float64")
         for name in ("value", "place")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from segcredit.errors import StudyError
 from segcredit.records.tables import Runs
-from segcredit.study.plots.curves import INTERVALS, Interval, intervals, require_curves
+from segcredit.study.plots.curves import INTERVALS, IntervalKind, intervals, require_curves
 from segcredit.study.plots.groups import Group, groups_of, unit_of
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
 from segcredit.study.plots.style import COLUMN, NOTE_SIZE, STYLE, label, wrapped
@@ -60,7 +60,7 @@ def heat_map(
     rows: str = "segmenter",
     columns: str = "estimator",
     metric: str = "accuracy",
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     width: float = COLUMN,
 ) -> Figure:
     """Draws the last recorded value of a metric for every pair of two settings.
@@ -110,7 +110,7 @@ def heat_map(
     return figure
 
 
-def _field(row: Group, column: Group, last: Mapping[str, float], interval: Interval) -> _Field:
+def _field(row: Group, column: Group, last: Mapping[str, float], interval: IntervalKind) -> _Field:
     shared = [run for run in row.runs if run in column.runs]
     values = np.array([last[run] for run in shared if run in last])
     low, high = intervals(pd.DataFrame([values]), interval)
@@ -160,7 +160,7 @@ def _digits(means: Sequence[float]) -> int:
     return min(8, max(0, 2 - math.floor(math.log10(largest)))) if largest else 2
 
 
-def _note(runs: Runs, metric: str, fields: Sequence[_Field], interval: Interval) -> str:
+def _note(runs: Runs, metric: str, fields: Sequence[_Field], interval: IntervalKind) -> str:
     unit = unit_of(runs, [field.runs for field in fields])
     mixed = "" if unit == "seed" else ", which may differ in more than the seed"
     return (

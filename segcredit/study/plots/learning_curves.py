@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
-from segcredit.study.plots.curves import Interval, curves_of, require_curves
+from segcredit.study.plots.curves import IntervalKind, curves_of, require_curves
 from segcredit.study.plots.drawing import draw_curve, label_axes, scale
 from segcredit.study.plots.groups import failed_runs, groups_of
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
@@ -26,7 +26,7 @@ def learning_curves(
     metric: str = "accuracy",
     by: Sequence[str] | str = ("method", "segmenter"),
     per: str = "step",
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     width: float = PAGE,
 ) -> Figure:
     """Draws a metric over training: a line a group, a band over its seeds, a thin line a seed.

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
-from segcredit.study.plots.curves import Curve, Interval, curves_of, intervals, require_curves
+from segcredit.study.plots.curves import Curve, IntervalKind, curves_of, intervals, require_curves
 from segcredit.study.plots.drawing import draw_curve, number_decades, spans_decades
 from segcredit.study.plots.groups import Group, failed_runs, groups_of
 from segcredit.study.plots.panels import draw_panel, fullest
@@ -34,7 +34,7 @@ def segment_shapes(
     runs: Runs,
     *,
     by: Sequence[str] | str = ("segmenter",),
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     width: float = PAGE,
 ) -> Figure:
     """Draws segments a completion over training, and the distribution of segment lengths.
@@ -58,22 +58,22 @@ def segment_shapes(
     """
     columns = columns_of(runs, by)
     groups = groups_of(runs, columns)
-    counts = curves_of(runs, groups, "segments_per_response", interval=interval)
+    counts = curves_of(runs, groups, "segments_per_completion", interval=interval)
     lengths = _length_curves(runs, groups, interval)
     drawn = fullest([counts, lengths])
     require_curves(runs, drawn, "segment shapes", "segments")
     with matplotlib.rc_context(STYLE):
         beside = width > 4
-        title = f"Segments a response over steps, and their lengths, by {', '.join(columns)}"
+        title = f"Segments a completion over steps, and their lengths, by {', '.join(columns)}"
         figure = new_sheet(width, 2.1 if beside else 3.6, title)
         left, right = new_axes(figure, *((1, 2) if beside else (2, 1)))
-        draw_panel(left, "segments_per_response", counts, failed_runs(runs))
+        draw_panel(left, "segments_per_completion", counts, failed_runs(runs))
         _draw_lengths(right, lengths)
         finish(figure, curve_note(runs, drawn), legend_entries(drawn), ", ".join(columns))
     return figure
 
 
-def _length_curves(runs: Runs, groups: Sequence[Group], interval: Interval) -> list[Curve]:
+def _length_curves(runs: Runs, groups: Sequence[Group], interval: IntervalKind) -> list[Curve]:
     """Returns each group's curve of the share of segments of at most each length."""
     segments = runs.read("segments", columns=["start", "end"])
     counts = pd.crosstab(segments["end"] - segments["start"], segments["run"])
@@ -85,7 +85,7 @@ def _length_curves(runs: Runs, groups: Sequence[Group], interval: Interval) -> l
     ]
 
 
-def _length_curve(group: Group, counts: pd.DataFrame, interval: Interval) -> Curve:
+def _length_curve(group: Group, counts: pd.DataFrame, interval: IntervalKind) -> Curve:
     """Makes a curve from counts, lengths by runs; it begins at a share of 0."""
     shares = counts.cumsum() / counts.sum()
     none = pd.DataFrame(0.0, index=[min(shares.index) - 1], columns=shares.columns)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
-from segcredit.study.plots.curves import Interval, curves_of, require_curves
+from segcredit.study.plots.curves import IntervalKind, curves_of, require_curves
 from segcredit.study.plots.groups import failed_runs, groups_of
 from segcredit.study.plots.panels import draw_panel, fullest
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
@@ -24,7 +24,7 @@ METRICS = (
     "entropy",
     "kl",
     "clip_fraction",
-    "response_length",
+    "completion_length",
     "gradient_norm",
     "explained_variance",
 )
@@ -36,12 +36,12 @@ def stability(
     *,
     by: Sequence[str] | str = ("method", "segmenter"),
     window: int = 1,
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     width: float = PAGE,
 ) -> Figure:
     """Draws six metrics over training, a panel each: a line a group, a band over its seeds.
 
-    Entropy, KL, clip fraction, response length, gradient norm and explained variance; lines and
+    Entropy, KL, clip fraction, completion length, gradient norm and explained variance; lines and
     bands as in ``learning_curves``, without the seeds' own lines. An axis is logarithmic where its
     means span more than a decade and a half; that of the explained variance, which is at most 1
     and has no lower bound, is so below −1 where one is below −30. A panel that no run recorded

@@ -47,7 +47,7 @@ _LABELS = {
     "cpu_seconds": "CPU-seconds",
     "entropy": "entropy (nats)",
     "kl": "KL",
-    "response_length": "response length (tokens)",
+    "completion_length": "completion length (tokens)",
 }
 
 

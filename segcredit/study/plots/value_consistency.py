@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from segcredit.records.tables import Runs
 from segcredit.study.plots.captions import curve_note, legend_entries
-from segcredit.study.plots.curves import Interval, curves_of, require_curves
+from segcredit.study.plots.curves import IntervalKind, curves_of, require_curves
 from segcredit.study.plots.groups import failed_runs, groups_of
 from segcredit.study.plots.panels import draw_panel
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
@@ -26,7 +26,7 @@ def value_consistency(
     *,
     by: Sequence[str] | str = ("method",),
     window: int = 1,
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     width: float = PAGE,
 ) -> Figure:
     """Draws value loss and explained variance over training: a line a group, bands, thin seeds.

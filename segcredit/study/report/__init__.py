@@ -16,9 +16,9 @@ from segcredit.study.plots.style import label
 from segcredit.study.report import audits, drawings, findings, overview, view
 from segcredit.study.report.grouping import default_by
 from segcredit.study.report.page import require_place, write_page
-from segcredit.study.report.trained_responses import responses_section
+from segcredit.study.report.trained_completions import completions_section
 from segcredit.study.report.view import Note, Section
-from segcredit.study.statistics import metrics_of
+from segcredit.study.statistics import known_metric
 
 
 def write_report(
@@ -58,7 +58,7 @@ def write_report(
     require_place(output)
     runs, damaged = _undamaged(read_runs(path, damaged="skip"))
     columns = _columns(runs, by)
-    require_known("metric", [metric], metrics_of(runs))
+    metric = known_metric(runs, metric)
     audited = audits.is_audit(runs)
     sections = _sections(runs, audited, columns, metric)
     # Last, when whatever is damaged has been met; first on the page.
@@ -121,7 +121,7 @@ def _training_sections(runs: Runs, by: Sequence[str], metric: str) -> list[Secti
         drawings.heat_map_section(runs, by, metric),
         findings.costs_section(runs, by, metric),
         *drawings.training_sections(runs, by),
-        responses_section(runs, by),
+        completions_section(runs, by),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The sections of a report on audits: credit, movement, values, costs, and a few responses."""
+"""The sections of a report on audits: credit, movement, values, costs, and a few completions."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -21,9 +21,9 @@ from segcredit.study.plots import audit_intervals, lift_curves, movement_shares
 from segcredit.study.plots.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
 from segcredit.study.plots.style import label
 from segcredit.study.report import view
+from segcredit.study.report.audit_completions import completions_drawn
 from segcredit.study.report.drawings import drawn
 from segcredit.study.report.overview import MOST_ROWS
-from segcredit.study.report.responses import responses
 from segcredit.study.report.view import Block, Cell, Listing, Note, Table
 from segcredit.study.report.view import Section as PageSection
 
@@ -97,9 +97,9 @@ def audit_sections(runs: Runs, *, named: bool) -> Iterator[PageSection]:
             place = f"audit-{number}-{name}"
             shown = f"{run}: {title[0].lower()}{title[1:]}" if named else title
             yield PageSection(place, shown, list(blocks(found, place)))
-        place = f"audit-{number}-responses"
-        shown = f"{run}: responses" if named else "Responses"
-        yield PageSection(place, shown, list(_responses(found, runs.directories[run], place)))
+        place = f"audit-{number}-completions"
+        shown = f"{run}: completions" if named else "Completions"
+        yield PageSection(place, shown, list(_completions(found, runs.directories[run], place)))
 
 
 def _found(runs: Runs, run: str) -> _Found:
@@ -251,16 +251,18 @@ def _costs(found: _Found, _: str) -> Iterator[Block]:
     yield _table(found, caption, _pairs(rows), found.places(reported("cost")))
 
 
-def _responses(found: _Found, path: Path, place: str) -> Iterator[Block]:
-    """Yields responses of the scheme that leads, averaged over its credits."""
+def _completions(found: _Found, path: Path, place: str) -> Iterator[Block]:
+    """Yields completions of the scheme that leads, averaged over its credits."""
     rows = found.of("credit")
     by_token = _leading(rows)
     schemes = in_order(rows["advantage"])
     if not schemes:
-        yield Note("No response is drawn: the audit has no credit.")
+        yield Note("No completion is drawn: the audit has no credit.")
     else:
         means = by_token.groupby(by_token["advantage"].astype(str))["value"].mean().fillna(-1.0)
-        yield from responses(path, place, max(schemes, key=lambda one: means.get(one, -1.0)))
+        yield from completions_drawn(
+            path, place, max(schemes, key=lambda one: means.get(one, -1.0))
+        )
 
 
 def _leading(rows: pd.DataFrame) -> Any:

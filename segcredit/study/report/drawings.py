@@ -96,7 +96,7 @@ def training_sections(runs: Runs, by: Sequence[str]) -> Iterator[Section]:
         "segments",
         "Segment shapes",
         lambda width: segment_shapes(runs, by=by, width=width),
-        "How many segments a response has, and how long they are.",
+        "How many segments a completion has, and how long they are.",
     )
 
 

@@ -20,7 +20,7 @@ from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Tab
 from segcredit.study.statistics import compare, learning_areas, summarise
 from segcredit.study.statistics.groups import setting_text
 
-EVALUATIONS = ("accuracy", "accuracy_greedy", "faithful", "majority")
+EVALUATIONS = ("accuracy", "accuracy_greedy", "process_correct", "majority")
 """Metrics that judge a run, shown beside the one that was asked for."""
 COSTS = ("tokens_sampled", "cpu_seconds", "gpu_seconds")
 """Costs of a run, counted up over its steps, so that the last value is that of the whole."""

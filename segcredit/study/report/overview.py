@@ -119,7 +119,7 @@ def python_section(
         f"by = {list(by)!r}",
         "runs.runs       # a row a run: config, status, error",
         "runs.steps      # a row a step: the metrics",
-        "runs.responses  # a row a response; .segments and .tokens likewise",
+        "runs.completions  # a row a completion; .segments and .tokens likewise",
         f"summarise(runs, by, {metric!r})",
         f"compare(runs, by, {metric!r})",
         f"runs.steps.merge(runs.runs[{names!r}], on='run')",

@@ -20,7 +20,7 @@ MISSING = "–"
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class DrawnInterval:
     """A mean with its ends, in percent of the width that a column's intervals share."""
 
     low: float
@@ -42,7 +42,7 @@ class Cell:
 
     text: str
     order: float | None = None
-    interval: Interval | None = None
+    interval: DrawnInterval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some characters of a response."""
+    """Some characters of a completion."""
 
     text: str
     is_segment: bool = False
@@ -130,7 +130,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class Completion:
     """A completion of a policy, beside its prompt.
 
     Args:
@@ -138,12 +138,12 @@ class Response:
         facts: where it is from, and its sizes.
         prompt: the prompt's text.
         images: those of the prompt, as ``data:`` addresses.
-        pieces: the response's text.
+        pieces: the completion's text.
         notes: what cannot be shown, and why.
         long: characters from which a text is folded away.
     """
 
-    kind: ClassVar[str] = "response"
+    kind: ClassVar[str] = "completion"
     title: str
     facts: str
     prompt: str
@@ -154,7 +154,7 @@ class Response:
 
     @property
     def length(self) -> int:
-        """Characters of the response."""
+        """Characters of the completion."""
         return sum(len(piece.text) for piece in self.pieces)
 
 
@@ -176,7 +176,7 @@ class Code:
     text: str
 
 
-Block = Note | Listing | Table | Drawing | Pictures | Response | Failure | Code
+Block = Note | Listing | Table | Drawing | Pictures | Completion | Failure | Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ def intervals(
             cells.append(Cell(MISSING))
             continue
         left, right = (centre, centre) if math.isnan(start + end) else (start, end)
-        cells.append(Cell("", None, Interval(place(left), place(centre), place(right), mark)))
+        cells.append(Cell("", None, DrawnInterval(place(left), place(centre), place(right), mark)))
     return cells
 
 

@@ -23,8 +23,9 @@ from segcredit.study.statistics.paired import (
     smallest_p,
     student_p,
 )
-from segcredit.study.statistics.run_values import metrics_of, run_values
+from segcredit.study.statistics.run_values import known_metric, metrics_of, run_values
 from segcredit.study.statistics.stratified import (
+    IntervalKind,
     interquartile_mean,
     stratified_bootstrap,
     stratified_student,
@@ -32,11 +33,13 @@ from segcredit.study.statistics.stratified import (
 from segcredit.study.statistics.summary import learning_areas, summarise
 
 __all__ = [
+    "IntervalKind",
     "bootstrap_interval",
     "bootstrap_intervals",
     "compare",
     "holm",
     "interquartile_mean",
+    "known_metric",
     "learning_areas",
     "metrics_of",
     "probability_of_improvement",

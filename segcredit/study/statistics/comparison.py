@@ -27,7 +27,7 @@ from segcredit.study.statistics.paired import (
 )
 from segcredit.study.statistics.run_values import Measure, last_steps, run_values
 from segcredit.study.statistics.sentences import finding
-from segcredit.study.statistics.stratified import Interval, interval_of
+from segcredit.study.statistics.stratified import IntervalKind, interval_of
 from segcredit.study.statistics.summary import budget_note
 
 Test = Literal["sign_flip", "student"]
@@ -61,7 +61,7 @@ def compare(
     per: str = "step",
     budget: float | None = None,
     pair_on: Sequence[str] = ("seed",),
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     test: Test = "sign_flip",
     confidence: float = 0.95,
     power: float = 0.8,
@@ -174,7 +174,7 @@ def _one_each(group: Group, pair_on: list[str]) -> Any:
 
 
 def _measured(
-    rows: Any, pair_on: Sequence[str], interval: Interval, test: Test, confidence: float
+    rows: Any, pair_on: Sequence[str], interval: IntervalKind, test: Test, confidence: float
 ) -> dict[str, Any]:
     """Compares one pair of groups over its shared seeds."""
     differences = rows["value_b"] - rows["value_a"]

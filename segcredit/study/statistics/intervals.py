@@ -29,9 +29,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Computes the percentile bootstrap interval of the mean.
 
-    The unit that is resampled is one value: give one a seed, not one a response, since responses
-    of one run share its chance. With few seeds it is far too narrow (three give at most 75%, for
-    whatever confidence); there, use ``student_interval``.
+    The unit that is resampled is one value: give one a seed, not one a completion, since
+    completions of one run share their seed. With few seeds it is far too narrow (three give at
+    most 75%, for whatever confidence); there, use ``student_interval``.
 
     Args:
         values: one a seed, in any unit; NaN is left out.

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs, require_known
+from segcredit.records.schemas import RENAMED
+from segcredit.records.tables import Runs, current_name, require_known
 from segcredit.study.statistics.intervals import Floats
 
 Measure = Literal["last", "area", "at_cost"]
@@ -27,6 +28,17 @@ COSTS = ("tokens_sampled", "cpu_seconds")
 def metrics_of(runs: Runs) -> list[str]:
     """Returns the names that ``metric`` may have: every column of ``.steps`` that is measured."""
     return [str(column) for column in runs.steps.columns if column not in ("run", "step")]
+
+
+def known_metric(runs: Runs, metric: str) -> str:
+    """Returns the name of today of a metric of the runs.
+
+    Raises:
+        StudyError: they have no metric of that name; lists those that they have.
+    """
+    metric = current_name(metric, RENAMED["steps"])
+    require_known("metric", [metric], metrics_of(runs))
+    return metric
 
 
 def run_values(
@@ -65,7 +77,7 @@ def run_values(
         StudyError: a name is unknown, ``per`` goes down within a run, or the budget is not above 0.
     """
     require_known("measure", [measure], ["last", "area", "at_cost"])
-    require_known("metric", [metric], metrics_of(runs))
+    metric = known_metric(runs, metric)
     require_known("cost", [per], ["step", *metrics_of(runs)])
     recorded = _recorded(runs.steps, metric, per)
     ends = _ends(recorded)

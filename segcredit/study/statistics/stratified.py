@@ -18,7 +18,8 @@ from segcredit.study.statistics.intervals import (
 )
 
 Statistic = Literal["mean", "iqm", "median"]
-Interval = Literal["student", "bootstrap"]
+IntervalKind = Literal["student", "bootstrap"]
+"""The way in which an interval is computed."""
 
 
 def interquartile_mean(values: ArrayLike) -> float:
@@ -141,7 +142,7 @@ def stratified_student(
 
 
 def interval_of(
-    strata: Sequence[ArrayLike], statistic: Statistic, interval: Interval, confidence: float
+    strata: Sequence[ArrayLike], statistic: Statistic, interval: IntervalKind, confidence: float
 ) -> tuple[float, float]:
     """Returns the interval of that name: "student" or "bootstrap"."""
     require_known("interval", [interval], _INTERVALS)

@@ -15,7 +15,7 @@ import pandas as pd
 from segcredit.records.tables import Runs, require_known
 from segcredit.study.statistics.groups import Group, groups_of, note_of, table_of
 from segcredit.study.statistics.run_values import last_steps, run_values
-from segcredit.study.statistics.stratified import Interval, Statistic, aggregate, interval_of
+from segcredit.study.statistics.stratified import IntervalKind, Statistic, aggregate, interval_of
 
 
 def summarise(
@@ -24,7 +24,7 @@ def summarise(
     metric: str,
     statistic: Statistic = "mean",
     *,
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     confidence: float = 0.95,
     strata: Sequence[str] = (),
 ) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def learning_areas(
     per: str = "step",
     budget: float | None = None,
     statistic: Statistic = "mean",
-    interval: Interval = "student",
+    interval: IntervalKind = "student",
     confidence: float = 0.95,
     strata: Sequence[str] = (),
 ) -> pd.DataFrame:
@@ -135,7 +135,7 @@ RowMaker = Callable[[Group], dict[str, Any]]
 def _row_maker(
     runs: Runs,
     statistic: Statistic,
-    interval: Interval,
+    interval: IntervalKind,
     confidence: float,
     strata: Sequence[str],
 ) -> RowMaker:

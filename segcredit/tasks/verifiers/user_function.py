@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, cast
 
@@ -33,7 +34,7 @@ def verifier(path: str) -> Callable[..., dict[str, Any]]:
 
 def _fields(found: Any) -> dict[str, Any]:
     if isinstance(found, Verdict):
-        return {name: getattr(found, name) for name in ("reward", "correct", "faithful", "answer")}
+        return {field.name: getattr(found, field.name) for field in fields(found)}
     # NumPy's numbers are numbers to Python too, its flags are not.
     is_number = isinstance(found, (numbers.Real, np.bool_))
     reward = float(cast(float, found)) if is_number else math.nan

@@ -1,4 +1,4 @@
-"""A few responses of training runs, the best and the worst of a step, as they were written."""
+"""A few completions of training runs, the best and the worst of a step, as they were written."""
 
 # pandas and pyarrow ship no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -20,9 +20,9 @@ from segcredit.records.step_tables import table_files
 from segcredit.records.tables import Runs
 from segcredit.study.report.view import (
     Block,
+    Completion,
     Note,
     Piece,
-    Response,
     Section,
     counted,
     image_source,
@@ -30,20 +30,29 @@ from segcredit.study.report.view import (
 from segcredit.study.statistics.groups import setting_text
 
 MOST_GROUPS = 6
-"""Groups of which a run's responses are shown."""
+"""Groups of which a run's completions are shown."""
 MOST_BYTES = 1_000_000
 """Largest size of an image that is put into the page."""
 MOST_CHARACTERS = 20_000
 """Most characters of a prompt or a completion that are shown."""
 
-_COLUMNS = ["prompt", "response", "prompt_text", "text", "reward", "truncated", "tokens", "images"]
+_COLUMNS = [
+    "prompt",
+    "completion",
+    "prompt_text",
+    "text",
+    "reward",
+    "truncated",
+    "tokens",
+    "images",
+]
 
 
-def responses_section(runs: Runs, by: Sequence[str]) -> Section:
+def completions_section(runs: Runs, by: Sequence[str]) -> Section:
     """Builds the section of the best and the worst completion, of a run of each group.
 
     They are those of the last recorded step of the first run that recorded any. Nothing else is
-    read of the other runs' responses, nor of other steps' texts.
+    read of the other runs' completions, nor of other steps' texts.
 
     Args:
         runs: training runs.
@@ -51,19 +60,19 @@ def responses_section(runs: Runs, by: Sequence[str]) -> Section:
     """
     recorded = _first_recorded(runs, by)
     if not recorded:
-        said = "No run recorded responses; set record.responses to see some here."
-        return Section("responses", "Responses", [Note(said)])
+        said = "No run recorded completions; set record.responses to see some here."
+        return Section("completions", "Completions", [Note(said)])
     said = (
-        "The response with the highest reward and the one with the lowest, of equals the first, in"
-        " the last recorded step of the first run of each group that recorded responses. Shades"
-        " that alternate are segments, where these were recorded."
+        "The completion with the highest reward and the one with the lowest, of equals the first,"
+        " in the last recorded step of the first run of each group that recorded completions."
+        " Shades that alternate are segments, where these were recorded."
     )
     if len(recorded) > MOST_GROUPS:
         said += f" {MOST_GROUPS} of {len(recorded):,} groups are shown."
     blocks: list[Block] = [Note(said)]
     for group, run in list(recorded.items())[:MOST_GROUPS]:
         blocks += _of_run(runs, run, group)
-    return Section("responses", "Responses", blocks)
+    return Section("completions", "Completions", blocks)
 
 
 def marked(text: str, segments: Sequence[str]) -> list[Piece]:
@@ -88,12 +97,12 @@ def marked(text: str, segments: Sequence[str]) -> list[Piece]:
 
 
 def _first_recorded(runs: Runs, by: Sequence[str]) -> dict[str, str]:
-    """Returns the first run with responses by its group's name, in the order of the runs."""
+    """Returns the first run with completions by its group's name, in the order of the runs."""
     table: Any = runs.runs
     found: dict[str, str] = {}
     for run, *values in table[["run", *by]].itertuples(index=False, name=None):
         group = ", ".join(map(setting_text, values))
-        if group not in found and table_files(runs.directories[str(run)], "responses"):
+        if group not in found and table_files(runs.directories[str(run)], "completions"):
             found[group] = str(run)
     return found
 
@@ -101,30 +110,30 @@ def _first_recorded(runs: Runs, by: Sequence[str]) -> dict[str, str]:
 def _of_run(runs: Runs, run: str, group: str) -> Iterator[Block]:
     """Yields completions of a run's last step, which may be damaged or lack rewards."""
     one = runs.select([run])
-    last = one.read("responses", ["step"])["step"].max()
+    last = one.read("completions", ["step"])["step"].max()
     at = ds.field("step") == last
-    rows: Any = one.read("responses", _COLUMNS, where=at).dropna(subset=["text", "reward"])
-    segments: Any = one.read("segments", ["prompt", "response", "segment", "text"], where=at)
+    rows: Any = one.read("completions", _COLUMNS, where=at).dropna(subset=["text", "reward"])
+    segments: Any = one.read("segments", ["prompt", "completion", "segment", "text"], where=at)
     runs.left_out |= one.left_out
     if rows.empty:
-        yield Note(f"{group}: the run {run} has no response with a reward that can be read.")
+        yield Note(f"{group}: the run {run} has no completion with a reward that can be read.")
         return
     ends = dict.fromkeys([int(rows["reward"].argmax()), int(rows["reward"].argmin())])
     for place, end in zip(ends, ["highest", "lowest"], strict=False):
         row = rows.iloc[place].to_dict()
-        mine = (segments["prompt"] == row["prompt"]) & (segments["response"] == row["response"])
+        mine = (segments["prompt"] == row["prompt"]) & (segments["completion"] == row["completion"])
         parts = segments[mine].sort_values("segment")["text"].dropna().tolist()
         said = f"the {end} reward" if len(ends) > 1 else "the reward of all"
-        where = f"Run {run}, step {last}, {counted(len(rows), 'response')}."
-        yield _response(runs.directories[run], row, parts, f"{group}: {said}", where)
+        where = f"Run {run}, step {last}, {counted(len(rows), 'completion')}."
+        yield _completion(runs.directories[run], row, parts, f"{group}: {said}", where)
 
 
-def _response(
+def _completion(
     path: Path, row: dict[str, Any], segments: Sequence[str], title: str, where: str
-) -> Response:
+) -> Completion:
     sources, missing = _images(path, row["images"])
     is_long = len(row["text"]) > MOST_CHARACTERS
-    return Response(
+    return Completion(
         title=f"{title}, {row['reward']:.4g}",
         facts=f"{where} {_facts(row, segments)}",
         prompt=_shortened(row["prompt_text"]) if pd.notna(row["prompt_text"]) else "",
@@ -141,7 +150,7 @@ def _shortened(text: str) -> str:
 
 def _facts(row: dict[str, Any], segments: Sequence[str]) -> str:
     """Returns the prompt's key, the completion's place in its group and its sizes, if recorded."""
-    said = [f"Prompt {row['prompt']}, response {row['response']}"]
+    said = [f"Prompt {row['prompt']}, completion {row['completion']}"]
     if pd.notna(row["tokens"]):
         said.append(counted(int(row["tokens"]), "token"))
     if segments:

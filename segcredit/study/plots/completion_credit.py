@@ -1,6 +1,7 @@
-"""One response: its true value, its segments, and the credit of its tokens beside the truth.
+"""One completion: its true value, its segments, and the credit of its tokens beside the truth.
 
-Letters: ``T`` tokens, ``E`` = T + 1 states (before each token, and the end), ``H`` halves.
+Letters: ``T`` tokens, ``E`` = T + 1 states (before each token, and the end), ``H`` splits of the
+truth.
 """
 
 # matplotlib types little of what is used here.
@@ -45,7 +46,7 @@ _ERRORS = 1.96
 """Standard errors to each side of the value."""
 
 
-def response_credit(
+def completion_credit(
     tokens: Sequence[str],
     values_HE: ArrayLike,
     errors_HE: ArrayLike,
@@ -59,25 +60,25 @@ def response_credit(
     """Draws the true value along one completion, each segmenter's cuts, and each method's credit.
 
     Above, the value of every state (the one before each token, and the end): the mean of the
-    halves, with a band of ±1.96 standard errors of that mean. Below it a strip a segmenter, its
+    splits, with a band of ±1.96 standard errors of that mean. Below it a strip a segmenter, its
     segments in two shades by turns. Then a panel for each segmenter in ``credit``: the true
     advantage of each token, V after it less V before it, as bars, and credits as stepped lines.
 
-    The whole response is drawn. Its tokens stand along the axis as far as there is room, about 60
-    of them on a page; of a longer response every second, third, ... does. To look at a part more
+    The whole completion is drawn. Its tokens stand along the axis as far as there is room, about 60
+    of them on a page; of a longer completion every second, third, ... does. To look at a part more
     closely, give the arrays of that part.
 
     Args:
         tokens: (T) text of each token; '' for special ones, whose label is blank. A newline is ↵,
             a tab ⇥, white space alone ␣.
-        values_HE: (H,E) V in independent halves, in reward units.
-        errors_HE: (H,E) standard errors of one half's V; 0 where V is exact, NaN where unknown.
+        values_HE: (H,E) V in independent splits, in reward units.
+        errors_HE: (H,E) standard errors of one split's V; 0 where V is exact, NaN where unknown.
         segments: (T) segment ids by segmenter; −1 for none.
         credit: (T) advantages of the tokens by segmenter, then by any name, such as
             "monte_carlo, td"; a name looks alike in all panels. Empty for none.
         title: above the figure.
         normalised: divide each credit, and the truth, by its own root mean square over this
-            response: for credit in other units, such as that scaled by a group's spread. By
+            completion: for credit in other units, such as that scaled by a group's spread. By
             default all are in reward units, and on one scale.
         width: in inches; ``COLUMN`` or ``PAGE``.
 
@@ -95,7 +96,7 @@ def response_credit(
     looks = _looks(given)
     with matplotlib.rc_context(STYLE):
         heights = [1.25, *([_strips_height(ids)] if ids else []), *(0.62 for _ in given)]
-        sheet = new_sheet(width, sum(heights) + 0.75, title or "Credit along one response")
+        sheet = new_sheet(width, sum(heights) + 0.75, title or "Credit along one completion")
         shape: Any = {"sharex": True, "height_ratios": heights}
         panes = new_axes(sheet, len(heights), **shape)
         _draw_values(panes[0], values_E, errors_E)
@@ -107,8 +108,8 @@ def response_credit(
             axes.tick_params(axis="x", length=0)
         panes[0].set_title(wrapped(title, int(width * 15)), loc="left", size=8)
         every = _label_tokens(panes[-1], tokens, width - _margin(ids))
-        halves = np.asarray(values_HE).shape[0]
-        note = _note(tokens, halves, every, bool(ids), bool(given), normalised)
+        splits = np.asarray(values_HE).shape[0]
+        note = _note(tokens, splits, every, bool(ids), bool(given), normalised)
         legend = [(Group(name, number, ()), "") for name, number in looks.items()]
         finish(sheet, note, legend, beside=False)
     return sheet
@@ -129,18 +130,18 @@ def _mean(
 ) -> tuple[Floats, Floats]:
     """Computes (E,) the mean of the two splits, and its standard error."""
     if not tokens:
-        raise StudyError("The response has no tokens; expected at least one to draw.")
+        raise StudyError("The completion has no tokens; expected at least one to draw.")
     found = {"values": values_HE, "errors": errors_HE}
     arrays = {name: np.asarray(x, dtype=np.float64) for name, x in found.items()}
     for name, x in arrays.items():
         if x.ndim != 2 or x.shape[1] != len(tokens) + 1 or not len(x):
             raise StudyError(
-                f"The {name} have shape {x.shape}; expected (halves, {len(tokens) + 1}), one before"
+                f"The {name} have shape {x.shape}; expected (splits, {len(tokens) + 1}), one before"
                 f" each of the {len(tokens)} tokens and one at the end. Usually they are still"
-                " padded: cut them at the response's end."
+                " padded: cut them at the completion's end."
             )
-    values_E, halves = arrays["values"].mean(0), len(arrays["errors"])
-    return values_E, np.sqrt((arrays["errors"] ** 2).sum(0)) / halves
+    values_E, splits = arrays["values"].mean(0), len(arrays["errors"])
+    return values_E, np.sqrt((arrays["errors"] ** 2).sum(0)) / splits
 
 
 def _fitting(name: str, array: ArrayLike, count: int) -> NDArray[Any]:
@@ -148,7 +149,7 @@ def _fitting(name: str, array: ArrayLike, count: int) -> NDArray[Any]:
     if x_T.shape != (count,):
         raise StudyError(
             f"{name} has shape {x_T.shape}; expected ({count},), one entry for each token. Usually"
-            " it is still padded: cut it at the response's end."
+            " it is still padded: cut it at the completion's end."
         )
     return x_T
 
@@ -269,13 +270,13 @@ def _label_tokens(axes: Axes, tokens: Sequence[str], room: float) -> int:
 
 def _note(
     tokens: Sequence[str],
-    halves: int,
+    splits: int,
     every: int,
     strips: bool,
     credits: bool,
     normalised: bool,
 ) -> str:
-    parts = [f"Above: mean of the truth's {halves} parts, and ±{_ERRORS} standard errors of it"]
+    parts = [f"Above: mean of the truth's {splits} parts, and ±{_ERRORS} standard errors of it"]
     parts += ["strips: segments, in two shades by turns"] if strips else []
     scale = "each over its root mean square" if normalised else "all in reward units on one scale"
     if credits:

@@ -1,4 +1,4 @@
-"""A few responses of an audit, token by token: values, segments and credit."""
+"""A few completions of an audit, token by token: values, segments and credit."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segcredit.credit_audit.metrics.moments import square
 from segcredit.errors import StudyError
-from segcredit.study.plots import response_credit
+from segcredit.study.plots import completion_credit
 from segcredit.study.report.drawings import drawn
 from segcredit.study.report.view import Block, Note, Pictures, image_source
 
@@ -31,8 +31,8 @@ _DWARFS = 5.0
 drawn over its root mean square."""
 
 
-def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
-    """Yields one response that did best and one that did worst, where the value moved most.
+def completions_drawn(path: Path, name: str, scheme: str) -> Iterator[Block]:
+    """Yields one completion that did best and one that did worst, where the value moved most.
 
     Args:
         path: the audit's directory.
@@ -46,13 +46,13 @@ def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
     try:
         audit = load_audit(path)
     except StudyError as error:
-        yield Note(f"No response is drawn: {error}")
+        yield Note(f"No completion is drawn: {error}")
         return
     values_BHE = audit.truth.values[:, list(JUDGES)].numpy()
     rewards_B = audit.truth.rollouts.rewards.double().numpy()
     yield Note(
-        "Of the responses with the highest reward, and of those with the lowest, the one whose true"
-        " value moves most (in squares, product of the truth's two parts that no plug-in has"
+        "Of the completions with the highest reward, and of those with the lowest, the one whose"
+        " true value moves most (in squares, product of the truth's two parts that no plug-in has"
         f" seen). Credit is that of {scheme}, the scheme that correlates best with the truth on"
         f" average, of at most {MOST_LINES} estimators and {MOST_PANELS} segmenters in the order of"
         " the config."
@@ -68,7 +68,7 @@ def responses(path: Path, name: str, scheme: str) -> Iterator[Block]:
             yield pictures(asked)
         yield drawn(
             f"{name}-{row}",
-            lambda width, shown=shown, title=title: response_credit(
+            lambda width, shown=shown, title=title: completion_credit(
                 **shown, title=title, width=width
             ),
             f"Completion {row} of the truth, to the prompt {prompt}; its reward is"
@@ -89,7 +89,7 @@ def moving_rows(values_BHE: NDArray[np.float64], rewards_B: NDArray[np.float64])
     """Picks among the best and the worst completions those whose true value moves most.
 
     Args:
-        values_BHE: true values in independent halves, NaN beyond a completion's end.
+        values_BHE: true values in independent splits, NaN beyond a completion's end.
         rewards_B: of the completions.
 
     Returns:
@@ -105,7 +105,7 @@ def moving_part(values_HE: NDArray[np.float64], most: int = MOST_TOKENS) -> slic
     """Returns the run of at most so many tokens in which the true value of a completion moves most.
 
     Args:
-        values_HE: true values in independent halves, without padding.
+        values_HE: true values in independent splits, without padding.
         most: tokens.
 
     Returns:
@@ -126,9 +126,9 @@ def _extent(part: slice, length: int) -> str:
 
 
 def _arrays(
-    audit: Audit, row: int, part: slice, halves: Sequence[int], scheme: str
+    audit: Audit, row: int, part: slice, splits: Sequence[int], scheme: str
 ) -> dict[str, Any]:
-    """Returns the arguments of ``response_credit`` for some tokens of one completion."""
+    """Returns the arguments of ``completion_credit`` for some tokens of one completion."""
     truth, rollouts = audit.truth, audit.truth.rollouts
     text = rollouts.texts[row]
     spans = rollouts.token_spans[row, part].tolist()
@@ -140,12 +140,12 @@ def _arrays(
         lines = credit.setdefault(found.segmenter, {})
         if len(lines) < MOST_LINES:
             lines[found.estimator] = found.advantages[scheme][row, part]
-    values_HE = truth.values[row, halves, states].numpy()
+    values_HE = truth.values[row, splits, states].numpy()
     credit = dict(list(credit.items())[:MOST_PANELS])
     return {
         "tokens": [text[first:beyond] for first, beyond in spans],
         "values_HE": values_HE,
-        "errors_HE": truth.errors[row, halves, states].numpy(),
+        "errors_HE": truth.errors[row, splits, states].numpy(),
         "segments": segments,
         "credit": credit,
         "normalised": _dwarfs(credit, values_HE),

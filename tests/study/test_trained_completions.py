@@ -1,4 +1,4 @@
-"""The responses that a report on training runs shows: which, and what stands beside them.
+"""The completions that a report on training runs shows: which, and what stands beside them.
 
 What a browser makes of them: test_report_browser.py.
 """
@@ -21,9 +21,9 @@ from test_report import EVIL, FIGURES, Page, leave_undrawn
 from segcredit.records.image_files import image_name
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.tables import Runs, read_runs
-from segcredit.study.report import trained_responses, write_report
-from segcredit.study.report.trained_responses import marked, responses_section
-from segcredit.study.report.view import Note, Piece, Response
+from segcredit.study.report import trained_completions, write_report
+from segcredit.study.report.trained_completions import completions_section, marked
+from segcredit.study.report.view import Completion, Note, Piece
 
 
 def image(colour: str = "red", kind: str = "png") -> bytes:
@@ -33,22 +33,22 @@ def image(colour: str = "red", kind: str = "png") -> bytes:
 
 
 def record(path: Path, step: int = 1, seed: int = 0, **columns: Any) -> RunRecords:
-    """A run with one response a reward, to prompts p, q, ..."""
+    """A run with one completion a reward, to prompts p, q, ..."""
     run = RunRecords.create(path, {"method": path.name.split("-")[0], "seed": seed}, {})
     run.metrics({"step": step, "accuracy": 0.5})
     count = len(columns["reward"])
     texts = [f"text {number}" for number in range(count)]
-    given = {"prompt": list("pqrstu"[:count]), "response": [0] * count, "text": texts}
-    run.table("responses", step, given | columns)
+    given = {"prompt": list("pqrstu"[:count]), "completion": [0] * count, "text": texts}
+    run.table("completions", step, given | columns)
     return run
 
 
 def shown(path: Path, by: Any = ("method",)) -> list[Any]:
-    return [b for b in responses_section(read_runs(path), by).blocks if isinstance(b, Response)]
+    return [b for b in completions_section(read_runs(path), by).blocks if isinstance(b, Completion)]
 
 
-def written(response: Response) -> str:
-    return "".join(piece.text for piece in response.pieces)
+def written(completion: Completion) -> str:
+    return "".join(piece.text for piece in completion.pieces)
 
 
 # Which.
@@ -57,11 +57,11 @@ def written(response: Response) -> str:
 def test_the_best_and_the_worst_of_the_last_step_the_first_of_equals(tmp_path: Path) -> None:
     run = record(tmp_path / "sapo", reward=[9.0, -9.0])
     run.table(
-        "responses",
+        "completions",
         3,
         {
             "prompt": list("pppqq"),
-            "response": [0, 1, 2, 0, 1],
+            "completion": [0, 1, 2, 0, 1],
             "text": list("abcde"),
             "reward": [0.5, 0.0, 1.0, 0.0, 1.0],
             "tokens": [1, 2, 3, 4, 1000],
@@ -73,9 +73,9 @@ def test_the_best_and_the_worst_of_the_last_step_the_first_of_equals(tmp_path: P
     assert best.title == "sapo: the highest reward, 1"
     assert worst.title == "sapo: the lowest reward, 0"
     assert best.facts == (
-        "Run sapo, step 3, 5 responses. Prompt p, response 2, 3 tokens, not truncated."
+        "Run sapo, step 3, 5 completions. Prompt p, completion 2, 3 tokens, not truncated."
     )
-    assert worst.facts.endswith("Prompt p, response 1, 2 tokens, truncated.")
+    assert worst.facts.endswith("Prompt p, completion 1, 2 tokens, truncated.")
 
 
 def test_one_where_all_earned_the_same_and_none_without_a_reward(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_one_where_all_earned_the_same_and_none_without_a_reward(tmp_path: Path)
     assert only.title == "same: the reward of all, 0.25"
     notes = [
         block.text
-        for block in responses_section(read_runs(tmp_path), ["method"]).blocks
+        for block in completions_section(read_runs(tmp_path), ["method"]).blocks
         if isinstance(block, Note)
     ]
-    assert "none: the run none has no response with a reward that can be read." in notes
+    assert "none: the run none has no completion with a reward that can be read." in notes
 
 
 def test_the_first_run_of_a_group_that_recorded_any_in_a_few_groups(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_the_first_run_of_a_group_that_recorded_any_in_a_few_groups(tmp_path: Pa
             else:
                 RunRecords.create(path, {"method": f"m{number}", "seed": seed}, {})
     found = shown(tmp_path)
-    assert [response.facts.split(",")[0] for response in found] == [
+    assert [completion.facts.split(",")[0] for completion in found] == [
         f"Run m{number}-1" for number in range(6)
     ]
-    said: Any = responses_section(read_runs(tmp_path), ["method"]).blocks[0]
+    said: Any = completions_section(read_runs(tmp_path), ["method"]).blocks[0]
     assert "6 of 8 groups are shown" in said.text
     assert len(shown(tmp_path, ["run"])) == 6
     assert shown(tmp_path, ["method", "seed"])[0].title.startswith("m0, 1: ")
@@ -114,7 +114,7 @@ def test_rows_are_read_of_what_is_shown_alone(
 ) -> None:
     for seed in range(4):
         run = record(tmp_path / f"sapo-{seed}", seed=seed, reward=[0.0, 1.0])
-        run.table("responses", 2, {"prompt": ["p"], "text": ["x"], "reward": [1.0]})
+        run.table("completions", 2, {"prompt": ["p"], "text": ["x"], "reward": [1.0]})
     rows: list[tuple[Any, int]] = []
     read = Runs.read
 
@@ -132,10 +132,10 @@ def test_rows_are_read_of_what_is_shown_alone(
 def test_a_damaged_table_is_left_out_and_named(tmp_path: Path) -> None:
     record(tmp_path / "good", reward=[1.0])
     record(tmp_path / "bad", reward=[1.0])
-    (tmp_path / "bad" / "responses" / "step_000001.parquet").write_bytes(b"PAR1")
+    (tmp_path / "bad" / "completions" / "step_000001.parquet").write_bytes(b"PAR1")
     runs = read_runs(tmp_path, damaged="skip")
-    found = responses_section(runs, ["method"]).blocks
-    assert [block.title for block in found if isinstance(block, Response)] == [
+    found = completions_section(runs, ["method"]).blocks
+    assert [block.title for block in found if isinstance(block, Completion)] == [
         "good: the reward of all, 1"
     ]
     assert set(runs.left_out) == {"bad"}
@@ -163,12 +163,12 @@ def test_segments_that_are_not_in_the_text_leave_it_plain() -> None:
     assert marked("", ["a"]) == [Piece("")]
 
 
-def test_segments_are_those_of_the_response_and_its_step(tmp_path: Path) -> None:
-    of = {"prompt": ["p", "q", "p"], "response": [0, 0, 1]}
+def test_segments_are_those_of_the_completion_and_its_step(tmp_path: Path) -> None:
+    of = {"prompt": ["p", "q", "p"], "completion": [0, 0, 1]}
     run = record(tmp_path / "sapo", reward=[1.0, 0.0, 0.5], text=["one two"] * 3, **of)
     segments = {
         "prompt": ["p", "q", "p", "p"],
-        "response": [0, 0, 0, 1],
+        "completion": [0, 0, 0, 1],
         "segment": [1, 0, 0, 0],
         "text": ["two", "one two", "one ", "one t"],
     }
@@ -188,7 +188,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return leave_undrawn(monkeypatch, FIGURES)
 
 
-def test_images_are_in_the_page_beside_their_response(tmp_path: Path, undrawn: list[str]) -> None:
+def test_images_are_in_the_page_beside_their_completion(tmp_path: Path, undrawn: list[str]) -> None:
     files = [image("red"), image("green", "jpeg"), image("blue")]
     names = list(map(image_name, files))
     both = [f"{names[0]} {names[1]}", names[2]]
@@ -206,7 +206,7 @@ def test_images_are_in_the_page_beside_their_response(tmp_path: Path, undrawn: l
 def test_an_image_that_is_not_there_or_not_fit_is_a_sentence(
     tmp_path: Path, undrawn: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trained_responses, "MOST_BYTES", 500)
+    monkeypatch.setattr(trained_completions, "MOST_BYTES", 500)
     files = [image(), image("red", "tiff"), image("green", "bmp") + b"\0" * 500, image("blue")]
     names = [*map(image_name, files), "lost.png"]
     run = record(tmp_path / "sapo", reward=[1.0], images=[" ".join(names)])
@@ -215,7 +215,7 @@ def test_an_image_that_is_not_there_or_not_fit_is_a_sentence(
     (tmp_path / "sapo" / "images" / names[3]).write_bytes(files[0])
     page = Page(write_report(tmp_path))
     assert page.tags["img"] == 1
-    text = page.of("responses")
+    text = page.of("completions")
     assert f"{names[1]} of the run is of a kind that browsers do not show" in text
     assert f"{names[2]} of the run is too large for a page" in text
     assert f"{names[3]} is not what was recorded" in text
@@ -225,28 +225,28 @@ def test_an_image_that_is_not_there_or_not_fit_is_a_sentence(
 def test_texts_are_escaped_folded_and_bounded(
     tmp_path: Path, undrawn: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trained_responses, "MOST_CHARACTERS", 3_000)
+    monkeypatch.setattr(trained_completions, "MOST_CHARACTERS", 3_000)
     texts = [f"{EVIL}\n  kept  ", "long " * 400, "x" * 3_007]
     of = {"prompt": [EVIL, "q", "r"], "prompt_text": [EVIL, "p" * 1_300, "r"], "text": texts}
     run = record(tmp_path / "a", reward=[1.0, 0.0, 0.5], **of)
-    run.table("segments", 1, {"prompt": [EVIL], "response": [0], "segment": [0], "text": [EVIL]})
+    run.table("segments", 1, {"prompt": [EVIL], "completion": [0], "segment": [0], "text": [EVIL]})
     record(tmp_path / "b", reward=[0.5], text=[texts[2]])
     record(tmp_path / "c", reward=[0.5], text=[""])
     page = Page(write_report(tmp_path))
     assert (page.tags["script"], page.tags["img"]) == (1, 0)
-    assert page.of("responses").count(EVIL) == 3  # the prompt's key, its text, the response
+    assert page.of("completions").count(EVIL) == 3  # the prompt's key, its text, the completion
     assert "\n  kept  </p>" in page.source
-    text = page.of("responses")
+    text = page.of("completions")
     assert "The prompt, 1,300 characters" in text
-    assert "The response, 2,000 characters" in text
+    assert "The completion, 2,000 characters" in text
     assert "x… 7 more characters" in text
     assert "nothing" in text
 
 
-def test_a_run_of_an_earlier_version_has_responses_without_images(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_has_completions_without_images(tmp_path: Path) -> None:
     """Its table lacks the column."""
     record(tmp_path / "sapo", reward=[1.0])
-    file = tmp_path / "sapo" / "responses" / "step_000001.parquet"
+    file = tmp_path / "sapo" / "completions" / "step_000001.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["images"]), file)
     (only,) = shown(tmp_path)
     assert (only.images, only.notes) == ([], [])

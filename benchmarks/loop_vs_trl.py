@@ -213,7 +213,7 @@ def ours(model: Path, sampler: str, chosen: argparse.Namespace, output: str) -> 
                 "device": "cpu",
             },
             "evaluate": {"every": 10**6, "prompts": 1},
-            "record": {"every": 10**6, "responses": False, "segments": False},
+            "record": {"every": 10**6, "completions": False, "segments": False},
             "checkpoint": {"every": 10**6},
         }
     )

@@ -230,7 +230,7 @@ class RecordConfig(_Section):
     """The tables that a run writes, and their steps."""
 
     every: int = Field(ge=1)
-    responses: bool
+    completions: bool
     segments: bool
     tokens: bool
     trackers: Annotated[

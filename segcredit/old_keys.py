@@ -177,9 +177,17 @@ def _dynamic_sampling(rollouts: Table, below: Mapping[str, Any]) -> Iterable[str
         yield _sentence("rollouts.keep_rounds", "rollouts.dynamic_sampling_rounds", new)
 
 
+def _completions(record: Table, below: Mapping[str, Any]) -> Iterable[str]:
+    del below
+    if "responses" in record:
+        record["completions"] = record.pop("responses")
+        yield _sentence("record.responses", "record.completions", record["completions"])
+
+
 _CHANGES: Mapping[str, tuple[Callable[[Table, Mapping[str, Any]], Iterable[str]], ...]] = {
     "loss": (_ratio, _aggregate, _bound),
     "rollouts": (_dynamic_sampling,),
+    "record": (_completions,),
 }
 
 

@@ -180,6 +180,7 @@ NEW_FORMS = [
     ("grpo", ["rollouts.keep=varied_groups"], "rollouts.dynamic_sampling = true"),
     ("dapo", ["rollouts.keep=all"], "rollouts.dynamic_sampling = false"),
     ("dapo", ["rollouts.keep_rounds=2"], "rollouts.dynamic_sampling_rounds = 2"),
+    ("sapo", ["record.responses=false"], "record.completions = false"),
 ]
 
 

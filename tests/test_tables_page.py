@@ -109,10 +109,10 @@ def test_the_loop_fills_every_column_of_a_table(runs: Runs, table: str) -> None:
 
 def test_figures_of_the_page_hold_in_the_run(runs: Runs) -> None:
     """What the page says of units and places, where a run can show it."""
-    segments, tokens, responses = runs.segments, runs.tokens, runs.completions
+    segments, tokens, completions = runs.segments, runs.tokens, runs.completions
     keys = ["run", "step", "prompt", "completion"]
     counted = segments.groupby(keys, observed=True)["segment"].agg(["count", "min", "max"])
-    joined = responses.merge(counted.reset_index(), on=keys)
+    joined = completions.merge(counted.reset_index(), on=keys)
     assert (joined["count"] == joined["segments"]).all()
     assert (joined["min"] == 0).all()
     assert (joined["max"] == joined["segments"] - 1).all()
@@ -120,9 +120,9 @@ def test_figures_of_the_page_hold_in_the_run(runs: Runs) -> None:
         [segments[k] for k in keys], observed=True
     )
     assert sizes.sum().sort_index().tolist() == (
-        responses.set_index(keys)["tokens"].sort_index().tolist()
+        completions.set_index(keys)["tokens"].sort_index().tolist()
     )
-    of_step = responses.groupby("step")
+    of_step = completions.groupby("step")
     steps = runs.steps.set_index("step").loc[1:]
     assert steps["reward"].tolist() == pytest.approx(of_step["reward"].mean().tolist())
     assert steps["reward_std"].tolist() == pytest.approx(of_step["reward"].std(ddof=0).tolist())

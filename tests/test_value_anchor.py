@@ -105,7 +105,7 @@ def test_last_token_is_exact_at_lambda_0_where_only_forks_change_the_value() -> 
 def test_without_changes_on_forks_last_token_pays_the_segment_before() -> None:
     data = study.make_world("bounded", False, 0.0, seed=0, prompts=64)
     measured = study.quality(data, advantage(data, "last_token"))
-    # The chance of 512 responses, and rows whose last token is no fork.
+    # The chance of 512 completions, and rows whose last token is no fork.
     assert abs(measured["own_share"]) < 0.05
     assert measured["previous_share"] > 0.9
     assert measured["inner_token_share"] == pytest.approx(0, abs=0.1)

@@ -40,7 +40,7 @@ def tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Columns
 
 def images(run: Run, batch: TrainingBatch) -> list[bytes]:
     """Lists the images of recorded completions' prompts, whose files ``tables`` names."""
-    if not run.config.record.responses:
+    if not run.config.record.completions:
         return []
     prompts = batch.simulator.prompts.values()
     return [image for prompt in prompts for image in prompt.images]
@@ -65,7 +65,7 @@ def _own_tables(
     """Builds this process's rows; ``earlier`` counts a prompt's completions on processes before."""
     wanted = run.config.record
     made: dict[TableName, Columns] = {}
-    if wanted.responses:
+    if wanted.completions:
         made["completions"] = _completions(batch, step, earlier)
     if wanted.segments:
         made["segments"] = _segments(batch, step, earlier)

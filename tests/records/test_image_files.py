@@ -159,7 +159,7 @@ def test_a_resumed_run_has_the_same_images(tmp_path: Path) -> None:
 
 
 def test_images_are_kept_for_recorded_completions_alone(tmp_path: Path) -> None:
-    silent = train(config("record.responses=false"), tmp_path / "silent")
+    silent = train(config("record.completions=false"), tmp_path / "silent")
     text = train(load_config("grpo", SMALL), tmp_path / "text")
     assert not (silent / "images").exists()
     assert not (text / "images").exists()

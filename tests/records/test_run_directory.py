@@ -304,6 +304,9 @@ norm_length = 24.0
 keep = "varied_groups"
 keep_rounds = 4
 
+[record]
+responses = true
+
 [train.value]
 aggregate = "token_mean"
 """
@@ -317,6 +320,7 @@ def test_a_config_that_an_earlier_version_stored_is_read_in_todays_form(tmp_path
             "aggregate": {"name": "sequence_mean_token_norm", "norm_length": 24.0},
         },
         "rollouts": {"dynamic_sampling": True, "dynamic_sampling_rounds": 4},
+        "record": {"completions": True},
         "train": {"value": {"aggregate": {"name": "token_mean"}}},
     }
     records = RunRecords.create(tmp_path, today, {})

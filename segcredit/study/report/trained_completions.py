@@ -60,7 +60,7 @@ def completions_section(runs: Runs, by: Sequence[str]) -> Section:
     """
     recorded = _first_recorded(runs, by)
     if not recorded:
-        said = "No run recorded completions; set record.responses to see some here."
+        said = "No run recorded completions; set record.completions to see some here."
         return Section("completions", "Completions", [Note(said)])
     said = (
         "The completion with the highest reward and the one with the lowest, of equals the first,"

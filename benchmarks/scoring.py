@@ -46,7 +46,7 @@ NEVER = torch.tensor([0, 2])
 
 
 def plain(output: nn.Linear, states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """All logits at once, as torch's own operations give the two figures."""
+    """All logits at once, as torch's own operations give the two values."""
     logits = output(states).float().index_fill(1, NEVER, -torch.inf)
     logprobs = logits.log_softmax(1)
     entropies = -(logprobs.exp() * logprobs.index_fill(1, NEVER, 0.0)).sum(1)
@@ -117,7 +117,7 @@ def smol(layers: int) -> LlamaForCausalLM:
 
 
 def step(model: Any, ids: Tensor, way: str, bonus: float) -> tuple[float, list[Tensor]]:
-    """CPU-seconds of one step, and the figures with the gradient of the tied weight."""
+    """CPU-seconds of one step, and the values with the gradient of the tied weight."""
     model.zero_grad()
     started = time.process_time()
     states = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
@@ -143,10 +143,10 @@ def times(layers: int, rounds: int, bonus: float) -> None:
     ids = torch.randint(3, VOCABULARIES[0], (ROWS, TOKENS + 1))
     step(model, ids[:, :33], "pieces", bonus)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    figures: dict[str, list[Tensor]] = {}
+    values: dict[str, list[Tensor]] = {}
     for number in range(rounds):
         for name in names[:: 1 if number % 2 else -1]:
-            spent, figures[name] = step(model, ids, name, bonus)
+            spent, values[name] = step(model, ids, name, bonus)
             seconds[name].append(spent)
     means = "  ".join(f"{name} {np.mean(seconds[name]):.2f}" for name in names)
     print(
@@ -155,9 +155,9 @@ def times(layers: int, rounds: int, bonus: float) -> None:
     )
     off = [
         float((mine - theirs).abs().max())
-        for mine, theirs in zip(figures["pieces"], figures["plain"], strict=True)
+        for mine, theirs in zip(values["pieces"], values["plain"], strict=True)
     ]
-    off[2] /= float(figures["plain"][2].abs().max())
+    off[2] /= float(values["plain"][2].abs().max())
     print("apart: log-probs {:.1e}, entropies {:.1e}, gradients {:.1e}".format(*off), flush=True)
 
 

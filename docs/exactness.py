@@ -3,9 +3,9 @@
 python docs/exactness.py            writes the page
 python docs/exactness.py --check    compares it with what would be written
 
-Every figure is a sum over all completions of a toy policy (``tests/exact.py``), so that the page
-is the same on every machine. The tables, with a claim for each figure, are those of
-``tests/exact_tables.py``; the tests hold the figures to the claims.
+Every number is a sum over all completions of a toy policy (``tests/exact.py``), so that the page
+is the same on every machine. The tables, with a claim for each number, are those of
+``tests/exact_tables.py``; the tests hold the numbers to the claims.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ prefix and the policy gradient are sums over all completions in float64. So is t
 each estimate below: real segmenters, estimators, advantage schemes and the real objective, every
 completion (pair, tree) weighed by its probability. Nothing is drawn at random.
 
-A figure is the distance of the expected gradient from the true one, divided by the true one's
-length. **exact** means below 1e-10 (measured: around 1e-15). Other figures carry the letter of the
+A number is the distance of the expected gradient from the true one, divided by the true one's
+length. **exact** means below 1e-10 (measured: around 1e-15). Other numbers carry the letter of the
 reason for the bias, explained under the table. `monte_carlo` continues by enumeration, so that its
 values are exact; the values of `critic` (a network with arbitrary parameters) and `tracker` (a
 made-up table) are fixed and wrong. Ratios are those of tokens, and losses are summed over tokens,
@@ -92,7 +92,7 @@ below).
 
 `random` derives its draws from the whole completion, so that one seed's boundaries look ahead
 ({shown(full.value(RANDOM, values))}); the chance is fair, and the mean gradient over 30 seeds is
-off by {shown(random_over_seeds())}. All figures are this toy's: they say which biases exist, not
+off by {shown(random_over_seeds())}. All numbers are this toy's: they say which biases exist, not
 how large they are for a language model."""
 
 

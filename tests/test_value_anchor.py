@@ -39,7 +39,7 @@ def advantage(data, anchor: str, lam: float = 0.0):
 
 
 def rows(data) -> list[tuple[list[float], list[int]]]:
-    """Every response's value changes and the positions of its segments' last tokens."""
+    """Every completion's value changes and the positions of its segments' last tokens."""
     found = []
     for b, n in enumerate(data.rollouts.action_mask.sum(1).tolist()):
         entropies = data.rollouts.entropies[b, :n].tolist()
@@ -116,7 +116,7 @@ def test_what_a_token_inside_a_segment_does_never_reaches_its_own_advantage(lam:
     forks, inner = [2, 5], 4
     before = [0.5, 0.4, 0.6, 0.3, 0.5, 0.2, 0.7]
     after = [v + 0.1 * (t > inner) for t, v in enumerate(before)]
-    plain, changed = (study.response(v[:-1], v[-1], forks) for v in (before, after))
+    plain, changed = (study.completion(v[:-1], v[-1], forks) for v in (before, after))
     for anchor, want in (("start", 0.1), ("last_token", 0.0)):
         moved = advantage(changed, anchor, lam).per_token - advantage(plain, anchor, lam).per_token
         assert float(moved[0, inner]) == pytest.approx(want, abs=1e-12)

@@ -1,4 +1,4 @@
-"""What does SAPO's value anchor do? Exact values on synthetic responses; nothing is trained.
+"""What does SAPO's value anchor do? Exact values on synthetic completions; nothing is trained.
 
     python experiments/02_value_anchor/value_anchor.py [--output DIR] [--seeds N]
 
@@ -50,10 +50,10 @@ TOP_FRACTION = 0.3
 GROUP = 8
 LENGTHS = (80, 120)
 SPREAD = 0.3
-"""Standard deviation of the whole change of a Gaussian value, in reward units; no figure here
+"""Standard deviation of the whole change of a Gaussian value, in reward units; no number here
 but the sum's depends on it."""
 LUCK = 0.25
-"""Latent variance that no token of a bounded response settles, against 1 that tokens settle."""
+"""Latent variance that no token of a bounded completion settles, against 1 that tokens settle."""
 SETTINGS = {
     "gaussian": ("gaussian", False),
     "bounded": ("bounded", False),
@@ -74,7 +74,7 @@ TRACE_TOKENS = 20
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Responses whose exact values are known."""
+    """Completions whose exact values are known."""
 
     rollouts: RolloutBatch
     """With ``token_values``, the exact value before each token."""
@@ -122,18 +122,18 @@ def scheme_of(lam: float, *, whitened: bool = False) -> AdvantageScheme:
     return registry.advantages.from_table(plain)
 
 
-# ---- synthetic responses ----------------------------------------------------------------------
+# ---- synthetic completions ----------------------------------------------------------------------
 
 
 def make_world(kind: str, drawn: bool, fork_share: float, *, seed: int, prompts: int = 64) -> World:
-    """Random responses, a martingale of exact values on each, cut by the plug-in ``entropy``.
+    """Random completions, a martingale of exact values on each, cut by the plug-in ``entropy``.
 
     Args:
         kind: ``gaussian`` or ``bounded``.
         drawn: the reward is a 0/1 draw of the value after the last token, not that value.
         fork_share: of the variance of value changes, on the tokens of the highest entropies.
         seed: the same seed gives the same lengths, forks and normal draws for every share.
-        prompts: each with ``GROUP`` responses and one value before them.
+        prompts: each with ``GROUP`` completions and one value before them.
     """
     source = np.random.default_rng(seed)
     lengths = source.integers(LENGTHS[0], LENGTHS[1] + 1, size=prompts * GROUP)
@@ -202,8 +202,8 @@ def world_of(
     return World(rollouts, segmentation, changes_BT, credit_BS, share)
 
 
-def response(values: Sequence[float], reward: float, forks: Sequence[int]) -> World:
-    """One response with given values before its tokens; ``forks`` have the highest entropies."""
+def completion(values: Sequence[float], reward: float, forks: Sequence[int]) -> World:
+    """One completion with given values before its tokens; ``forks`` have the highest entropies."""
     rollouts = make_rollouts(["a" * (len(values) - 1)], dtype=torch.float64)
     forks_BT = torch.zeros_like(rollouts.action_mask)
     forks_BT[0, list(forks)] = True
@@ -222,7 +222,7 @@ def quality(world: World, found: Advantages) -> dict[str, float]:
     own segment, ``previous_share`` to that of the segment before; ``inner_token_share`` and
     ``ending_token_share`` what a unit changed by one token adds to that token's own advantage,
     for tokens inside segments and for those that end one. Signs are compared where the credit is
-    not 0. ``correlation_within`` is the mean over responses of each one's own.
+    not 0. ``correlation_within`` is the mean over completions of each one's own.
     """
     cut = world.segmentation
     inner_BT, changes_BT = cut.action_mask & ~cut.ends, world.changes_BT
@@ -256,10 +256,10 @@ def _misplaced(world: World, found: Advantages) -> dict[str, float]:
 
 
 def conservation(world: World, found: Advantages) -> dict[str, float]:
-    """How far Σ A is from R − V before the response; meant for λ = 0, where Σ A is Σ δ.
+    """How far Σ A is from R − V before the completion; meant for λ = 0, where Σ A is Σ δ.
 
     ``sum_gap`` is the mean absolute difference in reward units, ``lost`` its squares' share of
-    the squares of what the responses changed in all.
+    the squares of what the completions changed in all.
     """
     whole_B = world.rollouts.rewards - ExactValues()(world.rollouts)[:, 0]
     gap_B = whole_B - found.per_segment.sum(1)
@@ -270,8 +270,8 @@ def conservation(world: World, found: Advantages) -> dict[str, float]:
 def likeness(world: World, found: Advantages, other: Advantages) -> dict[str, float]:
     """How two choices of advantages agree with each other, over tokens.
 
-    ``correlation`` is over all tokens of all responses, ``correlation_within`` the mean over
-    responses of each one's own: it leaves out how good a response was as a whole.
+    ``correlation`` is over all tokens of all completions, ``correlation_within`` the mean over
+    completions of each one's own: it leaves out how good a completion was as a whole.
     """
     pair_BT = found.per_token, other.per_token, world.segmentation.action_mask
     mine, others = _pair(*pair_BT)
@@ -374,10 +374,10 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def worked_examples() -> pd.DataFrame:
-    """The two responses of the notes by hand: V at the anchors, advantages at λ = 0 and 1."""
+    """The two completions of the notes by hand: V at the anchors, advantages at λ = 0 and 1."""
     rows = []
     for case, (values, reward) in WORKED.items():
-        world = response(values, reward, forks=(2, 5))
+        world = completion(values, reward, forks=(2, 5))
         for anchor in ANCHORS:
             by_lambda = {
                 f"A, λ = {lam:g}": credit_of(world, anchor, scheme_of(lam)) for lam in (0.0, 1.0)
@@ -430,7 +430,7 @@ def learning_table(results: pd.DataFrame, setting: str, lam: float = 0.99) -> pd
     }
     metrics |= {
         ("last_token against start", "correlation"): "the anchors' correlation",
-        ("last_token against start", "correlation_within"): "the same within responses",
+        ("last_token against start", "correlation_within"): "the same within completions",
     }
     return _pivot(_named(rows), "name", metrics)
 
@@ -440,7 +440,7 @@ def settings_table(results: pd.DataFrame) -> pd.DataFrame:
     rows = results[(results["subject"] == "last_token") & (results["lam"] == 0)]
     rows = rows.assign(name=list(zip(rows["setting"], rows["metric"], strict=True)))
     wanted = {(setting, "correlation"): setting for setting in SETTINGS}
-    wanted[("gaussian", "correlation_within")] = "gaussian, mean within responses"
+    wanted[("gaussian", "correlation_within")] = "gaussian, mean within completions"
     table = _pivot(rows, "name", wanted)
     table.insert(1, "f / √(2 − f)", [f"{closed_form(f):.3f}" for f in table.iloc[:, 0]])
     return table
@@ -449,7 +449,7 @@ def settings_table(results: pd.DataFrame) -> pd.DataFrame:
 def closed_form(fork_share: float) -> float:
     """The token-weighted correlation of ``last_token`` with true credit at λ = 0.
 
-    For long responses, independent changes and forks at random places: a segment is credited
+    For long completions, independent changes and forks at random places: a segment is credited
     F + I (its fork, its inside) and paid F + I', the inside of the next one. Long segments have
     more inside; weighed by tokens, which is again by length, E[I²] doubles and E[I'²] does not.
     """
@@ -463,7 +463,7 @@ def methods_table(results: pd.DataFrame, setting: str) -> pd.DataFrame:
         ("sapo", "correlation"): "`sapo` with truth",
         ("sapo_released", "correlation"): "`sapo_released` with truth",
         ("sapo_released against sapo", "correlation"): "the two with each other",
-        ("sapo_released against sapo", "correlation_within"): "the same within responses",
+        ("sapo_released against sapo", "correlation_within"): "the same within completions",
         ("sapo_released against sapo", "sign_agreement"): "their signs agree",
         ("sapo whitened against sapo", "sign_agreement"): "signs agree, whitening alone",
         ("sapo_released against sapo", "scale"): "size, released / paper",
@@ -506,14 +506,14 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def draw(results: pd.DataFrame, path: Path, setting: str = "bounded") -> None:
-    """Correlation against fork share on the left, one response on the right."""
+    """Correlation against fork share on the left, one completion on the right."""
     style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(10.5, 4.6), layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
         _draw_correlations(left.add_subplot(), results[results["setting"] == setting])
         above, below = right.subplots(2, 1, sharex=True)
-        _draw_response(above, below)
+        _draw_completion(above, below)
         figure.savefig(path, format="png", dpi=100, metadata={})
 
 
@@ -538,8 +538,8 @@ def _draw_correlations(axes: Axes, results: pd.DataFrame) -> None:
     axes.legend(frameon=False, fontsize=8, handlelength=4.5, **place)
 
 
-def _draw_response(above: Axes, below: Axes) -> None:
-    """Value, segments and both anchors' advantages at λ = 0 of one made-up response."""
+def _draw_completion(above: Axes, below: Axes) -> None:
+    """Value, segments and both anchors' advantages at λ = 0 of one made-up completion."""
     world = trace()
     values_T = ExactValues()(world.rollouts)[0]
     states = np.arange(TRACE_TOKENS + 1)
@@ -568,7 +568,7 @@ def _finish(world: World, above: Axes, below: Axes) -> None:
         axes.xaxis.set_major_locator(MultipleLocator(2))
         axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2, columnspacing=1)
     above.set(
-        ylabel="value", ylim=(0.15, 1.2), title="One response, λ = 0; segments grey and white"
+        ylabel="value", ylim=(0.15, 1.2), title="One completion, λ = 0; segments grey and white"
     )
     below.set(xlabel="tokens so far", ylabel="advantage", ylim=(-0.4, 0.55), xlim=(-0.3, 20.3))
     below.axhline(0, color="0.6", linewidth=0.8, zorder=0)
@@ -578,11 +578,11 @@ def _finish(world: World, above: Axes, below: Axes) -> None:
 
 
 def trace() -> World:
-    """A response of 20 tokens with a jump on a fork and three inside segments."""
+    """A completion of 20 tokens with a jump on a fork and three inside segments."""
     values = [
         0.4 + sum(v for t, v in TRACE_JUMPS.items() if t < n) for n in range(TRACE_TOKENS + 1)
     ]
-    return response(values[:-1], values[-1], TRACE_FORKS)
+    return completion(values[:-1], values[-1], TRACE_FORKS)
 
 
 def tables(results: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -601,7 +601,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What does SAPO's value anchor do?")
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--seeds", type=int, default=20, help="independent repetitions")
-    parser.add_argument("--prompts", type=int, default=64, help=f"each with {GROUP} responses")
+    parser.add_argument("--prompts", type=int, default=64, help=f"each with {GROUP} completions")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Does every run of the grid hold finite figures, and what did it cost? Prints a Markdown table.
+"""Does every run of the grid hold finite numbers, and what did it cost? Prints a Markdown table.
 
 python experiments/03_every_method/check.py runs/03_every_method
 """
@@ -12,16 +12,16 @@ import pandas as pd
 
 import segcredit
 
-FIGURES = ["reward", "loss", "gradient_norm", "entropy", "kl", "ratio_max", "clip_fraction"]
+METRICS = ["reward", "loss", "gradient_norm", "entropy", "kl", "ratio_max", "clip_fraction"]
 
 
 def table(path: str) -> pd.DataFrame:
-    """A row a method: whether all its figures and advantages are finite, and the last step's."""
+    """A row a method: whether all its metrics and advantages are finite, and the last step's."""
     runs = segcredit.read_runs(path)
     names = runs.runs[["run", "method", "status"]]
     steps = runs.steps.merge(names, on="run").query("step > 0")
     segments = runs.segments.merge(names, on="run").set_index("method")
-    finite = np.isfinite(steps.set_index("method")[FIGURES]).all(axis=1).groupby("method").all()
+    finite = np.isfinite(steps.set_index("method")[METRICS]).all(axis=1).groupby("method").all()
     credit = np.isfinite(segments.advantage).groupby("method").all()
     last = steps.sort_values("step").groupby("method").last()
     return pd.DataFrame(

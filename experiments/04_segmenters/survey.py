@@ -82,17 +82,17 @@ def _wrong(starts: Sequence[int], ends: Sequence[int], length: int) -> bool:
 
 
 def by_style(found: pd.DataFrame, styles: pd.DataFrame) -> pd.DataFrame:
-    """Median segments a response for each style, and over how many responses."""
+    """Median segments a completion for each style, and over how many completions."""
     joined = found.merge(styles, on="document")
     table = joined.pivot_table(
         index="style", columns="segmenter", values="segments", aggfunc="median", sort=False
     )
-    table.insert(0, "responses", styles.groupby("style").document.nunique())
-    return table.sort_values("responses", ascending=False)
+    table.insert(0, "completions", styles.groupby("style").document.nunique())
+    return table.sort_values("completions", ascending=False)
 
 
 def overall(found: pd.DataFrame) -> pd.DataFrame:
-    """A row a segmenter: segments a response, characters a segment, failures."""
+    """A row a segmenter: segments a completion, characters a segment, failures."""
     groups = found.groupby("segmenter", sort=False)
     spread = groups.segments.quantile([0.1, 0.5, 0.9]).unstack()
     lengths = found.explode("lengths").dropna(subset="lengths")
@@ -100,7 +100,7 @@ def overall(found: pd.DataFrame) -> pd.DataFrame:
     lengths_by = characters.quantile([0.1, 0.5, 0.9]).unstack().reindex(spread.index)
     return pd.DataFrame(
         {
-            "segments a response: median [p10-p90]": _spread(spread),
+            "segments a completion: median [p10-p90]": _spread(spread),
             "characters a segment: median [p10-p90]": _spread(lengths_by),
             "segments": groups.segments.sum(),
             "failed": groups.failed.sum(),
@@ -146,7 +146,7 @@ def survey(name: str, segmented: Sequence[Segmented], styles: pd.DataFrame, outp
     found = counts(segmented)
     kept = styles[styles.document.isin(range(len(segmented)))]
     show(f"{name}: {len(segmented)} traces", overall(found))
-    show(f"{name}: median segments a response by style", by_style(found, kept))
+    show(f"{name}: median segments a completion by style", by_style(found, kept))
     pairs = pairwise(segmented)
     agreement_figure(pairs, output / f"{name}.png")
     show(f"{name}: pairwise micro-F1", matrix(pairs))

@@ -148,10 +148,11 @@ def _renamed_metrics(audit: pa.RecordBatchReader) -> pa.RecordBatchReader:
     """Returns an audit of the version before with today's names in the rows as well."""
     rows = audit.read_all()
     sections = rows["section"].to_pylist()
-    for column, names in (("metric", RENAMED_METRICS), ("at", RENAMED_LEVELS)):
-        place, values = rows.schema.get_field_index(column), rows[column].to_pylist()
-        found = [names.get((s, v), v) for s, v in zip(sections, values, strict=True)]
-        rows = rows.set_column(place, column, pa.array(found).dictionary_encode())
+    for column, names in (("section", {}), ("metric", RENAMED_METRICS), ("at", RENAMED_LEVELS)):
+        pairs = zip(sections, rows[column].to_pylist(), strict=True)
+        found = pa.array([names.get(pair, pair[1]) for pair in pairs], pa.string())
+        place = rows.schema.get_field_index(column)
+        rows = rows.set_column(place, column, found.dictionary_encode())
     return rows.to_reader()
 
 

@@ -13,10 +13,11 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_type_hints
 
@@ -200,7 +201,7 @@ class Registry(Generic[T]):
         return f"sha256:{hashlib.sha256(source).hexdigest()[:16]}"
 
     def _points(self) -> list[EntryPoint]:
-        return list(entry_points(group=self.group))
+        return list(_entry_points(_path_state()).select(group=self.group))
 
     def _owner(self, name: str) -> str:
         return ", ".join(_distribution(p) for p in self._points() if p.name == name) or LOCAL
@@ -323,11 +324,23 @@ def _listed(names: Any) -> str:
     return ", ".join(names) or "none"
 
 
-@functools.cache  # a grid asks for thousands of identities, and each look reads every distribution
+def _path_state() -> tuple[tuple[str, float], ...]:
+    """Returns the folders on Python's path, and when something was last put there or removed."""
+    return tuple((place, os.stat(place).st_mtime) for place in sys.path if os.path.exists(place))
+
+
+@functools.lru_cache(maxsize=1)  # reads every distribution, and a config asks a dozen times
+def _entry_points(path_state: tuple[tuple[str, float], ...]) -> EntryPoints:
+    """Returns the entry points of all distributions that a state of the path holds."""
+    del path_state
+    found = entry_points()
+    return EntryPoints(point for group in found.groups for point in found.select(group=group))
+
+
 def _registered_modules() -> frozenset[str]:
     """Returns the modules of all installed plug-ins, of every kind."""
-    points = (point for plugins in ALL.values() for point in entry_points(group=plugins.group))
-    return frozenset(point.module for point in points)
+    points = _entry_points(_path_state())
+    return frozenset(p.module for one in ALL.values() for p in points.select(group=one.group))
 
 
 def _source(plugin: type) -> bytes:

@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,15 @@ def test_a_plugin_alone_in_its_package_is_all_of_its_files(tmp_path, monkeypatch
             found.append(registry._source(plugin))
     assert found[0] != found[1]
     assert found[2] == found[3] == (package / "plugin.py").read_bytes()
+
+
+def test_a_distribution_that_comes_later_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    before = registry.segmenters.names()
+    place = tmp_path / "later-1.0.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1.0\n")
+    (place / "entry_points.txt").write_text("[segcredit.segmenters]\nlater = later:Later\n")
+    assert sorted({*registry.segmenters.names()} - {*before}) == ["later"]

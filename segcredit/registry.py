@@ -7,6 +7,7 @@ plug-in's module is imported when it is found.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -326,7 +327,11 @@ def _listed(names: Any) -> str:
 
 def _path_state() -> tuple[tuple[str, float], ...]:
     """Returns the folders on Python's path, and when something was last put there or removed."""
-    return tuple((place, os.stat(place).st_mtime) for place in sys.path if os.path.exists(place))
+    found: list[tuple[str, float]] = []
+    for place in sys.path:
+        with contextlib.suppress(OSError):  # entries that are not there are usual
+            found.append((place, os.stat(place or os.curdir).st_mtime))
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=1)  # reads every distribution, and a config asks a dozen times

@@ -36,6 +36,9 @@ def test_three_steps_by_hand_are_three_steps_of_train(page, method, tmp_path, mo
         assert found.keys() == wanted.keys()
         different = [key for key in wanted if not torch.equal(found[key], wanted[key])]
         assert not different, f"{name}: {different[:5]}"
+    start = torch.load(run / "checkpoints" / "step_000000.pt", weights_only=False)["policy"]
+    moved = [not torch.equal(start["module"][k], x) for k, x in policy.state_dict().items()]
+    assert any(moved)  # rewards that are all alike would leave nothing to compare
 
 
 def test_the_page_uses_public_names_alone():

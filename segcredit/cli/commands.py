@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -454,7 +456,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     """Runs a command; an error of ours, or an interruption, is a sentence, not a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        with_plugin_commands(app)(args=None if arguments is None else list(arguments))
+        with _plain_warnings():
+            with_plugin_commands(app)(args=None if arguments is None else list(arguments))
     except _Stopped as stop:
         text = (
             f"{stop} What was recorded is intact: 'segcredit train' continues with --resume, a grid"
@@ -482,6 +485,29 @@ def main(arguments: Iterable[str] | None = None) -> None:
         )
         Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
         sys.exit(1)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows a warning about a name that changed as its sentence, without a line of our code."""
+    usual = warnings.formatwarning
+
+    def sentence(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is FutureWarning:
+            return f"note: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = sentence
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _escaped(text: str) -> str:

@@ -155,6 +155,13 @@ def test_an_output_that_holds_another_config_is_refused(tmp_path, capsys):
     assert read_runs(tmp_path / "run").steps.equals(before)
 
 
+def test_a_key_of_an_earlier_version_is_a_note_without_a_line_of_our_code():
+    command = [sys.executable, "-m", "segcredit", "config", "grpo", "loss.clip_high=0.3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("note: loss.clip_high: is of an earlier version, and read as")
+    assert done.stderr.count("\n") == 1
+
+
 def test_malformed_toml(tmp_path, capsys):
     file = tmp_path / "bad.toml"
     file.write_text("= 3")

@@ -124,6 +124,21 @@ def test_rules_see_what_the_preset_sets_and_the_options_of_plug_ins(tmp_path):
     ]
 
 
+def test_a_rule_may_use_the_keys_of_an_earlier_version_that_the_grid_uses(tmp_path):
+    grid = {
+        "loss.clip_high": [0.2, 0.3],
+        "seeds": 2,
+        "exclude": [{"loss.clip_high": 0.3, "method": "sapo", "seed": 1}],
+    }
+    with pytest.warns(FutureWarning, match="read as loss.bound"):
+        found = labels(plan({"method": "sapo", "grid": grid}, tmp_path))
+    assert found == [
+        "loss.clip_high=0.2 seed=0",
+        "loss.clip_high=0.2 seed=1",
+        "loss.clip_high=0.3 seed=0",
+    ]
+
+
 def test_a_rule_may_leave_out_what_could_not_be_checked(tmp_path):
     grid = {
         "rollouts.layout": ["independent", "tree"],

@@ -118,7 +118,7 @@ def _left(
     used: Counter[int] = Counter()
     for settings, layer in layers:
         whole = lay_over_preset(layer)
-        fitting = [number for number, rule in enumerate(rules) if fits(rule, whole)]
+        fitting = [number for number, rule in enumerate(rules) if _fits(rule, layer, whole)]
         used.update(fitting)
         if not fitting:
             left.append((settings, layer))
@@ -129,6 +129,16 @@ def _left(
             " one to stay. Usually a rule names a value that every cell has: add keys to it."
         )
     return left
+
+
+def _fits(rule: Settings, layer: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    """Tells whether a rule describes a cell, each key as the cell has it or as it was written.
+
+    The two differ where a key of an earlier version is read as another.
+    """
+    return all(
+        fits({key: value}, whole) or fits({key: value}, layer) for key, value in rule.items()
+    )
 
 
 def _require_used(rules: Sequence[Settings], used: Mapping[int, int]) -> None:

@@ -9,7 +9,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -488,7 +488,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
 
 
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
+def _plain_warnings() -> Generator[None]:
     """Shows a warning about a name that changed as its sentence, without a line of our code."""
     usual = warnings.formatwarning
 

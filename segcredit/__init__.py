@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segcredit.objective.group_statistics import group_mean as group_mean
     from segcredit.objective.group_statistics import group_size as group_size
     from segcredit.objective.group_statistics import group_std as group_std
+    from segcredit.objective.group_statistics import measured_by_std as measured_by_std
     from segcredit.objective.importance_ratio import Ratio as Ratio
     from segcredit.objective.ratio_clipping import Bound as Bound
     from segcredit.objective.ratio_clipping import Bounded as Bounded
@@ -85,7 +86,12 @@ _HOMES = {
         "TaskError",
         "TrainingError",
     ),
-    "segcredit.objective.group_statistics": ("group_mean", "group_size", "group_std"),
+    "segcredit.objective.group_statistics": (
+        "group_mean",
+        "group_size",
+        "group_std",
+        "measured_by_std",
+    ),
     "segcredit.training.loop": ("train",),
     "segcredit.training.rollouts.simulator": ("PolicySimulator",),
     "segcredit.protocols": (

@@ -144,6 +144,10 @@ class SegmentValues(RowTable):
         return dataclasses.replace(self, **changes)
 
 
+LARGE_ADVANTAGE = 100
+"""The size beyond which advantages are warned of, in reward units or standard deviations."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Advantages(RowTable):
     """Credit: constant inside a segment, 0 outside the action mask."""

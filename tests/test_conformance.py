@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segcredit import registry
 from segcredit.errors import PluginError
+from segcredit.objective.returns import segment_values, token_rewards
 from segcredit.protocols import AdvantageScheme, Segmenter, TextSegmenter, ValueEstimator
 from segcredit.segmentation import Segmentation
 from segcredit.testing import (
@@ -43,23 +44,26 @@ INNER = {
 WRAPPED = ("inner", "first", "second", "to")
 
 
-def registered() -> list[Any]:
-    """An instance of every plug-in of these kinds that needs no further file or model."""
+def fields_of(plugin: Any) -> dict[str, Any]:
+    return getattr(plugin, "__dataclass_fields__", {})
+
+
+def registered(axis: str) -> list[Any]:
+    """An instance of every plug-in of a kind that needs no further file or model."""
     found: list[Any] = []
-    for axis, inner in INNER.items():
-        offers = getattr(registry, axis)
-        for name in offers.names():
-            fields = getattr(offers.find(name), "__dataclass_fields__", {})
-            needed = {
-                field: inner
-                for field in WRAPPED
-                if field in fields and fields[field].default is dataclasses.MISSING
-            }
-            found.append(offers.build(name, **needed))
+    offers = getattr(registry, axis)
+    for name in offers.names():
+        fields = fields_of(offers.find(name))
+        needed = {
+            field: INNER[axis]
+            for field in WRAPPED
+            if field in fields and fields[field].default is dataclasses.MISSING
+        }
+        found.append(offers.build(name, **needed))
     return found
 
 
-@parametrize_with_checks(registered())
+@parametrize_with_checks([plugin for axis in INNER for plugin in registered(axis)])
 def test_registered_plugins_keep_the_contract(check: Any) -> None:
     check()
 
@@ -361,6 +365,12 @@ class NoSpread(AdvantageScheme):
         return values.rewards / rewards.std()
 
 
+class TinySpread(AdvantageScheme):
+    def __call__(self, values: SegmentValues) -> Tensor:
+        returns = values.rewards.sum(1)
+        return (returns[:, None] - values.values) / (returns.std(correction=0) + 1e-6)
+
+
 class Remembers(AdvantageScheme):
     mean = 0.0
 
@@ -375,6 +385,7 @@ WRONG_ADVANTAGES = [
     (Neighbours(), "do not depend on the order of the batch"),
     (InPlace(), "changed SegmentValues.rewards"),
     (NoSpread(), "a number that is not finite"),
+    (TinySpread(), "advantages stay small where returns hardly differ"),
     (Remembers(), "the same values always give the same advantages"),
 ]
 
@@ -385,6 +396,72 @@ def test_wrong_advantages_are_caught_by_name(plugin: Any, sentence: str) -> None
         check_advantage(plugin)
     assert f"advantage scheme {type(plugin).__name__!r}" in str(caught.value)
     assert sentence in str(caught.value)
+
+
+DEGENERATE: dict[str, tuple[list[int], list[float], int]] = {
+    "equal rewards": ([4, 3, 1, 2, 4, 2, 4, 1], [1.0] * 4 + [0.0] * 4, 4),
+    "near-equal rewards": ([4, 3, 1, 2], [0.99, 1.0, 1.0, 1.0], 4),
+    "equal but for rounding": ([4, 3, 1, 2], [1.0, 1.0, 1.0, 1 - 6e-8], 4),
+    "one completion a group": ([4, 3, 1], [1.0, 0.0, 1.0], 1),
+    "empty completions": ([4, 0, 0, 2, 0, 0], [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], 2),
+}
+"""Lengths, rewards, and how many rows share a group."""
+
+
+# Some 15,000 calls, whose shape checks would take nine tenths of the time.
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case == "near-equal rewards" else pytest.mark.slow)
+        for case in DEGENERATE
+    ],
+)
+def test_no_cell_of_the_cross_product_blows_up_where_returns_hardly_differ(case: str) -> None:
+    """Every segmenter x estimator x scheme.
+
+    A scaled advantage is at most the larger of the unscaled one and 2 sqrt(2 n), n numbers being
+    compared: the factor that ``group_scaled`` documents.
+    """
+    lengths, rewards, group_size = DEGENERATE[case]
+    simulator = ToySimulator(ToyPolicy(prompts=4))
+    rewards_B = torch.tensor(rewards)
+    rollouts = toy_rollouts(simulator, lengths=lengths)
+    rollouts = rollouts.replace(
+        rewards=rewards_B,
+        token_rewards=token_rewards(rewards_B, rollouts.action_mask),
+        group=torch.arange(len(rewards)) // group_size,
+    )
+    plain = [each for each in registered("advantages") if "inner" not in fields_of(each)]
+    scaled = [
+        (registry.advantages.build(name, inner=each), place)
+        for name in registry.advantages.names()
+        for place, each in enumerate(plain)
+        if "inner" in fields_of(registry.advantages.find(name))
+    ]
+    assert len(scaled) == 3 * len(plain)
+    group_scaled = registry.advantages.find("group_scaled")
+    cuts = [segmenter.segment(rollouts) for segmenter in registered("segmenters")]
+    for estimator in registered("estimators"):
+        state = estimator.start(simulator.policy)
+        with torch.no_grad():
+            estimator.meet(state, list(dict.fromkeys(rollouts.prompt_keys)), simulator)
+        for segmentation in cuts:
+            with torch.no_grad():
+                values_BS = estimator.estimate(state, rollouts, segmentation, simulator)
+            values = segment_values(rollouts, segmentation, values_BS)
+            factor = 2 * (2 * int(values.mask.sum())) ** 0.5
+            unscaled = [largest(each, values) for each in plain]
+            for scheme, place in scaled:
+                found = largest(scheme, values)
+                most = unscaled[place] * (1 + 1e-5)
+                assert found <= max(most, factor), (segmentation, estimator, scheme)
+                if case == "equal rewards" and type(scheme) is group_scaled:
+                    assert found <= most, (segmentation, estimator, scheme)
+
+
+def largest(scheme: AdvantageScheme, values: SegmentValues) -> float:
+    return float(scheme(values).masked_fill(~values.mask, 0).abs().max())
 
 
 def test_what_is_no_plugin_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -69,11 +70,14 @@ def test_scaling_agrees_with_its_definition(
     found = registry.advantages.build("group_scaled", inner=inner, **options)(values)
     returns, group = values.rewards.sum(1).tolist(), values.group.tolist()
     plain = inner(values)
+    sizes = plain.abs().amax(1).tolist()
     for row in range(len(group)):
-        mates = [
-            r for r, g in zip(returns, group, strict=True) if over == "batch" or g == group[row]
-        ]
-        want = plain[row] / (spread(mates, ddof, floor) + eps)
+        mates = [m for m in range(len(group)) if over == "batch" or group[m] == group[row]]
+        own = [returns[m] for m in mates]
+        unit = spread(own, ddof, floor) + eps
+        if max(sizes[m] for m in mates) > 2 * (max(own) - min(own)):
+            unit = max(unit, 1)
+        want = plain[row] / unit
         assert found[row].tolist() == pytest.approx(want.tolist(), rel=1e-9, abs=1e-12)
 
 
@@ -105,6 +109,37 @@ def test_scaling_by_hand() -> None:
     for over in ("group", "batch"):
         scheme = registry.advantages.build("group_scaled", inner="full_return", over=over, eps=1.0)
         assert scheme(one).tolist() == [[4.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("group_scaled", {}),
+        ("group_scaled", {"over": "batch", "ddof": 0}),
+        ("group_scaled", {"variance_floor": 1e-6}),
+        ("sibling_scaled", {}),
+        ("whitened", {"center": False}),
+    ],
+)
+def test_a_value_that_no_return_explains_is_not_divided_by_their_spread(
+    name: str, options: dict[str, Any]
+) -> None:
+    def scaled(rewards: Sequence[float], value: float) -> list[float]:
+        values = rows_of(rewards, [0] * len(rewards))
+        values = values.replace(values=torch.full_like(values.rewards, value))
+        scheme = registry.advantages.build(name, inner="full_return", **options)
+        return scheme(values)[:, 0].tolist()
+
+    for rewards in ([1, 1, 1, 1], [0, 0, 0, 0], [0.99, 1, 1, 1], [1, 1 - 1e-15, 1, 1]):
+        for value in (0.4, -3.0, 700.0):
+            plain = [reward - value for reward in rewards]
+            assert scaled(rewards, value) == pytest.approx(plain, rel=1e-9)
+    # Within what the returns explain, the spread is the unit, however small.
+    apart = scaled([0.99, 1, 1, 1], 0.9975)
+    assert apart[1:] == pytest.approx([apart[0] / -3] * 3, rel=1e-9)
+    assert 0.49 < apart[1] < 0.6
+    # A group that was told apart is in units of its std whatever its baseline's error.
+    assert max(scaled([1, 1, 1, 0], 0.0)) > 1.9
 
 
 @given(
@@ -171,8 +206,9 @@ def test_whitening_agrees_with_a_list_of_tokens(
     variance = 0.0
     if len(numbers) > 1:
         variance = statistics.variance(numbers) if ddof else statistics.pvariance(numbers)
-    want = (plain - mean) / (variance + 1e-8) ** 0.5
-    # Numbers around 1e4 where there is no variance.
+    # Without variance, what is not counted has no unit.
+    unit = (variance + 1e-8) ** 0.5 if len(set(numbers)) > 1 else 1
+    want = (plain - mean) / unit
     assert torch.allclose(found, want.masked_fill(~values.mask, 0), rtol=1e-7, atol=1e-6)
 
 

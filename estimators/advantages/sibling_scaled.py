@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from segcredit import AdvantageScheme, SegmentValues, group_mean, group_std
+from segcredit import AdvantageScheme, SegmentValues, group_std, measured_by_std
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,11 @@ class SiblingScaled(AdvantageScheme):
     come to the same state after different numbers of segments.
 
     Assumption: values are those of a tree's nodes (``tree``). Degenerate case: where a state has
-    one child, or children whose q do not differ, there is no unit to measure in and A is left as
-    it is. With ``tree`` and ``td`` it is 0 there (but for rounding, which dividing by eps would
-    blow up to 1 in float32). Independent rollouts share their prompt alone: the first segment is
-    scaled by the group's std, and no other. Cost: one sort of the batch's segments.
+    one child, or children whose q do not differ (by more than rounding), or by less than half of
+    an |A| there, the std is no unit for A, which is divided by max(std + eps, 1) instead: left as
+    it is at the usual scale, as ``group_scaled`` leaves it. With ``tree`` and ``td`` it is 0 where
+    q do not differ. Independent rollouts share their prompt alone: the first segment is scaled by
+    the group's std, and no other. Cost: one sort of the batch's segments.
 
     Args:
         inner: the scheme that is scaled.
@@ -34,7 +35,8 @@ class SiblingScaled(AdvantageScheme):
 
     Source:
         SPO-tree, Guo et al. 2025, arXiv 2505.23564: the group-scaled variant of its released code
-        with its ddof and eps. Difference: it divides by eps where the children do not differ.
+        with its ddof and eps. Difference: it divides by eps where the children do not differ, and
+        by their std whatever the size of A.
     """
 
     inner: AdvantageScheme
@@ -52,18 +54,16 @@ class SiblingScaled(AdvantageScheme):
         # One number a child, the mean over its rows, and with it the state that it is a child of.
         q_C = torch.zeros_like(edges_C, dtype=q_N.dtype).index_add(0, child_N, q_N)
         q_C = q_C / torch.bincount(child_N, minlength=len(edges_C))
-        std_C = self._std(q_C, edges_C // values.mask.numel())
+        states_C = edges_C // values.mask.numel()
+        size_N = advantages_BS[mask_BS].abs()
+        size_C = torch.zeros_like(q_C).scatter_reduce(0, child_N, size_N.to(q_C.dtype), "amax")
+        measured_C = measured_by_std(size_C, q_C, states_C)
+        # A single child's std is NaN with ddof 1, and no unit.
+        unit_C = group_std(q_C, states_C, ddof=self.ddof).nan_to_num() + self.eps
+        divisors_C = torch.where(measured_C, unit_C, unit_C.clamp(min=1))
         divisors_BS = torch.ones_like(advantages_BS)
-        divisors_BS[mask_BS] = std_C[child_N].to(advantages_BS.dtype)
+        divisors_BS[mask_BS] = divisors_C[child_N].to(advantages_BS.dtype)
         return advantages_BS / divisors_BS
-
-    def _std(self, q_C: Tensor, states_C: Tensor) -> Tensor:
-        """Returns (C,) the divisor of each child's advantage."""
-        std_C = group_std(q_C, states_C, ddof=self.ddof)
-        # The same value summed in another order differs in its last digits.
-        rounding_C = 100 * torch.finfo(q_C.dtype).eps * group_mean(q_C.abs(), states_C)
-        # A single child's std is 0 or NaN, and neither is above anything.
-        return torch.where(std_C > rounding_C, std_C + self.eps, 1.0)
 
 
 def _edges(values: SegmentValues) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segcredit import AdvantageScheme, SegmentValues
+from segcredit import AdvantageScheme, SegmentValues, measured_by_std
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,10 @@ class Whitened(AdvantageScheme):
 
     Assumption: a step's size should not depend on the scale of the rewards. Biased by
     construction: mean and variance depend on the actions of the whole batch. Degenerate case: one
-    weight's worth of data, or equal advantages, become 0; where nothing is subtracted (not
-    ``center``, or no segment has weight) they are divided by sqrt(eps). N − ddof is never below
-    the smaller of N and 1. Cost: two sums over the batch.
+    weight's worth of data, or equal advantages, become 0. Where weighted numbers of A − mean (of
+    A, if not ``center``) are above twice the range of A, or A does not vary, the variance is no
+    unit for them: what would be divided is left as it is, or divided by sqrt(var + eps) if that
+    is above 1. N − ddof is never below the smaller of N and 1. Cost: two sums over the batch.
 
     Args:
         inner: the scheme that is whitened.
@@ -40,7 +41,8 @@ class Whitened(AdvantageScheme):
         ddof: 1 for the unbiased variance, 0 for the population's.
 
     Source:
-        ``masked_whiten`` of the PPO code bases: unbiased variance, eps 1e-8.
+        ``masked_whiten`` of the PPO code bases: unbiased variance, eps 1e-8. Without centring
+        they divide equal advantages by sqrt(eps), which makes 10,000 of 1; we do not.
     """
 
     inner: AdvantageScheme
@@ -66,7 +68,15 @@ class Whitened(AdvantageScheme):
         mean = (advantages_BS * weight_BS).sum() / count
         squares = ((advantages_BS - mean).square() * weight_BS).sum()
         variance = squares / torch.maximum(count - self.ddof, count.clamp(max=1))
-        white_BS = (advantages_BS - mean * self.center) * torch.rsqrt(variance + self.eps)
+        shifted_BS = advantages_BS - mean * self.center
+        measured = measured_by_std(
+            torch.where(weight_BS > 0, shifted_BS.abs(), 0).flatten(),
+            # The mean has no part in a range that it lies in.
+            torch.where(weight_BS > 0, advantages_BS, mean).flatten(),
+            torch.zeros_like(values.mask, dtype=torch.long).flatten(),
+        ).all()
+        scale = torch.rsqrt(variance + self.eps)
+        white_BS = shifted_BS * torch.where(measured, scale, scale.clamp(max=1))
         if self.clamp is not None:
             white_BS = white_BS.clamp(-self.clamp, self.clamp)
         return white_BS.masked_fill(~values.mask, 0)

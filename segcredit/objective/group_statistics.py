@@ -6,7 +6,7 @@ Shapes: ``B`` rows.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -38,6 +38,32 @@ def group_std(
     freedom_B = counts_B - ddof
     variance_B = torch.where(freedom_B > 0, sums_B / freedom_B, torch.nan)
     return variance_B.sqrt()[index_B]
+
+
+def measured_by_std(
+    size: Float[Tensor, "B"], x: Float[Tensor, "B"], group: Int[Tensor, "B"]
+) -> Bool[Tensor, "B"]:
+    """Tells in which groups the standard deviation of ``x`` is a unit for numbers of a given size.
+
+    It is where the largest of them is at most twice the range of ``x`` in its group. Differences
+    of ``x`` from any average of the group are at most one range. What is far larger came from
+    elsewhere, such as the error of a critic, and a quotient by a spread that is nearly 0 would be
+    of any size. A range that rounding alone explains is none.
+
+    Args:
+        size: (B,) largest magnitude in each row, in the unit of ``x``.
+        x: (B,) the numbers whose standard deviation is to be the unit.
+        group: (B,) equal for rows of one group.
+    """
+    index_B, _ = _group_index(group)
+
+    def largest(y_B: Tensor) -> Tensor:
+        zeros_B = torch.zeros_like(y_B)
+        return zeros_B.scatter_reduce(0, index_B, y_B, "amax", include_self=False)
+
+    rounding_B = 100 * torch.finfo(x.dtype).eps * largest(x.abs())
+    range_B = largest(x) + largest(-x) - rounding_B
+    return (largest(size) <= 2 * range_B)[index_B]
 
 
 def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:

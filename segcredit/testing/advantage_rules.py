@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
-from segcredit.types import SegmentValues
+from segcredit.types import LARGE_ADVANTAGE, SegmentValues
 
 
 def _values(lengths: Sequence[int] = (3, 1, 0, 5, 2, 4, 1), seed: int = 0) -> SegmentValues:
@@ -90,6 +90,24 @@ def _advantage_survives_short_rows(checked: CheckedPlugin) -> None:
     _advantage(checked, same.replace(rewards=same.mask.float()), "rewards that are all equal")
 
 
+def _advantage_is_bounded(checked: CheckedPlugin) -> None:
+    """Checks rows that all earn 1, or nearly, under values between 0 and 1."""
+    values = _values((3, 1, 5, 2, 4, 1))
+    last_BS = values.mask & (values.mask.cumsum(1) == values.mask.sum(1, keepdim=True))
+    odd_B1 = torch.arange(len(last_BS))[:, None] % 2
+    for gap, what in ((0.0, "returns that are all equal"), (1e-3, "returns of 1 and 0.999")):
+        rewards_BS = last_BS * (1 - gap * odd_B1)
+        largest = float(_advantage(checked, values.replace(rewards=rewards_BS), what).abs().max())
+        if largest > LARGE_ADVANTAGE:
+            checked.broke(
+                "advantages stay small where returns hardly differ",
+                found=f"an advantage of {largest:g} on {what}, of values between 0 and 1",
+                expected=f"at most {LARGE_ADVANTAGE} in size",
+                cause="a division by a standard deviation that is nearly 0; divide only where"
+                " segcredit.measured_by_std says so",
+            )
+
+
 def _advantage_pickles(checked: CheckedPlugin) -> None:
     again = checked.unpickled()
     again_BS = _advantage(again, _values())
@@ -102,5 +120,6 @@ ADVANTAGE_RULES: tuple[Rule, ...] = (
     _advantage_ignores_batch_order,
     _advantage_ignores_padding,
     _advantage_survives_short_rows,
+    _advantage_is_bounded,
     _advantage_pickles,
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ from segcredit.training.evaluate import evaluate
 from segcredit.training.out_of_memory import memory_advice
 from segcredit.training.step_rows import images, tables
 from segcredit.training.update import improve
+from segcredit.types import LARGE_ADVANTAGE
 
 Row = dict[str, float]
 
@@ -118,7 +120,8 @@ def _iterate(
         for step in range(int(row["step"]) + 1, config.train.steps + 1):
             started = time.process_time()
             batch = collect(run, step)
-            row = _row(run, batch, improve(run, batch, step), row, step, started)
+            before, row = row, _row(run, batch, improve(run, batch, step), row, step, started)
+            _warn_of_large_credit(row, before)
             due = step % config.record.every == 0 or step == config.train.steps
             found = _tables(run, batch, step) if due else {}
             # On every process, since shards are gathered; process 0 then writes it alone.
@@ -194,7 +197,10 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         (batch.token_weights > 0).sum().float(),
     )
     tokens, entropy, truncated, segments, loss_tokens = processes.sum(torch.stack(sums))
+    counted_BT = batch.token_weights > 0
+    largest = batch.advantages.per_token.abs().masked_fill(~counted_BT, 0).amax()
     return {
+        "advantage_max": processes.all_gather(largest[None]).amax(),
         "loss_tokens": loss_tokens / tokens,
         "reward": rewards_B.mean(),
         "reward_std": rewards_B.std(correction=0),
@@ -204,6 +210,19 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         "segments_per_completion": segments / len(rewards_B),
         "explained_variance": explained_variance(batch.whole, lambda_returns(batch.whole)),
     }
+
+
+def _warn_of_large_credit(row: Row, before: Row) -> None:
+    """Warns where advantages have grown beyond ``LARGE_ADVANTAGE`` since the step before."""
+    if before.get("advantage_max", 0.0) <= LARGE_ADVANTAGE < row["advantage_max"]:
+        warnings.warn(
+            f"step {row['step']:g} has an advantage of {row['advantage_max']:.3g} in size; credit"
+            f" is normally below {LARGE_ADVANTAGE}. Usual causes are rewards on a large scale, a"
+            " critic that diverged, or an advantage scheme that divides by a spread of nearly 0."
+            " Look at the column advantage of the recorded segments.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _evaluation(run: Run, step: int) -> Row:

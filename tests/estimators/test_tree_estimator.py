@@ -223,8 +223,11 @@ def slow_scaled(values: SegmentValues, ddof: int) -> Tensor:
     for (b, m), state in edges.items():
         worth = [statistics.fmean(child) for child in siblings[state].values()]
         alike = max(worth) - min(worth) < 1e-11
+        size = max(abs(float(inner[at])) for at, other in edges.items() if other == state)
+        far = size > 2 * (max(worth) - min(worth))
         std = statistics.stdev if ddof else statistics.pstdev
-        found[b, m] = inner[b, m] / (1.0 if alike else std(worth) + 1e-8)
+        unit = 1.0 if alike else std(worth) + 1e-8
+        found[b, m] = inner[b, m] / (max(unit, 1.0) if far else unit)
     return found
 
 

@@ -338,6 +338,14 @@ def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path, undrawn: list[str])
     assert "says nothing of chance" in page.of("comparisons")
 
 
+def test_credit_of_an_impossible_size_is_said(tmp_path: Path, undrawn: list[str]) -> None:
+    for seed, largest in enumerate((1.5, 600000.0)):
+        config = {"method": "grpo", "seed": seed}
+        record(tmp_path / f"run{seed}", config, accuracy=0.4, advantage_max=largest).finish()
+    said = Page(write_report(tmp_path)).of("results")
+    assert "1 run had an advantage above 100 in size (advantage_max; 6e+05 in run1)" in said
+
+
 def test_unfinished_and_damaged_runs_are_named(tmp_path: Path, undrawn: list[str]) -> None:
     path = study(tmp_path)
     record(

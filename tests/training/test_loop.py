@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from segcredit import (
     ProcessReward,
     SampledTokens,
     Sampler,
+    Verdict,
     load_config,
     read_runs,
     registry,
@@ -217,6 +219,32 @@ def test_equal_rewards_from_the_start_stop_the_run_after_patience(tmp_path):
     with pytest.raises(TrainingError, match="all rewards of the first 2 steps were equal"):
         train(load_config("grpo", hopeless), tmp_path / "run")
     assert read_runs(tmp_path / "run").steps.step.tolist() == [0, 1, 2]
+
+
+def test_a_group_of_equal_rewards_under_a_critic_keeps_its_credit_small(tmp_path, monkeypatch):
+    """A = 1 - V, of which a spread of 0 made up to 1,000,000."""
+    right = Verdict(reward=1.0, correct=True)
+    monkeypatch.setattr("segcredit.tasks.arithmetic.Arithmetic.verify", lambda *_, **__: right)
+    with suppress(TrainingError):  # for want of anything to learn
+        train(load_config("grpo", [*SMALL, "estimator.name=critic"]), tmp_path / "run")
+    steps = read_runs(tmp_path / "run").steps[1:]
+    assert (steps.reward_std == 0).all()
+    assert ((steps.advantage_max > 0) & (steps.advantage_max < 2)).all()
+
+
+def test_large_credit_is_told_once(tmp_path, monkeypatch):
+    huge = [*SMALL, "estimator.name=zero", "advantage.name=full_return"]
+
+    def rewarded(run, step):
+        batch = collect(run, step)
+        batch.advantages.per_token.mul_(0).add_(250.0 * batch.rollouts.action_mask)
+        return batch
+
+    monkeypatch.setattr("segcredit.training.loop.collect", rewarded)
+    with pytest.warns(RuntimeWarning, match="has an advantage of 250 in size; .*a critic") as told:
+        path = train(load_config("grpo", huge), tmp_path / "run")
+    assert len(told) == 1
+    assert read_runs(path).steps.advantage_max[1:].tolist() == [250.0] * 4
 
 
 def test_empty_completions_stop_the_run(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from segcredit.study.report.grouping import comparable, config_cells
 from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
 from segcredit.study.statistics import compare, learning_areas, summarise
 from segcredit.study.statistics.groups import setting_text
+from segcredit.types import LARGE_ADVANTAGE
 
 EVALUATIONS = ("accuracy", "accuracy_greedy", "process_correct", "majority")
 """Metrics that judge a run, shown beside the one that was asked for."""
@@ -39,7 +40,28 @@ def results_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
     names = [name for name in dict.fromkeys([metric, *EVALUATIONS]) if is_recorded(runs, name)]
     blocks: list[Block] = [] if metric in names else [Note(_unrecorded(runs, metric))]
     blocks += [_UNIT, *(_results(runs, by, name) for name in names)] if names else []
+    blocks += _large_credit(runs)
     return Section("results", "Results", blocks)
+
+
+def _large_credit(runs: Runs) -> list[Block]:
+    """Returns a note on the runs whose advantages went beyond what credit normally is."""
+    if not is_recorded(runs, "advantage_max"):
+        return []
+    sizes: Any = runs.steps.groupby("run", observed=True)["advantage_max"].max()
+    largest: dict[str, float] = sizes.to_dict()
+    beyond = {run: size for run, size in largest.items() if size > LARGE_ADVANTAGE}
+    if not beyond:
+        return []
+    worst = max(beyond, key=beyond.__getitem__)
+    return [
+        Note(
+            f"{view.counted(len(beyond), 'run')} had an advantage above {LARGE_ADVANTAGE} in size"
+            f" (advantage_max; {beyond[worst]:.3g} in {worst}), which credit normally never has:"
+            " look at the scale of rewards, the critic, and the advantage scheme before these"
+            " results are read."
+        )
+    ]
 
 
 def comparisons_section(runs: Runs, by: Sequence[str], metric: str) -> Section:

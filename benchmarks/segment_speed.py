@@ -15,6 +15,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
@@ -23,17 +24,10 @@ from segcredit import registry
 from segcredit.protocols import Segmenter, TextSegmenter
 from segcredit.types import RolloutBatch
 
-INNER = {
-    "intersection": {"first": "newline", "second": "entropy"},
-    "max_segments": {"inner": "newline"},
-    "min_length": {"inner": "newline"},
-    "snap_to": {"inner": "entropy", "to": "newline"},
-    "union": {"first": "newline", "second": "entropy"},
-}
 CHARACTERS = 4
 
 
-def texts(path: Path | None, count: int = 256) -> list[str]:
+def texts(path: Path | None, count: int) -> list[str]:
     """Responses of a file, or generated ones of one to four thousand characters."""
     if path is not None:
         with path.open(encoding="utf-8") as lines:
@@ -93,16 +87,14 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("source", nargs="?", type=Path)
     options.add_argument("--seconds", type=float, default=2.0)
+    options.add_argument("--texts", type=int, default=256)
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    found = texts(chosen.source)
+    found = texts(chosen.source, chosen.texts)
     batch = rollouts(found)
     characters, tokens = sum(map(len, found)), int(batch.action_mask.sum())
     print(f"{len(found)} texts, {characters:,} characters, {tokens:,} tokens")
-    built = {
-        name: registry.segmenters.build(name, **INNER.get(name, {}))
-        for name in registry.segmenters.names()
-    }
+    built = {name: _built(name) for name in registry.segmenters.names()}
     for name, segmenter in sorted(built.items(), key=lambda pair: _order(*pair)):
         times = seconds_a_batch(segmenter, batch, chosen.seconds)
         median, low, high = statistics.median(times), min(times), max(times)
@@ -112,6 +104,12 @@ def main() -> None:
             f" [{characters / high / 1e6:.2f}-{characters / low / 1e6:.2f}]"
             f" {tokens / median / 1e6:8.2f} M tokens/s  x{len(times)}"
         )
+
+
+def _built(name: str) -> Segmenter:
+    """Builds a segmenter, with ``newline`` for those that it is made of."""
+    needed = [f.name for f in fields(registry.segmenters.find(name)) if f.default is MISSING]
+    return registry.segmenters.build(name, **dict.fromkeys(needed, "newline"))
 
 
 def _order(name: str, segmenter: Segmenter) -> tuple[bool, str]:

@@ -206,8 +206,9 @@ def batch_counts(mode: str, counts: dict[str, Any]) -> dict[str, float | None]:
     """
     counted = {"token-mean": "batch_num_tokens", "seq-mean-token-sum-norm": None}
     whole = counts.get(counted.get(mode, "global_batch_size"))
+    factor = counts.get("loss_scale_factor")
     return {
-        "norm_length": counts.get("loss_scale_factor"),
+        "norm_length": None if factor is None else float(factor),
         "denominator": None if whole is None else whole / counts.get("dp_size", 1),
     }
 

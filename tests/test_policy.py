@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
@@ -509,6 +510,36 @@ def test_other_architectures_agree_with_their_own_forward(policy: Any) -> None:
     expected = other(rollouts)
     for row in range(len(rollouts)):
         _assert_equal(other(rollouts.select([row])), _row(expected, row))
+
+
+def test_ids_that_the_tokenizer_has_no_token_for_are_never_sampled(policy: Any) -> None:
+    """Vocabularies are padded to round sizes: what is drawn there would be invisible."""
+    known = len(policy.tokenizer)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=4 * known, n_embd=32, n_layer=2, n_head=2, eos_token_id=END)
+    )
+    padded = CausalPolicy(model, policy.tokenizer, Generate(), suppressed_ids=(PAD, BEGIN))
+    assert padded.suppressed_ids == (PAD, BEGIN, *range(known, 4 * known))
+    rollouts = _sampled(padded)
+    assert int(rollouts.completion_ids.max()) < known
+    probabilities = padded(rollouts).logprobs.detach().exp()[rollouts.action_mask]
+    assert float(probabilities.mean()) > 0.5 / known, "the padding has a share of the probability"
+
+
+def test_a_tokenizer_that_closes_texts_leaves_prompts_open(policy: Any) -> None:
+    texts = ["1+1=", "9-3+2="]
+    expected = policy.encode(texts)
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    begin, end = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(begin, BEGIN), (end, END)]
+    )
+    assert tokenizer(texts)["input_ids"][0][-1] == END
+    closing = CausalPolicy(policy.model, tokenizer, Generate())
+    for found in (closing.encode(texts), closing.encode_prompts([Prompt(t, t, "") for t in texts])):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
 
 
 def _without_end(policy: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, TypeVar, cast
 
 import torch
@@ -79,13 +80,15 @@ class CausalPolicy(_Deterministic):
         tokenizer: Must have an end token. It pads with its pad token, or else its end token.
         sampler: The engine that draws completions.
         temperature: Divides the logits; greater than 0.
-        suppressed_ids: Never sampled, and of probability 0 in scoring. End tokens are left out.
+        suppressed_ids: Never sampled, and of probability 0 in scoring, as are ids of the model that
+            the tokenizer has no token for (padded vocabularies). End tokens are left out.
         images: Encodes prompts, of a model that reads images; see ``segcredit.policy.vlm``.
         inputs: Makes what such a model reads besides token ids.
 
     Raises:
-        PolicyError: the tokenizer has no end token, the temperature is not greater than 0, or
-            the model changes its logits after the output layer.
+        PolicyError: the tokenizer has no end token, or closes prompts of images with it; the
+            temperature is not greater than 0, or the model changes its logits after the output
+            layer.
     """
 
     def __init__(
@@ -114,7 +117,15 @@ class CausalPolicy(_Deterministic):
         self.hidden_size: int = _output_layer(model).weight.shape[1]
         self.end_ids = _end_ids(model, tokenizer)
         self.pad_id = _pad_id(tokenizer, self.end_ids)
-        self.suppressed_ids = tuple(sorted({*suppressed_ids} - {*self.end_ids}))
+        never = {*suppressed_ids, *_ids_without_token(model, tokenizer)}
+        self.suppressed_ids = tuple(sorted(never - {*self.end_ids}))
+        self._closing = closing_tokens(tokenizer, self.end_ids)
+        if self._closing and images is not None:
+            raise PolicyError(
+                f"the tokenizer of {type(images.processor).__name__} closes every prompt with an"
+                " end token, after which nothing would be said; expected one that leaves prompts"
+                " open. Set add_eos_token to false in the checkpoint's tokenizer_config.json."
+            )
         self._table = PieceTable(
             partial(
                 cast(Any, tokenizer).decode,
@@ -143,14 +154,13 @@ class CausalPolicy(_Deterministic):
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
         """Encodes texts as token ids, left-padded, with their mask, on the model's device.
 
-        What the tokenizer puts around a text, such as a begin token, is put here.
+        What the tokenizer puts around a text, such as a begin token, is put here; but for end
+        tokens behind it, after which nothing would be said.
 
         Raises:
             PolicyError: a prompt has no token, so that nothing could be drawn after it.
         """
-        tokenizer = cast(Any, self.tokenizer)
-        rows: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
-        return self._padded(rows, texts)
+        return self._padded(self._rows(texts), texts)
 
     def encode_prompts(
         self, prompts: Sequence[Prompt], *, room: int = 0
@@ -187,12 +197,16 @@ class CausalPolicy(_Deterministic):
         """Encodes each prompt's text, or its chat, as token ids; each different one once."""
         different = {id(prompt): prompt for prompt in prompts}
         plain = [prompt for prompt in different.values() if prompt.chat is None]
-        tokenizer = cast(Any, self.tokenizer)
-        rows = tokenizer([prompt.text for prompt in plain])["input_ids"] if plain else []
+        rows = self._rows([prompt.text for prompt in plain])
         read = {id(prompt): row for prompt, row in zip(plain, rows, strict=True)}
         chats = {place: prompt for place, prompt in different.items() if place not in read}
-        read |= {place: chat_ids(tokenizer, prompt) for place, prompt in chats.items()}
+        read |= {place: chat_ids(self.tokenizer, prompt) for place, prompt in chats.items()}
         return [read[id(prompt)] for prompt in prompts]
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes texts as token ids, without end tokens behind them."""
+        rows = cast(Any, self.tokenizer)(list(texts))["input_ids"] if texts else []
+        return [row[: len(row) - self._closing] for row in rows]
 
     def _padded(self, rows: Sequence[list[int]], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Pads ids of texts on their left; returns them with their mask."""
@@ -498,6 +512,29 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     found = getattr(model.generation_config, "eos_token_id", None)
     more = [found] if isinstance(found, int) else list(found or ())
     return tuple(dict.fromkeys([int(of_tokenizer), *more]))
+
+
+def _ids_without_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Returns ids that the model gives a probability and the tokenizer no text: invisible if drawn.
+
+    Many checkpoints pad their vocabulary to a round size; Qwen's has hundreds of such ids.
+    """
+    known = {*cast(Any, tokenizer).get_vocab().values()}
+    return {*range(_output_layer(model).weight.shape[0])} - known
+
+
+def some_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a token of the vocabulary that is text; small vocabularies refuse any other."""
+    special = {*cast(Any, tokenizer).all_special_ids}
+    plain = (n for n in range(len(tokenizer)) if n not in special)
+    return next((text for text in map(cast(Any, tokenizer).decode, plain) if text.isalnum()), "")
+
+
+def closing_tokens(tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> int:
+    """Counts the end tokens that the tokenizer puts behind every text; most put none."""
+    text = some_text(tokenizer)
+    ids: list[int] = cast(Any, tokenizer)(text)["input_ids"] if text else []
+    return sum(1 for _ in takewhile(end_ids.__contains__, reversed(ids)))
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: tuple[int, ...]) -> int:

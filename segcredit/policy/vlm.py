@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from segcredit.errors import PolicyError
-from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.causal_lm import CausalPolicy, some_text
 from segcredit.policy.image_prompts import ImagePrompts
 from segcredit.policy.model_inputs import IDS, ModelInputs
 from segcredit.policy.samplers.generate import own_defaults
@@ -71,7 +71,7 @@ def vision_policy(
         chat=chat,
         max_pixels=max_pixels,
     )
-    probe = images.encode(Prompt("probe", _some_text(tokenizer), None, (_gradient(),)))
+    probe = images.encode(Prompt("probe", some_text(tokenizer), None, (_gradient(),)))
     types = [name for name in _TOKEN_TYPES if name in _parameters(model.base_model)]
     _require_inputs(model, processor, {"pixel_values", *types}, probe)
     vocabulary = cast(Tensor, cast(Any, model).get_output_embeddings().weight).shape[0]
@@ -121,13 +121,6 @@ def _slot(config: Any, processor: Any) -> str:
 
 def _parameters(module: Any) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
-
-
-def _some_text(tokenizer: Any) -> str:
-    """Returns a token of the vocabulary that is text; small vocabularies refuse any other."""
-    special = {*tokenizer.all_special_ids}
-    plain = (n for n in range(len(tokenizer)) if n not in special)
-    return next((text for text in map(tokenizer.decode, plain) if text.isalnum()), "")
 
 
 def _gradient() -> bytes:

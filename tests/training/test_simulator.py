@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segcredit import load_config
+from segcredit import Verdict, load_config
 from segcredit.errors import ShapeError
 from segcredit.policy.prefix_cache import PrefixCache
 from segcredit.training.build import build
@@ -76,6 +76,30 @@ def test_a_prefix_is_the_prompt_and_every_token_before_the_position(batch):
         )
     found, want = resumed.last_hidden_state[:, -1], plain.last_hidden_state[:, -1]
     torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_continuations_are_verified_on_a_text_like_the_completions_own(batch, shown, monkeypatch):
+    """A tool's tokens are in both texts or in neither, so that V and R are of one function."""
+    rollouts, policy = batch.rollouts, batch.simulator.policy
+    holes = rollouts.action_mask.clone()
+    holes[:, 1:3] = False
+    texts, spans = policy.decode(rollouts.completion_ids, rollouts.action_mask if shown else holes)
+    rollouts = rollouts.replace(action_mask=holes, texts=texts, token_spans=spans)
+    judged = []
+
+    def verify(task, prompt, text, *, truncated):
+        judged.append(text)
+        return Verdict(reward=0.0, correct=False)
+
+    monkeypatch.setattr("segcredit.tasks.arithmetic.Arithmetic.verify", verify)
+    rows = (holes.sum(1) > 3).nonzero()[:, 0]
+    lasts = (holes * torch.arange(holes.shape[1])).amax(1)[rows]
+    batch.simulator.resume(rollouts, rows, lasts, 1)
+    for row, last, text in zip(rows.tolist(), lasts.tolist(), judged, strict=True):
+        before = texts[row][: int(spans[row, last, 0])]
+        assert len(before) > 0
+        assert text.startswith(before)
 
 
 def test_a_foreign_prompt_is_refused(batch):

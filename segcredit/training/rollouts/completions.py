@@ -200,8 +200,11 @@ def resume(
         old_NT = old_NT.scatter(1, place_N1, instead_N[:, None])
         nodes_NT = nodes_NT.scatter(1, place_N1, unused + new_NF.numel() + numbers_N1)
     ids_NL = joined(old_NT, ids_NF)
-    # Decoded with the tokens of holes, which are in the text but are no actions.
-    texts, token_spans = policy.decode(ids_NL, joined(before_NT, fresh_NF))
+    # Verified on a text like the completion's own: tokens of holes, which are no actions, are in
+    # the one where they are in the other. Their characters tell, by which they have a span.
+    spans_BT2 = rollouts.token_spans
+    written_BT = rollouts.action_mask | (spans_BT2[..., 1] > spans_BT2[..., 0])
+    texts, token_spans = policy.decode(ids_NL, joined(before_NT & written_BT[rows_N], fresh_NF))
     sampler_NL = None
     if made.logprobs is not None and rollouts.sampler_logprobs is not None and instead_N is None:
         sampler_NL = joined(rollouts.sampler_logprobs[rows_N], made.logprobs)

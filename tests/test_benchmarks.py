@@ -1,0 +1,44 @@
+"""Every benchmark runs, at its smallest size: what is run by nothing stops working unseen."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+TEXTS = "(a file of texts)"
+SMALLEST = {
+    "audit.py": "--rounds 1 --naive 2 --continuations 0.5",
+    "boundaries.py": TEXTS,
+    "credit_step.py": "--seconds 0",
+    "files_of_a_step.py": "grpo",
+    "loop_vs_trl.py": "--steps 2 --prompts 2 --completions 2 --tokens 4 --letters 4",
+    "read_runs.py": "--runs 2 --steps 3 --segments 2 --repeats 1",
+    "sampling.py": "--rounds 1 --rows 2 --group 1",
+    "scoring.py": "--layers 1 --rounds 1",
+    "segment_speed.py": "--seconds 0 --texts 2",
+}
+QUICK = ("credit_step.py", "segment_speed.py")
+
+
+def test_every_benchmark_is_run_here() -> None:
+    assert sorted(path.name for path in FOLDER.glob("*.py")) == sorted(SMALLEST)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST],
+)
+def test_a_benchmark_runs_and_prints_numbers(name, tmp_path, monkeypatch, capsys) -> None:
+    if name == "loop_vs_trl.py":
+        pytest.importorskip("trl")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "First, add 2. Then, 5. So it is 7."}), encoding="utf-8")
+    words = [str(texts)] if SMALLEST[name] == TEXTS else SMALLEST[name].split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    monkeypatch.syspath_prepend(str(FOLDER))
+    runpy.run_path(str(FOLDER / name), run_name="__main__")
+    assert any(letter.isdigit() for letter in capsys.readouterr().out)

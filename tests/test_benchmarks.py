@@ -31,6 +31,7 @@ def test_every_benchmark_is_run_here() -> None:
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST],
 )
+@pytest.mark.timeout(1200)
 def test_a_benchmark_runs_and_prints_numbers(name, tmp_path, monkeypatch, capsys) -> None:
     if name == "loop_vs_trl.py":
         pytest.importorskip("trl")

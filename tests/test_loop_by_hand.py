@@ -23,11 +23,12 @@ def page():
 def test_three_steps_by_hand_are_three_steps_of_train(page, method, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "PROMPTS", 8)
     monkeypatch.setattr(page, "COMPLETIONS", 4)
+    monkeypatch.setattr(page, "POLICY", {"name": "tiny", "steps": 200})
     policy, critic = page.train(method, steps=3, seed=1)
     config = segcredit.load_config(
         method,
         **{"train.steps": 3, "seed": 1, "evaluate.prompts": 4, "train.device": "cpu"},
-        **{"rollouts.prompts": 8, "rollouts.completions": 4},
+        **{"rollouts.prompts": 8, "rollouts.completions": 4, "policy.steps": 200},
     )
     run = segcredit.train(config, tmp_path / method)
     saved = torch.load(run / "checkpoints" / "step_000003.pt", weights_only=False)

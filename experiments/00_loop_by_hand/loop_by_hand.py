@@ -27,6 +27,7 @@ from segcredit.objective import (
 
 PROMPTS, COMPLETIONS, MAX_NEW_TOKENS = 32, 8, 64  # of a step; completions are of each prompt
 EPOCHS, MINIBATCHES, WARM_UP = 2, 2, 3  # warm-up iterations train the critic alone
+POLICY = {"name": "tiny"}  # a small transformer, taught the task's form before the first step
 
 # The four axes. Each may be any other: a registered name, or a class of your own.
 METHODS = {
@@ -53,7 +54,7 @@ def train(method: str, steps: int, seed: int) -> tuple[nn.Module, nn.Module]:
     advantage = registry.advantages.from_table(axes["advantage"])
 
     task = registry.tasks.build("arithmetic")
-    source, sampler = registry.policies.build("tiny"), registry.samplers.build("generate")
+    source, sampler = registry.policies.from_table(POLICY), registry.samplers.build("generate")
     policy = source.load(task, sampler, temperature=1.0, seed=seed)
     with rng.forked(seed, "estimator"):
         critic = estimator.start(policy)  # an empty module where nothing is learned

@@ -18,12 +18,12 @@ class GroupScaled(AdvantageScheme):
 
     Assumption: returns of different prompts are comparable only in units of their std; prompts
     that are almost always or almost never solved then count for more. Degenerate case: where an
-    advantage of the group is above twice the range of its returns, the std is no unit for it, and
-    A is divided by max(s + eps, 1), thus left as it is at the usual scale. No |A| is then larger
-    than unscaled, or than 2 √(2 (n − 1)), n being the group's rows (2 √(2 n) with ddof 0). A
-    baseline that is an average of the group's returns never comes near; one that is not (a
-    critic, 0) always does where they are all equal. One row alone has no std, and s is 1. Cost:
-    none.
+    advantage of the group is above twice the range of its returns (less rounding, 1e-5 of them in
+    float32), the std is no unit for it, and A is divided by max(s + eps, 1), thus left as it is at
+    the usual scale. No |A| is then larger than unscaled, or than 2 √(2 (n − 1)), n being the
+    group's rows (2 √(2 n) with ddof 0). A baseline that is an average of the group's returns never
+    comes near; one that is not (a critic, 0) always does where they are all equal. One row alone
+    has no std, and s is 1. Cost: none.
 
     Args:
         inner: the scheme that is scaled.

@@ -54,6 +54,13 @@ def measured_by_std(
         size: (B,) largest magnitude in each row, in the unit of ``x``.
         x: (B,) the numbers whose standard deviation is to be the unit.
         group: (B,) equal for rows of one group.
+
+    Returns:
+        (B,) the same for all rows of a group.
+
+    Source:
+        Ours: the methods that divide by a spread take a mean as their baseline, and say nothing of
+        others.
     """
     index_B, _ = _group_index(group)
 

@@ -121,7 +121,8 @@ def _iterate(
             started = time.process_time()
             batch = collect(run, step)
             before, row = row, _row(run, batch, improve(run, batch, step), row, step, started)
-            _warn_of_large_credit(row, before)
+            if processes.first:
+                _warn_of_large_credit(row, before)
             due = step % config.record.every == 0 or step == config.train.steps
             found = _tables(run, batch, step) if due else {}
             # On every process, since shards are gathered; process 0 then writes it alone.

@@ -17,6 +17,7 @@ from segcredit.tasks.data.prompt_streams import Blocks, Passes, is_held_out
 from segcredit.tasks.data.prompt_templates import Layout, Shot, require_shots
 from segcredit.tasks.data.rows import RowFlow, Source, Table
 from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
+from segcredit.tasks.verifiers.judge_process import JUDGES
 from segcredit.tasks.verifiers.verifier import WRONG, Verifier, verifier
 
 
@@ -119,8 +120,13 @@ class Dataset(Task):
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Returns the verifier's judgement of the final answer; reward 0 where there is none."""
-        final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
-        return self._verifier().judge(prompt, final) if final else WRONG
+        final = FinalAnswer(self.until, self.final)
+        judged = final.judged(text, truncated=truncated)
+        return self._verifier().judge(prompt, judged, final) if judged else WRONG
+
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return JUDGES
 
     def reader(self) -> RowReader:
         """Returns the reader that makes problems of rows."""

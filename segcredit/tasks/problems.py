@@ -65,6 +65,10 @@ class Problems(Task):
         """Gives reward 1 to a completion with the right answer."""
         return self.dataset().verify(prompt, text, truncated=truncated)
 
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return self.dataset().judges()
+
     def dataset(self) -> Dataset:
         """Returns the task that this is a preset of."""
         instruction = self.instruction.replace("{", "{{").replace("}", "}}")

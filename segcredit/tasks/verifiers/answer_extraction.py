@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from segcredit.errors import TaskError, did_you_mean
 
@@ -63,11 +65,18 @@ class FinalAnswer:
 
     def read(self, text: str, *, truncated: bool) -> str:
         """Returns the text that is judged; '' where there is none or it was cut off."""
+        return self.place_of(self.judged(text, truncated=truncated))
+
+    def judged(self, text: str, *, truncated: bool) -> str:
+        """Returns the text in which the answer has its place; '' where it was cut off."""
         if self.until:
             text, ended, _ = text.lstrip().partition(self.until)
             truncated = truncated and not ended
-        found = None if truncated else self._finder()(text.strip())
-        return (found or "").strip()
+        return "" if truncated else text.strip()
+
+    def place_of(self, text: str) -> str:
+        """Returns the answer's place in such a text; '' where there is none."""
+        return (self._finder()(text) or "").strip()
 
     def _finder(self) -> Callable[[str], str | None]:
         named: dict[str, Callable[[str], str | None]] = {
@@ -79,6 +88,32 @@ class FinalAnswer:
         }
         pattern = re.compile(self.place)
         return named.get(self.place) or (lambda text: last_match(pattern, text))
+
+
+def placed(place: str, maker: str, options: tuple[Any, ...]) -> Callable[..., dict[str, Any]]:
+    """Returns a judge that first finds the answer's place; runs in a ``JudgeProcess``.
+
+    It says ``{"nothing": True}`` where there is no answer.
+
+    Args:
+        place: of ``FinalAnswer``.
+        maker: ``module:name`` of what makes the judge of the answer.
+        options: that it is called with.
+    """
+    module, _, name = maker.partition(":")
+    judge = getattr(import_module(module), name)(*options)
+    final = FinalAnswer(place=place)
+
+    def judge_placed(text: str, **request: Any) -> dict[str, Any]:
+        found = final.place_of(text)
+        return judge(text=found, **request) if found else {"nothing": True}
+
+    return judge_placed
+
+
+def identity() -> Callable[..., dict[str, Any]]:
+    """Returns a judge that says the answer itself."""
+    return lambda text: {"text": text}
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> str | None:
@@ -134,8 +169,9 @@ class _Box:
 
 
 def last_box(text: str) -> str | None:
-    r"""Returns the content of the last box that is closed and not empty; of boxes joined by "or",
-    all contents, with commas.
+    """Returns the content of the last box that is closed and not empty.
+
+    Of boxes joined by "or" or a comma it is all contents, with commas.
 
     Returns:
         None where there is no box; '' where the text ends within one.

@@ -41,24 +41,26 @@ _LATEX = _library.LatexExtractionConfig(
 _BASE = re.compile(r"([\dA-Fa-f]+)_\{?(\d{1,2})\}?")
 
 
-def comparison(tolerance: float) -> Callable[..., dict[str, Any]]:
+def comparison(tolerance: float, first: bool = False) -> Callable[..., dict[str, Any]]:
     """Returns a function of a true answer and a text: whether the last answer is equal, and it.
 
     Args:
         tolerance: relative distance at which a number is right too.
+        first: True where the text begins with the answer.
     """
     _wrap_library()
 
-    def compare(answer: str, text: str, *, first: bool = False) -> dict[str, Any]:
+    def compare(answer: str, text: str) -> dict[str, Any]:
         found = located(plain(text), first=first)
         if found is None:
             return {"right": False, "said": ""}
         gold, said = _truth(answer), _reading(found.text)
         if not found.formula and not gold.is_words:
             return {"right": False, "said": ""}
-        right = gold.equals(said) or tolerance > 0 and _near(gold, said, tolerance)
+        right = gold.equals(said) or (tolerance > 0 and _near(gold, said, tolerance))
         return {"right": bool(right), "said": said.spelling}
 
+    compare("(\\sqrt{3}, 1)", "(x - 1, 1)")  # the first takes longest, and no answer should pay
     return compare
 
 
@@ -132,7 +134,7 @@ _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|dot|bar)\s*\{(\d+)\}")
 
 
 def _repeating(number: re.Match[str]) -> str:
-    """Spells 0.1\\overline{6} as a fraction, (16 - 1) / 90."""
+    r"""Spells 0.1\overline{6} as a fraction, (16 - 1) / 90."""
     whole, fixed, again = number.groups()
     above = int(f"{whole}{fixed}{again}") - int(f"{whole}{fixed}" or 0)
     return f"\\frac{{{above}}}{{{'9' * len(again)}{'0' * len(fixed)}}}"
@@ -146,9 +148,7 @@ def _wrap_library() -> None:
     parse, symbolic = PSParser.math, _grader.sympy_symbolic_eq
     PSParser.math = lambda parser: _read_to_the_end(parser, parse(parser))
     _grader.sympy_numeric_eq = _numbers_equal
-    _grader.sympy_symbolic_eq = lambda gold, said: (
-        not _differ(gold, said) and symbolic(gold, said)
-    )
+    _grader.sympy_symbolic_eq = lambda gold, said: not _differ(gold, said) and symbolic(gold, said)
 
 
 def _read_to_the_end(parser: Any, tree: Any) -> Any:
@@ -259,7 +259,11 @@ def _digits(value: Any) -> float:
     if isinstance(value, (sympy.factorial, sympy.binomial, sympy.gamma)):
         return math.inf if max(parts) > 3.5 else 10 ** max(parts)
     if isinstance(value, (sympy.Sum, sympy.Product)):
-        return math.inf if any(_digits(end) > 3.5 for _, *ends in value.limits for end in ends) else max(parts)
+        return (
+            math.inf
+            if any(_digits(end) > 3.5 for _, *ends in value.limits for end in ends)
+            else max(parts)
+        )
     return sum(parts) if isinstance(value, sympy.Mul) else max(parts, default=0.0)
 
 

@@ -7,6 +7,7 @@ where its parser stops in the middle, what follows is dropped without a word. A 
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,17 +26,52 @@ _DEEPEST = 40
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho"
 _SIGNS = str.maketrans(
     {
-        **dict.fromkeys("−﹣－‐‑‒–", "-"),  # noqa: RUF001
+        **dict.fromkeys("−﹣－‐‑‒–", "-"),
         **dict.fromkeys("⋅·∙", r" \cdot "),
-        **{"×": r" \times ", "✕": r" \times ", "⨯": r" \times ", "∗": "*", "＊": "*"},  # noqa: RUF001
-        **{"÷": "/", "∕": "/", "⁄": "/", "∶": ":",},
-        **{"≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx "},
-        **{"∞": r"\infty ", "±": r"\pm ", "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ "},
-        **{"∪": r" \cup ", "∩": r" \cap ", "∈": r" \in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}"},
-        **{"٫": ".", "٬": ",", "％": r"\%", "′": "'", "’": "'", "‘": "'", "＇": "'"},  # noqa: RUF001
+        "×": r" \times ",
+        "✕": r" \times ",
+        "⨯": r" \times ",
+        "∗": "*",
+        "＊": "*",
+        "÷": "/",
+        "∕": "/",
+        "⁄": "/",
+        "∶": ":",
+        "≤": r"\le ",
+        "⩽": r"\le ",
+        "≥": r"\ge ",
+        "⩾": r"\ge ",
+        "≠": r"\ne ",
+        "≈": r"\approx ",
+        "∞": r"\infty ",
+        "±": r"\pm ",
+        "°": r"^\circ ",
+        "º": r"^\circ ",
+        "˚": r"^\circ ",
+        "∪": r" \cup ",
+        "∩": r" \cap ",
+        "∈": r" \in ",
+        "∅": r"\emptyset ",
+        "ℝ": r"\mathbb{R}",
+        "٫": ".",
+        "٬": ",",
+        "％": r"\%",
+        "′": "'",
+        "’": "'",
+        "‘": "'",
+        "＇": "'",
         **{chr(0x3B1 + n): f"\\{name} " for n, name in enumerate(_GREEK.split())},
-        **{"σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ϕ": r"\phi ", "ω": r"\omega "},
-        **{"ℎ": "h", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "\u00ad": ""},
+        "σ": r"\sigma ",
+        "τ": r"\tau ",
+        "φ": r"\phi ",
+        "ϕ": r"\phi ",
+        "ω": r"\omega ",
+        "ℎ": "h",
+        "\u200b": "",
+        "\ufeff": "",
+        "\u2061": "",
+        "\u2062": "",
+        "\u00ad": "",
     }
 )
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ"
@@ -44,11 +80,19 @@ _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 _RAISED_RUN, _LOWERED_RUN = re.compile(f"[{_RAISED}]+"), re.compile(f"[{_LOWERED}]+")
 _THIN = r"\\[,;:! ]|\\thinspace\b ?|\{,\}(?:\\!)?|,\\! ?|\{\\,\}|\{ \}|[ ~'_]|\\_"
 _GROUPED = re.compile(rf"(?<![\d.\w\\])[1-9]\d{{0,2}}({_THIN})\d{{3}}(?:\1\d{{3}})*(?!\d)")
-_COMMAS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{2,3})*,\d{3}(?![\d,])")
-_DOTS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?![\d.])(?:,(\d+))?|(?:\.\d{3})+,(\d+)(?![\d.,]))")
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z\\\d.])(\d+(?:\.\d*)?|\.\d+)(?:[eE]|\\(?:text|mathrm)\{[eE]\})([+-]?\d+)(?![\w.])")
+_DOTS = re.compile(
+    r"(?<![\d.,])[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?![\d.])(?:,(\d+))?|(?:\.\d{3})+,(\d+)(?![\d.,]))"
+)
+_SCIENTIFIC = re.compile(
+    r"(?<![A-Za-z\\\d.])(\d+(?:\.\d*)?|\.\d+)(?:[eE]|\\(?:text|mathrm)\{[eE]\})([+-]?\d+)(?![\w.])"
+)
 _LETTER_TIMES = re.compile(r"(?<=\d) ?[xX] ?(?=10 ?\^)")
-_HAN_POWERS = {"十万": 5, "百万": 6, "千万": 7, "万": 4, "十亿": 9, "百亿": 10, "千亿": 11, "万亿": 12, "亿": 8}  # noqa: E501
+_HAN = {"万": 4, "亿": 8}
+_HAN_POWERS = {
+    tens + unit: more + power
+    for tens, more in {"": 0, "十": 1, "百": 2, "千": 3}.items()
+    for unit, power in _HAN.items()
+} | {"万亿": 12}
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, **_HAN_POWERS}
 _MULTIPLIED = re.compile(
     r"(?<=\d)\$? ?(?:\\text(?:bf)?\{ ?)?("
@@ -110,22 +154,42 @@ def _of_dots(number: re.Match[str]) -> str:
 # What a text consists of.
 
 _FUNCTIONS = {
-    **{name: f"\\{name} " for name in "sin cos tan cot sec csc log ln exp min max gcd".split()},
-    **{name: f"\\{name} " for name in "arcsin arccos arctan sqrt pi theta alpha beta phi".split()},
-    **{"asin": "\\arcsin ", "acos": "\\arccos ", "atan": "\\arctan "},
+    **{
+        name: f"\\{name} "
+        for name in [
+            "sin",
+            "cos",
+            "tan",
+            "cot",
+            "sec",
+            "csc",
+            "log",
+            "ln",
+            "exp",
+            "min",
+            "max",
+            "gcd",
+        ]
+    },
+    **{
+        name: f"\\{name} "
+        for name in ["arcsin", "arccos", "arctan", "sqrt", "pi", "theta", "alpha", "beta", "phi"]
+    },
+    "asin": "\\arcsin ",
+    "acos": "\\arccos ",
+    "atan": "\\arctan ",
     **dict.fromkeys(("infinity", "infty", "inf", "oo"), "\\infty "),
 }
 """Names in plain text that are mathematics, and how LaTeX spells them."""
 _NEVER_WORDS = frozenset({"sqrt", "pi", "theta", "arcsin", "arccos", "arctan", "infty"})
-_UNITS = frozenset(
-    "cm mm km dm nm in ft yd mi kg mg lb lbs oz gm ml mL cc min sec hr hrs yr yrs mph kph kmh ms Hz"
-    " kHz mol Pa kPa rad deg sq cu rs usd USD EUR RMB am pm AM PM th st nd rd".split()
+_UNITS_TEXT = (
+    "cm mm km dm nm in ft yd mi kg mg lb lbs oz gm ml mL cc min sec hr hrs yr yrs mph kph "
+    "kmh ms Hz kHz mol Pa kPa rad deg sq cu rs usd USD EUR RMB am pm AM PM th st nd rd "
 )
+_UNITS = frozenset(_UNITS_TEXT.split())
 _UNIT_LETTERS = frozenset("msghlLNJWVKCF")
 _IN_WORDS, _OUT_WORDS, _IN_FORMULA, _OUT_FORMULA = "\x02\x03\x04\x05"
-_WORDS = re.compile(
-    r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it)|rm|bf)\s*\{([^{}]*)\}"
-)
+_WORDS = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it)|rm|bf)\s*\{([^{}]*)\}")
 _FORMULA = re.compile(r"\\\(|\\\[|\$\$?|\\begin\{[a-z]+\*?\}")
 _CLOSED_BY = {"\\(": "\\)", "\\[": "\\]", "$": "$", "$$": "$$"}
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[\u3400-\u9fff]")
@@ -136,7 +200,8 @@ _PIECE = re.compile(
     r"|(?P<operator>\\(?:times|cdot|div|pm|mp|leq?|geq?|neq?|lt|gt|approx|equiv|sim|cong|in|to|cup"
     r"|cap|mid)(?![A-Za-z])|\*\*|[-+*/^=<>|&~_]|:(?=\s?\d))"
     r"|(?P<mark>\\?%|!|')"
-    r"|(?P<skip>\\[$,;!:> ]|\\(?:q?quad|therefore|displaystyle|left|right)(?![A-Za-z])|[$€£¥₹₽#`\"])"
+    r"|(?P<skip>\\[$,;!:> ]|\\(?:q?quad|therefore|displaystyle|left|right)(?![A-Za-z])"
+    r"|[$€£¥₹₽#`\"])"
     r"|(?P<formula>\\(?:(?:begin|end)\{[a-z]+\*?\}|[A-Za-z]+|.))"
     r"|(?P<join>(?:or|and)(?![A-Za-z])|或者?|和|以及|与|及|、|,|;)"
     r"|(?P<letters>[A-Za-z]+)"
@@ -229,8 +294,10 @@ def _without_words(formula: str) -> str:
 def _name(piece: _Piece, before: _Piece | None, after: _Piece | None) -> None:
     """Decides whether letters are a function, variables or a word."""
     letters = piece.text
-    beside = after is not None and after.kind in ("operator", "open") and not (
-        after.kind == "open" and after.spaced
+    beside = (
+        after is not None
+        and after.kind in ("operator", "open")
+        and not (after.kind == "open" and after.spaced)
     )
     attached = before is not None and before.kind in ("number", "close") and not piece.spaced
     applied = before is not None and before.kind == "formula" and letters not in ("a", "I")
@@ -246,7 +313,9 @@ def _name(piece: _Piece, before: _Piece | None, after: _Piece | None) -> None:
         operated = before is not None and before.kind == "operator"
         bound = beside and after is not None and after.text not in _NO_SIDES
         unit = letters in _UNIT_LETTERS and not bound
-        piece.kind = "letters" if operated or bound or applied or (attached and not unit) else "word"
+        piece.kind = (
+            "letters" if operated or bound or applied or (attached and not unit) else "word"
+        )
 
 
 # Where the answer stands.
@@ -337,11 +406,12 @@ def _runs(text: str) -> Iterator[_Run]:
         yield _Run(tuple(held), sentence - sum(one.kind == "stop" for one in between))
 
 
-_PARTS = frozenset(
-    "h hr hrs hour hours m min mins minute minutes s second seconds day days week weeks month"
-    " months year years ft foot feet yard yards lb lbs pound pounds oz ounces kg km cm dollars"
-    " dollar cents degrees 小时 分 分钟 秒 天 年 个月 元 角 米 厘米 度 千克 公斤 克 公里".split()
+_PARTS_TEXT = (
+    "h hr hrs hour hours m min mins minute minutes s second seconds day days week weeks "
+    "month months year years ft foot feet yard yards lb lbs pound pounds oz ounces kg km "
+    "cm dollars dollar cents degrees 小时 分 分钟 秒 天 年 个月 元 角 米 厘米 度 千克 公斤 克 公里 "
 )
+_PARTS = frozenset(_PARTS_TEXT.split())
 """Units that another number follows, as in 5 hours 30 minutes."""
 
 
@@ -369,7 +439,9 @@ def _single_runs(text: str) -> Iterator[list[_Piece] | _Piece]:
     run: list[_Piece] = []
     depth = 0
     for piece in _pieces(text, formula=False):
-        if piece.kind in _MATHEMATICS or (piece.kind == "join" and depth > 0 and piece.text in ",;"):
+        if piece.kind in _MATHEMATICS or (
+            piece.kind == "join" and depth > 0 and piece.text in ",;"
+        ):
             depth += (piece.kind == "open") - (piece.kind == "close")
             run.append(piece)
             continue
@@ -392,7 +464,7 @@ def _balanced(run: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         elif piece.kind == "close":
             _ = opened.pop() if opened else alone.append(place)
     cuts = [-1, *sorted(alone + opened), len(run)]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         if part := _trimmed(list(run[begin + 1 : end])):
             yield part
 
@@ -423,8 +495,11 @@ def _spelt(pieces: Sequence[_Piece]) -> str:
 
 
 def expression(text: str) -> str | None:
-    """Returns an answer in LaTeX, without units and words around it; None where it is words, or
-    words stand within it, so that a part of it would be read alone."""
+    """Returns an answer in LaTeX, without units and words around it.
+
+    Returns:
+        None where it is words, or words stand within it: a part of it would be read alone.
+    """
     pieces = _pieces(text.replace("\u2014", "-"), formula=True)
     if len(text) > LONGEST or _depth(pieces) > _DEEPEST:
         return None

@@ -87,7 +87,9 @@ class ReasoningGym(Task):
         if not judged:
             return WRONG
         maker = "segcredit.tasks.verifiers.gym_answers:scoring"
-        process = judge_process(PLACED, (self.final, maker, options), self.seconds)
+        maker = "segcredit.tasks.verifiers.gym_answers:scoring"
+        options = (self.final, maker, (self.generator, self._options()))
+        process = judge_process(PLACED, options, self.seconds)
         found = process.ask(text=judged, number=int(prompt.key))
         if found is None:
             return LATE

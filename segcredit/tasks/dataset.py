@@ -48,8 +48,9 @@ class Dataset(Task):
     """Template of a question, in Python's format: names of columns in braces, other braces doubled.
     It may say ``<image>`` where an image belongs."""
     answer: str = "answer"
-    """Name of the column with the true answer; '' for none: a verifier of your own then finds the
-    whole row in ``prompt.answer``."""
+    """Name of the column with the true answer, with dots for a part of it, such as
+    ``reward_model.ground_truth``; of a list any answer is right. '' for none: a verifier of your
+    own then finds the whole row in ``prompt.answer``."""
     answer_pattern: str = ""
     """Regular expression that takes the true answer out of its column; '' for all of it. Its first
     group counts where it has one, and the last match: '####\\s*(.+)' for GSM8K."""
@@ -138,6 +139,8 @@ class Dataset(Task):
             key=self.key,
             images=self.images,
             skip=self.malformed == "skip",
+            fault=self._verifier().fault,
+            seconds=self.seconds,
         )
 
     def source_of_training(self) -> Source:

@@ -87,7 +87,6 @@ class ReasoningGym(Task):
         if not judged:
             return WRONG
         maker = "segcredit.tasks.verifiers.gym_answers:scoring"
-        maker = "segcredit.tasks.verifiers.gym_answers:scoring"
         options = (self.final, maker, (self.generator, self._options()))
         process = judge_process(PLACED, options, self.seconds)
         found = process.ask(text=judged, number=int(prompt.key))

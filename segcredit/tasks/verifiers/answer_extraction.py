@@ -111,6 +111,12 @@ def placed(place: str, maker: str, options: tuple[Any, ...]) -> Callable[..., di
     return judge_placed
 
 
+def matching(pattern: str) -> Callable[..., dict[str, Any]]:
+    """Returns a judge that finds a pattern's last match in a text; None for none."""
+    compiled = re.compile(pattern)
+    return lambda text: {"found": last_match(compiled, text)}
+
+
 def identity() -> Callable[..., dict[str, Any]]:
     """Returns a judge that says the answer itself."""
     return lambda text: {"text": text}

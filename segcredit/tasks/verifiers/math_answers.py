@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ _BASE = re.compile(r"([\dA-Fa-f]+)_\{?(\d{1,2})\}?")
 
 
 def comparison(tolerance: float, first: bool = False) -> Callable[..., dict[str, Any]]:
-    """Returns a function of a true answer and a text: whether the last answer is equal, and it.
+    """Returns a function of true answers and a text: whether its last answer is one, and it.
 
     Args:
         tolerance: relative distance at which a number is right too.
@@ -50,17 +50,19 @@ def comparison(tolerance: float, first: bool = False) -> Callable[..., dict[str,
     """
     _wrap_library()
 
-    def compare(answer: str, text: str) -> dict[str, Any]:
+    def compare(answers: Sequence[str], text: str) -> dict[str, Any]:
         found = located(plain(text), first=first)
         if found is None:
             return {"right": False, "said": ""}
-        gold, said = _truth(answer), _reading(found.text)
-        if not found.formula and not gold.is_words:
-            return {"right": False, "said": ""}
-        right = gold.equals(said) or (tolerance > 0 and _near(gold, said, tolerance))
-        return {"right": bool(right), "said": said.spelling}
+        golds, said = [*map(_truth, answers)], _reading(found.text)
+        if not found.formula:
+            golds = [gold for gold in golds if gold.is_words]
+        right = any(
+            gold.equals(said) or (tolerance > 0 and _near(gold, said, tolerance)) for gold in golds
+        )
+        return {"right": right, "said": said.spelling if golds or found.formula else ""}
 
-    compare("(\\sqrt{3}, 1)", "(x - 1, 1)")  # the first takes longest, and no answer should pay
+    compare(["(\\sqrt{3}, 1)"], "(x - 1, 1)")  # the first takes longest, and no answer should pay
     return compare
 
 

@@ -7,7 +7,7 @@ import os
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from segcredit.errors import TaskError, did_you_mean, require_package
 from segcredit.protocols import Prompt, Verdict
@@ -61,12 +61,12 @@ class Math(Verifier):
         require_package("math_verify", "problems", "verifier 'math'")
         options = (self.tolerance, final.place == "answer_line")
         process = _process(final, f"{_HERE}.math_answers:comparison", options, self.seconds)
-        found = process.ask(text=text, answer=str(prompt.answer))
+        found = process.ask(text=text, answers=answers_of(prompt))
         if found is None or "right" not in found:
             # Too long, too much, or what the library cannot read; or no answer.
             return LATE if found is None else WRONG
         right = bool(found["right"])
-        answer = str(prompt.answer) if right else str(found["said"])
+        answer = answers_of(prompt)[0] if right else str(found["said"])
         return Verdict(reward=float(right), correct=right, answer=answer)
 
 
@@ -85,7 +85,7 @@ class Exact(Verifier):
                 return LATE
             text = found.get("text", "")
         said = _plain(text)
-        right = bool(said) and said == _plain(str(prompt.answer))
+        right = bool(said) and said in map(_plain, answers_of(prompt))
         return Verdict(reward=float(right), correct=right, answer=said)
 
 
@@ -107,15 +107,16 @@ class Choice(Verifier):
         Raises:
             TaskError: the true answer names no letter.
         """
-        if fault := self.fault(prompt.answer):
+        answers = answers_of(prompt)
+        if fault := next(filter(None, map(self.fault, answers)), ""):
             raise TaskError(f"problem {prompt.key!r} {fault}")
         process = _process(final, f"{_HERE}.choice_answers:letters", (), self.seconds)
         found = process.ask(text=text)
         if found is None:
             return LATE
-        gold, said = gold_letters(str(prompt.answer)), str(found.get("letters", ""))
-        right = bool(said) and said in (gold, str(prompt.answer).strip())
-        said = gold if right else said if len(said) <= max(len(gold), 1) else ""
+        golds, said = [*map(gold_letters, answers)], str(found.get("letters", ""))
+        right = bool(said) and said in [*golds, *answers]
+        said = golds[0] if right else said if len(said) <= max(map(len, golds)) else ""
         return Verdict(reward=float(right), correct=right, answer=said)
 
     def fault(self, answer: Any) -> str:
@@ -174,6 +175,12 @@ class Function(Verifier):
         return Verdict(**found)
 
 
+def answers_of(prompt: Prompt) -> list[str]:
+    """Returns the true answers of a prompt, any of which is right; mostly one."""
+    several = prompt.answer if isinstance(prompt.answer, tuple) else (prompt.answer,)
+    return [str(one).strip() for one in cast("tuple[Any, ...]", several)]
+
+
 def verifier(name: str, *, seconds: float, tolerance: float = 0.0) -> Verifier:
     """Returns the verifier of a name, or of a ``module:function``.
 
@@ -203,6 +210,22 @@ def verifier(name: str, *, seconds: float, tolerance: float = 0.0) -> Verifier:
 _HERE = "segcredit.tasks.verifiers"
 PLACED = f"{_HERE}.answer_extraction:placed"
 """What makes a judge that first finds the answer's place."""
+
+
+def pattern_match(pattern: str, text: str, seconds: float) -> str | None:
+    """Returns the last match of a user's pattern; None for none.
+
+    Raises:
+        TaskError: it takes too long.
+    """
+    found = judge_process(f"{_HERE}.answer_extraction:matching", (pattern,), seconds).ask(text=text)
+    if found is None:
+        raise TaskError(
+            f"task.answer_pattern is {pattern!r}, which takes more than {seconds:g} seconds on the"
+            f" {len(text)} characters that begin {text[:60]!r}; expected a pattern that is quick on"
+            " any text. Usually one repetition stands in another one, such as (a+)+."
+        )
+    return found["found"]
 
 
 def _process(

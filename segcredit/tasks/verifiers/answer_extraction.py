@@ -20,7 +20,8 @@ _NAME = re.compile(r"[a-z_]+")
 _CUE = re.compile(
     r"(?im)(?<![a-z])(?:answers?|antwort|réponse|respuesta|ответ)(?![a-z])(?: \([^()\n]{0,40}\))?"
     r"(?: (?:to|of|for|in|as)(?![a-z])[^.!?;:\n]{0,80}?)?[\s*_`]*"
-    r"(?:(?:is|are|was|equals|(?:should|would|must|will) be|comes (?:out )?to)(?![a-z])"
+    r"(?:(?:is|are|was(?= *[-$\\\d(])|equals"
+    r"|(?:should|would|must|will) be|comes (?:out )?to)(?![a-z])"
     r"|[:\uff1a=]|[-\u2013\u2014](?= ))"
     r"|(?:答案|答)(?:应该|应当|应|就|即|便)?(?:是|为|等于|选|[:\uff1a=])"
     r"|^[^\w\n]*(?:(?:the|my|final|最终) ?)*(?:answer|答案)[^\w\n]*\n"

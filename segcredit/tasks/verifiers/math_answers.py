@@ -38,6 +38,7 @@ _LATEX = _library.LatexExtractionConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
     )
 )
+_UNIT = re.compile(r"-?[\d.]+[msghlLNJWVKCF]")
 _BASE = re.compile(r"([\dA-Fa-f]+)_\{?(\d{1,2})\}?")
 
 
@@ -73,8 +74,8 @@ class _Reading:
     words: str
     base: str
     """Base of its digits, where it is told."""
-    unit: str
-    """A single letter at its end that may be a unit; '' for none."""
+    unit: bool
+    """True for a number and a letter that may be a unit, such as 5m."""
     value: Any
     """As sympy has it; None for words alone, and for what cannot be read."""
 
@@ -101,7 +102,10 @@ class _Reading:
             return False
         if self.base and said.base and self.base != said.base:
             return False
-        return bool(_library.verify(self.value, said.value, timeout_seconds=None))
+        told = said.value
+        if said.unit and not self.value.free_symbols:
+            told = told.xreplace(dict.fromkeys(told.free_symbols, sympy.Integer(1)))
+        return bool(_library.verify(self.value, told, timeout_seconds=None))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -117,12 +121,12 @@ def _reading(text: str) -> _Reading:
     base = ""
     if latex and (digits := _BASE.fullmatch(latex.strip())):
         latex, base = digits[1], digits[2]
-    return _Reading(words(bare), base, "", None if latex is None else _parsed(latex))
+    unit = latex is not None and _UNIT.fullmatch(latex.strip()) is not None
+    return _Reading(words(bare), base, unit, None if latex is None else _parsed(latex))
 
 
 def _parsed(latex: str) -> Any:
     """Returns LaTeX as sympy has it, decimals as fractions; None where it cannot be read."""
-    latex = _REPEATING.sub(_repeating, latex)
     found: list[Any] = _library.parse(
         f"${latex}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None
     )
@@ -130,16 +134,6 @@ def _parsed(latex: str) -> Any:
         return None
     floats = found[0].atoms(Float) if isinstance(found[0], (Basic, MatrixBase)) else ()
     return found[0].xreplace({one: Rational(str(one)) for one in floats}) if floats else found[0]
-
-
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|dot|bar)\s*\{(\d+)\}")
-
-
-def _repeating(number: re.Match[str]) -> str:
-    r"""Spells 0.1\overline{6} as a fraction, (16 - 1) / 90."""
-    whole, fixed, again = number.groups()
-    above = int(f"{whole}{fixed}{again}") - int(f"{whole}{fixed}" or 0)
-    return f"\\frac{{{above}}}{{{'9' * len(again)}{'0' * len(fixed)}}}"
 
 
 # What the library is made to do.
@@ -208,6 +202,8 @@ def _close(gold: Any, said: Any) -> bool:
         share = {0: 0, 1: _ROUNDED, 2: _SMALL}[written]
         return bool(apart <= min(_DECIMALS, share * size))
     true, told = (one.evalf(30) for one in (gold, said))
+    if not (true.is_finite and told.is_finite):
+        return bool(true == told)
     apart, size = abs(true - told), abs(true)
     if None in exact and exact != [None, None]:
         return bool(apart <= max(min(_DECIMALS, _ROUNDED * size), 1e-12 * size))

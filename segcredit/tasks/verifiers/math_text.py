@@ -83,6 +83,7 @@ _GROUPED = re.compile(rf"(?<![\d.\w\\])[1-9]\d{{0,2}}({_THIN})\d{{3}}(?:\1\d{{3}
 _DOTS = re.compile(
     r"(?<![\d.,])[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?![\d.])(?:,(\d+))?|(?:\.\d{3})+,(\d+)(?![\d.,]))"
 )
+_INDIAN = re.compile(r"(?<![\d.,])[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,])")
 _SCIENTIFIC = re.compile(
     r"(?<![A-Za-z\\\d.])(\d+(?:\.\d*)?|\.\d+)(?:[eE]|\\(?:text|mathrm)\{[eE]\})([+-]?\d+)(?![\w.])"
 )
@@ -99,6 +100,11 @@ _MULTIPLIED = re.compile(
     + "|".join(sorted(_HAN_POWERS, key=len, reverse=True))
     + r"|(?:hundred|thousand|million|billion|trillion)\b)(?: ?\})?\$?"
 )
+_RATE = re.compile(
+    r"(?<=\d) ?(?:[kc]?m|mi|ft|in|k?g|L|ml|J|W|N)/(?:s|h|hr|min|day|m|k?g|L|mol)"
+    r"(?:\^?\{?\d\}?)?(?=[\s.,;:!?$}\])]|$)"
+)
+"""Units such as m/s, which single letters would be a fraction of."""
 _PERCENT = re.compile(r"(?<=\d)\s?(?:percent|pct|per cent|个百分点|パーセント)(?![a-z])")
 _HAN_FRACTION = re.compile(r"(?<!\d)(\d+)分之(\d+)")
 
@@ -134,8 +140,9 @@ def _digit(sign: str) -> str:
 
 
 def _plain_numbers(text: str) -> str:
+    text = _RATE.sub(" units", _REPEATING.sub(_repeating, text))
     text = _GROUPED.sub(lambda one: re.sub(r"\D", "", one[0]), text)
-    text = _DOTS.sub(_of_dots, text)
+    text = _INDIAN.sub(lambda one: one[0].replace(",", ""), _DOTS.sub(_of_dots, text))
     text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
     text = _LETTER_TIMES.sub(r"\\times ", text)
     text = _MULTIPLIED.sub(lambda one: f"\\times 10^{{{_POWERS[one[1]]}}} ", text)
@@ -143,6 +150,16 @@ def _plain_numbers(text: str) -> str:
     text = re.sub(r"\x00(\d+(?:\.\d+)?)", r"\1\\%", text).replace("\x00", "百分之")
     text = _HAN_FRACTION.sub(r"\\frac{\2}{\1}", text)
     return _PERCENT.sub(r"\\%", text)
+
+
+_REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|dot|bar)\s*\{(\d+)\}")
+
+
+def _repeating(number: re.Match[str]) -> str:
+    r"""Spells 0.1\overline{6} as a fraction, (16 - 1) / 90."""
+    whole, fixed, again = number.groups()
+    above = int(f"{whole}{fixed}{again}") - int(f"{whole}{fixed}" or 0)
+    return f"\\frac{{{above}}}{{{'9' * len(again)}{'0' * len(fixed)}}}"
 
 
 def _of_dots(number: re.Match[str]) -> str:
@@ -181,6 +198,7 @@ _FUNCTIONS = {
     **dict.fromkeys(("infinity", "infty", "inf", "oo"), "\\infty "),
 }
 """Names in plain text that are mathematics, and how LaTeX spells them."""
+_APPLIED = frozenset({"ln", "log", "sin", "cos", "tan", "cot"})
 _NEVER_WORDS = frozenset({"sqrt", "pi", "theta", "arcsin", "arccos", "arctan", "infty"})
 _UNITS_TEXT = (
     "cm mm km dm nm in ft yd mi kg mg lb lbs oz gm ml mL cc min sec hr hrs yr yrs mph kph "
@@ -210,7 +228,7 @@ _PIECE = re.compile(
     r"|(?P<word>[^\s\x00-\x7f]+?(?=[\s\x00-\x7f、。]|或|和|以及|与|及|$)|.)",
     re.DOTALL,
 )
-_NO_SIDES = frozenset(":&~([{")
+_NO_SIDES = frozenset(":&~[{")
 
 
 @dataclass(slots=True)
@@ -301,21 +319,26 @@ def _name(piece: _Piece, before: _Piece | None, after: _Piece | None) -> None:
     )
     attached = before is not None and before.kind in ("number", "close") and not piece.spaced
     applied = before is not None and before.kind == "formula" and letters not in ("a", "I")
-    if letters in _FUNCTIONS and (piece.formula or letters in _NEVER_WORDS or beside):
+    argument = after is not None and after.kind in ("number", "formula", "open")
+    applies = letters in _APPLIED and argument
+    if letters in _FUNCTIONS and (piece.formula or letters in _NEVER_WORDS or beside or applies):
         piece.kind, piece.text = "formula", _FUNCTIONS[letters]
     elif letters in _UNITS and before is not None and before.kind in ("number", "close"):
         piece.kind = "word"
     elif piece.formula:
-        piece.kind = "letters" if len(letters) < 4 else "word"
+        number = before is not None and before.kind == "number"
+        unit = letters in _UNIT_LETTERS and piece.spaced and number and after is None
+        piece.kind = "word" if unit or len(letters) > 3 else "letters"
     elif len(letters) > 1:
         piece.kind = "letters" if attached and beside and len(letters) < 4 else "word"
     else:
         operated = before is not None and before.kind == "operator"
         bound = beside and after is not None and after.text not in _NO_SIDES
         unit = letters in _UNIT_LETTERS and not bound
-        piece.kind = (
-            "letters" if operated or bound or applied or (attached and not unit) else "word"
-        )
+        argued = before is not None and before.kind == "open" and after is not None
+        argued = argued and after is not None and after.kind in ("close", "operator", "join")
+        variable = operated or bound or applied or argued or (attached and not unit)
+        piece.kind = "letters" if variable else "word"
 
 
 # Where the answer stands.
@@ -369,6 +392,8 @@ class _Run:
     pieces: tuple[_Piece, ...]
     sentence: int
     """Number of its sentence in the text."""
+    negated: bool
+    """True where it follows "not"."""
 
     @property
     def text(self) -> str:
@@ -381,29 +406,37 @@ class _Run:
 
     @property
     def counts(self) -> bool:
-        """True where it holds more than a letter or a bracket."""
+        """True where it holds more than a letter or a bracket, and is not what is not so."""
+        if self.negated:
+            return False
         kinds = [one.kind for one in self.pieces]
         many = kinds.count("letters") > 1 and "operator" in kinds
         return many or "number" in kinds or "formula" in kinds
 
 
+_NEGATION = frozenset({"not", "no", "不", "不是", "而不是", "并非", "isn", "never"})
+
+
 def _runs(text: str) -> Iterator[_Run]:
     """Yields the runs of mathematics in prose; such as are joined by "or" are one."""
     held: list[_Piece] = []
-    sentence = 0
     between: list[_Piece] = []
+    sentence, negated, place = 0, False, 0
     for run in _single_runs(text):
         if isinstance(run, _Piece):
             between.append(run)
             sentence += run.kind == "stop"
             continue
-        if held and not _belongs(held, between, run):
-            yield _Run(tuple(held), sentence - sum(one.kind == "stop" for one in between))
-            held = []
-        held += [*between, *run] if held else run
+        if held and _belongs(held, between, run):
+            held += [*between, *run]
+        else:
+            if held:
+                yield _Run(tuple(held), place, negated)
+            held, place = run, sentence
+            negated = bool(between) and between[-1].text.casefold() in _NEGATION
         between = []
     if held:
-        yield _Run(tuple(held), sentence - sum(one.kind == "stop" for one in between))
+        yield _Run(tuple(held), place, negated)
 
 
 _PARTS_TEXT = (
@@ -536,9 +569,6 @@ def _parts(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         yield part
 
 
-_NEGATION = frozenset({"not", "no", "不", "不是", "isn", "never"})
-
-
 def _without_unit(part: Sequence[_Piece]) -> list[_Piece] | None:
     """Returns a part without words before and after; None where they are all, or stand within."""
     signs = [place for place, one in enumerate(part) if one.kind not in ("word", "stop")]
@@ -559,7 +589,7 @@ def _without_unit(part: Sequence[_Piece]) -> list[_Piece] | None:
 def _is_sequence(part: Sequence[_Piece]) -> bool:
     """Tells whether numbers stand beside each other, which are no product, or are a time."""
     beside = any(
-        one.kind == two.kind == "number" and before.text != "\\frac"
+        one.kind == two.kind == "number" and before.text not in ("\\frac", "_", "^")
         for before, one, two in zip([_NOTHING, *part], part, part[1:], strict=False)
     )
     return beside or [one.text for one in part].count(":") > 1
@@ -616,6 +646,6 @@ def _closing(text: str, opening: int) -> int | None:
 
 def words(text: str) -> str:
     """Returns an answer without spaces, capitals and LaTeX's marks of text, to compare as text."""
-    bare = _WORDS.sub(r"\1", text).strip(" .。$")
+    bare = _WORDS.sub(r"\1", text).strip(" $").rstrip(" .。$")
     bare = re.sub(r"\\[ ,;:!]|[${}]|(?<!\d)\s+|\s+(?!\d)", "", bare)
     return (bare[1:-1] if re.fullmatch(r"\([A-Za-z]\)", bare) else bare).casefold()

@@ -254,6 +254,8 @@ class Verdict:
     answer: str | None = None
     """The final answer as the task reads it, for votes: equal strings are one. '' where the text
     has none; None where the task does not tell."""
+    timed_out: bool = False
+    """True where judging took longer than allowed; the metric ``verifier_timeouts`` counts this."""
 
     @property
     def faithful(self) -> bool | None:
@@ -346,6 +348,13 @@ class Task(Protocol):
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Judges one completion's text, special tokens removed; truncated: no end token came."""
         ...
+
+    def judges(self) -> int:
+        """Returns how many completions may be verified at once, from threads; 1 (neutral answer).
+
+        More makes sense where ``verify`` waits for another process.
+        """
+        return 1
 
     def demonstrations(
         self, count: int, generator: torch.Generator

@@ -17,6 +17,7 @@ from segcredit.tasks.data.prompt_streams import Blocks, Passes, is_held_out
 from segcredit.tasks.data.prompt_templates import Layout, Shot, require_shots
 from segcredit.tasks.data.rows import RowFlow, Source, Table
 from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
+from segcredit.tasks.verifiers.judge_process import JUDGES
 from segcredit.tasks.verifiers.verifier import WRONG, Verifier, verifier
 
 
@@ -47,8 +48,9 @@ class Dataset(Task):
     """Template of a question, in Python's format: names of columns in braces, other braces doubled.
     It may say ``<image>`` where an image belongs."""
     answer: str = "answer"
-    """Name of the column with the true answer; '' for none: a verifier of your own then finds the
-    whole row in ``prompt.answer``."""
+    """Name of the column with the true answer, with dots for a part of it, such as
+    ``reward_model.ground_truth``; of a list any answer is right. '' for none: a verifier of your
+    own then finds the whole row in ``prompt.answer``."""
     answer_pattern: str = ""
     """Regular expression that takes the true answer out of its column; '' for all of it. Its first
     group counts where it has one, and the last match: '####\\s*(.+)' for GSM8K."""
@@ -119,8 +121,13 @@ class Dataset(Task):
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Returns the verifier's judgement of the final answer; reward 0 where there is none."""
-        final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
-        return self._verifier().judge(prompt, final) if final else WRONG
+        final = FinalAnswer(self.until, self.final)
+        judged = final.judged(text, truncated=truncated)
+        return self._verifier().judge(prompt, judged, final) if judged else WRONG
+
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return JUDGES
 
     def reader(self) -> RowReader:
         """Returns the reader that makes problems of rows."""
@@ -132,6 +139,8 @@ class Dataset(Task):
             key=self.key,
             images=self.images,
             skip=self.malformed == "skip",
+            fault=self._verifier().fault,
+            seconds=self.seconds,
         )
 
     def source_of_training(self) -> Source:

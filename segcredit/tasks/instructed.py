@@ -60,6 +60,10 @@ class Instructed(Task):
         """Returns the inner task's verdict."""
         return self.inner.verify(prompt, text, truncated=truncated)
 
+    def judges(self) -> int:
+        """Returns how many completions the inner task verifies at once."""
+        return self.inner.judges()
+
     def demonstrations(
         self, count: int, generator: torch.Generator
     ) -> Sequence[tuple[Prompt, str]]:

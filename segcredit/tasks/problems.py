@@ -12,7 +12,6 @@ from segcredit.protocols import Prompt, PromptStream, Task, Verdict
 from segcredit.tasks.dataset import Dataset
 
 BOXED = "Think step by step, and put the final answer into \\boxed{}."
-_LOCAL = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +64,14 @@ class Problems(Task):
         """Gives reward 1 to a completion with the right answer."""
         return self.dataset().verify(prompt, text, truncated=truncated)
 
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return self.dataset().judges()
+
     def dataset(self) -> Dataset:
         """Returns the task that this is a preset of."""
         instruction = self.instruction.replace("{", "{{").replace("}", "}}")
-        local = Path(self.source).suffix.lower() in _LOCAL
+        local = Path(self.source).is_file()
         return Dataset(
             source=self.source,
             split=self.split,

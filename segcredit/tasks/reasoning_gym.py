@@ -15,7 +15,8 @@ from segcredit.errors import TaskError, did_you_mean, require_package
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.tasks.data.prompt_templates import Layout, Shot, columns_of, filled
 from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
-from segcredit.tasks.verifiers.verifier import WRONG, judge_process
+from segcredit.tasks.verifiers.judge_process import JUDGES
+from segcredit.tasks.verifiers.verifier import LATE, PLACED, WRONG, judge_process
 
 _EVALUATION = range(1_000_000)
 """Numbers of problems; the generators draw each problem from its number alone."""
@@ -81,20 +82,24 @@ class ReasoningGym(Task):
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Returns the generator's reward for the final answer; 0 where there is none."""
-        final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
-        if not final:
+        final = FinalAnswer(self.until, self.final)
+        judged = final.judged(text, truncated=truncated)
+        if not judged:
             return WRONG
-        maker, options = (
-            "segcredit.tasks.verifiers.gym_answers:scoring",
-            (self.generator, self._options()),
-        )
-        found = judge_process(maker, options, self.seconds).ask(
-            number=int(prompt.key), answer=final
-        )
-        if found is None or "raised" in found or not math.isfinite(found["reward"]):
+        maker = "segcredit.tasks.verifiers.gym_answers:scoring"
+        options = (self.final, maker, (self.generator, self._options()))
+        process = judge_process(PLACED, options, self.seconds)
+        found = process.ask(text=judged, number=int(prompt.key))
+        if found is None:
+            return LATE
+        if not math.isfinite(found.get("reward", math.nan)):  # no answer, or one it cannot read
             return WRONG
         reward = float(found["reward"])
-        return Verdict(reward=reward, correct=reward >= _RIGHT, answer=" ".join(final.split()))
+        return Verdict(reward=reward, correct=reward >= _RIGHT, answer=str(found["answer"]))
+
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return JUDGES
 
     def _prompt(self, number: int) -> Prompt:
         problem = self._problem(number)

@@ -195,8 +195,9 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         rollouts.truncated.sum().float(),
         batch.segmentation.counts.sum().float(),
         (batch.token_weights > 0).sum().float(),
+        rewards_B.new_tensor(batch.sampled.timeouts),
     )
-    tokens, entropy, truncated, segments, loss_tokens = processes.sum(torch.stack(sums))
+tokens, entropy, truncated, segments, loss_tokens, late = processes.sum(torch.stack(sums))
     counted_BT = batch.token_weights > 0
     largest = batch.advantages.per_token.abs().masked_fill(~counted_BT, 0).amax()
     return {
@@ -208,6 +209,7 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         "completion_length": tokens / len(rewards_B),
         "truncated": truncated / len(rewards_B),
         "segments_per_completion": segments / len(rewards_B),
+        "verifier_timeouts": late,
         "explained_variance": explained_variance(batch.whole, lambda_returns(batch.whole)),
     }
 

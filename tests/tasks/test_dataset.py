@@ -176,7 +176,7 @@ def test_where_the_final_answer_stands(tmp_path: Path, final: str, text: str, sa
     ("text", "letter"),
     [
         ("B", "B"),
-        ("b", ""),
+        ("b", "B"),
         ("(B) is right, since (A) is not", "A"),
         ("A cat has (C) four legs. The answer is (B).", "B"),
         ("Answer: **D**", "D"),

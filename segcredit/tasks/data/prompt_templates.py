@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from segcredit.errors import TaskError
@@ -70,7 +71,18 @@ def filled(template: str, row: Mapping[str, Any]) -> str:
         KeyError, IndexError, AttributeError, TypeError, ValueError: the row does not have what the
             template takes out of one of its columns.
     """
-    return template.format_map(row)
+    return _Decimals().vformat(template, (), row)
+
+
+def spelt(value: Any) -> str:
+    """Spells a value of a column; a number as a decimal, since 1e-05 may be read as e - 5."""
+    number = isinstance(value, Decimal | float)
+    return format(Decimal(str(value)), "f") if number else str(value)
+
+
+class _Decimals(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return format(value, format_spec) if format_spec else spelt(value)
 
 
 def require_shots(shots: Sequence[Shot], wanted: int, source: str) -> None:

@@ -5,7 +5,9 @@ Letters as in ``segcredit.types``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -233,8 +235,12 @@ def verify(
     Raises:
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    rows = zip(prompts, texts, _integers(truncated), strict=True)
-    return tuple(_judge(task, prompt, text, bool(cut)) for prompt, text, cut in rows)
+    judge = functools.partial(_judge, task)
+    rows = (prompts, texts, map(bool, _integers(truncated)))
+    if task.judges() == 1:
+        return tuple(map(judge, *rows))
+    with ThreadPoolExecutor(task.judges()) as threads:
+        return tuple(threads.map(judge, *rows))
 
 
 def _judge(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from segcredit import TextSegmenter
+from segcredit.formulas import formulas, outside
 
 Family = Literal["step", "numbered", "bullet", "connective"]
 
@@ -47,10 +47,6 @@ _NUMBERED = (
 )
 """Something follows on the line, and no operator: "(3) + 4" and "2) = 5" are formulas."""
 _BULLET = r"[-*•‣◦▪●–—](?=[^\S\n]+[^\s*_-]|[^\S\n]+(?:\*\*|__|-?\d))"
-_EDGE = re.compile(
-    r"\\[\\$]|\\[][]|\$\$|```|\\(?:begin|end)\{[a-z]+\*?\}|\n[^\S\n]*\n", re.IGNORECASE
-)
-"""Marks that may begin or end a block; a blank line ends what two dollars began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +118,7 @@ class Steps(TextSegmenter):
             # Like any line, the first one begins after a newline.
             found = _marker(self.markers, self.connectives).finditer("\n" + text)
             marked = [match.start(match.lastindex) - 1 for match in found if match.lastindex]
-            starts.update(_outside(marked, list(_blocks(text))))
+            starts.update(outside(marked, list(formulas(text))))
         if self.pattern is not None:
             own = re.compile(self.pattern, re.MULTILINE).finditer(text)
             starts.update(match.start() for match in own)
@@ -173,37 +169,3 @@ def _marker(families: tuple[Family, ...], connectives: tuple[str, ...]) -> re.Pa
         rf"|(?<!\n)[\"'”’)\]*_」』）]*+(?:(?<=[…。！？”’」』）])|(?=\s))[^\S\n]*+({sentence})?)",
         re.IGNORECASE,
     )
-
-
-def _blocks(text: str) -> Iterator[tuple[int, int]]:
-    """Yields each display formula or code block: its first character, and the one after it."""
-    start, closing = 0, ""
-    for match in _EDGE.finditer(text):
-        edge = match[0]
-        if edge == closing:
-            yield start, match.end()
-            closing = ""
-        elif edge[0] == "\n":
-            closing = "" if closing == "$$" else closing
-        elif not closing or (edge == "\\[" and closing == "\\]"):
-            start, closing = match.start(), _closing(edge)
-
-
-def _closing(edge: str) -> str:
-    """Returns the mark that ends a block that begins like this; empty where nothing begins."""
-    if edge.startswith("\\begin"):
-        return edge.replace("begin", "end", 1)
-    return {"\\[": "\\]", "$$": "$$", "```": "```"}.get(edge, "")
-
-
-def _outside(starts: Sequence[int], blocks: Sequence[tuple[int, int]]) -> list[int]:
-    """Drops the offsets that are inside a block."""
-    if not blocks:
-        return list(starts)
-    first, last = zip(*blocks, strict=True)
-    places = [bisect_left(first, start) - 1 for start in starts]
-    return [
-        start
-        for start, place in zip(starts, places, strict=True)
-        if place < 0 or start >= last[place]
-    ]

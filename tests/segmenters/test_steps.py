@@ -138,14 +138,15 @@ def test_other_lines_do_not(line: str) -> None:
         ["To add:\n", "1. **Step 1:** First, we add.\n", "- So what.\n", "- Therefore, three."],
         ["<think>\n", "Step 1: a\n</think>\n", "<answer> Step 2: b"],
         ["好\n", "【解析】首先，求和。\n【答案】三"],
-        # Display formulas and code are whole; what is not closed is neither.
+        # Formulas and code are whole; what is not closed goes on to the end of the text.
         ["So:\n\\[\n a\n- b\n\n- c\n\\]\n", "- So"],
         ["$$\n- a\n$$\n", "- b\n```\n- c\n\n1. d\n```\n", "1. e"],
         ["\\begin{align*}\n- a \\\\\n- b\n\\end{align*}\n", "- c"],
         ["```\n\\[\n- a\n```\n", "- b\n\\]"],
-        ["\\[ a\n", "- b\n\\[\n- c\n\\]\n", "- d\n```\n", "- e"],
+        ["\\[ a\n", "- b\n\\[\n- c\n\\]\n", "- d\n```\n- e\n\n- f"],
+        ["- a\n", "- \\(b\n- c\n\n", "- d\n", "- $x\n- y$\n", "- `c\n", "- \\[\n\n- e"],
         ["a \\\\[2pt]\n", "- b\n\\]"],
-        ["$$5\n\n", "- a\n$$\n- b$$"],
+        ["It is $$5\n- z\n\n", "- a\n$$\n- b$$\n$$\n\n- a\n\n$$\n", "- b"],
         # Blanks: one space goes with the marker, what comes before it does not.
         ["One.  ", " So.\n\n\t", "- a\n    ", " - b\r\n\r\n", "2) c"],
         [""],

@@ -16,7 +16,7 @@ _PROSE = (
 """Environments in which there are sentences and steps."""
 _DISPLAY = (
     r"\\[\\$]|\\[][()]|^[^\S\n]*+\$\$|\$\$|`{3,}|^[^\S\n]*+~{3,}|\[/?asy\]"
-    rf"|\\(?:begin|end)\{{(?!(?:{_PROSE})\*?\}})[A-Za-z]+\*?\}}|\n[^\S\n]*+\n"
+    rf"|\\(?:begin|end)\{{(?!(?:{_PROSE})\*?\}})[A-Za-z]+\*?\}}|\n[^\S\n]*+\n|</?(?:think|answer)>"
 )
 _WORD = r"(?:[^$\\\n]|\\[^()\[\]\n]|\n(?![^\S\n]*+\n))"
 _INLINE = (
@@ -35,6 +35,7 @@ _EDGES = {
     True: re.compile(f"{_DISPLAY}|{_INLINE}", re.MULTILINE),
 }
 """Marks that may begin or end a formula or code, or all of it, and blank lines."""
+_LINE_END = re.compile(r"[^\S\n]*+\n")
 _CLOSING = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "[asy]": "[/asy]"}
 _AGAIN = {"\\]": ("\\[",), "\\)": ("\\(", "\\[", "$$")}
 """Marks that begin a new formula although the one before has no end yet."""
@@ -44,25 +45,26 @@ def formulas(text: str, *, inline: bool = True) -> Iterator[Formula]:
     r"""Yields the outermost formulas and pieces of code, in order.
 
     These are \[ \], \( \), $$ $$, environments but those of prose, [asy] drawings, and blocks of
-    code between ``` or ~~~. One that is never closed goes on to the end of the text; but \( and
-    dollars within a line go no further than to the next blank line.
+    code between ``` or ~~~. One that is never closed goes on to the end of the text, or of what a
+    tag says is thought or answer; but \( and dollars within a line to the next blank line alone.
 
     Args:
         text: is searched once, in a time linear in its length.
         inline: also $ $ and ` `. Which dollars are no prices depends on what comes after them:
             without, whether a place is inside does not depend on the text behind it.
     """
-    start, closing, depth = 0, "", 0
+    start, closing, depth, in_line = 0, "", 0, False
     for match in _EDGES[inline].finditer(text):
         edge = match[0].lstrip()
-        if not edge:
-            if closing == "\\)" or (closing == "$$" and not _opens_line(text, start)):
+        if not edge or edge[0] == "<":
+            if closing and (edge or in_line):
                 yield start, match.start()
                 closing = ""
         elif not closing:
-            if edge[0] in "$`" and not _closing(edge):
-                yield match.end() - len(edge), match.end()
             start, closing, depth = match.end() - len(edge), _closing(edge), 1
+            in_line = closing == "\\)" or (closing == "$$" and not _displayed(match))
+            if edge[0] in "$`" and not closing:
+                yield start, match.end()
         elif _same(edge, closing):
             depth -= 1
             if not depth:
@@ -71,7 +73,7 @@ def formulas(text: str, *, inline: bool = True) -> Iterator[Formula]:
         elif edge in _AGAIN.get(closing, ()):
             if not inline:
                 yield start, match.start()
-            start, closing = match.start(), _closing(edge)
+            start, closing = match.end() - len(edge), _closing(edge)
         elif closing[:4] == "\\end" and _same(_closing(edge), closing):
             depth += 1
     if closing:
@@ -85,8 +87,10 @@ def outside(starts: Iterable[int], spans: Sequence[Formula]) -> list[int]:
     return [start for start, place in places if place < 0 or start >= spans[place][1]]
 
 
-def _opens_line(text: str, place: int) -> bool:
-    return not text[text.rfind("\n", 0, place) + 1 : place].strip()
+def _displayed(dollars: re.Match[str]) -> bool:
+    """Tells whether two dollars begin or end their line."""
+    text, start = dollars.string, dollars.start()
+    return text[start - 1 : start] in ("", "\n") or bool(_LINE_END.match(text, dollars.end()))
 
 
 def _closing(edge: str) -> str:

@@ -19,7 +19,7 @@ def test_layers_lie_over_each_other(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('method = "sapo"\nsegmenter = "newline"\n[train]\nsteps = 7\n')
     config = load_config(file, ["train.epochs=3", "seed=5"], rollouts__prompts=4)
-    assert config.segmenter == {"name": "newline"}
+    assert config.segmenter == {"name": "newline", "blank_lines": "before", "whole": True}
     assert (config.train.steps, config.train.epochs, config.seed) == (7, 3, 5)
     assert config.rollouts.prompts == 4
     assert config.estimator["lam"] == 0.99

@@ -197,7 +197,7 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         (batch.token_weights > 0).sum().float(),
         rewards_B.new_tensor(batch.sampled.timeouts),
     )
-tokens, entropy, truncated, segments, loss_tokens, late = processes.sum(torch.stack(sums))
+    tokens, entropy, truncated, segments, loss_tokens, late = processes.sum(torch.stack(sums))
     counted_BT = batch.token_weights > 0
     largest = batch.advantages.per_token.abs().masked_fill(~counted_BT, 0).amax()
     return {

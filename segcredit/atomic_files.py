@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -47,6 +48,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(data)
+
+
+def checksum(file: BinaryIO, size: int | None = None) -> str:
+    """Returns the SHA-256 of the next ``size`` bytes of an open file; None = of all."""
+    if size is None:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 2**20))):
+        found.update(block)
+        size -= len(block)
+    return found.hexdigest()
 
 
 def unwritten(path: Path, error: BaseException) -> StorageError:

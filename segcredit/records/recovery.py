@@ -43,9 +43,9 @@ def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:
     trusted = _trusted_step(path)
     for file in reversed(checkpoint.found(checkpoints)):
         try:
-            state = checkpoint.load(file)
+            state = checkpoint.load_run(file)
         except RecordError as error:
-            warnings.warn(f"{error} Going on from an earlier one.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error} Going on from before it.", RuntimeWarning, stacklevel=2)
             continue
         if int(state["row"]["step"]) <= trusted:
             return state

@@ -88,7 +88,7 @@ def evaluated_policy(
     stored: str | Mapping[str, Any] = read_config(Path(source)) if is_run else source
     config = load_config(stored, [*overrides, *more])
     found = saved or (_last_checkpoint(Path(source)) if is_run else None)
-    step = 0 if found is None else int(checkpoint.load(found)["row"]["step"])
+    step = 0 if found is None else int(checkpoint.load_run(found)["row"]["step"])
     directory = Path(source) if is_run else run_directory(config)
     return EvaluatedPolicy(
         config, found, step, output or directory / "evaluation" / f"step_{step:06d}"
@@ -119,7 +119,8 @@ def evaluate_policy(
     _require_free(chosen.output, overwrite)
     run = build(chosen.config)
     if chosen.checkpoint is not None:
-        run.policy.load_state_dict(checkpoint.load(chosen.checkpoint)["policy"])
+        with checkpoint.fitting(chosen.checkpoint):
+            run.policy.load_state_dict(checkpoint.load_run(chosen.checkpoint)["policy"])
     judged = _judged(run, chosen.step, batch or len(run.held_out))
     found = summary(judged, ks)
     write_table(_table(judged, chosen.step), chosen.output / TABLE)

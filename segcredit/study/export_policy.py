@@ -43,7 +43,8 @@ def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) ->
             " model stay in it. Choose another one."
         )
     policy = _loaded(load_config(read_config(run)))
-    MasterWeights(policy).load_state_dict(checkpoint.load(saved[-1])["policy"]["module"])
+    with checkpoint.fitting(saved[-1]):
+        MasterWeights(policy).load_state_dict(checkpoint.load_run(saved[-1])["policy"]["module"])
     _write(policy, folder, merged=merged)
     return folder
 

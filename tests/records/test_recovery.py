@@ -59,12 +59,19 @@ def garble(file: Path) -> None:
     file.write_bytes(b"\x00" * file.stat().st_size)
 
 
-@pytest.mark.parametrize("harm", [halve, empty, garble])
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [halve, empty, garble, flip])
 @pytest.mark.parametrize(
     "name",
     [
         "metrics.jsonl",
         "status.json",
+        "manifest.json",
         "environment.json",
         "config.toml",
         "steps.parquet",
@@ -84,12 +91,13 @@ def test_a_finished_run_with_a_damaged_file_comes_out_the_same(
     assert_same(finished, whole)
 
 
-@pytest.mark.parametrize("harm", [halve, empty, garble])
+@pytest.mark.parametrize("harm", [halve, empty, garble, flip, Path.unlink])
 @pytest.mark.parametrize(
     "name",
     [
         "metrics.jsonl",
         "status.json",
+        "manifest.json",
         "config.toml",
         "completions/step_000001.parquet",
         "segments/step_000002.parquet",
@@ -126,7 +134,7 @@ def test_an_unreadable_config_is_kept_beside_the_new_one(finished: Path) -> None
 
 def test_the_resumed_run_says_what_it_removed(stopped: Path) -> None:
     halve(stopped / "tokens/step_000001.parquet")
-    with pytest.warns(RuntimeWarning, match=r"tokens/step_000001.parquet cannot be read"):
+    with pytest.warns(RuntimeWarning, match=r"tokens/step_000001.parquet has \d+ bytes inst"):
         train(CONFIG, stopped, resume=True)
 
 

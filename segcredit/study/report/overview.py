@@ -18,7 +18,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from segcredit.records.run_directory import ENVIRONMENT, STATUS, read_status
+from segcredit.records.manifest import STATUS
+from segcredit.records.run_directory import ENVIRONMENT, read_status
 from segcredit.records.stored_config import CONFIG
 from segcredit.records.tables import Runs, flatten
 from segcredit.study.report import view

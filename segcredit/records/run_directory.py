@@ -313,6 +313,9 @@ class RunRecords(Records):
         """
         file = self.path / METRICS
         kept = _rows_until(file, step)
+        if not b"".join(_lines(file)).startswith(kept):  # names of the version before
+            self._manifest.strike(file)
+            write_atomically(file, kept)
         surplus = cut_tables(self.path, step, self._manifest)
         self._manifest.files[METRICS] = _entry(kept)
         # What is left is listed first: a kill in between leaves too much, and nothing amiss.
@@ -398,10 +401,17 @@ class RunRecords(Records):
 
 
 def _rows_until(file: Path, step: int) -> bytes:
-    """Returns the lines of the whole rows up to a step, without those behind a damaged one."""
+    """Returns the lines of the whole rows up to a step, without those behind a damaged one.
+
+    A line with names of the version before is written anew, lest a table have both.
+    """
     pairs = ((line, _row(line)) for line in _lines(file))
     whole = itertools.takewhile(lambda pair: pair[1] is not None, pairs)
-    return b"".join(line for line, row in whole if row and row["step"] <= step)
+    return b"".join(
+        line if row.keys() == json.loads(line).keys() else _row_bytes(row)
+        for line, row in whole
+        if row and row["step"] <= step
+    )
 
 
 def _entry(lines: bytes) -> Entry:

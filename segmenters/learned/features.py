@@ -32,6 +32,8 @@ Candidates = Literal["fast", "all"]
 
 HASH_BITS = 20
 """Weights of the first stage: 2^20, of which those that training never met are 0."""
+DENSE_FEATURES = 67
+"""Inputs of the second stage, without the policy's signals."""
 _WORD_WINDOW = range(-6, 7)
 _SHAPE_WINDOW = range(-4, 5)
 _NEIGHBOURS = 4

@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -346,6 +347,13 @@ class Task(Protocol):
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Judges one completion's text, special tokens removed; truncated: no end token came."""
         ...
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns the local files and folders that the problems are read from; none by default.
+
+        Their checksums are recorded, so that a run does not go on with other data unnoticed.
+        """
+        return ()
 
     def demonstrations(
         self, count: int, generator: torch.Generator

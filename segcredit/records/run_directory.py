@@ -59,6 +59,8 @@ from segcredit.records.stored_config import CONFIG, read_config, store_config
 Number = float | int | None
 
 ENVIRONMENT = "environment.json"
+DATA = "data"
+"""Key in the environment with rows and checksum of the data, by the path of each source."""
 STATES = ("running", "interrupted", "failed", "finished")
 
 
@@ -98,6 +100,37 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of ``read_metrics`` up to the first that cannot be read."""
     rows = map(_row, _lines(path / METRICS))
     return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row]
+
+
+def require_same_data(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses to go on with a run, or to take it for finished, whose data changed since it began.
+
+    Args:
+        path: the run directory; it need not exist.
+        data: rows and checksum of each source, by its path, as they are now.
+
+    Raises:
+        RecordError: a source that the run has read holds other rows now.
+    """
+    try:
+        there = read_sealed(path / ENVIRONMENT)[0].get(DATA, {})
+    except (OSError, ValueError):
+        return  # not begun, or damaged, which is told elsewhere
+    for source in there.keys() & data.keys():
+        before, now = there[source], data[source]
+        if before["sha256"] != now["sha256"]:
+            raise RecordError(
+                f"{path} holds a run whose data {source} changed since: it began with"
+                f" {_counted(before)}, and there are {_counted(now)} now. Going on, prompts would"
+                " come twice or never, and no result could be told to be of either. Put the data"
+                " back, or choose another --output."
+            )
+
+
+def _counted(data: Mapping[str, Any]) -> str:
+    rows = data["rows"]
+    size = f"{data['bytes']} bytes" if rows is None else f"{rows} rows"
+    return f"{size} (SHA-256 {data['sha256'][:12]})"
 
 
 class Records(Protocol):
@@ -191,9 +224,11 @@ class RunRecords(Records):
             environment: whatever JSON can hold, the rest as text.
 
         Raises:
-            RecordError: the directory holds another config, or cannot be written.
+            RecordError: the directory holds another config or a run with other data, or cannot be
+                written.
         """
         path = Path(path)
+        require_same_data(path, environment.get(DATA, {}))
         store_config(path, config)
         records = cls(path)
         if not records.finished:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -133,6 +134,11 @@ class Dataset(Task):
             images=self.images,
             skip=self.malformed == "skip",
         )
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns the files or folders of both sources; a name on the hub is neither."""
+        sources = (self.source_of_training(), self.source_of_evaluation())
+        return [Path(name) for name in dict.fromkeys(source.name for source in sources)]
 
     def source_of_training(self) -> Source:
         """Returns the source of the rows for training."""

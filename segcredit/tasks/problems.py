@@ -65,6 +65,10 @@ class Problems(Task):
         """Gives reward 1 to a completion with the right answer."""
         return self.dataset().verify(prompt, text, truncated=truncated)
 
+    def data_files(self) -> Sequence[Path]:
+        """Returns the local file that the problems are in; a name on the hub is none."""
+        return self.dataset().data_files()
+
     def dataset(self) -> Dataset:
         """Returns the task that this is a preset of."""
         instruction = self.instruction.replace("{", "{{").replace("}", "}}")

@@ -287,10 +287,10 @@ def test_what_unpacks_to_more_than_a_model_is_not_unpacked(tmp_path):
         load_model(str(path))
 
 
-def test_the_inputs_of_the_trees_are_as_many_as_they_are_checked_for(fitted):
+def test_the_inputs_of_the_trees_are_as_many_as_they_are_checked_for():
     found = find_candidates(read_tokens(["One two. Three four."]), "all")
     assert dense_features(found, np.zeros(len(found)), None).shape[1] == DENSE_FEATURES
-    assert signal_features([], np.zeros(0), np.zeros(0)).shape[1] == SIGNAL_FEATURES
+    assert signal_features([], *np.zeros((2, 0), np.int64)).shape[1] == SIGNAL_FEATURES
 
 
 def test_a_model_with_a_wrong_entry_is_a_sentence(tmp_path):

@@ -43,6 +43,19 @@ from segcredit.types import (
 
 
 @runtime_checkable
+class NamesCode(Protocol):
+    """A plug-in with options that name code to be run, beside its own.
+
+    The config that a run stored may be a stranger's: what it names is not run unless it is trusted.
+    """
+
+    @abstractmethod
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the options that do so as they are set, by their names; none where none does."""
+        ...
+
+
+@runtime_checkable
 class Segmenter(Protocol):
     """The first axis: where a completion is cut."""
 

@@ -55,6 +55,10 @@ Code = Annotated[
     list[str] | None, typer.Option("--code", help="A Python file that registers plug-ins.")
 ]
 
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code that the run's stored config names.")
+]
+
 
 @app.command()
 def train(
@@ -110,6 +114,7 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the evaluation that is there.")
     ] = False,
+    trust: Trust = False,
     code: Code = None,
 ) -> None:
     """Judges a policy on held-out prompts: accuracy, pass@k, maj@k."""
@@ -125,6 +130,7 @@ def evaluate(
         completions=completions,
         saved=checkpoint,
         output=output,
+        trust=trust,
     )
     ks = None if k is None else _whole_numbers("--k", k)
     found = evaluate_policy(chosen, ks=ks, batch=batch, overwrite=overwrite)
@@ -405,6 +411,7 @@ def save_policy(
     merged: Annotated[
         bool, typer.Option("--merged", help="Merge adapters into the weights; else them alone.")
     ] = False,
+    trust: Trust = False,
     code: Code = None,
 ) -> None:
     """Writes a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
@@ -412,7 +419,8 @@ def save_policy(
     from segcredit.study.export_policy import save_policy as write
 
     load_code(code or [])
-    out.print(f"Policy: {write(run, folder, merged=merged)}", soft_wrap=True, highlight=False)
+    written = write(run, folder, merged=merged, trust=trust)
+    out.print(f"Policy: {written}", soft_wrap=True, highlight=False)
 
 
 @app.command("list")

@@ -135,6 +135,10 @@ class Dataset(Task):
             skip=self.malformed == "skip",
         )
 
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the verifier, where it is a function of somebody's own."""
+        return {"verifier": self.verifier} if ":" in self.verifier else {}
+
     def data_files(self) -> Sequence[Path]:
         """Returns the files or folders of both sources; a name on the hub is neither."""
         sources = (self.source_of_training(), self.source_of_evaluation())

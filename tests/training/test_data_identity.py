@@ -25,7 +25,7 @@ SIZES = [*(key for key in SMALL if not key.startswith(("task.", "policy"))), "ev
 
 
 def write(file: Path, first: int, last: int) -> None:
-    rows = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(first, last)]
+    rows = [{"question": f"{n}+1", "answer": n + 1} for n in range(first, last)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

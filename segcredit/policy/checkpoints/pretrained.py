@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,6 +59,10 @@ class Pretrained(PolicySource):
     model's class."""
     gradient_checkpointing: bool = False
     """True: layers' activations are recomputed for their gradients, instead of being kept."""
+
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the option by which code of the checkpoint is run."""
+        return {"trust_remote_code": True} if self.trust_remote_code else {}
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
         """Loads the checkpoint as a policy.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segmenters.learned.tokens import (
+from .tokens import (
     CALL,
     COLON,
     INSIDE_FORMULA,

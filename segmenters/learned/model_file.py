@@ -16,9 +16,10 @@ from typing import Any, get_args
 import numpy as np
 
 from segcredit import errors
-from segmenters.learned.features import DENSE_FEATURES, HASH_BITS, Candidates
-from segmenters.learned.signals import SIGNAL_FEATURES
-from segmenters.learned.stages import BoundaryModel, FirstStage
+
+from .features import DENSE_FEATURES, HASH_BITS, Candidates
+from .signals import SIGNAL_FEATURES
+from .stages import BoundaryModel, FirstStage
 
 SHIPPED = Path(__file__).parent / "default.skops"
 _FORMAT = "segcredit boundaries 1"

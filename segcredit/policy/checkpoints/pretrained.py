@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from segcredit.errors import PolicyError
+from segcredit.errors import PolicyError, loading
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.checkpoints.gguf_file import ENDING, plain_checkpoint
 from segcredit.policy.checkpoints.lora import LoRA, add_adapters
@@ -28,6 +28,13 @@ from segcredit.policy.gradient_checkpointing import recompute_layers
 from segcredit.policy.image_processors import without_videos
 from segcredit.policy.vlm import MAX_PIXELS, vision_policy
 from segcredit.protocols import PolicySource, Sampler, Task
+
+_REMEDY = (
+    "expected a folder with config.json, a tokenizer and whole safetensors weights, or the name of"
+    " such a checkpoint on the Hugging Face hub; pickled weights are never read. Usually the path"
+    " is misspelt, a file was copied in part, or the hub cannot be reached: check policy.model, or"
+    " download the checkpoint again."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ class Pretrained(PolicySource):
         trusted = self.trust_remote_code
         gguf = self.model.endswith(ENDING)
         source = str(plain_checkpoint(self.model)) if gguf else self.model
-        try:
+        with loading(f"the model {self.model!r}", _REMEDY, PolicyError):
             # First, since whatever reads the checkpoint may run what is in it.
             require_safe(source, trust_remote_code=trusted)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
@@ -124,9 +131,6 @@ class Pretrained(PolicySource):
             model = loader.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
             )
-        # What transformers raises for names, files, configs and missing packages, in this order.
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise PolicyError(_why(self.model, error)) from error
         return model, processor
 
 
@@ -138,13 +142,3 @@ def _dtype(name: str) -> torch.dtype:
             " weights can be trained in. Write policy.dtype='float32' if in doubt."
         )
     return known[name]
-
-
-def _why(model: str, error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
-    return (
-        f"the model {model!r} cannot be loaded ({first}); expected a folder with config.json, a"
-        " tokenizer and safetensors weights, or the name of such a checkpoint on the Hugging Face"
-        " hub; pickled weights are never read. Usually the path is misspelt, or the hub cannot be"
-        " reached: check policy.model, or download the checkpoint first."
-    )

@@ -84,6 +84,10 @@ class Pretrained(PolicySource):
             PolicyError: the checkpoint cannot be had, lacks an end token, or reads images in a
                 way that is not known.
         """
+        with loading(f"the model {self.model!r}", _REMEDY, PolicyError):
+            return self._policy(sampler, temperature, seed)
+
+    def _policy(self, sampler: Sampler, temperature: float, seed: int) -> nn.Module:
         model, processor = self._read(_dtype(self.dtype))
         if self.lora is not None:
             add_adapters(model, self.lora, seed)
@@ -120,17 +124,16 @@ class Pretrained(PolicySource):
         trusted = self.trust_remote_code
         gguf = self.model.endswith(ENDING)
         source = str(plain_checkpoint(self.model)) if gguf else self.model
-        with loading(f"the model {self.model!r}", _REMEDY, PolicyError):
-            # First, since whatever reads the checkpoint may run what is in it.
-            require_safe(source, trust_remote_code=trusted)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
-            sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-            loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-            reader = without_videos(PROCESSOR_MAPPING[type(config)]) if sees else AutoTokenizer
-            processor = reader.from_pretrained(source, trust_remote_code=trusted)
-            model = loader.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
-            )
+        # First, since whatever reads the checkpoint may run what is in it.
+        require_safe(source, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        reader = without_videos(PROCESSOR_MAPPING[type(config)]) if sees else AutoTokenizer
+        processor = reader.from_pretrained(source, trust_remote_code=trusted)
+        model = loader.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+        )
         return model, processor
 
 

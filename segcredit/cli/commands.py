@@ -278,6 +278,7 @@ def results(
     ] = False,
 ) -> None:
     """Prints a table with intervals over seeds, what they show, and the learning curves."""
+    from segcredit.atomic_files import require_writable
     from segcredit.cli.display import results_table
     from segcredit.records.tables import read_runs
     from segcredit.study.export_tables import require_format, table_of, write_table
@@ -286,6 +287,8 @@ def results(
 
     if export is not None:
         require_format(export)
+    for target in filter(None, (export, figure)):
+        require_writable(target)
     runs = read_runs(directory, damaged="skip" if skip_damaged else "raise").whole()
     columns = [name.strip() for name in by.split(",") if name.strip()]
     summary: Any = summarise(runs, columns, metric, cast("Any", statistic))

@@ -20,7 +20,14 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from segcredit.atomic_files import checksum, remove, remove_temporaries, replacing, unwritten
+from segcredit.atomic_files import (
+    checksum,
+    remove,
+    remove_temporaries,
+    replacing,
+    require_file,
+    unwritten,
+)
 from segcredit.errors import RecordError, loading
 
 _FILE = re.compile(r"step_(\d+)\.pt")
@@ -137,7 +144,7 @@ def _require_whole(path: Path) -> None:
     Raises:
         ValueError: it was changed, or holds compressed parts, which could be of any size.
     """
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with require_file(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("parts of it are compressed, which segcredit does not do")
         signed = _COMMENT.fullmatch(archive.comment)

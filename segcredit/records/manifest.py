@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from segcredit.atomic_files import checksum, write_atomically
+from segcredit.atomic_files import checksum, require_file, write_atomically
 from segcredit.errors import RecordError
 from segcredit.records.stored_config import digest
 
@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
 _SUM = "sha256"
+_MOST = 2**28
+"""Bytes of the longest table of JSON."""
 _SMALL = 2**20
 """Bytes of a file whose checksum is not worth remembering."""
 _SETTLED = 2.0
@@ -150,7 +152,7 @@ def read_sealed(file: Path) -> tuple[dict[str, Any], bool]:
     Raises:
         OSError, ValueError: it cannot be read, or was changed.
     """
-    found: Any = json.loads(file.read_text(encoding="utf-8"))
+    found: Any = json.loads(require_file(file, _MOST).read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("it holds no table")
     content = cast("dict[str, Any]", found)

@@ -29,7 +29,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast, final
 
-from segcredit.atomic_files import remove, remove_temporaries, unwritten, write_atomically
+from segcredit.atomic_files import (
+    remove,
+    remove_temporaries,
+    require_file,
+    unwritten,
+    write_atomically,
+)
 from segcredit.errors import RecordError
 from segcredit.records import checkpoint
 from segcredit.records.image_files import remove_unfinished_images, write_image
@@ -42,6 +48,7 @@ from segcredit.records.manifest import (
     read_sealed,
     write_sealed,
 )
+from segcredit.records.run_lock import is_abandoned
 from segcredit.records.schemas import AUDIT, TableName, current_names
 from segcredit.records.step_tables import (
     PACKED,
@@ -63,6 +70,8 @@ DATA = "data"
 """Key in the environment with rows and checksum of the data, by the path of each source."""
 STATES = ("running", "interrupted", "failed", "finished")
 
+_KILLED = "its process is gone and said nothing, as one that was killed: continue with --resume."
+
 
 def read_status(path: Path) -> dict[str, Any]:
     """Reads how the run in a directory stands, from ``status.json``.
@@ -81,6 +90,21 @@ def read_status(path: Path) -> dict[str, Any]:
             " there. Usually the directory is not a run's, or the disk failed or the file was"
             " edited: run it again (or its grid)."
         ) from error
+    return found
+
+
+def read_ending(path: Path) -> dict[str, Any]:
+    """Reads how the run in a directory stands, a killed one as interrupted: its lock is free.
+
+    Raises:
+        RecordError: as ``read_status``.
+    """
+    found = read_status(path)
+    # In this order, and again: it may have ended well in between.
+    if found["status"] == "running" and is_abandoned(path):
+        found = read_status(path)
+        if found["status"] == "running":
+            return {**found, "status": "interrupted", "message": _KILLED}
     return found
 
 
@@ -473,7 +497,7 @@ def _json_number(value: Any) -> Number:
 
 def _lines(file: Path) -> list[bytes]:
     try:
-        return file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        return require_file(file).read_bytes().splitlines(keepends=True) if file.exists() else []
     except OSError as error:
         raise RecordError(
             f"{file} cannot be read ({error}); expected the metrics of a run. Check the"

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 import tomli_w
 
-from segcredit.atomic_files import unwritten, write_atomically
+from segcredit.atomic_files import require_file, unwritten, write_atomically
 from segcredit.errors import RecordError
 from segcredit.old_keys import renew_stored
 
 CONFIG = "config.toml"
+_MOST = 2**26
+"""Bytes of the longest config."""
 
 _FIRST = "# The resolved config of a run; where the last line is missing, so is some of the rest.\n"
 _LAST = re.compile(r"# end of the config(?:, sha256 ([0-9a-f]{64}))?\n")
@@ -33,7 +35,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
-        text = file.read_text(encoding="utf-8")
+        text = require_file(file, _MOST).read_text(encoding="utf-8")
         _require_whole(text)
         found = tomllib.loads(text)
         renew_stored(found)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from segcredit.atomic_files import write_atomically
+from segcredit.atomic_files import require_writable, write_atomically
 from segcredit.config import RunConfig, load_config
 from segcredit.errors import RecordError, StudyError
 from segcredit.records import checkpoint
@@ -121,6 +121,7 @@ def evaluate_policy(
     """
     _require_possible(chosen, ks)
     _require_free(chosen.output, overwrite)
+    require_writable(chosen.output / TABLE)
     run = build(chosen.config)
     if chosen.checkpoint is not None:
         with checkpoint.fitting(chosen.checkpoint):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segcredit import registry
+from segcredit.atomic_files import require_writable
 from segcredit.config import RunConfig
 from segcredit.errors import StudyError
 from segcredit.policy.causal_lm import CausalPolicy
@@ -45,6 +46,7 @@ def save_policy(
             f"{folder} is not empty; expected a new folder for the policy, lest files of another"
             " model stay in it. Choose another one."
         )
+    require_writable(folder / "config.json")
     policy = _loaded(stored_config(run, trust=trust))
     with checkpoint.fitting(saved[-1]):
         MasterWeights(policy).load_state_dict(checkpoint.load_run(saved[-1])["policy"]["module"])

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcredit.atomic_files import checksum
+from segcredit.atomic_files import checksum, require_file
 from segcredit.errors import TaskError
 
 _LINES = (".jsonl", ".csv", ".tsv")
@@ -30,8 +30,10 @@ def identity_of(places: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _identity(place: Path) -> dict[str, Any]:
-    files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
+    files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place]
     try:
+        for file in files:
+            require_file(file)
         parts = [_of_file(file, *_state(file)) for file in files]
     except (OSError, pa.ArrowException) as error:
         raise TaskError(

@@ -33,9 +33,10 @@ def fit_boundaries(
 
     errors.require_package("skops", "learned", "fit-boundaries")
     from .corpus import read_corpus
-    from .model_file import save_model
+    from .model_file import require_writable, save_model
     from .training import fit
 
+    require_writable(output)
     out = Console()
     corpus = read_corpus(data, annotator)
     with out.status("reading") as status:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -79,9 +82,26 @@ def save_model(model: BoundaryModel, path: Path) -> None:
         "signals": model.signals,
         "familiar": model.familiar,
     }
+    with _writing(path):
+        skops.io.dump(table, path, compression=zipfile.ZIP_DEFLATED)
+
+
+def require_writable(path: Path) -> None:
+    """Checks that a model can be written to a file, before it is trained.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    with _writing(path), tempfile.TemporaryFile(dir=path.parent):
+        if path.exists() and not path.is_file():
+            raise FileExistsError("it is something else than a file")
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        skops.io.dump(table, path, compression=zipfile.ZIP_DEFLATED)
+        yield
     except OSError as error:
         raise errors.ConfigError(f"the model cannot be written to {path}: {error}.") from error
 

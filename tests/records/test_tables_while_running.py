@@ -176,8 +176,8 @@ def test_a_state_that_is_replaced_while_it_is_read(
             if len(calls) == 2:
                 (tmp_path / "status.json").write_bytes(whole)
 
-    original = run_settings.read_status
-    monkeypatch.setattr(run_settings, "read_status", read)
+    original = run_settings.read_ending
+    monkeypatch.setattr(run_settings, "read_ending", read)
     assert list(read_runs(tmp_path).runs["status"]) == ["running"]
 
 

@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
+from segcredit.atomic_files import require_file
 from segcredit.errors import RecordError
 from segcredit.records.manifest import Manifest, read_manifest
 from segcredit.records.schemas import (
@@ -101,11 +102,16 @@ class Listed:
         return [self.directory / name for name in [*there[:1], *listed[-1:]][:1]]
 
     def require(self, files: Sequence[Path]) -> None:
-        """Checks that files are as they are listed.
+        """Checks that files are files, and as they are listed.
 
         Raises:
             RecordError: one is missing or was changed; names it.
         """
+        for file in files:
+            try:
+                require_file(file)
+            except OSError as error:
+                raise _damaged(file, error) from error
         if self.manifest is not None:
             self.manifest.require(map(self.manifest.name, files))
 
@@ -195,7 +201,7 @@ def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path
 
 def _damaged(file: Path, error: Exception) -> RecordError:
     return RecordError(
-        f"{file} cannot be read ({error}); expected the Parquet that the run wrote. Usually the"
+        f"{file} cannot be read ({error}); expected what the run wrote. Usually the"
         " disk failed, or the file was copied in part or changed by another program: run it again"
         " with --resume (or its grid), which records anew what is damaged."
     )

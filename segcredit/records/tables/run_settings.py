@@ -17,7 +17,7 @@ import pandas as pd
 
 from segcredit.errors import RecordError
 from segcredit.records.manifest import STATUS
-from segcredit.records.run_directory import STATES, read_status
+from segcredit.records.run_directory import STATES, read_ending
 from segcredit.records.stored_config import CONFIG, read_config
 from segcredit.records.tables.consistent_read import settled
 from segcredit.records.tables.find_runs import is_run
@@ -94,7 +94,7 @@ def typed(values: Sequence[Any]) -> Any:
 
 def _read(files: Sequence[Path]) -> dict[str, Any]:
     directory = files[0].parent
-    state = read_status(directory)
+    state = read_ending(directory)
     stopped = (state.get(key) for key in ("error_type", "message"))
     error = ": ".join(str(part) for part in stopped if part)
     return {**flatten(read_config(directory)), "status": str(state["status"]), "error": error}

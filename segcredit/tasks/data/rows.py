@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from segcredit.atomic_files import require_file
 from segcredit.errors import TaskError
 
 Row = Mapping[str, Any]
@@ -207,7 +208,7 @@ def _json_rows(path: str) -> Iterator[Numbered]:
         TaskError: the file cannot be read, or begins a list that is none.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with require_file(Path(path)).open(encoding="utf-8") as file:
             begin = file.read(1)
             file.seek(0)
             yield from _listed(path, file.read()) if begin == "[" else _lines(file)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -88,12 +89,10 @@ def require_writable(path: Path) -> None:
 
 def checksum(file: BinaryIO, size: int | None = None) -> str:
     """Returns the SHA-256 of the next ``size`` bytes of an open file; None = of all."""
-    if size is None:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    found = hashlib.sha256()
-    while size > 0 and (block := file.read(min(size, 2**20))):
+    found, left = hashlib.sha256(), sys.maxsize if size is None else size
+    while left > 0 and (block := file.read(min(left, 2**20))):
         found.update(block)
-        size -= len(block)
+        left -= len(block)
     return found.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 # skops ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def _trees(found: Any, width: int) -> Any:
         if fault := _fault(one, width):
             raise ValueError(f"{fault} in its tree {tree}")
     nothing = np.zeros((0, 8), np.uint32)
-    trees: Any = HistGradientBoostingClassifier(max_iter=1, early_stopping=False)
+    trees: Any = HistGradientBoostingClassifier(max_iter=1)
     trees.fit(np.zeros((2, width)), [False, True])
     trees._predictors = [[TreePredictor(one, nothing, nothing)] for one in nodes]
     trees._baseline_prediction = baseline
@@ -248,7 +248,7 @@ def _fault(nodes: Any, width: int) -> str:
     """Says what is wrong with the nodes of a tree over ``width`` features; '' for nothing."""
     from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
 
-    if not isinstance(nodes, np.ndarray) or nodes.dtype != PREDICTOR_RECORD_DTYPE:
+    if type(nodes) is not np.ndarray or nodes.dtype != PREDICTOR_RECORD_DTYPE:
         return "nodes of another kind"
     if nodes.ndim != 1 or not len(nodes):
         return "no nodes"

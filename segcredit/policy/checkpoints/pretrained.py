@@ -131,9 +131,17 @@ class Pretrained(PolicySource):
         loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         reader = without_videos(PROCESSOR_MAPPING[type(config)]) if sees else AutoTokenizer
         processor = reader.from_pretrained(source, trust_remote_code=trusted)
-        model = loader.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+        # Two values, though annotated as one.
+        model, told = cast(Any, loader).from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trusted,
+            output_loading_info=True,
         )
+        # transformers makes them up, with a warning.
+        if missing := sorted(told["missing_keys"]):
+            raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
         return model, processor
 
 

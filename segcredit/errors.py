@@ -119,6 +119,26 @@ def blame(kind: str, name: str, plugin: object) -> Generator[None]:
         ) from error
 
 
+@contextmanager
+def loading(what: str, remedy: str, kind: type[SegcreditError]) -> Generator[None]:
+    """Makes a sentence of whatever a library raises over a file that it cannot read.
+
+    Libraries raise their own kinds for what is torn or foreign, and more with each release.
+
+    Args:
+        what: the file as the sentence begins, such as "The checkpoint FILE".
+        remedy: what was expected, the usual cause and what to do.
+        kind: of error that is raised.
+    """
+    try:
+        yield
+    except SegcreditError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
+        raise kind(f"{what} cannot be read ({reason:.300}); {remedy}") from error
+
+
 def require_type(method: str, found: object, expected: type[object]) -> None:
     """Raises a ShapeError where a plug-in's method returned something of another type."""
     if not isinstance(found, expected):

@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -39,6 +40,19 @@ from segcredit.types import (
     SegmentValues,
     TokenScores,
 )
+
+
+@runtime_checkable
+class NamesCode(Protocol):
+    """A plug-in with options that name code to be run, beside its own.
+
+    The config that a run stored may be a stranger's: what it names is not run unless it is trusted.
+    """
+
+    @abstractmethod
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the options that do so as they are set, by their names; none where none does."""
+        ...
 
 
 @runtime_checkable
@@ -355,6 +369,13 @@ class Task(Protocol):
         More makes sense where ``verify`` waits for another process.
         """
         return 1
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns the local files and folders that the problems are read from; none by default.
+
+        Their checksums are recorded, so that a run does not go on with other data unnoticed.
+        """
+        return ()
 
     def demonstrations(
         self, count: int, generator: torch.Generator

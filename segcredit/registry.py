@@ -18,6 +18,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_type_hints
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     )
 
 T = TypeVar("T")
+_HOME = Path(__file__).parents[1]
+"""The folder with our packages, in a checkout as in an installed wheel."""
+_OWN = "_segcredit_own"
+"""Package under which ours are imported where a namesake has their names."""
 LOCAL = "(this session)"
 """The distribution shown of a plug-in registered by decorator."""
 
@@ -217,7 +222,7 @@ class Registry(Generic[T]):
 
     def _load(self, point: EntryPoint) -> type[T]:
         try:
-            return cast(type[T], point.load())
+            return cast(type[T], load_point(point))
         except (Exception, SystemExit) as error:  # a script's last line may leave the interpreter
             package = point.value.partition(":")[0].partition(".")[0]
             raise RegistryError(
@@ -342,6 +347,39 @@ def _entry_points(path_state: tuple[tuple[str, float], ...]) -> EntryPoints:
     return EntryPoints(point for group in found.groups for point in found.select(group=group))
 
 
+def load_point(point: EntryPoint) -> Any:
+    """Imports what an entry point names; see ``module_of``."""
+    return EntryPoint(point.name, f"{module_of(point)}:{point.attr}", point.group).load()
+
+
+def module_of(point: EntryPoint) -> str:
+    """Returns the name under which an entry point's module is imported.
+
+    That is its own, unless it is ours and a namesake (a ``segmenters.py`` in the working folder)
+    stands before it on Python's path: then ours is taken from beside this package under another
+    name, and the namesake stays importable for whoever means it. It works since our files import
+    ``segcredit``, and each other by relative imports alone.
+    """
+    top = point.module.partition(".")[0]
+    if top == __package__ or _origin(top) == str(_HOME / top / "__init__.py"):
+        return point.module
+    if point.dist is None or point.dist.name != __package__:
+        return point.module
+    if _OWN not in sys.modules:
+        spec = ModuleSpec(_OWN, None, is_package=True)
+        spec.submodule_search_locations = [str(_HOME)]
+        sys.modules[_OWN] = importlib.util.module_from_spec(spec)
+    return f"{_OWN}.{point.module}"
+
+
+def _origin(top: str) -> str | None:
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:
+        return None  # made by hand, and none of ours
+    return spec and spec.origin
+
+
 def _registered_modules() -> frozenset[str]:
     """Returns the modules of all installed plug-ins, of every kind."""
     points = _entry_points(_path_state())
@@ -354,9 +392,10 @@ def _source(plugin: type) -> bytes:
     Plug-ins that stand side by side are a file each, and an edit of one is none of the others.
     """
     path = Path(inspect.getfile(plugin))
-    package = plugin.__module__.rpartition(".")[0]
-    beside = {module for module in _registered_modules() if module.rpartition(".")[0] == package}
-    if not package or beside != {plugin.__module__}:
+    module = plugin.__module__.removeprefix(f"{_OWN}.")
+    package = module.rpartition(".")[0]
+    beside = {other for other in _registered_modules() if other.rpartition(".")[0] == package}
+    if not package or beside != {module}:
         return path.read_bytes()
     parts = sorted(part for part in path.parent.iterdir() if part.is_file())
     return b"".join(part.name.encode() + part.read_bytes() for part in parts)
@@ -370,6 +409,7 @@ def plugin_fault(error: BaseException) -> str | None:
     local = {found.__module__ for plugins in ALL.values() for found in plugins.local()}
     # What the package brings is its own fault.
     modules = {m for m in local | _registered_modules() if not m.startswith("segcredit.")}
+    modules |= {f"{_OWN}.{module}" for module in modules}
     files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
     lines = [at for at in traceback.extract_tb(error.__traceback__) if at.filename in files]
     if not lines:

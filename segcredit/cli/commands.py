@@ -55,6 +55,10 @@ Code = Annotated[
     list[str] | None, typer.Option("--code", help="A Python file that registers plug-ins.")
 ]
 
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code that the run's stored config names.")
+]
+
 
 @app.command()
 def train(
@@ -110,6 +114,7 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the evaluation that is there.")
     ] = False,
+    trust: Trust = False,
     code: Code = None,
 ) -> None:
     """Judges a policy on held-out prompts: accuracy, pass@k, maj@k."""
@@ -125,6 +130,7 @@ def evaluate(
         completions=completions,
         saved=checkpoint,
         output=output,
+        trust=trust,
     )
     ks = None if k is None else _whole_numbers("--k", k)
     found = evaluate_policy(chosen, ks=ks, batch=batch, overwrite=overwrite)
@@ -272,6 +278,7 @@ def results(
     ] = False,
 ) -> None:
     """Prints a table with intervals over seeds, what they show, and the learning curves."""
+    from segcredit.atomic_files import require_writable
     from segcredit.cli.display import results_table
     from segcredit.records.tables import read_runs
     from segcredit.study.export_tables import require_format, table_of, write_table
@@ -280,6 +287,8 @@ def results(
 
     if export is not None:
         require_format(export)
+    for target in filter(None, (export, figure)):
+        require_writable(target)
     runs = read_runs(directory, damaged="skip" if skip_damaged else "raise").whole()
     columns = [name.strip() for name in by.split(",") if name.strip()]
     summary: Any = summarise(runs, columns, metric, cast("Any", statistic))
@@ -405,6 +414,7 @@ def save_policy(
     merged: Annotated[
         bool, typer.Option("--merged", help="Merge adapters into the weights; else them alone.")
     ] = False,
+    trust: Trust = False,
     code: Code = None,
 ) -> None:
     """Writes a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
@@ -412,7 +422,8 @@ def save_policy(
     from segcredit.study.export_policy import save_policy as write
 
     load_code(code or [])
-    out.print(f"Policy: {write(run, folder, merged=merged)}", soft_wrap=True, highlight=False)
+    written = write(run, folder, merged=merged, trust=trust)
+    out.print(f"Policy: {written}", soft_wrap=True, highlight=False)
 
 
 @app.command("list")

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -142,6 +143,15 @@ class Dataset(Task):
             fault=self._verifier().fault,
             seconds=self.seconds,
         )
+
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the verifier, where it is a function of somebody's own."""
+        return {"verifier": self.verifier} if ":" in self.verifier else {}
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns the files or folders of both sources; a name on the hub is neither."""
+        sources = (self.source_of_training(), self.source_of_evaluation())
+        return [Path(name) for name in dict.fromkeys(source.name for source in sources)]
 
     def source_of_training(self) -> Source:
         """Returns the source of the rows for training."""

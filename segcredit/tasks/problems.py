@@ -68,6 +68,10 @@ class Problems(Task):
         """Returns how many completions are verified at once, in processes of their own."""
         return self.dataset().judges()
 
+    def data_files(self) -> Sequence[Path]:
+        """Returns the local file that the problems are in; a name on the hub is none."""
+        return self.dataset().data_files()
+
     def dataset(self) -> Dataset:
         """Returns the task that this is a preset of."""
         instruction = self.instruction.replace("{", "{{").replace("}", "}}")

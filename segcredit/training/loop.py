@@ -280,12 +280,13 @@ def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
     state = run.processes.from_first(state)
     if state is None:
         return None
-    run.policy.load_state_dict(state["policy"])
-    with run.whole():
-        run.actor.sync()
-    run.state.load_state_dict(state["estimator"])
-    run.prompts.load_state_dict(state["prompts"])
-    run.further_prompts.load_state_dict(state["further_prompts"])
+    with checkpoint.fitting(records.checkpoints):
+        run.policy.load_state_dict(state["policy"])
+        with run.whole():
+            run.actor.sync()
+        run.state.load_state_dict(state["estimator"])
+        run.prompts.load_state_dict(state["prompts"])
+        run.further_prompts.load_state_dict(state["further_prompts"])
     return state["row"]
 
 

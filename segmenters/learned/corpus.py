@@ -11,8 +11,9 @@ from typing import Any, cast
 import numpy as np
 
 from segcredit import errors
-from segmenters.learned.signals import TokenSignals
-from segmenters.learned.tokens import Ints
+
+from .signals import TokenSignals
+from .tokens import Ints
 
 _SIGNALS = ("token_starts", "entropies", "logprobs")
 

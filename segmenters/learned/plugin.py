@@ -15,7 +15,7 @@ import numpy as np
 from segcredit import RolloutBatch, Segmentation, TextSegmenter, errors
 
 if TYPE_CHECKING:
-    from segmenters.learned.stages import BoundaryModel, Judgement
+    from .stages import BoundaryModel, Judgement
 
 _BATCH = 4_000_000
 """Characters that are read at once, which bounds the memory of their features (about 1 GB)."""
@@ -138,14 +138,14 @@ class Learned(TextSegmenter):
         return Segmentation.from_char_starts(starts, rollouts.token_spans, rollouts.action_mask)
 
     def _load(self) -> BoundaryModel:
-        from segmenters.learned.model_file import load_model
+        from .model_file import load_model
 
         return load_model(self.model)
 
     def _offsets(
         self, model: BoundaryModel, texts: Sequence[str], signals: Sequence[Any] | None
     ) -> list[list[int]]:
-        from segmenters.learned.stages import judge
+        from .stages import judge
 
         offsets: list[list[int]] = []
         for first, last in _batches(texts):
@@ -248,7 +248,7 @@ def _most_probable(judgement: Judgement, rate: float, count: int) -> Any:
 
 def _signals(rollouts: RolloutBatch) -> list[Any]:
     """Returns the action tokens' first characters, entropies and log-probs, a row each."""
-    from segmenters.learned.signals import TokenSignals
+    from .signals import TokenSignals
 
     mask_BT = rollouts.action_mask.cpu().numpy()
     starts_BT = rollouts.token_spans[..., 0].cpu().numpy()

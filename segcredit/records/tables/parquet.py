@@ -17,7 +17,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
+from segcredit.atomic_files import require_file
 from segcredit.errors import RecordError
+from segcredit.records.manifest import Manifest, read_manifest
 from segcredit.records.schemas import (
     AUDIT,
     CATEGORIES,
@@ -69,18 +71,49 @@ def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) ->
     Raises:
         RecordError: a file is damaged; names it.
     """
-    return settled(
-        directory,
-        lambda: _files(directory, table),
-        lambda files: _read(files, table, columns, where),
-    )
+    listed = Listed(directory)
+
+    def read(files: Sequence[Path]) -> Part:
+        listed.require(files)
+        return _read(files, table, columns, where)
+
+    return settled(directory, lambda: listed.table(table), read)
 
 
-def _files(directory: Path, table: Table) -> list[Path]:
-    if table == "completions" or table == "segments" or table == "tokens":
-        return table_files(directory, table)
-    audit = directory / AUDIT
-    return [audit] if audit.exists() else []
+class Listed:
+    """The files of one run as its manifest has them, at the time that it was last asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest: Manifest | None = None
+
+    def table(self, table: Table) -> list[Path]:
+        """Lists the files of a table that is stored as Parquet, missing ones included."""
+        self.manifest = read_manifest(self.directory)
+        if table == "completions" or table == "segments" or table == "tokens":
+            return table_files(self.directory, table, self.manifest)
+        return self.first(AUDIT)
+
+    def first(self, *names: str) -> list[Path]:
+        """Returns the first of some files that is there; none is, the last that is listed."""
+        self.manifest = read_manifest(self.directory)
+        there = [name for name in names if (self.directory / name).exists()]
+        listed = [name for name in names if self.manifest and name in self.manifest.files]
+        return [self.directory / name for name in [*there[:1], *listed[-1:]][:1]]
+
+    def require(self, files: Sequence[Path]) -> None:
+        """Checks that files are files, and as they are listed.
+
+        Raises:
+            RecordError: one is missing or was changed; names it.
+        """
+        for file in files:
+            try:
+                require_file(file)
+            except OSError as error:
+                raise _damaged(file, error) from error
+        if self.manifest is not None:
+            self.manifest.require(map(self.manifest.name, files))
 
 
 def read_packed(file: Path) -> pa.Table:
@@ -168,7 +201,7 @@ def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path
 
 def _damaged(file: Path, error: Exception) -> RecordError:
     return RecordError(
-        f"{file} cannot be read ({error}); expected the Parquet that the run wrote. Usually the"
+        f"{file} cannot be read ({error}); expected what the run wrote. Usually the"
         " disk failed, or the file was copied in part or changed by another program: run it again"
         " with --resume (or its grid), which records anew what is damaged."
     )

@@ -18,8 +18,9 @@ from segcredit.config import (
     set_key,
 )
 from segcredit.errors import RecordError, SegcreditError, StudyError
+from segcredit.records.manifest import STATUS
 from segcredit.records.recovery import damage
-from segcredit.records.run_directory import STATUS, read_status, whole_rows
+from segcredit.records.run_directory import read_status, whole_rows
 from segcredit.study.grid.axes import Settings, combinations, exclusions, fits
 from segcredit.training.build import run_hash
 

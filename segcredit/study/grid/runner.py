@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from segcredit.errors import StorageError
+from segcredit.records.run_directory import require_same_data
 from segcredit.register import load_code
 from segcredit.study.grid.cells import Cell, State, plan
 from segcredit.study.grid.process_workers import ProcessWorkers
 from segcredit.study.grid.ray_workers import RayWorkers
 from segcredit.study.grid.workers import Outcome, Workers
+from segcredit.training.build import data_of
 
 _ATTEMPTS = 3
 """Times that a cell is begun in one call, when its workers are killed."""
@@ -61,7 +63,13 @@ Watch = Callable[[GridProgress], None]
 
 
 def survey(cells: Sequence[Cell]) -> GridProgress:
-    """Returns the state of the cells before anything is run."""
+    """Returns the state of the cells before anything is run.
+
+    Raises:
+        RecordError: a cell was begun, or finished, with data that changed since.
+    """
+    for cell in cells:
+        require_same_data(cell.directory, data_of(cell.config))
     return GridProgress(cells, {cell.directory: cell.state() for cell in cells})
 
 

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from segcredit.atomic_files import require_file
 from segcredit.errors import TaskError
 
 Row = Mapping[str, Any]
@@ -221,7 +222,7 @@ def _json_rows(path: str) -> Iterator[Numbered]:
     try:
         # With a byte order mark, which Windows writes, or without.
         with _COMPRESSED.get(Path(path).suffix.lower(), open)(
-            path, "rt", encoding="utf-8-sig"
+            require_file(Path(path)), "rt", encoding="utf-8-sig"
         ) as file:
             begin = file.read(1)
             file.seek(0)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import sys
 import traceback
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,33 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of a sentence on an unknown name: the nearest known one, or a full stop."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
+
+
+UNREADABLE = (ValueError, RecursionError)
+"""What the parsers of TOML and JSON raise; both, for a text that is nested too deeply."""
+
+
+def parser_words(error: ValueError | RecursionError) -> str:
+    """Returns what a parser of TOML or JSON found, as the middle of a sentence."""
+    if isinstance(error, RecursionError):
+        return "its tables or lists are nested too deeply"
+    if "integer string conversion" in str(error):
+        return f"an integer has more than {sys.get_int_max_str_digits():,} digits"
+    return shown(str(error), plain=True)
+
+
+def shown(value: object, *, plain: bool = False) -> str:
+    """Returns a value as a message has it: at most 200 characters, whatever it is.
+
+    Args:
+        value: of any kind, such as what a user gave.
+        plain: as text rather than as Python would write it.
+    """
+    try:
+        text = str(value) if plain else repr(value)
+    except Exception:  # integers of too many digits, lists nested too deeply, a plug-in's own repr
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:150]} ... ({len(text):,} characters)"
 
 
 @contextmanager

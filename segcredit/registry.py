@@ -20,11 +20,11 @@ import traceback
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast, get_args, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
-from segcredit.errors import RegistryError, SegcreditError, did_you_mean
+from segcredit.errors import RegistryError, SegcreditError, did_you_mean, shown
 
 # The protocols import torch, which a list of names does not wait for.
 if TYPE_CHECKING:
@@ -256,10 +256,10 @@ class Registry(Generic[T]):
             return _adapter(hint).validate_python(value)
         except ValidationError as error:
             fault = error.errors()[0]
-            place = ".".join(map(str, (key, *fault["loc"])))
+            place = shown(".".join(map(str, (key, *fault["loc"]))))
             message = fault["msg"].removeprefix("Value error, ").lower().removesuffix(".")
             raise RegistryError(
-                f"{self.kind} {name!r}: option {place!r} is {fault['input']!r}; {message}."
+                f"{self.kind} {name!r}: option {place} is {shown(fault['input'])}; {message}."
             ) from error
 
     def from_table(self, table: str | Mapping[str, Any] | T) -> T:
@@ -313,12 +313,24 @@ def _required(plugin: type[Any]) -> set[str]:
 
 def _registry_of(hint: Any) -> Registry[Any] | None:
     """Returns the registry whose plug-ins a field of this type holds, None for plain data."""
-    held = {hint, *get_args(hint)}
+    held = (hint, *get_args(hint))  # a tuple: what annotates a type need not be hashable
     return next((r for r in ALL.values() if r.protocol in held), None)
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=ConfigDict(strict=False, arbitrary_types_allowed=True))
+    config = ConfigDict(strict=False, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return TypeAdapter(Annotated[hint, AfterValidator(_bounded)], config=config)
+
+
+def _bounded(value: object) -> object:
+    """Refuses numbers that PyTorch cannot hold, for options whose type says no range."""
+    inside = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+    for number in inside:
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise ValueError("expected a whole number of at most 63 bits")
+        if isinstance(number, float) and abs(number) > 1e30:
+            raise ValueError("expected a number between -1e30 and 1e30")
+    return value
 
 
 def _listed(names: Any) -> str:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import resources
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -362,10 +363,11 @@ _PLUGIN_PATHS = {
 STUDIES = ("grid", "audit")
 """Tables of a config file that say what is studied; a single run does without."""
 
+Source = str | Path | Mapping[str, Any]
+"""A preset's name, a TOML file, or a mapping as such a file holds it."""
 
-def load_config(
-    source: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **keys: Any
-) -> RunConfig:
+
+def load_config(source: Source, overrides: Iterable[str] = (), **keys: Any) -> RunConfig:
     """Returns a checked, fully resolved config.
 
     Args:
@@ -379,17 +381,33 @@ def load_config(
         ConfigError: the file cannot be read, or a key or value is wrong; names the dotted path.
         RegistryError: a plug-in is unknown or refuses its options.
     """
-    layer = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_source(source)
+    layer = override(read_source(source), overrides)
     for table in STUDIES:
         layer.pop(table, None)
-    layer = override(layer, overrides)
     for key, value in keys.items():
         _set(layer, key.replace("__", "."), value)
     return check(lay_over_preset(layer)).resolve()
 
 
-def read_source(source: str | Path) -> dict[str, Any]:
+def load_run(source: Source, overrides: Iterable[str] = (), **keys: Any) -> RunConfig:
+    """Returns the config of a run by itself, as ``load_config``.
+
+    Raises:
+        ConfigError: as ``load_config``; or a [grid] says that there are several runs.
+    """
+    layer = override(read_source(source), overrides)
+    if "grid" in layer:
+        raise ConfigError(
+            "grid: the config has a [grid] table, and this trains one run, which would be none of"
+            " its cells. Run all of them with 'segcredit grid', or leave the table out."
+        )
+    return load_config(layer, **keys)
+
+
+def read_source(source: Source) -> dict[str, Any]:
     """Returns the keys of a preset (its name, to be laid under nothing else) or of a TOML file."""
+    if isinstance(source, Mapping):
+        return dict(source)
     if str(source) in presets():
         return {"method": str(source)}
     path = Path(source)
@@ -555,12 +573,16 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _shallow(values: dict[str, Any], place: str) -> dict[str, Any]:
+Table = dict[str, Any]
+
+
+def _shallow(values: Table, place: str) -> Table:
     """Returns the values; refuses tables that are nested more deeply than any config is."""
     level: list[Any] = [values]
     for _ in range(_MOST_LEVELS):
-        tables = [x for x in level if isinstance(x, dict | list)]
-        level = [x for t in tables for x in (t.values() if isinstance(t, dict) else t)]
+        lists = [cast("list[Any]", each) for each in level if isinstance(each, list)]
+        tables = [cast("Table", each) for each in level if isinstance(each, dict)]
+        level = [*chain(*lists), *chain(*(table.values() for table in tables))]
         if not level:
             return values
     raise ConfigError(

@@ -20,9 +20,9 @@ import traceback
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from segcredit.errors import RegistryError, SegcreditError, did_you_mean, shown
 
@@ -253,13 +253,19 @@ class Registry(Generic[T]):
         if inner is not None:
             return inner.from_table(value)
         try:
-            return _adapter(hint).validate_python(value)
+            found = _adapter(hint).validate_python(value)
+            _require_bounded(found)
+            return found
         except ValidationError as error:
             fault = error.errors()[0]
             place = shown(".".join(map(str, (key, *fault["loc"]))))
             message = fault["msg"].removeprefix("Value error, ").lower().removesuffix(".")
             raise RegistryError(
                 f"{self.kind} {name!r}: option {place} is {shown(fault['input'])}; {message}."
+            ) from error
+        except ValueError as error:
+            raise RegistryError(
+                f"{self.kind} {name!r}: option {key!r} is {shown(value)}; {error}."
             ) from error
 
     def from_table(self, table: str | Mapping[str, Any] | T) -> T:
@@ -319,18 +325,16 @@ def _registry_of(hint: Any) -> Registry[Any] | None:
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     config = ConfigDict(strict=False, arbitrary_types_allowed=True, allow_inf_nan=False)
-    return TypeAdapter(Annotated[hint, AfterValidator(_bounded)], config=config)
+    return TypeAdapter(hint, config=config)
 
 
-def _bounded(value: object) -> object:
-    """Refuses numbers that PyTorch cannot hold, for options whose type says no range."""
-    inside = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
-    for number in inside:
+def _require_bounded(value: Any) -> None:
+    """Raises a ValueError for an option's number that PyTorch cannot hold."""
+    for number in cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise ValueError("expected a whole number of at most 63 bits")
         if isinstance(number, float) and abs(number) > 1e30:
             raise ValueError("expected a number between -1e30 and 1e30")
-    return value
 
 
 def _listed(names: Any) -> str:

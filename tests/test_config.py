@@ -261,7 +261,7 @@ def plugin_options():
         for name in plugins.names():
             hints = registry._option_types(plugins.find(name))
             inner = {key for key, hint in hints.items() if registry._registry_of(hint)}
-            wanted = dict.fromkeys(inner, INNER[kind])
+            wanted = dict.fromkeys(inner, INNER.get(kind))
             for key, hint in hints.items():
                 if numbers_of(hint):
                     yield kind, name, key, wanted
@@ -296,10 +296,10 @@ def test_a_number_far_outside_is_refused_by_its_key(key, value):
 @given(option=PLUGIN_OPTIONS, value=FAR)
 def test_an_option_far_outside_is_refused_by_its_name(option, value):
     kind, name, key, wanted = option
-    for given_value in (value, (value,)):
-        said = told(lambda: registry.ALL[kind].resolve(name, {**wanted, key: given_value}))
-        assert name in said or key in said
+    said = told(lambda: registry.ALL[kind].resolve(name, {**wanted, key: value}))
+    assert name in said or key in said
 
 
 def test_enough_numbers_are_looked_at():
-    assert len(CONFIG_KEYS) > 45 and len(list(plugin_options())) > 100
+    assert len(CONFIG_KEYS) > 45
+    assert len(list(plugin_options())) > 100

@@ -178,8 +178,7 @@ def load_audit_config(
         ConfigError: a key or value is wrong; names the dotted path.
         RegistryError: a plug-in is unknown or refuses its options.
     """
-    layer = dict(source) if isinstance(source, Mapping) else read_source(source)
-    layer = override(layer, overrides)
+    layer = override(read_source(source), overrides)
     asked = layer.pop("audit", {})
     if not isinstance(asked, Mapping):
         raise ConfigError(f"audit: is {asked!r}; expected a table, headed [audit].")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segcredit.config import RunConfig
+from segcredit.config import RunConfig, Source, load_config, load_run
 from segcredit.errors import LostProcessError, RecordError, StorageError, TrainingError
 from segcredit.objective.returns import explained_variance, lambda_returns
 from segcredit.records import checkpoint
@@ -41,20 +41,38 @@ from segcredit.training.update import improve
 Row = dict[str, float]
 
 
-def train(config: RunConfig, output: str | Path | None = None, *, resume: bool = False) -> Path:
+def train(
+    config: RunConfig | Source,
+    output: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    **keys: Any,
+) -> Path:
     """Runs a config to its end and returns the run directory.
 
+        segcredit.train("grpo", "runs/first", train__steps=20)
+
     Args:
-        config: complete, as ``load_config`` gives it.
+        config: complete, as ``load_config`` gives it; or what that takes: a method's name, a TOML
+            file, or a mapping as such a file holds it.
         output: the run directory; None = ``runs/HASH``, named by config and plug-in code.
         resume: continue from the last checkpoint found there. Without it, a directory that holds
             a finished run of the same config is left as it is.
+        overrides: ``"dotted.key=value"``, laid over the config.
+        **keys: the same from Python, as ``load_config`` has them.
 
     Raises:
         SegcreditError: whatever stops the run; recorded in ``status.json`` before it is raised.
     """
-    directory = run_directory(config, output)
-    for _ in iterate(config, directory, resume=resume):
+    if not isinstance(config, RunConfig):
+        checked = load_run(config, overrides, **keys)
+    elif overrides or keys:
+        checked = load_config(config.model_dump(), overrides, **keys)
+    else:
+        checked = config
+    directory = run_directory(checked, output)
+    for _ in iterate(checked, directory, resume=resume):
         pass
     return directory
 
@@ -298,8 +316,7 @@ def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) ->
     rewards_B = run.processes.all_gather(batch.rollouts.token_rewards.sum(1))
     if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
         return unvaried
-    limit = min(run.config.train.patience, run.config.train.steps)
-    if step >= limit:
+    if step >= run.config.train.patience:
         raise TrainingError(
             f"all rewards of the first {step} steps were equal (reward {float(rewards_B[0]):g}):"
             " there is nothing to learn from. The usual cause is a task that this policy never or"

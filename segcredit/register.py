@@ -8,15 +8,18 @@ class Mine(segcredit.TextSegmenter): ...
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import sys
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import cloudpickle
 
 from segcredit import registry
-from segcredit.errors import ConfigError
+from segcredit.errors import ConfigError, RegistryError, shown
 
 C = TypeVar("C", bound=type)
 
@@ -44,6 +47,63 @@ bound = _decorator(registry.bounds)
 aggregation = _decorator(registry.aggregations)
 
 
+def carried() -> bytes:
+    """Returns this session's plug-ins, of notebooks and scripts too, for another process.
+
+    Raises:
+        RegistryError: one holds what cannot leave this process; says which.
+    """
+    return pickle.dumps(
+        [
+            (kind, name, _packed(plugins, name, plugin), plugins.identity(name))
+            for kind, plugins in registry.ALL.items()
+            for name, plugin in plugins.local().items()
+            if not plugin.__module__.startswith(_CODE)  # its file is loaded there as well
+        ]
+    )
+
+
+def _packed(plugins: registry.Registry[Any], name: str, plugin: type) -> bytes:
+    """Returns a class itself: its module may lie where the other process looks for none."""
+    module = sys.modules[plugin.__module__]
+    by_value = plugin.__module__ not in ("__main__", *cloudpickle.list_registry_pickle_by_value())
+    try:
+        if by_value:
+            cloudpickle.register_pickle_by_value(module)
+        return cast(bytes, cloudpickle.dumps(plugin))
+    except Exception as error:  # whatever a class of a user's may hold refuses in its own way
+        raise RegistryError(
+            f"{plugins.kind} {name!r}, which this session defines, cannot be carried over to the"
+            f" processes that run a grid ({type(error).__name__}: {shown(error, plain=True)})."
+            " Usually it reads a variable of the notebook that belongs to this process, such as an"
+            " open file: write the plug-in into a file of its own, and give that as code=[...] or"
+            " --code."
+        ) from error
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def take_over(plugins: bytes) -> None:
+    """Registers what ``carried`` returned in another process.
+
+    Raises:
+        ConfigError: a plug-in's module cannot be imported here.
+    """
+    for kind, name, packed, identity in pickle.loads(plugins):
+        try:
+            registry.ALL[kind].take_over(name, pickle.loads(packed), identity)
+        except Exception as error:
+            raise ConfigError(
+                f"{registry.ALL[kind].kind} {name!r} was registered by the process that started the"
+                f" grid, but cannot be made here: {type(error).__name__}:"
+                f" {shown(error, plain=True)}. Give its file as code=[...] or --code."
+            ) from error
+
+
+_CODE = "segcredit_code_"
+
+
 def load_code(files: Sequence[str]) -> None:
     """Runs plug-in files, each once in a session: the plug-ins inside register themselves.
 
@@ -52,7 +112,7 @@ def load_code(files: Sequence[str]) -> None:
     """
     for path in [Path(file).resolve() for file in files]:
         # Two files of one stem are two modules.
-        name = f"segcredit_code_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+        name = f"{_CODE}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
         if name not in sys.modules:
             _load(path, name)
 

@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import linecache
 import os
 import sys
 import traceback
@@ -70,6 +71,8 @@ class Registry(Generic[T]):
         self.group = group
         self._protocol = protocol
         self._local: dict[str, type[T]] = {}
+        self._carried: dict[str, str] = {}
+        """Identities of plug-ins that another process registered, by name."""
 
     @property
     def protocol(self) -> type[T]:
@@ -99,9 +102,14 @@ class Registry(Generic[T]):
             )
         self._local[name] = plugin
 
-    def local(self) -> list[type[T]]:
-        """Returns the classes that were registered in this session."""
-        return list(self._local.values())
+    def local(self) -> dict[str, type[T]]:
+        """Returns the classes that were registered in this session, by name."""
+        return dict(self._local)
+
+    def take_over(self, name: str, plugin: type[T], identity: str) -> None:
+        """Registers a class that another process registered, under what it calls its code."""
+        self._local.setdefault(name, plugin)
+        self._carried[name] = identity
 
     def find(self, name: str) -> type[T]:
         """Returns the class registered under a name.
@@ -189,6 +197,8 @@ class Registry(Generic[T]):
         The file counts where it is not part of an installed, versioned wheel: registered in this
         session, or an editable install, whose files change under the same version.
         """
+        if name in self._carried:
+            return self._carried[name]
         plugin = self.find(name)
         point = next((p for p in self._points() if p.name == name), None)
         if name not in self._local and point is not None and point.dist is not None:
@@ -197,8 +207,8 @@ class Registry(Generic[T]):
                 return _distribution(point)
         try:
             source = _source(plugin)
-        except (OSError, TypeError):
-            source = inspect.getsource(plugin).encode()
+        except (OSError, TypeError):  # a class of a notebook's cell has no file
+            source = _cell_source(plugin)
         return f"sha256:{hashlib.sha256(source).hexdigest()[:16]}"
 
     def _points(self) -> list[EntryPoint]:
@@ -378,12 +388,21 @@ def _source(plugin: type) -> bytes:
     return b"".join(part.name.encode() + part.read_bytes() for part in parts)
 
 
+def _cell_source(plugin: type) -> bytes:
+    """Returns the cell of a notebook that defines a plug-in, found by one of its functions."""
+    found = [inspect.unwrap(each) for each in vars(plugin).values() if inspect.isfunction(each)]
+    files = sorted({each.__code__.co_filename for each in found} - {"<string>"})
+    lines = [line for file in files for line in linecache.getlines(file)]
+    code = [(each.__name__, each.__code__.co_code, each.__code__.co_consts) for each in found]
+    return ("".join(lines) or repr(code)).encode()  # typed at a prompt: no lines are kept
+
+
 def plugin_fault(error: BaseException) -> str | None:
     """Returns the sentence for an error that came through a plug-in's code; None for any other.
 
     The last resort, for what was raised where no plug-in was named: in a policy of one's own, say.
     """
-    local = {found.__module__ for plugins in ALL.values() for found in plugins.local()}
+    local = {found.__module__ for plugins in ALL.values() for found in plugins.local().values()}
     # What the package brings is its own fault.
     modules = {m for m in local | _registered_modules() if not m.startswith("segcredit.")}
     files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}

@@ -105,18 +105,26 @@ def parser_words(error: ValueError | RecursionError) -> str:
     return shown(str(error), plain=True)
 
 
-def shown(value: object, *, plain: bool = False) -> str:
-    """Returns a value as a message has it: at most 200 characters, whatever it is.
+def shown(value: object, *, plain: bool = False, most: int = 200) -> str:
+    """Returns a value as a message has it, whatever it is.
 
     Args:
         value: of any kind, such as what a user gave.
         plain: as text rather than as Python would write it.
+        most: characters; of a longer text the beginning is shown.
     """
     try:
         text = str(value) if plain else repr(value)
     except Exception:  # integers of too many digits, lists nested too deeply, a plug-in's own repr
         return f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= 200 else f"{text[:150]} ... ({len(text):,} characters)"
+    return text if len(text) <= most else f"{text[: most - 50]} ... ({len(text):,} characters)"
+
+
+def told(error: BaseException) -> str:
+    """Returns what somebody else's error says, which may be nothing, or megabytes."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit ({error.code}), which would end the program: let it raise an error"
+    return f"{type(error).__name__}: {shown(error, plain=True, most=2000)}".removesuffix(".")
 
 
 @contextmanager
@@ -140,10 +148,10 @@ def blame(kind: str, name: str, plugin: object) -> Generator[None]:
         raise
     except SegcreditError as error:
         raise PluginError(f"{kind} {name!r}{_place(error, plugin)}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{kind} {name!r}{_place(error, plugin)} raised {type(error).__name__}: {error}. Run"
-            " segcredit.testing's checks over it to find the case that it does not bear."
+            f"{kind} {name!r}{_place(error, plugin)} raised {told(error)}. Run segcredit.testing's"
+            " checks over it to find the case that it does not bear."
         ) from error
 
 

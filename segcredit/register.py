@@ -5,6 +5,9 @@
 class Mine(segcredit.TextSegmenter): ...
 """
 
+# cloudpickle carries no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import importlib.util
@@ -14,12 +17,12 @@ import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import cloudpickle
 
 from segcredit import registry
-from segcredit.errors import ConfigError, RegistryError, shown
+from segcredit.errors import ConfigError, RegistryError, told
 
 C = TypeVar("C", bound=type)
 
@@ -70,11 +73,11 @@ def _packed(plugins: registry.Registry[Any], name: str, plugin: type) -> bytes:
     try:
         if by_value:
             cloudpickle.register_pickle_by_value(module)
-        return cast(bytes, cloudpickle.dumps(plugin))
+        return cloudpickle.dumps(plugin)
     except Exception as error:  # whatever a class of a user's may hold refuses in its own way
         raise RegistryError(
             f"{plugins.kind} {name!r}, which this session defines, cannot be carried over to the"
-            f" processes that run a grid ({type(error).__name__}: {shown(error, plain=True)})."
+            f" processes that run a grid ({told(error)})."
             " Usually it reads a variable of the notebook that belongs to this process, such as an"
             " open file: write the plug-in into a file of its own, and give that as code=[...] or"
             " --code."
@@ -93,11 +96,11 @@ def take_over(plugins: bytes) -> None:
     for kind, name, packed, identity in pickle.loads(plugins):
         try:
             registry.ALL[kind].take_over(name, pickle.loads(packed), identity)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{registry.ALL[kind].kind} {name!r} was registered by the process that started the"
-                f" grid, but cannot be made here: {type(error).__name__}:"
-                f" {shown(error, plain=True)}. Give its file as code=[...] or --code."
+                f" grid, but cannot be made here: {told(error)}. Give its file as code=[...] or"
+                " --code."
             ) from error
 
 
@@ -138,7 +141,7 @@ def _load(path: Path, name: str) -> None:
         ]
         line = f", line {raised[-1]}," if raised else ""
         raise ConfigError(
-            f"--code {path}{line} raised {type(error).__name__} while it was loaded: {error}. A"
-            " plug-in file defines and registers classes; keep what runs something else out of it,"
+            f"--code {path}{line} raised {told(error)}, while it was loaded. A plug-in file defines"
+            " and registers classes; keep what runs something else out of it,"
             " or behind if __name__ == '__main__'."
         ) from error

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_typ
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from segcredit.errors import RegistryError, SegcreditError, did_you_mean, shown
+from segcredit.errors import RegistryError, SegcreditError, did_you_mean, shown, told
 
 # The protocols import torch, which a list of names does not wait for.
 if TYPE_CHECKING:
@@ -143,11 +143,13 @@ class Registry(Generic[T]):
         except SegcreditError:
             raise
         except ValueError as error:
-            raise RegistryError(f"{self.kind} {name!r} refuses its options: {error}") from error
-        except Exception as error:
+            said = shown(error, plain=True, most=2000)
+            raise RegistryError(f"{self.kind} {name!r} refuses its options: {said}") from error
+        except (Exception, SystemExit) as error:
+            said = shown(error, plain=True, most=2000)
             raise RegistryError(
                 f"{self.kind} {name!r} raised {type(error).__name__} while it was built from its"
-                f" options: {error}. See {plugin.__qualname__!r} in"
+                f" options: {said}. See {plugin.__qualname__!r} in"
                 f" {_file_of(plugin.__module__) or plugin.__module__}: a plug-in is a frozen"
                 " dataclass whose fields are its options."
             ) from error
@@ -232,8 +234,8 @@ class Registry(Generic[T]):
             package = point.value.partition(":")[0].partition(".")[0]
             raise RegistryError(
                 f"{self.kind} {point.name!r} (entry point {point.value!r} of"
-                f" {_distribution(point)}) failed to import: {type(error).__name__}: {error}. Its"
-                f" top-level package {package!r} was found at {_file_of(package) or 'no file'};"
+                f" {_distribution(point)}) failed to import: {told(error)}. Its top-level"
+                f" package {package!r} was found at {_file_of(package) or 'no file'};"
                 " if that is another project's, rename or uninstall one of them."
             ) from error
 
@@ -411,8 +413,8 @@ def plugin_fault(error: BaseException) -> str | None:
         return None
     at = lines[-1]
     return (
-        f"the plug-in file {at.filename}, line {at.lineno}, in {at.name}, raised"
-        f" {type(error).__name__}: {error}. Mend it there; segcredit.testing's checks find more of"
+        f"the plug-in file {at.filename}, line {at.lineno}, in {at.name}, raised {told(error)}."
+        " Mend it there; segcredit.testing's checks find more of"
         " such cases, and SEGCREDIT_TRACEBACK=1 shows where it was asked."
     )
 

@@ -498,6 +498,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
+    except SystemExit as error:  # of the commands themselves, unless it came through a plug-in
+        text = _plugin_exit(error)
+        if text is None:
+            raise
+        Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
+        sys.exit(1)
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise
@@ -517,6 +523,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
         )
         Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
         sys.exit(1)
+
+
+def _plugin_exit(error: SystemExit) -> str | None:
+    """Returns the sentence for a plug-in that left the program; None where a command did."""
+    registry = sys.modules.get("segcredit.registry")  # without it no plug-in was loaded
+    return None if registry is None else registry.plugin_fault(error)
 
 
 def _refused_path(error: Exception) -> str | None:

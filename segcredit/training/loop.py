@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 
 from segcredit.config import RunConfig, Source, load_config, load_run
-from segcredit.errors import LostProcessError, RecordError, StorageError, TrainingError
+from segcredit.errors import (
+    LostProcessError,
+    PluginError,
+    RecordError,
+    StorageError,
+    TrainingError,
+    told,
+)
 from segcredit.objective.returns import explained_variance, lambda_returns
 from segcredit.records import checkpoint
 from segcredit.records.recovery import damage, last_good_state
@@ -29,6 +36,7 @@ from segcredit.records.run_directory import Records, RunRecords, SilentRecords
 from segcredit.records.run_lock import run_lock
 from segcredit.records.schemas import TableName
 from segcredit.records.trackers import tracking
+from segcredit.registry import plugin_fault
 from segcredit.rng import stream
 from segcredit.training.build import Run, build, environment, run_hash, started_processes
 from segcredit.training.credit_assignment import TrainingBatch, collect
@@ -343,6 +351,10 @@ def _recorded_failure(records: Records) -> Generator[None]:
         message = f"{error} {_last_checkpoint(records)} Continue with --resume."
         records.interrupt(message)
         raise LostProcessError(message) from error
+    except SystemExit as error:  # of a plug-in that no narrower place names: a policy, a stream
+        message = plugin_fault(error) or f"something in the run raised {told(error)}."
+        records.fail("SystemExit", message, traceback.format_exc())
+        raise PluginError(message) from error
     except Exception as error:
         advice = memory_advice(error)
         message, ours = advice or str(error), advice is not None or isinstance(error, TrainingError)

@@ -97,7 +97,7 @@ def checked_offsets(plugin: object, offsets: object, text: str) -> Sequence[int]
     name = f"segmenter {type(plugin).__name__!r}"
     many = isinstance(offsets, Iterable)
     places: list[object] = [*cast("Iterable[object]", offsets)] if many else [None]
-    if not all(isinstance(place, Integral) for place in places):
+    if bool in map(type, places) or not all(isinstance(place, Integral) for place in places):
         raise PluginError(
             f"{name} returned {str(offsets)[:80]} for a text of {len(text)}"
             " characters; expected a list of whole numbers, the places of the characters at which"

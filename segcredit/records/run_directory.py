@@ -239,8 +239,9 @@ class RunRecords(Records):
         """Makes a run directory, or takes up the one that holds the same config.
 
         A finished run is left as it is (see ``finished``); any other is "running" again, with its
-        rows kept until ``cut_after`` drops them. A config or a status that cannot be read is
-        written again; the config that was there is kept beside it.
+        rows kept until ``cut_after`` drops them. One that failed before it recorded anything
+        leaves its directory to any other. A config or a status that cannot be read is written
+        again; the config that was there is kept beside it.
 
         Args:
             path: the run directory.
@@ -252,9 +253,12 @@ class RunRecords(Records):
                 written.
         """
         path = Path(path)
-        require_same_data(path, environment.get(DATA, {}))
-        store_config(path, config)
         records = cls(path)
+        if records._failed_at_once():
+            (path / CONFIG).unlink(missing_ok=True)
+        else:
+            require_same_data(path, environment.get(DATA, {}))
+        store_config(path, config)
         if not records.finished:
             write_sealed(path / ENVIRONMENT, environment)
             records.begin()
@@ -279,6 +283,14 @@ class RunRecords(Records):
             return self.status()["status"] == "finished"
         except RecordError:
             return False  # never written, or torn
+
+    def _failed_at_once(self) -> bool:
+        """Tells whether a run failed here before its first row or checkpoint."""
+        try:
+            failed = self.status()["status"] == "failed"
+        except RecordError:
+            return False
+        return failed and not (self.path / METRICS).exists() and not self.checkpoints.exists()
 
     @property
     def config(self) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, PromptStream, Task, Verdict
@@ -63,7 +64,7 @@ class Dataset(Task):
     """True to have the policy's chat template write the prompt."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
-    shots: int | tuple[Shot, ...] = 0
+    shots: Annotated[int, Interval(ge=0, le=1000)] | tuple[Shot, ...] = 0
     """Worked examples before each question: so many of the first training rows, which are then no
     problems, or pairs of a question and a solution as they are to stand there."""
     solution: str = "\n{answer}"
@@ -74,15 +75,15 @@ class Dataset(Task):
     """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     verifier: str = "math"
     """``math``, ``exact``, ``choice``, or a function of your own as ``module:function``."""
-    tolerance: float = 0.0
+    tolerance: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Relative distance at which a number is right too, of ``math``; 0.005 for rounded answers."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Interval(ge=0.01, le=3600)] = 3.0
     """Seconds of the longest judgement by ``math`` or a function; what takes longer is wrong."""
     malformed: Literal["fatal", "skip"] = "fatal"
     """Fate of a row that cannot be read or lacks something; told in either case."""
     streaming: bool = False
     """True to read rows as they are needed, for data that fits no memory or disk."""
-    buffer: int = 1000
+    buffer: Annotated[int, Interval(ge=1, le=10**7)] = 1000
     """Rows that are read and shuffled together, where they are streamed."""
 
     def __post_init__(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 
 from segcredit.protocols import Prompt, PromptStream, Task, Verdict
 from segcredit.tasks.dataset import Dataset
@@ -39,9 +41,9 @@ class Problems(Task):
     """Name of the column that names a problem; '' for its number."""
     instruction: str = BOXED
     """Follows every question after a blank line."""
-    tolerance: float = 0.0
+    tolerance: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Relative distance at which a number is right too, such as 0.005 for rounded answers."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Interval(ge=0.01, le=3600)] = 3.0
     """Seconds of the longest comparison of two answers; what takes longer is wrong."""
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:

@@ -7,9 +7,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 
 from segcredit.errors import TaskError, did_you_mean, require_package
 from segcredit.protocols import Prompt, Task, Verdict
@@ -53,7 +54,7 @@ class ReasoningGym(Task):
     """True to have the policy's chat template write the prompt."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
-    shots: int | tuple[Shot, ...] = 0
+    shots: Annotated[int, Interval(ge=0, le=1000)] | tuple[Shot, ...] = 0
     """Worked examples before each question: so many of the generator's own, or pairs of a question
     and a solution as they are to stand there."""
     solution: str = "\n{answer}"
@@ -62,7 +63,7 @@ class ReasoningGym(Task):
     """Mark that ends the text that is judged, such as a blank line; '' for the completion's end."""
     final: str = "whole"
     """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Interval(ge=0.01, le=3600)] = 3.0
     """Seconds of the longest judgement; what takes longer is wrong."""
 
     def __post_init__(self) -> None:

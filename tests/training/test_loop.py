@@ -247,6 +247,27 @@ def test_large_credit_is_told_once(tmp_path, monkeypatch):
     assert read_runs(path).steps.advantage_max[1:].tolist() == [250.0] * 4
 
 
+def test_equal_rewards_stop_no_run_that_is_shorter_than_its_patience(tmp_path):
+    hopeless = ["rollouts.max_new_tokens=1", "train.steps=2", "train.patience=3"]
+    path = train("grpo", tmp_path / "run", overrides=[*SMALL, *hopeless])
+    assert status(path)["status"] == "finished"
+    assert read_runs(path).steps.reward.nunique() == 1
+
+
+def test_a_start_that_failed_leaves_its_directory_to_the_corrected_config(tmp_path, monkeypatch):
+    wrong = load_config("grpo", [*SMALL, "rollouts.max_new_tokens=900"])
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("SEGCREDIT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(PolicyError):
+        train(wrong, tmp_path / "run")
+    monkeypatch.undo()
+    assert status(tmp_path / "run")["status"] == "failed"
+    train(wrong, tmp_path / "run", overrides=SMALL)
+    assert status(tmp_path / "run")["status"] == "finished"
+    with pytest.raises(RecordError, match="another config"):
+        train(wrong, tmp_path / "run", seed=3)
+
+
 def test_empty_completions_stop_the_run(tmp_path, monkeypatch):
     def nothing(self, *args, **options):
         made = generate(self, *args, **options)

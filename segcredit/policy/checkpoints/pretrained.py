@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Interval
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -53,11 +54,11 @@ class Pretrained(PolicySource):
     dtype: str = "float32"
     """Type of the weights: ``float32``, ``bfloat16`` or ``float16``; the latter two are trained by
     way of float32 master weights."""
-    suppress: tuple[int, ...] = ()
+    suppress: tuple[Annotated[int, Interval(ge=0, le=10**7)], ...] = ()
     """Token ids that are never sampled, besides the begin and pad tokens."""
     chat: bool = True
     """True: a model that reads images is asked through its chat template, where it has one."""
-    max_image_pixels: int = MAX_PIXELS
+    max_image_pixels: Annotated[int, Interval(ge=1, le=10**9)] = MAX_PIXELS
     """Pixels of the largest image that is read; the model's processor shrinks it afterwards."""
     lora: LoRA | None = None
     """Adapters that are trained in the place of the weights: a table, ``{}`` for its defaults."""

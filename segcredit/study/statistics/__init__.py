@@ -27,6 +27,7 @@ from segcredit.study.statistics.run_values import known_metric, metrics_of, run_
 from segcredit.study.statistics.stratified import (
     IntervalKind,
     interquartile_mean,
+    require_statistic,
     stratified_bootstrap,
     stratified_student,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "learning_areas",
     "metrics_of",
     "probability_of_improvement",
+    "require_statistic",
     "run_values",
     "seeds_needed",
     "sign_flip_p",

@@ -46,8 +46,13 @@ def aggregate(values: ArrayLike, statistic: Statistic) -> float:
         StudyError: the statistic is none of mean, iqm and median.
     """
     found = present_values(values)
-    require_known("statistic", [statistic], _STATISTICS)
+    require_statistic(statistic)
     return float(_STATISTICS[statistic](found)) if len(found) else math.nan
+
+
+def require_statistic(statistic: str) -> None:
+    """Raises a StudyError for a statistic that is none of mean, iqm and median."""
+    require_known("statistic", [statistic], _STATISTICS)
 
 
 def stratified_bootstrap(
@@ -157,7 +162,7 @@ def _with_spread(strata: Sequence[ArrayLike]) -> list[Floats]:
 
 def _draws(strata: list[Floats], statistic: Statistic, resamples: int, seed: int) -> Floats:
     """Computes the statistic of each resample."""
-    require_known("statistic", [statistic], _STATISTICS)
+    require_statistic(statistic)
     generator = np.random.default_rng(seed)
     resampled = [
         values[generator.integers(len(values), size=(resamples, len(values)))] for values in strata

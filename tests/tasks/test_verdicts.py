@@ -56,9 +56,10 @@ def near_misses(answer: str) -> Iterator[str]:
     """Yields answers that are almost the true one."""
     bare = answer.replace(",", "")
     if bare.lstrip("-").isdigit():
-        yield from (str(int(bare) + 1), str(int(bare) - 1), f"{bare}0", f"{bare}.5", f"{bare}x")
-        yield from (f"{bare}\\sqrt{{2}}", f"{bare} or {int(bare) + 1}", f"{bare} + x")
-        yield from (str(-int(bare)),) if int(bare) else ()
+        yield from (str(int(bare) + 1), str(int(bare) - 1), f"{bare}.5", f"{bare} + x")
+        yield f"{bare} or {int(bare) + 1}"
+        if int(bare):  # 0x is 0
+            yield from (f"{bare}0", f"{bare}x", f"{bare}\\sqrt{{2}}", str(-int(bare)))
     elif any(sign.isdigit() for sign in answer) and "text" not in answer and "mbox" not in answer:
         yield from (f"{answer} + 1", f"\\frac{{{answer}}}{{7}}")
 

@@ -155,13 +155,13 @@ class RowReader:
                 " completion could be right."
             )
         found = self._answer(row)
-        several = found if isinstance(found, tuple) else (found,)
+        several = cast("tuple[Any, ...]", found if isinstance(found, tuple) else (found,))
         if None in several:
             raise _Malformed(
                 f"has an answer in which {self.answer_pattern!r} finds nothing: it ends"
                 f" {written[several.index(None)][-40:]!r}."
             )
-        if fault := next(filter(None, map(self.fault, several)), ""):
+        if fault := next((fault for one in several if (fault := self.fault(one))), ""):
             raise _Malformed(fault)
 
     def _answer(self, row: Row) -> Any:

@@ -35,7 +35,11 @@ _LETTERS_ALONE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 
 def letters() -> Callable[..., dict[str, Any]]:
     """Returns a function of a text: the letters that it chooses, or the number of an option."""
-    return lambda text: {"letters": chosen(text) or _number(text)}
+
+    def choice(text: str) -> dict[str, Any]:
+        return {"letters": chosen(text) or _number(text)}
+
+    return choice
 
 
 def _number(text: str) -> str:

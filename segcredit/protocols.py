@@ -254,6 +254,8 @@ class Prompt:
     chat: tuple[tuple[str, str], ...] | None = None
     """Role and content of the messages before ``text``, which is then the user's last message of a
     chat that the policy writes by its template; None where the text is the whole prompt."""
+    chat_options: tuple[tuple[str, Any], ...] = ()
+    """Arguments of the chat's template by name, such as ``("enable_thinking", False)``."""
 
 
 @dataclass(frozen=True, slots=True)

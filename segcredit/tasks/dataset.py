@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,6 +62,8 @@ class Dataset(Task):
     """Name of the column with an image, or a list of them; '' for problems without."""
     chat: bool = False
     """True to have the policy's chat template write the prompt."""
+    chat_options: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    """Arguments of the chat template, such as ``{enable_thinking = false}``."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
     shots: Annotated[int, Interval(ge=0, le=1000)] | tuple[Shot, ...] = 0
@@ -90,6 +92,11 @@ class Dataset(Task):
         self.reader()
         FinalAnswer(self.until, self.final)
         self._verifier()
+        if self.chat_options and not self.chat:
+            raise TaskError(
+                f"task.chat_options is {self.chat_options}, and task.chat is false; expected"
+                " arguments of a chat's template where there is a chat. Set task.chat = true."
+            )
         if self.buffer < 1:
             raise TaskError(f"task.buffer is {self.buffer}; expected at least 1 row.")
 
@@ -166,7 +173,7 @@ class Dataset(Task):
     def layout(self, shots: Sequence[Shot]) -> Layout:
         """Returns the layout of a question, after these examples or those of the config."""
         given = shots if isinstance(self.shots, int) else self.shots
-        return Layout(self.chat, self.system, tuple(given))
+        return Layout(self.chat, self.system, tuple(given), tuple(self.chat_options.items()))
 
     def first_rows(self) -> int:
         """Counts the first training rows that are worked examples."""

@@ -12,7 +12,14 @@ from typing import Any, cast
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt
-from segcredit.tasks.data.prompt_templates import Layout, Shot, columns_of, filled, spelt
+from segcredit.tasks.data.prompt_templates import (
+    Layout,
+    Shot,
+    columns_of,
+    filled,
+    messages_of,
+    spelt,
+)
 from segcredit.tasks.data.rows import Numbered, Row
 from segcredit.tasks.verifiers.verifier import pattern_match
 
@@ -114,7 +121,10 @@ class RowReader:
     def made(self, layout: Layout, source: str, problem: Problem, row: Row) -> Prompt:
         """Returns a problem as a prompt."""
         images = self._images(source, problem.key, row) if self.images else ()
-        return layout.prompt(problem.key, problem.question, self._answer(row), images)
+        *before, asked = messages_of(self.prompt, row) or [("user", problem.question)]
+        if not layout.chat:
+            before, asked = [], ("user", problem.question)
+        return layout.prompt(problem.key, asked[1], self._answer(row), images, before)
 
     def _problem(self, one: Numbered) -> Problem:
         if one.fault:
@@ -127,6 +137,11 @@ class RowReader:
             question = filled(self.prompt, one.row)
         except _UNFILLED as error:
             raise _Malformed(f"does not fill the template {self.prompt!r} ({error!r}).") from error
+        chat = messages_of(self.prompt, one.row)
+        if chat and chat[-1][0] != "user":
+            raise _Malformed(
+                f"has a chat whose last message is the {chat[-1][0]}'s, not the user's."
+            )
         key = str(part_of(one.row, self.key)) if self.key else str(one.number)
         return Problem(one.number, key, question)
 
@@ -140,13 +155,13 @@ class RowReader:
                 " completion could be right."
             )
         found = self._answer(row)
-        several = found if isinstance(found, tuple) else (found,)
+        several = cast("tuple[Any, ...]", found if isinstance(found, tuple) else (found,))
         if None in several:
             raise _Malformed(
                 f"has an answer in which {self.answer_pattern!r} finds nothing: it ends"
                 f" {written[several.index(None)][-40:]!r}."
             )
-        if fault := next(filter(None, map(self.fault, several)), ""):
+        if fault := next((fault for one in several if (fault := self.fault(one))), ""):
             raise _Malformed(fault)
 
     def _answer(self, row: Row) -> Any:

@@ -115,12 +115,20 @@ def placed(place: str, maker: str, options: tuple[Any, ...]) -> Callable[..., di
 def matching(pattern: str) -> Callable[..., dict[str, Any]]:
     """Returns a judge that finds a pattern's last match in a text; None for none."""
     compiled = re.compile(pattern)
-    return lambda text: {"found": last_match(compiled, text)}
+
+    def match(text: str) -> dict[str, Any]:
+        return {"found": last_match(compiled, text)}
+
+    return match
 
 
 def identity() -> Callable[..., dict[str, Any]]:
     """Returns a judge that says the answer itself."""
-    return lambda text: {"text": text}
+
+    def same(text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    return same
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> str | None:

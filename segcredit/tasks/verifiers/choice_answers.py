@@ -27,6 +27,9 @@ _CHOSEN = re.compile(
 _NOT = re.compile(r"(?i)\s*(?:not|isn't|n't|不|非)")
 _NOT_BEFORE = re.compile(r"(?i)(?:\bnot|n't|不是|不选|并非)\W{0,3}$")
 _NUMBER = re.compile(r"\W*(\d{1,2})\W*")
+_CALLED_RIGHT = re.compile(
+    r"(?<![A-Za-z])([A-Z])\)?(?:(?:选项|项)?(?:是|为)?正确| is (?:the )?(?:correct|right)(?![a-z]))"
+)
 _BRACKETED = re.compile(rf"\([A-Z]\)(?:{_JOIN}\([A-Z]\))*")
 _LINE = re.compile(r"(?m)^[^\w\n]*([A-Z])(?:[.):][^\n]*|[^\w\n]*)$")
 _END = re.compile(rf"(?<![A-Za-z0-9])[A-Z](?:{_JOIN}[A-Z])*(?![A-Za-z0-9'])[^\w]*\Z")
@@ -35,7 +38,11 @@ _LETTERS_ALONE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 
 def letters() -> Callable[..., dict[str, Any]]:
     """Returns a function of a text: the letters that it chooses, or the number of an option."""
-    return lambda text: {"letters": chosen(text) or _number(text)}
+
+    def choice(text: str) -> dict[str, Any]:
+        return {"letters": chosen(text) or _number(text)}
+
+    return choice
 
 
 def _number(text: str) -> str:
@@ -74,7 +81,7 @@ def _signs(text: str) -> Iterator[str]:
     yield _list_at(box.strip(" {}")) if box else ""
     for cue in reversed(list(_CHOSEN.finditer(text))):
         yield _list_at(text[cue.end() : cue.end() + 80])
-    for sign in (_BRACKETED, _LINE, _END):
+    for sign in (_CALLED_RIGHT, _BRACKETED, _LINE, _END):
         found = list(sign.finditer(text))
         if found and not _NOT_BEFORE.search(
             text[max(found[-1].start() - 20, 0) : found[-1].start()]

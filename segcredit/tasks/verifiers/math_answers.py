@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import antlr4
 import math_verify
-import sympy
-from antlr4 import Token
-from latex2sympy2_extended.antlr_parser import PSParser
-from math_verify import grader
-from sympy import Basic, Float, MatrixBase, Pow, Rational
+import math_verify.grader
+import sympy as untyped_sympy
+from latex2sympy2_extended import antlr_parser
 
 from segcredit.tasks.verifiers.math_text import expression, located, plain, words
 
@@ -32,7 +31,11 @@ _NODES = 2000
 """Terms of the longest expression that is compared."""
 _DECIMALS, _SMALL, _ROUNDED, _IRRATIONAL = 5e-7, 1e-6, 1e-4, 1e-9
 _library: Any = math_verify
-_grader: Any = grader
+_grader: Any = math_verify.grader
+_parser: Any = antlr_parser.PSParser
+sympy: Any = untyped_sympy
+_token: Any = antlr4.Token
+Basic, MatrixBase, Rational = sympy.Basic, sympy.MatrixBase, sympy.Rational
 _LATEX = _library.LatexExtractionConfig(
     normalization_config=_library.parser.NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
@@ -77,7 +80,7 @@ class _Reading:
     unit: bool
     """True for a number and a letter that may be a unit, such as 5m."""
     value: Any
-    """As sympy has it; None for words alone, and for what cannot be read."""
+    """The value in sympy; None for words alone, and for text that cannot be read."""
 
     @property
     def is_words(self) -> bool:
@@ -132,7 +135,7 @@ def _parsed(latex: str) -> Any:
     )
     if not found or _is_too_large(found[0]):
         return None
-    floats = found[0].atoms(Float) if isinstance(found[0], (Basic, MatrixBase)) else ()
+    floats = found[0].atoms(sympy.Float) if isinstance(found[0], (Basic, MatrixBase)) else ()
     return found[0].xreplace({one: Rational(str(one)) for one in floats}) if floats else found[0]
 
 
@@ -141,14 +144,19 @@ def _parsed(latex: str) -> Any:
 
 @functools.cache
 def _wrap_library() -> None:
-    parse, symbolic = PSParser.math, _grader.sympy_symbolic_eq
-    PSParser.math = lambda parser: _read_to_the_end(parser, parse(parser))
+    parse, symbolic = _parser.math, _grader.sympy_symbolic_eq
+    _parser.math = functools.partialmethod(_read_to_the_end, parse)
     _grader.sympy_numeric_eq = _numbers_equal
-    _grader.sympy_symbolic_eq = lambda gold, said: not _differ(gold, said) and symbolic(gold, said)
+    _grader.sympy_symbolic_eq = functools.partial(_symbolic, symbolic)
 
 
-def _read_to_the_end(parser: Any, tree: Any) -> Any:
-    if parser.getTokenStream().LA(1) != Token.EOF:
+def _symbolic(library: Callable[[Any, Any], bool], gold: Any, said: Any) -> bool:
+    return not _differ(gold, said) and library(gold, said)
+
+
+def _read_to_the_end(parser: Any, parse: Callable[[Any], Any]) -> Any:
+    tree = parse(parser)
+    if parser.getTokenStream().LA(1) != _token.EOF:
         raise ValueError("the parser stopped before the end")
     return tree
 
@@ -252,7 +260,7 @@ def _digits(value: Any) -> float:
     if isinstance(value, Rational):
         return 0.31 * (int(value.p).bit_length() + int(value.q).bit_length())
     parts = [_digits(part) for part in value.args] if isinstance(value, Basic) else []
-    if isinstance(value, Pow):
+    if isinstance(value, sympy.Pow):
         return _digits_of_power(value, *parts)
     if isinstance(value, (sympy.factorial, sympy.binomial, sympy.gamma)):
         return math.inf if max(parts) > 3.5 else 10 ** max(parts)
@@ -265,7 +273,7 @@ def _digits(value: Any) -> float:
     return sum(parts) if isinstance(value, sympy.Mul) else max(parts, default=0.0)
 
 
-def _digits_of_power(power: Pow, base: float, exponent: float) -> float:
+def _digits_of_power(power: Any, base: float, exponent: float) -> float:
     if exponent > 6:
         return math.inf
     if power.exp.free_symbols:

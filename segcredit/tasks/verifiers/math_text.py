@@ -455,7 +455,8 @@ def _belongs(held: Sequence[_Piece], between: Sequence[_Piece], run: Sequence[_P
         return False
     if "join" not in kinds:
         return kinds == ["word"] and between[0].text in _PARTS and run[0].kind == "number"
-    same = _is_equation(held) == _is_equation(run) and run[0].text != "="
+    # Of "x = 3 or 4" both are values of x; of "5, so 2 + 3 = 5" the second is no answer.
+    same = (_is_equation(held) or not _is_equation(run)) and run[0].text != "="
     return same and kinds[-1] == "join" and (kinds == ["join"] or between[-1].text not in ",;")
 
 
@@ -510,7 +511,7 @@ def _trimmed(run: list[_Piece]) -> list[_Piece]:
         return []  # the exponent of a unit
     while run and run[0].kind in ("operator", "mark", "join") and run[0].text != "=":
         signed = run[0].text in ("-", "+", "\\pm") and run[0].spaced
-        if signed and (run[0].formula or not run[1].spaced):
+        if signed and (run[0].formula or "pm" in run[0].text or not run[1].spaced):
             break
         run.pop(0)
     return run

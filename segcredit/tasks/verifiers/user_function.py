@@ -66,4 +66,4 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "answer": lambda value: isinstance(value, str | None),
     "timed_out": lambda value: isinstance(value, bool),
 }
-"""What each field of a verdict may be."""
+"""Test of each field of a verdict."""

@@ -108,7 +108,7 @@ class Choice(Verifier):
             TaskError: the true answer names no letter.
         """
         answers = answers_of(prompt)
-        if fault := next(filter(None, map(self.fault, answers)), ""):
+        if fault := next((fault for one in answers if (fault := self.fault(one))), ""):
             raise TaskError(f"problem {prompt.key!r} {fault}")
         process = _process(final, f"{_HERE}.choice_answers:letters", (), self.seconds)
         found = process.ask(text=text)
@@ -177,8 +177,9 @@ class Function(Verifier):
 
 def answers_of(prompt: Prompt) -> list[str]:
     """Returns the true answers of a prompt, any of which is right; mostly one."""
-    several = prompt.answer if isinstance(prompt.answer, tuple) else (prompt.answer,)
-    return [str(one).strip() for one in cast("tuple[Any, ...]", several)]
+    answer: Any = prompt.answer
+    several = cast("tuple[Any, ...]", answer if isinstance(answer, tuple) else (answer,))
+    return [str(one).strip() for one in several]
 
 
 def verifier(name: str, *, seconds: float, tolerance: float = 0.0) -> Verifier:
@@ -209,7 +210,7 @@ def verifier(name: str, *, seconds: float, tolerance: float = 0.0) -> Verifier:
 
 _HERE = "segcredit.tasks.verifiers"
 PLACED = f"{_HERE}.answer_extraction:placed"
-"""What makes a judge that first finds the answer's place."""
+"""Maker of a judge that first finds the answer's place."""
 
 
 def pattern_match(pattern: str, text: str, seconds: float) -> str | None:

@@ -124,8 +124,9 @@ def _pattern(kinds: tuple[Kind, ...], extra: tuple[str, ...]) -> re.Pattern[str]
     words = "|".join([*(_MARKERS[kind] for kind in kinds), *map(re.escape, extra)])
     marker = rf"(?:{_FILLER})*(?:{words})(?![a-z])"
     run = rf"{marker}(?:[^\S\n]*[-,，.。!！?？…、;:—]*[^\S\n]*{marker})*"
+    opening = r"(?:[-\"'“‘「『(（\[*_>#•][^\S\n]*+)*+"
     return re.compile(
         r"[\n.!?…。！？][\"'”’)\]*_」』）]*+(?:(?<=[\n…。！？”’」』）])|(?=\s))\s*+"
-        rf"((?:<\w+>)?(?:(?:[-\"'“‘「『(（\[*_>#•]|(?<=\s)\d{{1,3}}[.)、．])[^\S\n]*+)*+{run})?",
+        rf"((?:<\w+>)?{opening}(?:(?<=\s)\d{{1,3}}[.)、．][^\S\n]*+)?+{opening}{run})?",
         re.IGNORECASE,
     )

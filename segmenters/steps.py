@@ -56,7 +56,7 @@ _RECURRING = re.compile(
 )
 """Any words with a counter and a colon, where a line or a sentence begins."""
 _ANNOUNCED = re.compile(r"[:：][*_ ]*\Z")
-_PARAGRAPH = re.compile(r"\n[^\S\n]*+\n(?:[^\S\n]*+\n)*+(?=[^\s\\$`~<])")
+_PARAGRAPH = re.compile(r"(?<=\S)[^\S\n]*+\n(?:[^\S\n]*+\n)++(?=[^\s\\$`~<])")
 """What is between a paragraph that is not indented, and no formula, and the one before it."""
 _NUMBERED = (
     r"(?:\*\*|__)?+(?:\d{1,3}[.)](?!\d)|[(（]\d{1,3}[)）]|\d{1,3}[、．）]|[①-⑳]"

@@ -26,8 +26,8 @@ _INLINE = (
     rf"|\$(?=\\[A-Za-z]|[A-Za-z]\s?[=_^+*/<>(-]){_WORD}*+\Z"
     r"|`[^`\n]++`"
 )
-"""Of two dollar signs the first has something right behind it, the second something right before
-it and no digit behind it: amounts of money are no formulas. Blanks on both sides go with signs
+"""Formulas of a line. The first dollar has something right behind it, the second right before
+it and no digit behind it: amounts of money are none. Blanks on both sides go with signs
 that only formulas have. A formula that the text's end cuts off is one, where it begins like one.
 """
 _EDGES = {

@@ -177,7 +177,7 @@ def _hide(text: str, whole: Iterable[Formula]) -> str:
 
 
 def _halve_long(hidden: str, sizes: Sequence[int], starts: Sequence[int]) -> list[int]:
-    """Adds cuts inside the steps that are too long, halving them until they are not."""
+    """Adds cuts inside the steps that are too long, until they are not."""
     rules = [[match.end() for match in rule.finditer(hidden)] for rule in _BREAKS]
     waiting = list(itertools.pairwise([0, *starts, len(hidden)]))
     found: list[int] = []
@@ -194,7 +194,7 @@ def _halve_long(hidden: str, sizes: Sequence[int], starts: Sequence[int]) -> lis
 
 
 def _middle(places: Sequence[int], sizes: Sequence[int], start: int, end: int) -> int | None:
-    """Returns the place that halves a step best and leaves neither half short."""
+    """Returns the place that divides a step best and leaves neither part short."""
     half = (sizes[start] + sizes[end]) / 2
     after = bisect_left(places, half, key=sizes.__getitem__)
     near = [place for place in places[max(after - 1, 0) : after + 1] if start < place < end]

@@ -13,7 +13,8 @@ from segcredit.formulas import formulas, outside
 
 _ENDS = {
     "before": re.compile(r"\n(?:[^\S\n]*\n)*+(?:[^\S\n]*\Z)?"),
-    "after": re.compile(r"\S[^\n]*\n"),
+    # With the end of the text, lest each character of a last line be tried as a beginning.
+    "after": re.compile(r"\S[^\n]*+(?:\n|\Z())"),
     "own": re.compile(r"\n"),
 }
 
@@ -57,7 +58,8 @@ class Newline(TextSegmenter):
 
     def split(self, text: str) -> Sequence[int]:
         """Returns the offset after each newline, or after the blank lines that follow it."""
-        ends = [match.end() for match in _ENDS[self.blank_lines].finditer(text)]
+        found = _ENDS[self.blank_lines].finditer(text)
+        ends = [match.end() for match in found if not match.lastindex]
         if self.whole:
             ends = outside(ends, list(formulas(text, inline=False)))
         blank = 0 if self.blank_lines == "own" else len(text) - len(text.lstrip())

@@ -56,8 +56,8 @@ _RECURRING = re.compile(
 )
 """Any words with a counter and a colon, where a line or a sentence begins."""
 _ANNOUNCED = re.compile(r"[:：][*_ ]*\Z")
-_PARAGRAPH = re.compile(r"\n[^\S\n]*+\n(?:[^\S\n]*+\n)*+(?=[^\s\\$`~<])")
-"""What is between a paragraph that is not indented, and no formula, and the one before it."""
+_PARAGRAPH = re.compile(r"(?<=\S)[^\S\n]*+\n(?:[^\S\n]*+\n)++(?=[^\s\\$`~<])")
+"""Blank lines before a paragraph that is not indented, and no formula."""
 _NUMBERED = (
     r"(?:\*\*|__)?+(?:\d{1,3}[.)](?!\d)|[(（]\d{1,3}[)）]|\d{1,3}[、．）]|[①-⑳]"
     r"|[一二三四五六七八九十]{1,3}[、．]|[(（][一二三四五六七八九十]{1,3}[)）])"

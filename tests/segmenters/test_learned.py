@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -77,12 +78,10 @@ def test_a_model_that_hardly_cuts_gives_way_to_sentences_and_says_so_once(tmp_pa
     save_model(model, tmp_path / "timid.skops")
     name = str(tmp_path / "timid.skops")
     text = " ".join(f"Then number {n} is odd." for n in range(20))
-    with pytest.warns(
-        UserWarning, match=r"0 cuts in 1 of 2 texts, which have 20 sentences"
-    ) as told:
+    with pytest.warns(UserWarning, match="0 cuts in 1 of 2 texts, where sentences would make 19"):
         found = Learned(model=name).split_all([text, "One. Two."])
+    with warnings.catch_warnings(action="error"):
         again = Learned(model=name).split(text)
-    assert len(told) == 1
     assert found == [[start + 1 for start in Sentence().split(text)], []]
     assert again == found[0]
     assert Learned(model=name, sparse="model").split(text) == []

@@ -282,6 +282,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match="could not be written"):
         require_writable(tmp_path / place)
+    RunRecords.create(tmp_path / "run", {"seed": 1}, {})
     with pytest.raises(StorageError, match="could not be written"):
         write_report(tmp_path, tmp_path / place)
     require_writable(tmp_path / "new" / "folder" / "file")

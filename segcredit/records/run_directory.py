@@ -384,14 +384,13 @@ class RunRecords(Records):
         """
         file = self.path / METRICS
         kept = _rows_until(file, step)
-        if not b"".join(_lines(file)).startswith(kept):  # names of the version before
-            self._manifest.strike(file)
+        # The metrics first, which say how far the rest can be trusted: a kill in between leaves
+        # too much in the tables, and nothing amiss.
+        self._manifest.strike(file)
+        if file.exists():
             write_atomically(file, kept)
         surplus = cut_tables(self.path, step, self._manifest)
-        self._manifest.files[METRICS] = _entry(kept)
-        # What is left is listed first: a kill in between leaves too much, and nothing amiss.
-        self._manifest.write()
-        write_atomically(file, kept)
+        self._list()
         remove(surplus)
         remove_temporaries(self.path)
         remove_unfinished_images(self.path)

@@ -56,6 +56,8 @@ _FORMATS = {
     for name, found in CATEGORIES.items()
 }
 _DISK = LocalFileSystem()
+_LARGEST = 2**32
+"""Bytes that a file may unpack to, if it is many times smaller itself."""
 _COALESCE: Any = pc.coalesce  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -125,7 +127,9 @@ def read_packed(file: Path) -> pa.Table:
     """
     try:
         # Half the time that a dataset takes to begin.
-        return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+        found = pq.ParquetFile(file, page_checksum_verification=True)
+        _require_bearable(found.metadata, file)
+        return found.read(use_threads=False)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -156,9 +160,27 @@ def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) 
 def _dataset(files: Iterable[Path], table: Table) -> ds.Dataset:
     form = _FORMATS[table]
     fragments = [form.make_fragment(str(file), _DISK) for file in files]
+    for fragment in fragments:
+        _require_bearable(fragment.metadata, Path(fragment.path))
     schemas = [fragment.physical_schema.remove_metadata() for fragment in fragments]
     schema = pa.unify_schemas([SCHEMAS[table], *schemas], promote_options="permissive")
     return ds.FileSystemDataset(fragments, schema, form, _DISK)
+
+
+def _require_bearable(found: pq.FileMetaData, file: Path) -> None:
+    """Refuses a small file of endless repetition, which no run writes and no memory holds.
+
+    Raises:
+        OSError: its rows would be many times what it could hold if they differed.
+    """
+    size = file.stat().st_size
+    for number in range(found.num_row_groups):
+        group = found.row_group(number)
+        repeated = group.num_rows > 20 * size or group.total_byte_size > 50 * size
+        # Of one column, where every row is its longest text; or of plain numbers.
+        largest = group.num_rows * max(group.total_byte_size, 400)
+        if repeated and largest > _LARGEST:
+            raise OSError(f"{size} bytes that would unpack to up to {largest:.0e}")
 
 
 def _renamed(

@@ -153,10 +153,7 @@ def test_several_runs_of_one_seed_are_told(tmp_path: Path) -> None:
         f"{RANGE}; several runs a seed, alike in config: usually, versions of a plug-in",
     ]
     by_both = summarise(runs, ["method", "segmenter"], "accuracy")["note"]
-    assert (
-        by_both[1]
-        == "of 2 runs the range is given, which is no interval; several runs a seed, which differ in segmenter.of_newline"
-    )
+    assert by_both[1] == f"{RANGE}; several runs a seed, which differ in segmenter.of_newline"
 
 
 def test_unknown_columns_and_metrics_get_the_nearest(tmp_path: Path) -> None:

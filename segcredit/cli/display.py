@@ -214,6 +214,10 @@ def _with_interval(places: Any, place: tuple[str, str]) -> str:
     return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
 
 
+_FEW_PROMPTS = 10
+"""Prompts from which percentiles of the bootstrap cover what they say; see docs/statistics.md."""
+
+
 def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:
     """Builds the table of an evaluation: each metric with its interval over prompts."""
     title = f"policy after step {step}: metrics and 95 % intervals over prompts (bootstrap)"
@@ -221,6 +225,8 @@ def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:
     table.add_column("metric")
     for name in ("value", "interval", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
+    if any(one.prompts < _FEW_PROMPTS for one in estimates):
+        table.caption = "of fewer than ten prompts these intervals are too narrow, of two a range"
     for one in estimates:
         table.add_row(
             one.name,

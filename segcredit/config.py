@@ -76,11 +76,11 @@ class _Section(BaseModel):
 
 
 Count = Annotated[int, Field(ge=1, le=10**6)]
-"""Of prompts, tokens, steps, processes: from one to a million."""
+"""A number of prompts, tokens or processes: from one to a million."""
 Interval = Annotated[int, Field(ge=1, le=10**9)]
 """Steps between two events; one beyond the last step means never."""
 Weight = Annotated[float, Field(ge=0, le=10**6)]
-"""Of a term in rewards or in the loss."""
+"""The weight of a term in rewards or in the loss."""
 Rate = Annotated[float, Field(gt=0, le=10)]
 """A learning rate."""
 Norm = Annotated[float, Field(ge=1e-12, le=1e12)]
@@ -264,6 +264,7 @@ class RecordConfig(_Section):
     """The tables that a run writes, and their steps."""
 
     every: Interval
+    """Its multiples are recorded, and the last step: 1 for every step of a short run."""
     completions: bool
     segments: bool
     tokens: bool

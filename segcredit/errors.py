@@ -93,7 +93,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 UNREADABLE = (ValueError, RecursionError)
-"""What the parsers of TOML and JSON raise; both, for a text that is nested too deeply."""
+"""The errors of the parsers of TOML and JSON; the second, of a text that is nested too deeply."""
 
 
 def parser_words(error: ValueError | RecursionError) -> str:

@@ -64,7 +64,7 @@ def about(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
     ] = False,
 ) -> None:
-    """Segment definitions, value estimators and advantage schemes under one loop."""
+    """Trains and studies segment definitions, value estimators and advantage schemes."""
 
 
 Overrides = Annotated[

@@ -49,7 +49,7 @@ class EvaluatedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class MetricEstimate:
-    """A metric with its interval over prompts; the interval is NaN where prompts do not differ."""
+    """A metric with its interval over prompts: of two their range, NaN where they do not differ."""
 
     name: str
     value: float
@@ -149,6 +149,7 @@ def _estimate(name: str, values: list[float]) -> MetricEstimate:
     known = [value for value in values if not math.isnan(value)]
     # Equal values say nothing of how much others would differ.
     differ = len(set(known)) > 1
+    # Of two prompts the percentiles are their range.
     low, high = bootstrap_interval(known, confidence=CONFIDENCE) if differ else (math.nan, math.nan)
     return MetricEstimate(name, mean(known), low, high, len(known))
 

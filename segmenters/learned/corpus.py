@@ -99,8 +99,8 @@ def _documents(
 def _parse(line: str, where: str) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise errors.StudyError(f"{where} is not JSON: {error}.") from error
+    except errors.UNREADABLE as error:
+        raise errors.StudyError(f"{where} is not JSON: {errors.parser_words(error)}.") from error
     if not isinstance(record, dict):
         raise errors.StudyError(f"{where} is no JSON object; expected one with the key 'text'.")
     return cast(Mapping[str, Any], record)

@@ -15,6 +15,7 @@ from segcredit.study.statistics.intervals import (
     Floats,
     percentiles,
     present_values,
+    stated_ends,
 )
 
 Statistic = Literal["mean", "iqm", "median"]
@@ -147,11 +148,18 @@ def stratified_student(
 
 
 def interval_of(
-    strata: Sequence[ArrayLike], statistic: Statistic, interval: IntervalKind, confidence: float
+    strata: Sequence[ArrayLike],
+    statistic: Statistic,
+    interval: IntervalKind,
+    confidence: float,
+    limits: tuple[float, float] | None,
 ) -> tuple[float, float]:
-    """Returns the interval of that name: "student" or "bootstrap"."""
+    """Returns the interval of that name, "student" or "bootstrap", as ``stated_ends`` has it."""
     require_known("interval", [interval], _INTERVALS)
-    return _INTERVALS[interval](strata, statistic, confidence=confidence)
+    ends = _INTERVALS[interval](strata, statistic, confidence=confidence)
+    values = np.concatenate([np.zeros(0), *map(present_values, strata)])
+    low, high = stated_ends(*ends, values[None], limits)
+    return float(low[0]), float(high[0])
 
 
 def _with_spread(strata: Sequence[ArrayLike]) -> list[Floats]:

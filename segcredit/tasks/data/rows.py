@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from segcredit.atomic_files import require_file
-from segcredit.errors import TaskError
+from segcredit.errors import UNREADABLE, TaskError, parser_words
 
 Row = Mapping[str, Any]
 _FILES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -241,17 +241,17 @@ def _lines(lines: Iterator[str]) -> Iterator[Numbered]:
         place = f"row {number}, line {line}"
         try:
             yield _object(number, place, json.loads(text))
-        except ValueError as error:
-            yield Numbered(number, place, {}, f"is no JSON ({error})")
+        except UNREADABLE as error:
+            yield Numbered(number, place, {}, f"is no JSON ({parser_words(error)})")
 
 
 def _listed(path: str, text: str) -> Iterator[Numbered]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise TaskError(
-            f"{path!r} is no JSON ({error}); expected a list of objects, or one object a line."
-            " Usually the file was cut."
+            f"{path!r} is no JSON ({parser_words(error)}); expected a list of objects, or one"
+            " object a line. Usually the file was cut."
         ) from error
     for number, row in enumerate(rows):
         yield _object(number, f"row {number}", row)

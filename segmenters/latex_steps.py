@@ -45,8 +45,9 @@ _OPENING = re.compile(r"\$\$?|\\\(|\\\[|\\begin\{[^}]*\}|\[asy\]")
 """Marks that open a formula on a line of its own."""
 
 _STEP = re.compile(
-    r"(?=\n)|(?:(?<=\.)(?<!\b[A-Za-z]\.)(?<!\b(?:Dr|Mr|Ms|St|No|vs|cf|al|Eq)\.)|(?<=[!?]))"
-    r"(?=\s+[A-Z~])|[。！？]++[”’」』）]*+"
+    r"(?=\n)|(?:(?<=\.)(?<!^\d\.)(?<!^\d\d\.)(?<!\b[A-Za-z]\.)(?<!\b(?:Dr|Mr|Ms|St|No|vs|cf|al|Eq)\.)|(?<=[!?]))"
+    r"(?=\s+[A-Z~])|[。！？]++[”’」』）]*+",
+    re.MULTILINE,
 )
 """Text before the start of a step: lines, sentences of English and Chinese; formulas are ~."""
 _BREAKS = tuple(map(re.compile, (r"[,，;；](?!\d)", r"(?=\sand\s)", "[:：]", r"(?=\sto\s)")))

@@ -241,6 +241,7 @@ OWN = [
     ],
     # What is short joins the next, whatever its end, and at the end the last.
     ["It is. $x$ is. And all of the rest.", " So it is as we have said. Done."],
+    ["We have two things to do:", "\n1. Add all of it to that.", "\n12. Take it from the rest."],
     ["所以$x=1$。因此我们得到三。", "所以我们知道答案是三。好。"],
     ["\n\n \nThe first line is here.", "\n\n\nThe second line is here.\n\n  "],
 ]

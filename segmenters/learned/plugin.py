@@ -207,7 +207,7 @@ def _warn_of_sparse(model: str, cuts_D: Any, sentences_D: Any, texts: int) -> No
 
 def _sentences(text: str) -> list[int]:
     """Returns the first visible character of each sentence but the first."""
-    from segmenters.sentence import Sentence
+    from ..sentence import Sentence  # not by name: a namesake may stand before this package
 
     return [start + text[start].isspace() for start in Sentence().split(text)]
 

@@ -1,4 +1,4 @@
-"""What a run directory holds: its files with their rows, sizes and checksums.
+"""The manifest of a run directory: its files with their rows, sizes and checksums.
 
     manifest.json    written when the run begins, at each checkpoint and at the end
 
@@ -61,7 +61,7 @@ class Manifest:
             StorageError: the disk refuses it.
         """
         files = {name: entry._asdict() for name, entry in self.files.items()}
-        write_sealed(self.path / MANIFEST, {"files": files})
+        write_signed(self.path / MANIFEST, {"files": files})
 
     def note(self, file: Path, rows: int) -> None:
         """Lists a file as it is now."""
@@ -118,8 +118,8 @@ def read_manifest(path: Path) -> Manifest | None:
     """
     file = path / MANIFEST
     try:
-        found, sealed = read_sealed(file)
-        if not sealed:
+        found, has_sum = read_signed(file)
+        if not has_sum:
             raise ValueError("it has no checksum")
         files = cast("dict[str, dict[str, Any]]", found["files"])
         return Manifest(path, {name: Entry(**entry) for name, entry in files.items()})
@@ -136,7 +136,7 @@ def read_manifest(path: Path) -> Manifest | None:
     ) from fault
 
 
-def write_sealed(file: Path, content: Mapping[str, Any]) -> None:
+def write_signed(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a table as JSON with its checksum, whole or not at all.
 
     Raises:
@@ -146,8 +146,8 @@ def write_sealed(file: Path, content: Mapping[str, Any]) -> None:
     write_atomically(file, json.dumps({**plain, _SUM: digest(plain)}, indent=1).encode())
 
 
-def read_sealed(file: Path) -> tuple[dict[str, Any], bool]:
-    """Reads what ``write_sealed`` wrote, and whether it has a checksum; before, there was none.
+def read_signed(file: Path) -> tuple[dict[str, Any], bool]:
+    """Reads what ``write_signed`` wrote, and whether it has a checksum; before, there was none.
 
     Raises:
         OSError, ValueError: it cannot be read, or was changed.
@@ -163,9 +163,9 @@ def read_sealed(file: Path) -> tuple[dict[str, Any], bool]:
 
 
 def _must_have(path: Path) -> bool:
-    """Tells whether a run is of a version that writes manifests: its status is sealed."""
+    """Tells whether a run is of a version that writes manifests: its status has a checksum."""
     try:
-        return read_sealed(path / STATUS)[1]
+        return read_signed(path / STATUS)[1]
     except (OSError, ValueError):
         return False  # that it cannot be read is said elsewhere
 

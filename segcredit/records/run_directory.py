@@ -45,8 +45,8 @@ from segcredit.records.manifest import (
     Entry,
     Manifest,
     read_manifest,
-    read_sealed,
-    write_sealed,
+    read_signed,
+    write_signed,
 )
 from segcredit.records.run_lock import is_abandoned
 from segcredit.records.schemas import AUDIT, TableName, current_names
@@ -81,7 +81,7 @@ def read_status(path: Path) -> dict[str, Any]:
     """
     file = path / STATUS
     try:
-        found, _ = read_sealed(file)
+        found, _ = read_signed(file)
         if found.get("status") not in STATES:
             raise ValueError(f"its status is {found.get('status')!r}")
     except (OSError, ValueError) as error:
@@ -137,7 +137,7 @@ def require_same_data(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None
         RecordError: a source that the run has read holds other rows now.
     """
     try:
-        there = read_sealed(path / ENVIRONMENT)[0].get(DATA, {})
+        there = read_signed(path / ENVIRONMENT)[0].get(DATA, {})
     except (OSError, ValueError):
         return  # not begun, or damaged, which is told elsewhere
     for source in there.keys() & data.keys():
@@ -223,7 +223,7 @@ class RunRecords(Records):
 
     @functools.cached_property
     def _manifest(self) -> Manifest:
-        """The list of what was recorded, made anew where there is none that can be read."""
+        """Returns the list of what was recorded, made anew where none can be read."""
         try:
             found = read_manifest(self.path)
         except RecordError as error:
@@ -260,7 +260,7 @@ class RunRecords(Records):
             require_same_data(path, environment.get(DATA, {}))
         store_config(path, config)
         if not records.finished:
-            write_sealed(path / ENVIRONMENT, environment)
+            write_signed(path / ENVIRONMENT, environment)
             records.begin()
         return records
 
@@ -449,7 +449,7 @@ class RunRecords(Records):
     def _write_status(self, status: str, **more: str) -> None:
         started = {} if "started" in more else {"started": self.status().get("started")}
         content = {"status": status, **started, **more}
-        write_sealed(self.path / STATUS, content)
+        write_signed(self.path / STATUS, content)
 
     def _list(self) -> None:
         """Writes the manifest of all that was recorded so far."""

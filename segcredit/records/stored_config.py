@@ -61,7 +61,7 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
         RecordError: the directory holds another config, or a value is none that TOML can hold.
         StorageError: it cannot be written.
     """
-    file, text = path / CONFIG, _sealed(f"{_FIRST}{toml_text(config)}")
+    file, text = path / CONFIG, _signed(f"{_FIRST}{toml_text(config)}")
     found = _found(path)
     if found is not None:
         _require_same(path, differences(found, tomllib.loads(text)))
@@ -102,7 +102,7 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(shown) + more
 
 
-def _sealed(text: str) -> str:
+def _signed(text: str) -> str:
     return f"{text}# end of the config, sha256 {hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
@@ -112,7 +112,7 @@ def _require_whole(text: str) -> None:
     last = _LAST.fullmatch(text, begin)
     if _FIRST.startswith(text) or (text.startswith(_FIRST) and not last):
         raise ValueError("it ends before its last line")
-    if last and last[1] and _sealed(text[:begin]) != text:
+    if last and last[1] and _signed(text[:begin]) != text:
         raise ValueError("its checksum is not that of its content")
 
 

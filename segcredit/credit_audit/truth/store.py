@@ -30,7 +30,7 @@ from segcredit.credit_audit.truth.plan import PROMPTS_A_PART, Plan, measure_part
 from segcredit.credit_audit.truth.valued_completions import ValuedCompletions
 from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt
-from segcredit.records.manifest import read_sealed, write_sealed
+from segcredit.records.manifest import read_signed, write_signed
 from segcredit.records.run_lock import run_lock
 from segcredit.training.build import build, environment
 from segcredit.training.rollouts.completions import score, with_extras
@@ -204,12 +204,12 @@ def _write(path: Path, plan: Plan, more: dict[str, Any]) -> None:
             for prompt in plan.prompts
         ],
     }
-    write_sealed(path / TRUTH, content)
+    write_signed(path / TRUTH, content)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found, _ = read_sealed(path / TRUTH)
+        found, _ = read_signed(path / TRUTH)
         if hash_of(found["identity"]) == found["hash"] and "prompts" in found:
             return found
         fault = "its hash is not that of its identity"

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from segcredit.records.manifest import STATUS, read_sealed
+from segcredit.records.manifest import STATUS, read_signed
 from segcredit.records.run_directory import ENVIRONMENT, read_ending
 from segcredit.records.stored_config import CONFIG
 from segcredit.records.tables import Runs, flatten
@@ -256,7 +256,7 @@ def _values(column: Any) -> str:
 def _environment(path: Path) -> dict[str, Any]:
     """Returns a run's environment in dotted keys; empty where there is none that can be read."""
     try:
-        return flatten(read_sealed(path / ENVIRONMENT)[0])
+        return flatten(read_signed(path / ENVIRONMENT)[0])
     except (OSError, ValueError):
         return {}
 

@@ -16,10 +16,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import math_verify
-import math_verify.grader
-import sympy as untyped_sympy
-
 from segcredit.tasks.verifiers.math_text import expression, located, plain, words
 
 _DIGITS = 4000
@@ -29,12 +25,13 @@ _POWER = 100
 _NODES = 2000
 """Terms of the longest expression that is compared."""
 _DECIMALS, _SMALL, _ROUNDED, _IRRATIONAL = 5e-7, 1e-6, 1e-4, 1e-9
-_library: Any = math_verify
-_grader: Any = math_verify.grader
+# Of an extra; this module is imported where a judge runs, and nowhere else.
+_library: Any = import_module("math_verify")
+_grader: Any = import_module("math_verify.grader")
 _parser: Any = import_module("latex2sympy2_extended.antlr_parser").PSParser  # of the library
 _END = -1
 """Token after the last one."""
-sympy: Any = untyped_sympy
+sympy: Any = import_module("sympy")
 Basic, MatrixBase, Rational = sympy.Basic, sympy.MatrixBase, sympy.Rational
 _LATEX = _library.LatexExtractionConfig(
     normalization_config=_library.parser.NormalizationConfig(

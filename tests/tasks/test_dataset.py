@@ -180,7 +180,7 @@ def test_where_the_final_answer_stands(tmp_path: Path, final: str, text: str, sa
     [
         ("B", "B"),
         ("b", "B"),
-        ("(B) is right, since (A) is not", "A"),
+        ("(B) is right, since (A) is not", "B"),
         ("A cat has (C) four legs. The answer is (B).", "B"),
         ("Answer: **D**", "D"),
         ("so \\boxed{\\text{C}}", "C"),

@@ -13,13 +13,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
-
-import antlr4
-import math_verify
-import math_verify.grader
-import sympy as untyped_sympy
-from latex2sympy2_extended import antlr_parser
 
 from segcredit.tasks.verifiers.math_text import expression, located, plain, words
 
@@ -30,11 +25,13 @@ _POWER = 100
 _NODES = 2000
 """Terms of the longest expression that is compared."""
 _DECIMALS, _SMALL, _ROUNDED, _IRRATIONAL = 5e-7, 1e-6, 1e-4, 1e-9
-_library: Any = math_verify
-_grader: Any = math_verify.grader
-_parser: Any = antlr_parser.PSParser
-sympy: Any = untyped_sympy
-_token: Any = antlr4.Token
+# Of an extra; this module is imported where a judge runs, and nowhere else.
+_library: Any = import_module("math_verify")
+_grader: Any = import_module("math_verify.grader")
+_parser: Any = import_module("latex2sympy2_extended.antlr_parser").PSParser  # of the library
+_END = -1
+"""Token after the last one."""
+sympy: Any = import_module("sympy")
 Basic, MatrixBase, Rational = sympy.Basic, sympy.MatrixBase, sympy.Rational
 _LATEX = _library.LatexExtractionConfig(
     normalization_config=_library.parser.NormalizationConfig(
@@ -156,7 +153,7 @@ def _symbolic(library: Callable[[Any, Any], bool], gold: Any, said: Any) -> bool
 
 def _read_to_the_end(parser: Any, parse: Callable[[Any], Any]) -> Any:
     tree = parse(parser)
-    if parser.getTokenStream().LA(1) != _token.EOF:
+    if parser.getTokenStream().LA(1) != _END:
         raise ValueError("the parser stopped before the end")
     return tree
 

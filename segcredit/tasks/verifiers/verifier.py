@@ -23,7 +23,7 @@ WRONG = Verdict(reward=0.0, correct=False, answer="")
 
 LATE = replace(WRONG, timed_out=True)
 """Verdict on a text that took too long, or ended the process that judged it."""
-_CPU_SHARE = 1 / 6
+_CPU_SHARE = 1 / 3
 """Share of a time limit that may be spent on computing, where the judge is ours."""
 
 

@@ -164,7 +164,7 @@ def test_what_to_lower_when_memory_ran_out(error: Exception, where: str) -> None
     assert advice.startswith(f"the memory of the {where} ran out ({str(error).rstrip('. ')}).")
     wrapped = PluginError("estimator 'critic' raised it")
     wrapped.__cause__ = error
-    assert memory_advice(wrapped) == advice
+    assert memory_advice(wrapped) == f"estimator 'critic': {advice}"
 
 
 def test_other_errors_are_no_shortage_and_the_real_one_is() -> None:

@@ -52,6 +52,7 @@ check: test
 bench: install
 	$(BIN)/python benchmarks/credit_step.py
 	$(BIN)/python benchmarks/segment_speed.py
+	$(BIN)/python benchmarks/token_spans.py
 	$(BIN)/python benchmarks/read_runs.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/sampling.py

@@ -7,9 +7,11 @@ pandas nor transformers.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from segcredit import errors as errors
     from segcredit import objective as objective
     from segcredit import register as register
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from segcredit.segmentation import top_batch_fraction as top_batch_fraction
     from segcredit.segmentation import top_fraction as top_fraction
     from segcredit.study.grid import run_grid as run_grid
+    from segcredit.study.segmenting.cut import segment as segment
     from segcredit.training.loop import train as train
     from segcredit.training.rollouts.simulator import PolicySimulator as PolicySimulator
     from segcredit.types import Advantages as Advantages
@@ -116,6 +119,7 @@ _HOMES = {
     "segcredit.segmentation": ("Anchor", "Segmentation", "top_batch_fraction", "top_fraction"),
     "segcredit.credit_audit": ("audit",),
     "segcredit.study.grid": ("run_grid",),
+    "segcredit.study.segmenting.cut": ("segment",),
     "segcredit.records.tables": ("read_runs",),
     "segcredit.types": (
         "Advantages",
@@ -139,6 +143,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_HOME_OF[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"segcredit.{name}")
+    if name == "__version__":
+        return importlib.metadata.version("segcredit")
     raise AttributeError(f"module 'segcredit' has no attribute {name!r}")
 
 

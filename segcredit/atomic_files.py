@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import stat
+import sys
+import tempfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +51,49 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(data)
+
+
+def require_file(path: Path, most: int | None = None) -> Path:
+    """Returns the path of a plain file, or of nothing; a pipe or a device would be waited for.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have; None = any number.
+
+    Raises:
+        OSError: it is something else, or larger.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return path
+
+
+def require_writable(path: Path) -> None:
+    """Checks that a file can be written at ``path``, before the work whose result it is to hold.
+
+    Raises:
+        StorageError: it cannot be.
+    """
+    folder = next(place for place in path.absolute().parents if place.exists())
+    try:
+        require_file(path)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def checksum(file: BinaryIO, size: int | None = None) -> str:
+    """Returns the SHA-256 of the next ``size`` bytes of an open file; None = of all."""
+    found, left = hashlib.sha256(), sys.maxsize if size is None else size
+    while left > 0 and (block := file.read(min(left, 2**20))):
+        found.update(block)
+        left -= len(block)
+    return found.hexdigest()
 
 
 def unwritten(path: Path, error: BaseException) -> StorageError:

@@ -9,11 +9,13 @@ table below it whole, while a dotted key changes one option of the plug-in that 
 from __future__ import annotations
 
 import copy
+import os
 import tomllib
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import resources
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -30,7 +32,7 @@ from pydantic import (
 )
 
 from segcredit import old_keys, registry
-from segcredit.errors import ConfigError, did_you_mean
+from segcredit.errors import UNREADABLE, ConfigError, did_you_mean, parser_words, shown
 from segcredit.objective.policy_loss import KL
 
 
@@ -70,33 +72,64 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1, le=10**6)]
+"""A number of prompts, tokens or processes: from one to a million."""
+Interval = Annotated[int, Field(ge=1, le=10**9)]
+"""Steps between two events; one beyond the last step means never."""
+Weight = Annotated[float, Field(ge=0, le=10**6)]
+"""The weight of a term in rewards or in the loss."""
+Rate = Annotated[float, Field(gt=0, le=10)]
+"""A learning rate."""
+Norm = Annotated[float, Field(ge=1e-12, le=1e12)]
+"""A bound on a gradient's norm; one of 1e12 clips nothing."""
+Share = Annotated[float, Field(ge=1e-9, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""A decay of AdamW's moments, which are divided by 1 - β^t."""
+
+_MOST_TOKENS = 2**32
+"""In one batch: some 64 bytes each, hence more memory than a machine has."""
+
+
+def require_tokens(
+    prompts: int, completions: int, longest: int, error: type[ValueError], place: str
+) -> None:
+    """Refuses a batch of completions that no machine can hold."""
+    if prompts * completions * longest > _MOST_TOKENS:
+        raise error(
+            f"{place}: {prompts} prompts of {completions} completions of up to {longest} tokens"
+            f" are {prompts * completions * longest:,} tokens in one batch; expected at most"
+            f" {_MOST_TOKENS:,}, since no machine has the memory. Lower one of the three."
+        )
 
 
 class RolloutsConfig(_Section):
     """The sampling of each step."""
 
-    prompts: int = Field(ge=1)
-    completions: int = Field(ge=1)
+    prompts: Count
+    completions: Count
     """Completions of each prompt: the group."""
-    temperature: float = Field(gt=0)
-    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0.01, le=100)
+    """Logits are divided by it: below 0.01 a likeliest token is all that is left of them."""
+    max_new_tokens: Count
     layout: Literal["independent", "tree"]
     """Independent completions of a prompt, or a tree whose rows share prefixes."""
-    branches: tuple[Annotated[int, Field(ge=1)], ...]
+    branches: tuple[Count, ...] = Field(max_length=64)
     """Children of a node at each level of a tree, the trunks first; level k branches where the
     k-th segment ends. Their product is ``completions``."""
     dynamic_sampling: bool
     """Draws further prompts for groups whose rewards are all equal."""
-    dynamic_sampling_rounds: int = Field(ge=1)
+    dynamic_sampling_rounds: int = Field(ge=1, le=1000)
     """Most rounds of sampling a step; after them, the groups that were found are used."""
     prompt_choice: Literal["uniform", "weighted"]
     """``weighted``: from a fixed pool, by the estimator's ``prompt_weights``."""
-    prompt_pool: int = Field(ge=1)
+    prompt_pool: Count
     """Prompts drawn from the task once, as the candidates of a weighted choice."""
-    overlong_buffer: int = Field(ge=0)
+    overlong_buffer: int = Field(ge=0, le=10**6)
     """Last tokens before ``max_new_tokens`` over which a penalty on length grows from 0."""
-    overlong_penalty: float = Field(ge=0)
+    overlong_penalty: Weight
     """Penalty at ``max_new_tokens``, in reward units."""
 
     @model_validator(mode="after")
@@ -112,6 +145,7 @@ class RolloutsConfig(_Section):
                 f" {self.max_new_tokens}; expected no more, since even an empty completion would be"
                 " penalised"
             )
+        require_tokens(self.prompts, self.completions, self.max_new_tokens, ValueError, "one step")
         if self.layout == "tree" and self.dynamic_sampling:
             raise ValueError("dynamic_sampling is for layout = 'independent' alone")
         return self
@@ -126,9 +160,9 @@ class LossConfig(_Section):
     """None with ``ratio = "none"`` alone."""
     tokens: Literal["all", "low_probability", "high_entropy"]
     """The action tokens that the loss is taken over."""
-    probability_below: float = Field(gt=0, le=1)
+    probability_below: Share
     """The bound of ``low_probability``, under the sampling policy."""
-    entropy_share: float = Field(gt=0, le=1)
+    entropy_share: Share
     """The share of the batch's tokens that ``high_entropy`` takes."""
     shared_tokens: Literal["once", "in_each_row"]
     """The count of a token that several completions of a tree share: once, or in each row."""
@@ -137,14 +171,14 @@ class LossConfig(_Section):
     aggregate: Plugin
     ratio_segmenter: Plugin | None = None
     """Over whose segments ``ratio = "segment"`` averages; None = the credit segments."""
-    kl_penalty: float = Field(ge=0)
+    kl_penalty: Weight
     """β of the k1 penalty in the token rewards."""
-    kl_loss: float = Field(ge=0)
+    kl_loss: Weight
     """Weight of the KL estimate added to the loss."""
     kl_estimator: KL
-    kl_limit: float = Field(gt=0)
+    kl_limit: float = Field(ge=1e-12, allow_inf_nan=True)
     """k3 is clamped to ± this; inf = not at all."""
-    imitation: float = Field(ge=0)
+    imitation: Weight
     """Weight of the mean of −log π over the tokens of completions with a positive reward."""
 
     @model_validator(mode="after")
@@ -166,10 +200,10 @@ class LossConfig(_Section):
 class ValueConfig(_Section):
     """Training of the value estimator's state; ignored when it has no parameters."""
 
-    learning_rate: float = Field(gt=0)
-    gradient_clip: float = Field(gt=0)
-    epochs: int = Field(ge=0)
-    warmup_iterations: int = Field(ge=0)
+    learning_rate: Rate
+    gradient_clip: Norm
+    epochs: int = Field(ge=0, le=10**4)
+    warmup_iterations: int = Field(ge=0, le=10**6)
     """Iterations before the first policy step in which the value estimator alone is trained."""
     aggregate: Plugin
 
@@ -177,21 +211,21 @@ class ValueConfig(_Section):
 class TrainConfig(_Section):
     """The loop: how long, in which pieces, with which optimizer."""
 
-    steps: int = Field(ge=0)
-    epochs: int = Field(ge=1)
-    minibatches: int = Field(ge=1)
-    micro_tokens: int = Field(ge=1)
+    steps: int = Field(ge=0, le=10**7)
+    epochs: int = Field(ge=1, le=10**4)
+    minibatches: Count
+    micro_tokens: int = Field(ge=1, le=10**9)
     """Most completion tokens, padding included, in one forward pass."""
-    learning_rate: float = Field(gt=0)
-    betas: tuple[float, float]
-    weight_decay: float = Field(ge=0)
-    gradient_clip: float = Field(gt=0)
+    learning_rate: Rate
+    betas: tuple[Beta, Beta]
+    weight_decay: float = Field(ge=0, le=1000)
+    gradient_clip: Norm
     schedule: Literal["constant", "linear", "cosine"]
-    warmup_steps: int = Field(ge=0)
-    patience: int = Field(ge=1)
+    warmup_steps: int = Field(ge=0, le=10**7)
+    patience: Interval
     """First steps after which a run whose rewards were all equal in every one of them stops."""
     device: Literal["auto", "cpu"]
-    processes: int | None = Field(default=None, ge=1)
+    processes: Count | None = None
     """The number of processes that must have been started; None = any. Makes no other run."""
     parallel: Literal["replicated", "sharded"] = "replicated"
     """Each process's share of the parameters in training, all or a part. Makes no other run."""
@@ -201,9 +235,9 @@ class TrainConfig(_Section):
 class EvaluateConfig(_Section):
     """Accuracy on held-out prompts, sampled and greedy."""
 
-    every: int = Field(ge=1)
-    prompts: int = Field(ge=1)
-    completions: int = Field(ge=1)
+    every: Interval
+    prompts: Count
+    completions: Count
     """Sampled completions of each prompt; with more than one there are pass@k and maj@k."""
 
 
@@ -229,7 +263,8 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 class RecordConfig(_Section):
     """The tables that a run writes, and their steps."""
 
-    every: int = Field(ge=1)
+    every: Interval
+    """Its multiples are recorded, and the last step: 1 for every step of a short run."""
     completions: bool
     segments: bool
     tokens: bool
@@ -242,8 +277,8 @@ class RecordConfig(_Section):
 class CheckpointConfig(_Section):
     """The steps between checkpoints of all that a resumed run needs, and the number kept."""
 
-    every: int = Field(ge=1)
-    keep: int = Field(ge=1)
+    every: Interval
+    keep: Interval
 
 
 class RunConfig(_Section):
@@ -251,7 +286,7 @@ class RunConfig(_Section):
 
     method: str = ""
     """The preset below the file's own keys, and the run's label in tables."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     task: Plugin
     policy: Plugin
     sampler: Plugin
@@ -265,6 +300,12 @@ class RunConfig(_Section):
     evaluate: EvaluateConfig
     record: RecordConfig
     checkpoint: CheckpointConfig
+
+    @model_validator(mode="after")
+    def _evaluation_fits(self) -> RunConfig:
+        held_out, longest = self.evaluate, self.rollouts.max_new_tokens
+        require_tokens(held_out.prompts, held_out.completions, longest, ValueError, "evaluate")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Returns every key but who carries the run and who watches it; names its directory."""
@@ -323,10 +364,11 @@ _PLUGIN_PATHS = {
 STUDIES = ("grid", "audit")
 """Tables of a config file that say what is studied; a single run does without."""
 
+Source = str | Path | Mapping[str, Any]
+"""A preset's name, a TOML file, or a mapping as such a file holds it."""
 
-def load_config(
-    source: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **keys: Any
-) -> RunConfig:
+
+def load_config(source: Source, overrides: Iterable[str] = (), **keys: Any) -> RunConfig:
     """Returns a checked, fully resolved config.
 
     Args:
@@ -340,33 +382,52 @@ def load_config(
         ConfigError: the file cannot be read, or a key or value is wrong; names the dotted path.
         RegistryError: a plug-in is unknown or refuses its options.
     """
-    layer = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_source(source)
+    layer = override(read_source(source), overrides)
     for table in STUDIES:
         layer.pop(table, None)
-    layer = override(layer, overrides)
     for key, value in keys.items():
         _set(layer, key.replace("__", "."), value)
     return check(lay_over_preset(layer)).resolve()
 
 
-def read_source(source: str | Path) -> dict[str, Any]:
+def load_run(source: Source, overrides: Iterable[str] = (), **keys: Any) -> RunConfig:
+    """Returns the config of a run by itself, as ``load_config``.
+
+    Raises:
+        ConfigError: as ``load_config``; or a [grid] says that there are several runs.
+    """
+    layer = override(read_source(source), overrides)
+    if "grid" in layer:
+        raise ConfigError(
+            "grid: the config has a [grid] table, and this trains one run, which would be none of"
+            " its cells. Run all of them with 'segcredit grid', or leave the table out."
+        )
+    return load_config(layer, **keys)
+
+
+def read_source(source: Source) -> dict[str, Any]:
     """Returns the keys of a preset (its name, to be laid under nothing else) or of a TOML file."""
+    if isinstance(source, Mapping):
+        return dict(source)
     if str(source) in presets():
         return {"method": str(source)}
     path = Path(source)
-    if path.suffix != ".toml" and not path.exists():
+    if path.suffix != ".toml" and not os.path.exists(path):  # which bears names of any length
         names = presets()
         raise ConfigError(
-            f"there is no preset {str(source)!r}{did_you_mean(str(source), names)} Presets are"
+            f"there is no preset {shown(str(source))}{did_you_mean(str(source), names)} Presets are"
             f" {', '.join(names)}; anything else must be the path of a TOML file."
         )
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _shallow(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
-        raise ConfigError(f"config {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"config {path} is not TOML: {error}. Strings need quotes, and tables square brackets."
+            f"config {shown(str(path), plain=True)} cannot be read: {error.strerror}."
+        ) from error
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"config {path} is not TOML: {parser_words(error)}. Strings need quotes, and tables"
+            " square brackets."
         ) from error
 
 
@@ -408,7 +469,7 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     """Validates the keys and types of a complete config.
 
     Raises:
-        ConfigError: every fault, a line each, with its dotted path.
+        ConfigError: as ``validated``.
     """
     return validated(RunConfig, values)
 
@@ -422,18 +483,21 @@ def validated(model: type[Section], values: Mapping[str, Any], prefix: str = "")
         prefix: of the dotted paths in messages.
 
     Raises:
-        ConfigError: every fault, a line each, with its dotted path.
+        ConfigError: the first faults, a line each, with their dotted paths.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = (_sentence(model, fault, prefix) for fault in error.errors())
+        found = error.errors(include_url=False)
+        faults = [_sentence(model, fault, prefix) for fault in found[:_MOST_FAULTS]]
+        if len(found) > _MOST_FAULTS:
+            faults.append(f"... and {len(found) - _MOST_FAULTS:,} more faults.")
         raise ConfigError("\n".join(faults)) from error
 
 
 def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Returns nested keys with ``"dotted.key=value"`` laid over them."""
-    layer = copy.deepcopy(dict(values))
+    layer = copy.deepcopy(_shallow(dict(values), "config"))
     for text in overrides:
         path, value = parse_override(text)
         _set(layer, path, value)
@@ -451,6 +515,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         return path.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return path.strip(), value.strip()
+    except UNREADABLE as error:
+        words = parser_words(error)
+        raise ConfigError(f"override {shown(text)} cannot be read: {words}.") from error
 
 
 def set_key(values: dict[str, Any], path: str, value: Any) -> None:
@@ -459,7 +526,7 @@ def set_key(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _sentence(model: type[BaseModel], fault: Any, prefix: str) -> str:
-    path = prefix + ".".join(str(part) for part in fault["loc"])
+    path = shown(prefix + ".".join(str(part) for part in fault["loc"]), plain=True)
     if fault["type"] == "missing":
         return (
             f'{path}: is missing. Name a preset with method = "...", or give this key; the four'
@@ -471,8 +538,11 @@ def _sentence(model: type[BaseModel], fault: Any, prefix: str) -> str:
         return f"{path}: there is no such key{hint} Keys here are {', '.join(known)}."
     message = str(fault["msg"]).removeprefix("Value error, ").removesuffix(".")
     if isinstance(fault["input"], Mapping):  # a whole section: the message says what is wrong in it
-        return f"{path}: {message}."
-    return f"{path}: {message}; found {fault['input']!r}."
+        return f"{path}: {message}." if path else f"{message}."
+    return f"{path}: {message}; found {shown(fault['input'])}."
+
+
+_MOST_FAULTS = 20
 
 
 def _known_keys(model: Any, path: Iterable[str | int]) -> list[str]:
@@ -504,8 +574,31 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+Table = dict[str, Any]
+
+
+def _shallow(values: Table, place: str) -> Table:
+    """Returns the values; refuses tables that are nested more deeply than any config is."""
+    level: list[Any] = [values]
+    for _ in range(_MOST_LEVELS):
+        lists = [cast("list[Any]", each) for each in level if isinstance(each, list)]
+        tables = [cast("Table", each) for each in level if isinstance(each, dict)]
+        level = [*chain(*lists), *chain(*(table.values() for table in tables))]
+        if not level:
+            return values
+    raise ConfigError(
+        f"{place}: its tables and lists are nested more than {_MOST_LEVELS} levels deep; expected a"
+        " few. Usually a program wrote them."
+    )
+
+
+_MOST_LEVELS = 32
+
+
 def _set(values: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
+    if len(parents) > _MOST_LEVELS:
+        raise ConfigError(f"{shown(path)} has {len(parents) + 1} parts; expected a key's path.")
     for part in parents:
         if isinstance(values.get(part), str):
             values[part] = {"name": values[part]}

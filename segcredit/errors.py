@@ -23,6 +23,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import sys
 import traceback
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,41 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
+UNREADABLE = (ValueError, RecursionError)
+"""The errors of the parsers of TOML and JSON; the second, of a text that is nested too deeply."""
+
+
+def parser_words(error: ValueError | RecursionError) -> str:
+    """Returns what a parser of TOML or JSON found, as the middle of a sentence."""
+    if isinstance(error, RecursionError):
+        return "its tables or lists are nested too deeply"
+    if "integer string conversion" in str(error):
+        return f"an integer has more than {sys.get_int_max_str_digits():,} digits"
+    return shown(str(error), plain=True)
+
+
+def shown(value: object, *, plain: bool = False, most: int = 200) -> str:
+    """Returns a value as a message has it, whatever it is.
+
+    Args:
+        value: of any kind, such as what a user gave.
+        plain: as text rather than as Python would write it.
+        most: characters; of a longer text the beginning is shown.
+    """
+    try:
+        text = str(value) if plain else repr(value)
+    except Exception:  # integers of too many digits, lists nested too deeply, a plug-in's own repr
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[: most - 50]} ... ({len(text):,} characters)"
+
+
+def told(error: BaseException) -> str:
+    """Returns what somebody else's error says, which may be nothing, or megabytes."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit ({error.code}), which would end the program: let it raise an error"
+    return f"{type(error).__name__}: {shown(error, plain=True, most=2000)}".removesuffix(".")
+
+
 @contextmanager
 def blame(kind: str, name: str, plugin: object) -> Generator[None]:
     """Names the plug-in, its file and its line in whatever it raises.
@@ -112,11 +148,31 @@ def blame(kind: str, name: str, plugin: object) -> Generator[None]:
         raise
     except SegcreditError as error:
         raise PluginError(f"{kind} {name!r}{_place(error, plugin)}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{kind} {name!r}{_place(error, plugin)} raised {type(error).__name__}: {error}. Run"
-            " segcredit.testing's checks over it to find the case that it does not bear."
+            f"{kind} {name!r}{_place(error, plugin)} raised {told(error)}. Run segcredit.testing's"
+            " checks over it to find the case that it does not bear."
         ) from error
+
+
+@contextmanager
+def loading(what: str, remedy: str, kind: type[SegcreditError]) -> Generator[None]:
+    """Makes a sentence of whatever a library raises over a file that it cannot read.
+
+    Libraries raise their own kinds for what is torn or foreign, and more with each release.
+
+    Args:
+        what: the file as the sentence begins, such as "The checkpoint FILE".
+        remedy: what was expected, the usual cause and what to do.
+        kind: of error that is raised.
+    """
+    try:
+        yield
+    except SegcreditError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
+        raise kind(f"{what} cannot be read ({reason:.300}); {remedy}") from error
 
 
 def require_type(method: str, found: object, expected: type[object]) -> None:

@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -39,6 +40,19 @@ from segcredit.types import (
     SegmentValues,
     TokenScores,
 )
+
+
+@runtime_checkable
+class NamesCode(Protocol):
+    """A plug-in with options that name code to be run, beside its own.
+
+    The config that a run stored may be a stranger's: what it names is not run unless it is trusted.
+    """
+
+    @abstractmethod
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the options that do so as they are set, by their names; none where none does."""
+        ...
 
 
 @runtime_checkable
@@ -83,7 +97,7 @@ def checked_offsets(plugin: object, offsets: object, text: str) -> Sequence[int]
     name = f"segmenter {type(plugin).__name__!r}"
     many = isinstance(offsets, Iterable)
     places: list[object] = [*cast("Iterable[object]", offsets)] if many else [None]
-    if not all(isinstance(place, Integral) for place in places):
+    if bool in map(type, places) or not all(isinstance(place, Integral) for place in places):
         raise PluginError(
             f"{name} returned {str(offsets)[:80]} for a text of {len(text)}"
             " characters; expected a list of whole numbers, the places of the characters at which"
@@ -240,6 +254,8 @@ class Prompt:
     chat: tuple[tuple[str, str], ...] | None = None
     """Role and content of the messages before ``text``, which is then the user's last message of a
     chat that the policy writes by its template; None where the text is the whole prompt."""
+    chat_options: tuple[tuple[str, Any], ...] = ()
+    """Arguments of the chat's template by name, such as ``("enable_thinking", False)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +270,8 @@ class Verdict:
     answer: str | None = None
     """The final answer as the task reads it, for votes: equal strings are one. '' where the text
     has none; None where the task does not tell."""
+    timed_out: bool = False
+    """True where judging took longer than allowed; the metric ``verifier_timeouts`` counts this."""
 
     @property
     def faithful(self) -> bool | None:
@@ -346,6 +364,20 @@ class Task(Protocol):
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Judges one completion's text, special tokens removed; truncated: no end token came."""
         ...
+
+    def judges(self) -> int:
+        """Returns how many completions may be verified at once, from threads; 1 (neutral answer).
+
+        More makes sense where ``verify`` waits for another process.
+        """
+        return 1
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns the local files and folders that the problems are read from; none by default.
+
+        Their checksums are recorded, so that a run does not go on with other data unnoticed.
+        """
+        return ()
 
     def demonstrations(
         self, count: int, generator: torch.Generator

@@ -14,17 +14,19 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import linecache
 import os
 import sys
 import traceback
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from segcredit.errors import RegistryError, SegcreditError, did_you_mean
+from segcredit.errors import RegistryError, SegcreditError, did_you_mean, shown, told
 
 # The protocols import torch, which a list of names does not wait for.
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     )
 
 T = TypeVar("T")
+_HOME = Path(__file__).parents[1]
+"""The folder with our packages, in a checkout as in an installed wheel."""
+_OWN = "_segcredit_own"
+"""Package under which ours are imported where a namesake has their names."""
 LOCAL = "(this session)"
 """The distribution shown of a plug-in registered by decorator."""
 
@@ -70,6 +76,8 @@ class Registry(Generic[T]):
         self.group = group
         self._protocol = protocol
         self._local: dict[str, type[T]] = {}
+        self._carried: dict[str, str] = {}
+        """Identities of plug-ins that another process registered, by name."""
 
     @property
     def protocol(self) -> type[T]:
@@ -99,9 +107,14 @@ class Registry(Generic[T]):
             )
         self._local[name] = plugin
 
-    def local(self) -> list[type[T]]:
-        """Returns the classes that were registered in this session."""
-        return list(self._local.values())
+    def local(self) -> dict[str, type[T]]:
+        """Returns the classes that were registered in this session, by name."""
+        return dict(self._local)
+
+    def take_over(self, name: str, plugin: type[T], identity: str) -> None:
+        """Registers a class that another process registered, under what it calls its code."""
+        self._local.setdefault(name, plugin)
+        self._carried[name] = identity
 
     def find(self, name: str) -> type[T]:
         """Returns the class registered under a name.
@@ -135,11 +148,13 @@ class Registry(Generic[T]):
         except SegcreditError:
             raise
         except ValueError as error:
-            raise RegistryError(f"{self.kind} {name!r} refuses its options: {error}") from error
-        except Exception as error:
+            said = shown(error, plain=True, most=2000)
+            raise RegistryError(f"{self.kind} {name!r} refuses its options: {said}") from error
+        except (Exception, SystemExit) as error:
+            said = shown(error, plain=True, most=2000)
             raise RegistryError(
                 f"{self.kind} {name!r} raised {type(error).__name__} while it was built from its"
-                f" options: {error}. See {plugin.__qualname__!r} in"
+                f" options: {said}. See {plugin.__qualname__!r} in"
                 f" {_file_of(plugin.__module__) or plugin.__module__}: a plug-in is a frozen"
                 " dataclass whose fields are its options."
             ) from error
@@ -189,6 +204,8 @@ class Registry(Generic[T]):
         The file counts where it is not part of an installed, versioned wheel: registered in this
         session, or an editable install, whose files change under the same version.
         """
+        if name in self._carried:
+            return self._carried[name]
         plugin = self.find(name)
         point = next((p for p in self._points() if p.name == name), None)
         if name not in self._local and point is not None and point.dist is not None:
@@ -197,8 +214,8 @@ class Registry(Generic[T]):
                 return _distribution(point)
         try:
             source = _source(plugin)
-        except (OSError, TypeError):
-            source = inspect.getsource(plugin).encode()
+        except (OSError, TypeError):  # a class of a notebook's cell has no file
+            source = _cell_source(plugin)
         return f"sha256:{hashlib.sha256(source).hexdigest()[:16]}"
 
     def _points(self) -> list[EntryPoint]:
@@ -217,13 +234,13 @@ class Registry(Generic[T]):
 
     def _load(self, point: EntryPoint) -> type[T]:
         try:
-            return cast(type[T], point.load())
+            return cast(type[T], load_point(point))
         except (Exception, SystemExit) as error:  # a script's last line may leave the interpreter
             package = point.value.partition(":")[0].partition(".")[0]
             raise RegistryError(
                 f"{self.kind} {point.name!r} (entry point {point.value!r} of"
-                f" {_distribution(point)}) failed to import: {type(error).__name__}: {error}. Its"
-                f" top-level package {package!r} was found at {_file_of(package) or 'no file'};"
+                f" {_distribution(point)}) failed to import: {told(error)}. Its top-level"
+                f" package {package!r} was found at {_file_of(package) or 'no file'};"
                 " if that is another project's, rename or uninstall one of them."
             ) from error
 
@@ -253,13 +270,19 @@ class Registry(Generic[T]):
         if inner is not None:
             return inner.from_table(value)
         try:
-            return _adapter(hint).validate_python(value)
+            found = _adapter(hint).validate_python(value)
+            _require_bounded(found)
+            return found
         except ValidationError as error:
             fault = error.errors()[0]
-            place = ".".join(map(str, (key, *fault["loc"])))
+            place = shown(".".join(map(str, (key, *fault["loc"]))))
             message = fault["msg"].removeprefix("Value error, ").lower().removesuffix(".")
             raise RegistryError(
-                f"{self.kind} {name!r}: option {place!r} is {fault['input']!r}; {message}."
+                f"{self.kind} {name!r}: option {place} is {shown(fault['input'])}; {message}."
+            ) from error
+        except ValueError as error:
+            raise RegistryError(
+                f"{self.kind} {name!r}: option {key!r} is {shown(value)}; {error}."
             ) from error
 
     def from_table(self, table: str | Mapping[str, Any] | T) -> T:
@@ -313,12 +336,22 @@ def _required(plugin: type[Any]) -> set[str]:
 
 def _registry_of(hint: Any) -> Registry[Any] | None:
     """Returns the registry whose plug-ins a field of this type holds, None for plain data."""
-    held = {hint, *get_args(hint)}
+    held = (hint, *get_args(hint))  # a tuple: what annotates a type need not be hashable
     return next((r for r in ALL.values() if r.protocol in held), None)
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=ConfigDict(strict=False, arbitrary_types_allowed=True))
+    config = ConfigDict(strict=False, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return TypeAdapter(hint, config=config)
+
+
+def _require_bounded(value: Any) -> None:
+    """Raises a ValueError for an option's number that PyTorch cannot hold."""
+    for number in cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,):
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise ValueError("expected a whole number of at most 63 bits")
+        if isinstance(number, float) and abs(number) > 1e30:
+            raise ValueError("expected a number between -1e30 and 1e30")
 
 
 def _listed(names: Any) -> str:
@@ -342,6 +375,39 @@ def _entry_points(path_state: tuple[tuple[str, float], ...]) -> EntryPoints:
     return EntryPoints(point for group in found.groups for point in found.select(group=group))
 
 
+def load_point(point: EntryPoint) -> Any:
+    """Imports what an entry point names; see ``module_of``."""
+    return EntryPoint(point.name, f"{module_of(point)}:{point.attr}", point.group).load()
+
+
+def module_of(point: EntryPoint) -> str:
+    """Returns the name under which an entry point's module is imported.
+
+    That is its own, unless it is ours and a namesake (a ``segmenters.py`` in the working folder)
+    stands before it on Python's path: then ours is taken from beside this package under another
+    name, and the namesake stays importable for whoever means it. It works since our files import
+    ``segcredit``, and each other by relative imports alone.
+    """
+    top = point.module.partition(".")[0]
+    if top == __package__ or _origin(top) == str(_HOME / top / "__init__.py"):
+        return point.module
+    if point.dist is None or point.dist.name != __package__:
+        return point.module
+    if _OWN not in sys.modules:
+        spec = ModuleSpec(_OWN, None, is_package=True)
+        spec.submodule_search_locations = [str(_HOME)]
+        sys.modules[_OWN] = importlib.util.module_from_spec(spec)
+    return f"{_OWN}.{point.module}"
+
+
+def _origin(top: str) -> str | None:
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:
+        return None  # made by hand, and none of ours
+    return spec and spec.origin
+
+
 def _registered_modules() -> frozenset[str]:
     """Returns the modules of all installed plug-ins, of every kind."""
     points = _entry_points(_path_state())
@@ -354,12 +420,22 @@ def _source(plugin: type) -> bytes:
     Plug-ins that stand side by side are a file each, and an edit of one is none of the others.
     """
     path = Path(inspect.getfile(plugin))
-    package = plugin.__module__.rpartition(".")[0]
-    beside = {module for module in _registered_modules() if module.rpartition(".")[0] == package}
-    if not package or beside != {plugin.__module__}:
+    module = plugin.__module__.removeprefix(f"{_OWN}.")
+    package = module.rpartition(".")[0]
+    beside = {other for other in _registered_modules() if other.rpartition(".")[0] == package}
+    if not package or beside != {module}:
         return path.read_bytes()
     parts = sorted(part for part in path.parent.iterdir() if part.is_file())
     return b"".join(part.name.encode() + part.read_bytes() for part in parts)
+
+
+def _cell_source(plugin: type) -> bytes:
+    """Returns the cell of a notebook that defines a plug-in, found by one of its functions."""
+    found = [inspect.unwrap(each) for each in vars(plugin).values() if inspect.isfunction(each)]
+    files = sorted({each.__code__.co_filename for each in found} - {"<string>"})
+    lines = [line for file in files for line in linecache.getlines(file)]
+    code = [(each.__name__, each.__code__.co_code, each.__code__.co_consts) for each in found]
+    return ("".join(lines) or repr(code)).encode()  # typed at a prompt: no lines are kept
 
 
 def plugin_fault(error: BaseException) -> str | None:
@@ -367,17 +443,18 @@ def plugin_fault(error: BaseException) -> str | None:
 
     The last resort, for what was raised where no plug-in was named: in a policy of one's own, say.
     """
-    local = {found.__module__ for plugins in ALL.values() for found in plugins.local()}
+    local = {found.__module__ for plugins in ALL.values() for found in plugins.local().values()}
     # What the package brings is its own fault.
     modules = {m for m in local | _registered_modules() if not m.startswith("segcredit.")}
+    modules |= {f"{_OWN}.{module}" for module in modules}
     files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
     lines = [at for at in traceback.extract_tb(error.__traceback__) if at.filename in files]
     if not lines:
         return None
     at = lines[-1]
     return (
-        f"the plug-in file {at.filename}, line {at.lineno}, in {at.name}, raised"
-        f" {type(error).__name__}: {error}. Mend it there; segcredit.testing's checks find more of"
+        f"the plug-in file {at.filename}, line {at.lineno}, in {at.name}, raised {told(error)}."
+        " Mend it there; segcredit.testing's checks find more of"
         " such cases, and SEGCREDIT_TRACEBACK=1 shows where it was asked."
     )
 

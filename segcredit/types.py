@@ -222,12 +222,42 @@ class Continuations:
 
 
 def require_shape(method: str, found: object, shape: Sequence[int]) -> None:
-    """Raises a ShapeError where a plug-in's method did not return a tensor of this shape."""
+    """Raises a ShapeError where a plug-in's method did not return real numbers of this shape."""
     require_type(method, found, Tensor)
+    kind = cast(Tensor, found).dtype
+    if kind == torch.bool or kind.is_complex:
+        raise ShapeError(f"{method} returned {kind} values; expected real numbers.")
     if tuple(cast(Tensor, found).shape) != tuple(shape):
         raise ShapeError(
             f"{method} returned shape {tuple(cast(Tensor, found).shape)}; expected {tuple(shape)},"
             " as the docstring of the protocol says. Usually an axis was left out, or summed over."
+        )
+
+
+def require_values(method: str, found: object, mask: Tensor, *given: Tensor) -> None:
+    """Raises a ShapeError where a plug-in's method did not return a real number a place.
+
+    Args:
+        method: of the plug-in, as messages name it.
+        found: what it returned.
+        mask: of the places that are read.
+        given: what it was told; where that is not finite, nor need be what it made of it.
+    """
+    require_shape(method, found, mask.shape)
+    values = cast(Tensor, found)
+    if values.requires_grad:
+        raise ShapeError(
+            f"{method} returned a tensor that requires a gradient; expected plain numbers, since"
+            " the loss takes them as they are. Return .detach() of it."
+        )
+    if not all(bool(each.isfinite().all()) for each in given):
+        return
+    wrong = ~values.isfinite() & mask.to(values.device)
+    if wrong.any():
+        raise ShapeError(
+            f"{method} returned {float(values[wrong][0])} for {int(wrong.sum())} of"
+            f" {int(mask.sum())} segments; expected finite numbers. Usually it divides by a spread"
+            " or a count that may be 0: add a small number, or handle that case."
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Le
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
 from segcredit.errors import require_one_of
@@ -37,7 +39,7 @@ class Cutpoint(Segmenter):
     """
 
     below: float = 0.9
-    every: int = 5
+    every: Annotated[int, Le(10**9)] = 5
     fork: Literal["starts", "ends"] = "starts"
     first: Literal["segment", "join"] = "segment"
 

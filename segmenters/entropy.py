@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Le
 from torch import Tensor
 from torch.nn import functional
 
@@ -64,9 +65,9 @@ class Entropy(Segmenter):
     top_fraction: float = 0.3
     fork: Literal["ends", "starts", "isolate"] = "ends"
     rule: Literal["top_fraction", "batch_fraction", "threshold", "peaks"] = "top_fraction"
-    threshold: float = 0.7
-    window: int = 4
-    prominence: float = 0.0
+    threshold: Annotated[float, Le(1000)] = 0.7
+    window: Annotated[int, Le(10**6)] = 4
+    prominence: Annotated[float, Le(1000)] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.top_fraction <= 1:

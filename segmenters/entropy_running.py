@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval, Le
 from torch import Tensor
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
@@ -42,8 +43,8 @@ class EntropyRunning(Segmenter):
         fixed here: an outlier raises the threshold of what follows.
     """
 
-    threshold: float | None = None
-    deviations: float = 0.2
+    threshold: Annotated[float, Le(1000)] | None = None
+    deviations: Annotated[float, Interval(ge=-1000, le=1000)] = 0.2
     fork: Literal["ends", "starts"] = "ends"
 
     def __post_init__(self) -> None:

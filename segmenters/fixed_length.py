@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Le
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
 
@@ -17,7 +20,7 @@ class FixedLength(Segmenter):
         The fixed windows of SPO-tree, Guo et al. 2025, arXiv 2505.23564.
     """
 
-    tokens: int = 8
+    tokens: Annotated[int, Le(10**9)] = 8
 
     def __post_init__(self) -> None:
         if self.tokens < 1:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segcredit import TextSegmenter
-
-Formula = tuple[int, int]
-"""First character of a formula, and the one after its last."""
+from segcredit.formulas import Formula, formulas, outside
 
 _DELIMITERS = {"newline": re.compile("\n"), "paragraph": re.compile("\n\n")}
 _NEWLINE = _DELIMITERS["newline"]
@@ -46,6 +44,15 @@ _FULL_STOPS = (".$", ".\\)", ".\\]", ".$$")
 _OPENING = re.compile(r"\$\$?|\\\(|\\\[|\\begin\{[^}]*\}|\[asy\]")
 """Marks that open a formula on a line of its own."""
 
+_STEP = re.compile(
+    r"(?=\n)|(?:(?<=\.)(?<!^\d\.)(?<!^\d\d\.)(?<!\b[A-Za-z]\.)(?<!\b(?:Dr|Mr|Ms|St|No|vs|cf|al|Eq)\.)|(?<=[!?]))"
+    r"(?=\s+[A-Z~])|[。！？]++[”’」』）]*+",
+    re.MULTILINE,
+)
+"""Text before the start of a step: lines, sentences of English and Chinese; formulas are ~."""
+_BREAKS = tuple(map(re.compile, (r"[,，;；](?!\d)", r"(?=\sand\s)", "[:：]", r"(?=\sto\s)")))
+"""Text before the place at which a long step is broken, the best first."""
+
 _PAUSES = tuple(re.compile(pause) for pause in ("(,)", r"(\sand)\s", "(:)", r"(\sto)\s"))
 _SHORTEST_CLAUSE = 40
 _OPERATORS = tuple(
@@ -57,17 +64,25 @@ _SHORTEST_TERM = 20
 
 @dataclass(frozen=True, slots=True)
 class LatexSteps(TextSegmenter):
-    """Steps of a solution: a newline, or the space after a period, begins the next one.
+    r"""Steps of a solution: a newline, or the space after a full stop, begins the next one.
 
-    ``sentence`` cuts (1) before newlines and after periods outside formulas, (2) after formulas
-    that end with a period, (3) before newlines inside formulas; then (4) breaks what is still
-    longer than 100 characters at a comma, "and", a colon, "to", or failing these at an operator,
-    each time at the most central place. Steps of fewer than 20 characters join the next.
-    ``newline`` and ``paragraph`` cut before each newline, or before each two; blank steps at the
-    beginning join the first that is not blank, later ones are steps of their own.
+    ``sentence`` cuts (1) before newlines, and after sentences of English and Chinese, (2) after
+    formulas that end with a full stop; then it joins steps of fewer than 20 characters (a Chinese
+    one counts for two, blanks in a row for one) with the next, the last with the one before it;
+    and (3) breaks what is longer than 100 after a comma or semicolon, before "and", after a colon
+    or before "to", each time at the most central place. ``newline`` and ``paragraph`` cut before
+    each newline, or each two; blank steps join the one before them, at the beginning the first.
+
+    No cut is inside $ $, $$ $$, \( \), \[ \], an environment or code: a closing mark belongs to
+    its formula, and a formula that is never closed goes on to the end of the text.
+
+    With ``reference`` the cuts are those of the released code, which differs: it also cuts before
+    newlines inside formulas (a closing \] is a step), and breaks long steps at operators inside
+    them; it knows no Chinese; blank lines are steps; and short steps stay short where they end
+    with a full stop, hold a formula, or come to stand beside another cut.
 
     Not causal: a delimiter belongs to the start of the step after it, so that a boundary depends
-    on the token behind it. The segmenter ``newline`` is the causal counterpart.
+    on the token behind it. ``paragraph`` is causal, and ``newline`` with ``blank_lines="after"``.
 
     Assumption: one sentence or one line is one step. Degenerate case: a text of fewer than 20
     characters, or without delimiters, is one step. Cost: a few passes of regular expressions over
@@ -79,19 +94,21 @@ class LatexSteps(TextSegmenter):
         answer_prefix: what the final answer begins with, such as a newline and "#### "; the answer
             joins the last step that is not blank. Ignored in a text in which it occurs more than
             once. None = the answer is cut like any text.
+        reference: True = as VinePPO's released code, to the letter.
 
     Raises:
         ValueError: another delimiter, or an empty answer_prefix.
 
     Source:
         VinePPO, Kazemnejad et al. 2024, arXiv 2410.01679, and its released code. Texts on which
-        that code fails are cut by the same rule here: short ones are one step, a formula inside
-        another is part of it, and several answers are none in every setting. An answer_prefix
-        with ``sentence`` is ours.
+        that code fails are cut by the same rule with ``reference``: short ones are one step, a
+        formula inside another is part of it, and several answers are none in every setting. An
+        answer_prefix with ``sentence`` is ours, as is all that differs without ``reference``.
     """
 
     delimiter: Literal["sentence", "newline", "paragraph"] = "sentence"
     answer_prefix: str | None = None
+    reference: bool = False
 
     def __post_init__(self) -> None:
         if self.delimiter not in ("sentence", *_DELIMITERS):
@@ -112,10 +129,8 @@ class LatexSteps(TextSegmenter):
     def split(self, text: str) -> Sequence[int]:
         """Returns the offsets at which steps begin."""
         body = self._without_answer(text)
-        if self.delimiter == "sentence":
-            starts = _sentence_starts(body)
-        else:
-            starts = _delimiter_starts(body, _DELIMITERS[self.delimiter])
+        rule = _reference_starts if self.reference else _starts
+        starts = rule(body, self.delimiter)
         if len(body) == len(text):
             return starts
         return [start for start in starts if start < len(body.rstrip())]
@@ -126,6 +141,69 @@ class LatexSteps(TextSegmenter):
         return text[: text.index(self.answer_prefix)]
 
 
+def _starts(text: str, delimiter: str) -> list[int]:
+    """Returns the starts of steps that leave formulas whole."""
+    whole = list(formulas(text))
+    if delimiter != "sentence":
+        starts = outside(_delimiter_starts(text, _DELIMITERS[delimiter]), whole)
+        edges = itertools.pairwise([*starts, len(text)])
+        return [start for start, end in edges if not text[start:end].isspace()]
+    hidden = _hide(text, whole)
+    closed = (end for start, end in whole if text.endswith(_FULL_STOPS, start, end))
+    ends = (match.end() for match in _STEP.finditer(hidden))
+    sizes = [0, *itertools.accumulate(map(_size, "\n" + text, text))]
+
+    def is_short(start: int, end: int) -> bool:
+        return sizes[end] - sizes[start] < _SHORT
+
+    starts = _join_short([*ends, *closed], is_short, length=len(text))
+    return _halve_long(hidden, sizes, starts)
+
+
+def _size(before: str, letter: str) -> int:
+    """Returns 2 for a Chinese letter, 0 for a blank behind another, 1 for any other."""
+    if letter.isspace():
+        return not before.isspace()
+    return 1 + ("\u3000" <= letter <= "\uffef")
+
+
+def _hide(text: str, whole: Iterable[Formula]) -> str:
+    """Returns the text with formulas made unreadable."""
+    parts: list[str] = []
+    done = 0
+    for start, end in whole:
+        parts += [text[done:start], "~" * (end - start)]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def _halve_long(hidden: str, sizes: Sequence[int], starts: Sequence[int]) -> list[int]:
+    """Adds cuts inside the steps that are too long, until they are not."""
+    rules = [[match.end() for match in rule.finditer(hidden)] for rule in _BREAKS]
+    waiting = list(itertools.pairwise([0, *starts, len(hidden)]))
+    found: list[int] = []
+    while waiting:
+        start, end = waiting.pop()
+        found.append(start)
+        if sizes[end] - sizes[start] > _LONG:
+            cuts = (_middle(places, sizes, start, end) for places in rules)
+            cut = next((cut for cut in cuts if cut), None)
+            if cut:
+                found.pop()
+                waiting += [(start, cut), (cut, end)]
+    return sorted(found)[1:]
+
+
+def _middle(places: Sequence[int], sizes: Sequence[int], start: int, end: int) -> int | None:
+    """Returns the place that divides a step best and leaves neither part short."""
+    half = (sizes[start] + sizes[end]) / 2
+    after = bisect_left(places, half, key=sizes.__getitem__)
+    near = [place for place in places[max(after - 1, 0) : after + 1] if start < place < end]
+    cut = min(near, key=lambda place: abs(sizes[place] - half), default=start)
+    low, high = sizes[cut] - sizes[start], sizes[end] - sizes[cut]
+    return cut if min(low, high) >= _SHORT else None
+
+
 def _delimiter_starts(text: str, delimiter: re.Pattern[str]) -> list[int]:
     """Returns every delimiter that comes after the first character that is not blank."""
     starts = [match.start() for match in delimiter.finditer(text)]
@@ -133,11 +211,13 @@ def _delimiter_starts(text: str, delimiter: re.Pattern[str]) -> list[int]:
     return [start for start in starts if start > blank] if blank < len(text) else starts
 
 
-def _sentence_starts(text: str) -> list[int]:
-    formulas, hidden = _find_formulas(text)
-    starts = _prose_starts(hidden, formulas)
-    starts = _cut_after_formulas(text, formulas, starts)
-    starts = _cut_inside_formulas(text, formulas, starts)
+def _reference_starts(text: str, delimiter: str) -> list[int]:
+    if delimiter != "sentence":
+        return _delimiter_starts(text, _DELIMITERS[delimiter])
+    found, hidden = _find_formulas(text)
+    starts = _prose_starts(hidden, found)
+    starts = _cut_after_formulas(text, found, starts)
+    starts = _cut_inside_formulas(text, found, starts)
     return _break_long(text, starts)
 
 
@@ -145,9 +225,9 @@ def _find_formulas(text: str) -> tuple[list[Formula], str]:
     """Returns the outermost formulas in order, and the text with formulas made unreadable."""
     found: list[Formula] = []
     for opening, closing in _FORMULAS:
-        for start, end in list(_enclosed(text, opening, closing)):
-            found.append((start, end))
-            text = text[:start] + "~" * (end - start) + text[end:]
+        spans = list(_enclosed(text, opening, closing))
+        found += spans
+        text = _hide(text, spans)
     outermost: list[Formula] = []
     for start, end in sorted(found):
         if not outermost or start >= outermost[-1][1]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Le
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
 
@@ -35,7 +37,7 @@ class MaxSegments(Segmenter):
     """
 
     inner: Segmenter
-    segments: int = 16
+    segments: Annotated[int, Le(10**9)] = 16
     join: Literal["evenly", "first"] = "evenly"
 
     def __post_init__(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Le
 from torch import Tensor
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
@@ -36,7 +37,7 @@ class MinLength(Segmenter):
     """
 
     inner: Segmenter
-    tokens: int = 8
+    tokens: Annotated[int, Le(10**9)] = 8
     last: Literal["keep", "join"] = "keep"
 
     def __post_init__(self) -> None:

@@ -7,14 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segcredit import TextSegmenter
+from segcredit.formulas import formulas, outside
 
 _BLANK_LINE = re.compile(r"\n[^\S\n]*(\n)\s*")
 """A blank line, and whatever blank characters and lines come after it."""
+_ANNOUNCED = re.compile(r"[:：][\"'”’)\]*_]{0,4}[^\S\n]*\Z")
+_REACH = 16
+"""Characters in which a colon is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraph(TextSegmenter):
-    """A blank line closes its paragraph.
+    """A blank line closes its paragraph, unless a colon announces what follows.
+
+    Formulas and blocks of code are whole, with the blank lines in them; one that is never closed
+    goes on to the end of the text.
 
     The boundary comes right after the newline that makes a line blank: the second of two, or of
     several with nothing but blank characters between them (Windows' carriage returns are such).
@@ -38,6 +45,11 @@ class Paragraph(TextSegmenter):
 
     def split(self, text: str) -> Sequence[int]:
         """Returns the offset after each first blank line."""
-        ends = [match.end(1) for match in _BLANK_LINE.finditer(text)]
         blank = len(text) - len(text.lstrip())
-        return ends[1:] if ends and ends[0] <= blank else ends
+        ends = [
+            match.end(1)
+            for match in _BLANK_LINE.finditer(text)
+            if match.end(1) > blank
+            and not _ANNOUNCED.search(text[max(0, match.start() - _REACH) : match.start()])
+        ]
+        return outside(ends, list(formulas(text, inline=False)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Le
 
 from segcredit import RolloutBatch, Segmentation, Segmenter, top_fraction
 
@@ -45,7 +47,7 @@ class Probability(Segmenter):
 
     fraction: float = 0.3
     below: float | None = None
-    tokens_per_segment: int = 1
+    tokens_per_segment: Annotated[int, Le(10**9)] = 1
     fork: Literal["ends", "starts"] = "ends"
 
     def __post_init__(self) -> None:

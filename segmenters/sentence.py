@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,21 +13,23 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from segcredit import TextSegmenter
+from segcredit.formulas import Formula, formulas, outside
 
 Newlines = Literal["lines", "blank", "never"]
-Formula = tuple[int, int]
-"""First character of a formula or piece of code, and the one after its last."""
 Gap = tuple[int, int]
 """End of a sentence's last mark, and the place where the next one would begin."""
 
 _BLANK = "blank:"
 _WORD = re.compile(r"\S")
-_UNBROKEN = re.compile(r"(\S{49})\S")
-"""spaCy's time grows with the square of a word's length, and a policy may babble without blanks."""
+_UNBROKEN = re.compile(r"\S{49}(?=\S{12})")
+"""spaCy's time grows with the square of a word's length, and Chinese has no blanks.
+
+A word's end stays whole: "a." by itself is an abbreviation to spaCy, "...a." is not.
+"""
 _MOST_WORDS = 500_000
 """spaCy keeps every word that it ever saw; with more than these it is loaded anew."""
 
-_CLOSERS = r"[\"'”’)\]}*_»」』）】]*+"
+_CLOSERS = r"(?:\\?[\"'”’]|[)\]}*_»」』）】])*+"
 _TAIL = re.compile(rf"([.!?…。！？]+){_CLOSERS}(\s*+)[^\w.!?…。！？]*\Z")
 """Text between a sentence and the word at which spaCy begins the next one."""
 _OPENING = re.compile(r"(?<=\s)[^\w\s]++\Z")
@@ -34,23 +37,12 @@ _TAIL_LENGTH = 60
 _HAN = "\u3400-\u9fff"
 _MISSED = re.compile(
     rf"([。！？]+|(?<=[{_HAN}$)}}\d%])[.!?](?=[{_HAN}“（])"
-    rf"|(?:(?<=\$)|(?<![A-Za-z.'’][A-Za-z])(?<=[A-Za-z]))[.!?](?={_CLOSERS}\s)"
+    rf"|(?:(?<=[^\w\s.…])|(?<=[^\x00-\x7f])|(?<![A-Za-z.'’][A-Za-z])(?<=[A-Za-z]))[.!?]"
+    rf"(?={_CLOSERS}\s)|[.!?](?=\\[\"'”’]{_CLOSERS}\s)"
     rf"|(?<![.…])(?:\.{{3,}}|…)(?={_CLOSERS}\s)){_CLOSERS}(\s*+)"
 )
-"""Ends that spaCy's tokens hide: Chinese ones, after a formula or a single letter, ellipses."""
+"""Ends that spaCy's tokens hide: Chinese ones, after formulas, signs and letters; ellipses."""
 
-_EDGE = re.compile(
-    r"\\[\\$]|\\[][()]|\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)*+(?<!\s)\$(?!\d)|```|`[^`\n]++`"
-    r"|\\(?:begin|end)\{[A-Za-z]+\*?\}|\n[^\S\n]*\n"
-)
-"""Marks that may begin or end a formula or code, or all of it; blank lines end what is no display.
-
-Of two dollar signs the first has something right behind it, the second something right before it
-and no digit behind it: amounts of money are no formulas.
-"""
-_CLOSING = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "```": "```"}
-_AGAIN = {"\\]": ("\\[",), "\\)": ("\\(", "\\[", "$$")}
-"""Marks that begin a new formula although the one before has no end yet."""
 _FORMULA_STOP = re.compile(
     r"(?<!\\right)(?<!\\left)[.!?。]\s*(?:\\\]|\\\)|\$\$?|\\end\{[A-Za-z]+\*?\})\Z"
 )
@@ -119,7 +111,8 @@ class Sentence(TextSegmenter):
     hide are added: 。！？, after a formula or a single letter, after a formula that holds its own
     full stop, after an ellipsis before a capital. Quotes and brackets that close after the last
     mark belong to the sentence. A single space before a sentence goes with it, as it does in the
-    tokens of most vocabularies; other blank characters belong to the sentence before them.
+    tokens of most vocabularies; other blank characters belong to the sentence before them. A
+    formula or block of code that is never closed, as in completions cut short, goes on to the end.
 
     A newline ends a sentence, for language models do not wrap their lines; but not after a comma
     or a colon, and not before a display formula or a word in lower case. So a list's first item
@@ -163,12 +156,12 @@ class Sentence(TextSegmenter):
 
     def split(self, text: str) -> Sequence[int]:
         """Returns the offsets of sentences, or those of the single space before them."""
-        formulas = list(_formulas(text))
-        gaps = [*_proposed(text, self.pipeline), *_missed(text), *_after_formulas(text, formulas)]
+        whole = list(formulas(text))
+        gaps = [*_proposed(text, self.pipeline), *_missed(text), *_after_formulas(text, whole)]
         starts = {start for end, start in gaps if not _goes_on(text, end, start)}
         starts.update(_line_starts(text, self.newlines))
         first = _next_word(text, 0)
-        kept = (start for start in _outside(starts, formulas) if first < start < len(text))
+        kept = (start for start in outside(starts, whole) if first < start < len(text))
         return sorted(start - (text[start - 1] == " ") for start in kept)
 
 
@@ -227,21 +220,27 @@ def _sentence_starts(text: str, pipeline: str) -> list[int]:
     if not text or text.isspace():
         return []
     nlp = _load(pipeline)
-    document = nlp(_UNBROKEN.sub(r"\1 ", text))
+    # Blanks are put into long words, and their places taken out again.
+    breaks = [match.end() for match in _UNBROKEN.finditer(text)]
+    edges = itertools.pairwise([0, *breaks, len(text)])
+    document = nlp(" ".join(text[start:end] for start, end in edges))
     if len(nlp.vocab.strings) > _MOST_WORDS:
         _load.cache_clear()
-    table = document.to_array(["SENT_START", "LENGTH", "SPACY"])
-    ends = table[:, 1:].sum(1).cumsum()
-    return cast(list[int], ends[:-1][table[1:, 0] == 1].tolist())
+    table = document.to_array(["SENT_START", "LENGTH", "SPACY"]).astype("int64")
+    begins = table[:, 1:].sum(1).cumsum()[:-1][table[1:, 0] == 1].tolist()
+    put = [place + number for number, place in enumerate(breaks)]
+    starts = [begin - bisect_left(put, begin) for begin in cast(list[int], begins)]
+    # No sentence begins in the middle of a word only since a blank was put there.
+    return sorted({*starts} - {*breaks})
 
 
 def _missed(text: str) -> Iterator[Gap]:
     return ((match.end(1), match.end()) for match in _MISSED.finditer(text))
 
 
-def _after_formulas(text: str, formulas: Iterable[Formula]) -> Iterator[Gap]:
+def _after_formulas(text: str, whole: Iterable[Formula]) -> Iterator[Gap]:
     """Yields the place after each formula that ends with a full stop of its own."""
-    for start, end in formulas:
+    for start, end in whole:
         following = _next_word(text, end)
         if _FORMULA_STOP.search(text, start, end) and not text[following : following + 1].islower():
             yield end, following
@@ -288,36 +287,3 @@ def _is_no_stop(text: str, end: int, start: int) -> bool:
         words.search(text, low, end) and follower.match(text, start)
         for words, follower in _ABBREVIATIONS
     )
-
-
-def _formulas(text: str) -> Iterator[Formula]:
-    """Yields the outermost formulas and pieces of code, in order."""
-    start, closing = 0, ""
-    for match in _EDGE.finditer(text):
-        edge = match[0]
-        if edge == closing:
-            yield start, match.end()
-            closing = ""
-        elif edge[0] == "\n":
-            closing = "" if closing in ("\\)", "$$") else closing
-        elif edge[0] in "$`" and edge not in _CLOSING:
-            if not closing:
-                yield match.span()
-        elif not closing or edge in _AGAIN.get(closing, ()):
-            start, closing = match.start(), _closing(edge)
-
-
-def _closing(edge: str) -> str:
-    """Returns the mark that ends a formula that begins like this; empty where nothing begins."""
-    if edge.startswith("\\begin"):
-        return edge.replace("begin", "end", 1)
-    return _CLOSING.get(edge, "")
-
-
-def _outside(starts: Iterable[int], formulas: Sequence[Formula]) -> Iterator[int]:
-    """Yields those that are not inside a formula; its first character is not."""
-    first = [start for start, _ in formulas]
-    for start in starts:
-        place = bisect_left(first, start) - 1
-        if place < 0 or start >= formulas[place][1]:
-            yield start

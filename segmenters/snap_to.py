@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Le
 from torch import Tensor
 
 from segcredit import RolloutBatch, Segmentation, Segmenter
@@ -42,7 +43,7 @@ class SnapTo(Segmenter):
 
     inner: Segmenter
     to: Segmenter
-    within: int = 8
+    within: Annotated[int, Le(10**9)] = 8
     otherwise: Literal["drop", "keep"] = "drop"
     direction: Literal["nearest", "later"] = "nearest"
 

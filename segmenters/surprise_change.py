@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
+from annotated_types import Interval, Le
 
 from segcredit import RolloutBatch, Segmentation, Segmenter, errors
 
@@ -47,8 +48,8 @@ class SurpriseChange(Segmenter):
     """
 
     signal: Literal["entropy", "surprisal"] = "entropy"
-    penalty: float = 1.0
-    min_size: int = 4
+    penalty: Annotated[float, Interval(ge=1e-9, le=1e9)] = 1.0
+    min_size: Annotated[int, Le(10**9)] = 4
 
     def __post_init__(self) -> None:
         errors.require_package("ruptures", "changepoint", "segmenter 'surprise_change'")

@@ -69,7 +69,10 @@ class Cut:
         return labelled(self.name, self.options)
 
 
-WHOLE, PER_TOKEN, NEWLINE = Cut("whole"), Cut("per_token"), Cut("newline")
+OWN = {"blank_lines": "own"}
+"""Each newline closes its segment: causal."""
+LINES = {"name": "newline", **OWN}
+WHOLE, PER_TOKEN, NEWLINE = Cut("whole"), Cut("per_token"), Cut("newline", OWN)
 FIXED, RUNNING = Cut("fixed_length", {"tokens": 2}), Cut("entropy_running")
 TOP, TOP_STARTS = Cut("entropy", why="a"), Cut("entropy", {"fork": "starts"}, "a")
 RANDOM, MARKER = Cut("random", why="a"), Cut("marker_starts", why="t")
@@ -85,9 +88,9 @@ CUTS = [
     Cut("cutpoint", {"below": 0.3, "every": 2, "fork": "ends"}),
     Cut("paragraph"),
     Cut("entropy", {"rule": "threshold", "threshold": 0.8, "fork": "isolate"}),
-    Cut("min_length", {"inner": "newline", "tokens": 2}),
-    Cut("union", {"first": "newline", "second": "entropy_running"}),
-    Cut("intersection", {"first": "newline", "second": "entropy_running"}),
+    Cut("min_length", {"inner": LINES, "tokens": 2}),
+    Cut("union", {"first": LINES, "second": "entropy_running"}),
+    Cut("intersection", {"first": LINES, "second": "entropy_running"}),
     TOP,
     TOP_STARTS,
     RANDOM,
@@ -95,11 +98,11 @@ CUTS = [
     Cut("cutpoint", {"below": 0.3, "every": 2, "first": "join"}, "t"),
     MARKER,
     Cut("probability", why="a"),
-    Cut("max_segments", {"inner": "newline", "segments": 2}, "a"),
-    Cut("shuffled", {"inner": "newline"}, "a"),
-    Cut("snap_to", {"inner": "entropy", "to": "newline"}, "a"),
-    Cut("latex_steps", {"delimiter": "newline"}, "ta"),
-    Cut("latex_steps", {"delimiter": "paragraph"}, "ta"),
+    Cut("max_segments", {"inner": LINES, "segments": 2}, "a"),
+    Cut("shuffled", {"inner": LINES}, "a"),
+    Cut("snap_to", {"inner": "entropy", "to": LINES}, "a"),
+    Cut("latex_steps", {"delimiter": "newline", "reference": True}, "ta"),
+    Cut("latex_steps", {"delimiter": "paragraph", "reference": True}, "ta"),
 ]
 
 
@@ -172,7 +175,11 @@ def shown(x: float) -> str:
 
 def labelled(name: str, options: dict[str, Any]) -> str:
     """A plug-in as it is written in tables."""
-    return " ".join([f"`{name}`", *(f"{key}={value}" for key, value in options.items())])
+    shown = {
+        key: registry.plugin_label(registry.segmenters, value) if value is LINES else value
+        for key, value in options.items()
+    }
+    return " ".join([f"`{name}`", *(f"{key}={value}" for key, value in shown.items())])
 
 
 def estimator(name: str, **options: Any) -> ValueEstimator:

@@ -1,11 +1,19 @@
 """Configs: layers, overrides, plug-in tables, and the sentences of what is wrong."""
 
+import math
+import time
 import warnings
+from typing import Literal, get_args, get_origin
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from segcredit.config import load_config, presets
-from segcredit.errors import ConfigError, RegistryError
+from segcredit import registry
+from segcredit.config import RunConfig, load_config, presets, set_key
+from segcredit.credit_audit.settings import AuditSettings, load_audit_config
+from segcredit.errors import ConfigError, RegistryError, SegcreditError
 
 
 @pytest.mark.parametrize("name", presets())
@@ -19,7 +27,7 @@ def test_layers_lie_over_each_other(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('method = "sapo"\nsegmenter = "newline"\n[train]\nsteps = 7\n')
     config = load_config(file, ["train.epochs=3", "seed=5"], rollouts__prompts=4)
-    assert config.segmenter == {"name": "newline"}
+    assert config.segmenter == {"name": "newline", "blank_lines": "before", "whole": True}
     assert (config.train.steps, config.train.epochs, config.seed) == (7, 3, 5)
     assert config.rollouts.prompts == 4
     assert config.estimator["lam"] == 0.99
@@ -221,3 +229,77 @@ def test_options_of_a_bound_are_reached_by_their_path_and_its_name_replaces_it()
     assert by_name == {"name": "log_clip", "low": 0.4, "high": 0.4}
     table = {"method": "dapo", "loss": {"bound": {"name": "clip", "high": 0.3}}}
     assert load_config(table).loss.bound == {"name": "clip", "low": 0.2, "high": 0.3, "dual": None}
+
+
+FAR = st.one_of(
+    st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e300, 10**5000, -(10**5000)]),
+    st.integers(2**63, 10**400),
+    st.integers(-(10**400), -(2**63) - 1),
+    st.floats(min_value=1e31, allow_nan=False),
+)
+INNER = {"segmenters": "newline", "advantages": "td", "tasks": "arithmetic"}
+INNER["process_rewards"] = "equations"
+
+
+def numbers_of(hint):
+    """Returns whether a field holds numbers, alone, in a tuple, or beside None."""
+    if get_origin(hint) is Literal:
+        return False
+    return hint in (int, float) or any(map(numbers_of, get_args(hint)))
+
+
+def config_keys(model, prefix=""):
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from config_keys(field.annotation, f"{prefix}{name}.")
+        elif numbers_of(field.annotation):
+            yield f"{prefix}{name}", get_origin(field.annotation) is tuple
+
+
+def plugin_options():
+    for kind, plugins in registry.ALL.items():
+        for name in plugins.names():
+            hints = registry._option_types(plugins.find(name))
+            inner = {key for key, hint in hints.items() if registry._registry_of(hint)}
+            wanted = dict.fromkeys(inner, INNER.get(kind))
+            for key, hint in hints.items():
+                if numbers_of(hint):
+                    yield kind, name, key, wanted
+
+
+CONFIG_KEYS = [*config_keys(RunConfig), *((f"audit.{k}", t) for k, t in config_keys(AuditSettings))]
+PLUGIN_OPTIONS = st.deferred(lambda: st.sampled_from(list(plugin_options())))  # imports them all
+
+
+def told(act, limit=2.0):
+    """Returns the sentence that an act is refused with."""
+    started = time.monotonic()
+    with pytest.raises(SegcreditError) as caught:
+        act()
+    assert time.monotonic() - started < limit
+    sentence = str(caught.value)
+    assert len(sentence) < 2000
+    return sentence
+
+
+@settings(max_examples=150, deadline=None)
+@given(key=st.sampled_from(CONFIG_KEYS), value=FAR)
+def test_a_number_far_outside_is_refused_by_its_key(key, value):
+    path, listed = key
+    assume(path != "loss.kl_limit" or not value > 0)  # documented: inf is no limit at all
+    layer = {"method": "grpo"}
+    set_key(layer, path, [value, value] if listed else value)
+    assert path.split(".")[-1] in told(lambda: load_audit_config(layer))
+
+
+@settings(max_examples=150, deadline=None)
+@given(option=PLUGIN_OPTIONS, value=FAR)
+def test_an_option_far_outside_is_refused_by_its_name(option, value):
+    kind, name, key, wanted = option
+    said = told(lambda: registry.ALL[kind].resolve(name, {**wanted, key: value}))
+    assert name in said or key in said
+
+
+def test_enough_numbers_are_looked_at():
+    assert len(CONFIG_KEYS) > 45
+    assert len(list(plugin_options())) > 100

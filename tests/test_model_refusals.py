@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints import TASK, drawn, load, tiny_checkpoint
@@ -163,7 +164,7 @@ def test_what_to_lower_when_memory_ran_out(error: Exception, where: str) -> None
     assert advice.startswith(f"the memory of the {where} ran out ({str(error).rstrip('. ')}).")
     wrapped = PluginError("estimator 'critic' raised it")
     wrapped.__cause__ = error
-    assert memory_advice(wrapped) == advice
+    assert memory_advice(wrapped) == f"estimator 'critic': {advice}"
 
 
 def test_other_errors_are_no_shortage_and_the_real_one_is() -> None:
@@ -213,3 +214,42 @@ def test_an_audit_that_runs_out_of_memory(
 def test_nothing_is_refused_without_need(folder: Path) -> None:
     (folder / "training_args.bin").write_bytes(b"what a trainer leaves")
     assert len(drawn(load(folder), count=4)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", None),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": 5}'),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "many"}'),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b"5"),
+        ("model.gguf", b"GGUF"),
+        ("model.gguf", b"GGUF" + bytes(99)),
+    ],
+)
+def test_a_torn_or_foreign_file_is_a_sentence(
+    folder: Path, name: str, content: bytes | None
+) -> None:
+    whole = (folder / name).read_bytes() if content is None else b""
+    (folder / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    source = folder / name if name.endswith(".gguf") else folder
+    with pytest.raises(PolicyError, match=r"cannot be read \(.*\); expected"):
+        load(source)
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.0.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PolicyError, match=r"its weights lack .*mlp.up_proj.weight"):
+        load(folder)
+
+
+def test_a_pipe_in_a_model_is_not_waited_for(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(PolicyError, match="no plain file"):
+        load(folder)

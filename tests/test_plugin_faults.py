@@ -174,6 +174,108 @@ def test_a_wrong_plugin_is_named(monkeypatch, kind, methods, said):
         stepped(kind)
 
 
+def leaves(*_: Any, **__: Any) -> Any:
+    raise SystemExit(0)
+
+
+def fills(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+def talks(*_: Any, **__: Any) -> Any:
+    raise ValueError("words " * 10**6)
+
+
+METHODS = {
+    "segmenters": "segment",
+    "estimators": "estimate",
+    "advantages": "__call__",
+    "process_rewards": "reward",
+    "tasks": "verify",
+    "policies": "load",
+    "samplers": "sample",
+}
+
+
+@pytest.mark.parametrize("kind", list(METHODS))
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (leaves, r"raised SystemExit \(0\)"),
+        (fills, "MemoryError"),
+        (talks, r"6,000,000 characters"),
+    ],
+)
+def test_a_plugin_that_leaves_fills_memory_or_talks_is_named(monkeypatch, kind, method, said):
+    broken(monkeypatch, kind, **{METHODS[kind]: method})
+    with pytest.raises((PluginError, TaskError), match=r"[Mm]ine'.*" + said) as caught:
+        stepped(kind)
+    assert "test_plugin_faults.py" in str(caught.value) or kind == "tasks"
+    assert len(str(caught.value)) < 5000
+
+
+def filled(value: Any, grows: bool = False) -> Any:
+    """Returns a method that fills the shape asked for, of whatever arguments have one."""
+
+    def method(self: Any, *given: Any) -> Any:
+        # A process reward is told the segmentation last, an estimator before the simulator.
+        masks = [each.mask for each in given if hasattr(each, "mask")]
+        return torch.full(masks[-1].shape, value, requires_grad=grows)
+
+    return method
+
+
+@pytest.mark.parametrize("kind", ["estimators", "advantages", "process_rewards"])
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (filled(float("nan")), r"returned nan for \d+ of \d+ segments"),
+        (filled(-float("inf")), r"returned -inf for"),
+        (filled(True), r"returned torch.bool values; expected real numbers"),
+        (filled(1j), r"returned torch.complex64 values"),
+        (filled(0.5, grows=True), r"requires a gradient.*Return \.detach\(\)"),
+        (lambda *given: filled(0.5)(*given).numpy(), r"returned ndarray; expected Tensor"),
+    ],
+)
+def test_results_that_are_no_plain_finite_numbers_are_the_plugins(monkeypatch, kind, method, said):
+    broken(monkeypatch, kind, **{METHODS[kind]: method})
+    with pytest.raises(PluginError, match="'mine'.*" + said):
+        stepped(kind)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), 1j, "1", None, torch.ones(1)])
+def test_a_reward_that_is_no_finite_number_is_the_tasks(monkeypatch, reward):
+    broken(monkeypatch, "tasks", verify=gives(Verdict(reward, False)))
+    with pytest.raises(TaskError, match=r"verifier of task 'Mine' .*expected a finite number"):
+        stepped("tasks")
+
+
+def test_a_plugin_that_leaves_where_nothing_names_it_ends_the_command_with_a_sentence(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(registry.policies, "_local", dict(registry.policies._local))
+    file = tmp_path / "leaver.py"
+    file.write_text(
+        "import sys\nimport segcredit\nfrom segcredit.policy.tiny.tiny_lm import Tiny\n\n"
+        '@segcredit.register.policy("leaver")\n'
+        "class Leaver(segcredit.PolicySource):\n"
+        "    def load(self, task, sampler, *, temperature, seed):\n"
+        "        policy = Tiny(steps=2).load(task, sampler, temperature=temperature, seed=seed)\n"
+        "        policy.decode = lambda *_: sys.exit(0)\n"
+        "        return policy\n"
+    )
+    small = [key for key in SMALL if not key.startswith("policy.")]
+    run = ["--code", str(file), "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as end:
+        main(["train", "grpo", *small, "policy=leaver", *run])
+    assert end.value.code == 1
+    assert f"the plug-in file {file}, line 9, in <lambda>, raised SystemExit" in (
+        capsys.readouterr().err
+    )
+    status = (tmp_path / "run" / "status.json").read_text()
+    assert '"failed"' in status
+
+
 REQUIRED = {
     "segmenters": ["causal", "segment"],
     "estimators": ["estimate"],
@@ -226,7 +328,7 @@ def test_what_is_no_class_or_cannot_be_built_is_refused(monkeypatch):
         registry.segmenters.build("odd")
 
 
-@pytest.mark.parametrize("offsets", [None, ["a"], [1.5], [3, 1], [99], [-1]])
+@pytest.mark.parametrize("offsets", [None, [True], ["a"], [1.5], [3, 1], [99], [-1]])
 def test_offsets_that_are_none_are_refused(offsets):
     @dataclass(frozen=True)
     class Split(TextSegmenter):

@@ -489,7 +489,7 @@ def test_more_ids_can_be_suppressed_and_weights_cast(checkpoint: Path) -> None:
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/no/such/model"])
 def test_a_missing_model_is_told_in_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(PolicyError, match=rf"^the model '{name}' cannot be loaded .* check policy"):
+    with pytest.raises(PolicyError, match=rf"^the model '{name}' cannot be read .* check policy"):
         Pretrained(name).load(TASK, Generate(), temperature=1.0, seed=0)
 
 

@@ -1,6 +1,9 @@
 """The registry: names, decorators, duplicates, failing imports, identities."""
 
+import ast
 import importlib
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -97,3 +100,41 @@ def test_a_distribution_that_comes_later_is_seen(
     (place / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1.0\n")
     (place / "entry_points.txt").write_text("[segcredit.segmenters]\nlater = later:Later\n")
     assert sorted({*registry.segmenters.names()} - {*before}) == ["later"]
+
+
+NAMESAKES = """
+import segmenters, estimators
+from segcredit import registry
+found = registry.segmenters.find("learned"), registry.estimators.find("critic")
+print(segmenters.MINE, estimators.MINE, *(plugin.__qualname__ for plugin in found))
+print(registry.segmenters.identity("learned"))
+print([name for name in registry.segmenters.names() if registry.segmenters.info(name).error])
+"""
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(["script.py"], marks=pytest.mark.slow), ["-m", "script"]]
+)
+def test_a_namesake_in_the_working_folder_breaks_nothing_and_stays_the_users(
+    tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "segmenters.py").write_text("MINE = 'my own'")
+    (tmp_path / "estimators").mkdir()
+    (tmp_path / "estimators" / "__init__.py").write_text("MINE = 'and this'")
+    (tmp_path / "script.py").write_text(NAMESAKES)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    said = ["my own and this Learned Critic", registry.segmenters.identity("learned"), "[]"]
+    assert done.stdout.splitlines() == said
+
+
+@pytest.mark.parametrize("folder", ["segmenters", "estimators"])
+def test_our_plugins_import_each_other_by_relative_imports_alone(folder: str) -> None:
+    """So that they can be imported under another name where a namesake stands before them."""
+    for file in (Path(registry.__file__).parents[1] / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            own = [name for name in names if name.split(".")[0] in ("segmenters", "estimators")]
+            assert not own or node.level, (file, own)

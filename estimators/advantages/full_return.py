@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Interval
 from torch import Tensor
 
 from segcredit import AdvantageScheme, Clock, SegmentValues, lambda_returns
@@ -23,7 +25,7 @@ class FullReturn(AdvantageScheme):
         REINFORCE with a baseline, Williams 1992; GRPO, arXiv 2402.03300, without its scaling.
     """
 
-    gamma: float = 1.0
+    gamma: Annotated[float, Interval(ge=0, le=1)] = 1.0
     clock: Clock = "segment"
 
     def __call__(self, values: SegmentValues) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Interval
 from torch import Tensor
 
 from segcredit import AdvantageScheme, Clock, SegmentValues, lambda_returns
@@ -41,7 +43,7 @@ class GAE(AdvantageScheme):
     gamma: float = 1.0
     lam: float = 0.95
     clock: Clock = "segment"
-    length_scale: float | None = None
+    length_scale: Annotated[float, Interval(ge=1e-9, le=1e9)] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("gamma", self.gamma), ("lam", self.lam)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Le
 from torch import Tensor
 
 from segcredit import AdvantageScheme, SegmentValues, group_size, group_std, measured_by_std
@@ -43,8 +44,8 @@ class GroupScaled(AdvantageScheme):
     inner: AdvantageScheme
     over: Literal["group", "batch"] = "group"
     ddof: Literal[0, 1] = 1
-    eps: float = 1e-6
-    variance_floor: float = 0.0
+    eps: Annotated[float, Le(1e6)] = 1e-6
+    variance_floor: Annotated[float, Le(1e6)] = 0.0
 
     def __post_init__(self) -> None:
         if min(self.eps, self.variance_floor) < 0 or self.eps == self.variance_floor == 0:

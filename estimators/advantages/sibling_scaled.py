@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from segcredit import AdvantageScheme, SegmentValues, group_std, measured_by_std
@@ -41,7 +42,7 @@ class SiblingScaled(AdvantageScheme):
 
     inner: AdvantageScheme
     ddof: Literal[0, 1] = 0
-    eps: float = 1e-8
+    eps: Annotated[float, Interval(ge=0, le=1e6)] = 1e-8
 
     def __call__(self, values: SegmentValues) -> Tensor:
         """Returns (B,S) scaled advantages, 0 outside the mask."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Interval
 from torch import Tensor
 
 from segcredit import AdvantageScheme, Clock, SegmentValues, lambda_returns
@@ -25,7 +27,7 @@ class TD(AdvantageScheme):
         arXiv 2410.01679, section 4.
     """
 
-    gamma: float = 1.0
+    gamma: Annotated[float, Interval(ge=0, le=1)] = 1.0
     clock: Clock = "segment"
 
     def __call__(self, values: SegmentValues) -> Tensor:

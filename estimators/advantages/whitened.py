@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval, Le
 from torch import Tensor
 
 from segcredit import AdvantageScheme, SegmentValues, measured_by_std
@@ -48,8 +49,8 @@ class Whitened(AdvantageScheme):
     inner: AdvantageScheme
     weight: Literal["token", "segment"] = "token"
     center: bool = True
-    clamp: float | None = None
-    eps: float = 1e-8
+    clamp: Annotated[float, Le(1e9)] | None = None
+    eps: Annotated[float, Interval(ge=1e-30, le=1e6)] = 1e-8
     ddof: Literal[0, 1] = 1
 
     def __post_init__(self) -> None:

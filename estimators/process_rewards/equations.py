@@ -7,8 +7,10 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Interval, Le
 from torch import Tensor
 
 from segcredit import ProcessReward, RolloutBatch, Segmentation
@@ -60,10 +62,10 @@ class Equations(ProcessReward):
         that it is wrong.
     """
 
-    modulus: int | None = None
-    right: float = 1.0
-    wrong: float = -1.0
-    none: float = 0.0
+    modulus: Annotated[int, Le(10**9)] | None = None
+    right: Annotated[float, Interval(ge=-1e6, le=1e6)] = 1.0
+    wrong: Annotated[float, Interval(ge=-1e6, le=1e6)] = -1.0
+    none: Annotated[float, Interval(ge=-1e6, le=1e6)] = 0.0
 
     def __post_init__(self) -> None:
         if self.modulus is not None and self.modulus < 2:

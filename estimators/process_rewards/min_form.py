@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from segcredit import ProcessReward, RolloutBatch, Segmentation
@@ -43,7 +44,7 @@ class MinForm(ProcessReward):
     """
 
     inner: ProcessReward
-    temperature: float = 0.1
+    temperature: Annotated[float, Interval(ge=1e-6, le=1e6)] = 0.1
     form: Literal["softmax", "strict"] = "softmax"
 
     def __post_init__(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from segcredit import (
@@ -87,12 +88,12 @@ class Critic(ValueEstimator):
     """
 
     network: Literal["backbone", "head", "trunk"] = "backbone"
-    width: int = 128
-    gamma: float = 1.0
-    lam: float = 1.0
+    width: Annotated[int, Interval(ge=1, le=10**5)] = 128
+    gamma: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    lam: Annotated[float, Interval(ge=0, le=1)] = 1.0
     clock: Clock = "segment"
     anchor: Anchor = "start"
-    value_clip: float | None = None
+    value_clip: Annotated[float, Interval(gt=0, le=1e9)] | None = None
 
     @property
     def needs(self) -> tuple[type, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
+from annotated_types import Interval, Le
 from torch import Tensor, nn
 
 from segcredit import (
@@ -67,10 +68,10 @@ class MonteCarlo(ValueEstimator):
         temperature and top-p of their own.
     """
 
-    continuations: int = 9
-    penalty: float | None = 0.0
+    continuations: Annotated[int, Le(10**5)] = 9
+    penalty: Annotated[float, Interval(ge=-1e6, le=1e6)] | None = 0.0
     anchor: Anchor = "start"
-    max_states: int | None = None
+    max_states: Annotated[int, Le(10**9)] | None = None
     choose: Literal["first", "even"] = "even"
     rest: Literal["interpolate", "hold", "return"] = "interpolate"
     share: bool = True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Interval, Le
 from torch import Tensor, nn
 
 from segcredit import Policy, RolloutBatch, Segmentation, Simulator, ValueEstimator
@@ -76,11 +77,11 @@ class Tracker(ValueEstimator):
         observation of their mean; rewards between 0 and 1 are not rounded up in the first estimate.
     """
 
-    half_life: float = 0.06
+    half_life: Annotated[float, Interval(ge=1e-9, le=1e9)] = 0.06
     low: float = 0.875
     high: float = 0.96
-    warm_samples: int = 8
-    exploration: float = 0.05
+    warm_samples: Annotated[int, Le(10**5)] = 8
+    exploration: Annotated[float, Le(1e6)] = 0.05
 
     def __post_init__(self) -> None:
         if self.half_life <= 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Generator, Iterable
@@ -19,7 +20,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from segcredit.cli.plugin_commands import with_plugin_commands
-from segcredit.errors import ConfigError, SegcreditError
+from segcredit.errors import ConfigError, SegcreditError, shown
 
 if TYPE_CHECKING:
     from segcredit.study.grid import GridProgress
@@ -39,20 +40,42 @@ class _Commands(TyperGroup):
             raise _Stopped(str(stop) or "stopped.") from stop
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import segcredit
+
+        typer.echo(f"segcredit {segcredit.__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Segment definitions, value estimators and advantage schemes under one loop.",
 )
 out = Console()
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
+    ] = False,
+) -> None:
+    """Trains and studies segment definitions, value estimators and advantage schemes."""
+
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="dotted.key=value, laid over the config.")
 ]
 Code = Annotated[
     list[str] | None, typer.Option("--code", help="A Python file that registers plug-ins.")
+]
+
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code that the run's stored config names.")
 ]
 
 
@@ -70,17 +93,20 @@ def train(
 ) -> None:
     """Trains one run; under torchrun, in as many processes as it starts."""
     from segcredit.cli.display import training_progress
-    from segcredit.config import load_config
+    from segcredit.config import load_run
     from segcredit.register import load_code
     from segcredit.training.build import started_processes
     from segcredit.training.loop import iterate, run_directory
 
     load_code(code or [])
-    checked = load_config(config, overrides or [])
+    checked = load_run(config, overrides or [])
     directory = run_directory(checked, output)
     shown = out if started_processes(checked).first else Console(quiet=True)
     training_progress(shown, iterate(checked, directory, resume=resume), checked.train.steps)
     shown.print(f"Recorded in {directory}", soft_wrap=True)
+    shown.print(
+        f"Next: segcredit report {directory}; segcredit evaluate {directory}", soft_wrap=True
+    )
 
 
 @app.command()
@@ -110,6 +136,7 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the evaluation that is there.")
     ] = False,
+    trust: Trust = False,
     code: Code = None,
 ) -> None:
     """Judges a policy on held-out prompts: accuracy, pass@k, maj@k."""
@@ -117,6 +144,7 @@ def evaluate(
     from segcredit.register import load_code
     from segcredit.study.evaluation import evaluate_policy, evaluated_policy
 
+    ks = None if k is None else _whole_numbers("--k", k)
     load_code(code or [])
     chosen = evaluated_policy(
         source,
@@ -125,8 +153,8 @@ def evaluate(
         completions=completions,
         saved=checkpoint,
         output=output,
+        trust=trust,
     )
-    ks = None if k is None else _whole_numbers("--k", k)
     found = evaluate_policy(chosen, ks=ks, batch=batch, overwrite=overwrite)
     out.print(evaluation_table(found, chosen.step))
     out.print(f"Recorded in {chosen.output}", soft_wrap=True)
@@ -134,8 +162,9 @@ def evaluate(
 
 def _whole_numbers(option: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() for part in parts):
-        raise ConfigError(f"{option} is {text!r}; expected whole numbers such as 1,4,16.")
+    # Not isdigit, for which a superscript is a digit; no number of completions is longer.
+    if not parts or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+        raise ConfigError(f"{option} is {shown(text)}; expected whole numbers such as 1,4,16.")
     return [int(part) for part in parts]
 
 
@@ -272,14 +301,24 @@ def results(
     ] = False,
 ) -> None:
     """Prints a table with intervals over seeds, what they show, and the learning curves."""
+    from segcredit.atomic_files import require_writable
     from segcredit.cli.display import results_table
     from segcredit.records.tables import read_runs
-    from segcredit.study.export_tables import require_format, table_of, write_table
+    from segcredit.study.export_tables import require_format, require_table, table_of, write_table
     from segcredit.study.statistics import compare as compare_groups
-    from segcredit.study.statistics import summarise
+    from segcredit.study.statistics import require_statistic, summarise
 
+    # What can be refused is, before tables of many gigabytes are read.
+    require_statistic(statistic)
     if export is not None:
         require_format(export)
+        require_table(table, ["summary", *["comparison"][: int(compare)]])
+    if figure is not None:
+        from segcredit.study.plots import require_figure_format
+
+        require_figure_format(figure)
+    for target in filter(None, (export, figure)):
+        require_writable(target)
     runs = read_runs(directory, damaged="skip" if skip_damaged else "raise").whole()
     columns = [name.strip() for name in by.split(",") if name.strip()]
     summary: Any = summarise(runs, columns, metric, cast("Any", statistic))
@@ -405,6 +444,7 @@ def save_policy(
     merged: Annotated[
         bool, typer.Option("--merged", help="Merge adapters into the weights; else them alone.")
     ] = False,
+    trust: Trust = False,
     code: Code = None,
 ) -> None:
     """Writes a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
@@ -412,7 +452,8 @@ def save_policy(
     from segcredit.study.export_policy import save_policy as write
 
     load_code(code or [])
-    out.print(f"Policy: {write(run, folder, merged=merged)}", soft_wrap=True, highlight=False)
+    written = write(run, folder, merged=merged, trust=trust)
+    out.print(f"Policy: {written}", soft_wrap=True, highlight=False)
 
 
 @app.command("list")
@@ -468,23 +509,47 @@ def main(arguments: Iterable[str] | None = None) -> None:
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
+    except SystemExit as error:  # of the commands themselves, unless it came through a plug-in
+        text = _plugin_exit(error)
+        if text is None:
+            raise
+        Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
+        sys.exit(1)
     except Exception as error:
         if "SEGCREDIT_TRACEBACK" in os.environ:
             raise
         from segcredit.registry import plugin_fault
         from segcredit.training.out_of_memory import memory_advice
 
+        said = shown(error, plain=True)
         text = (
             memory_advice(error)
             or plugin_fault(error)
+            or _refused_path(error)
             or (
-                f"unexpected {type(error).__name__}: {error}. This is a fault of segcredit or"
+                f"unexpected {type(error).__name__}: {said}. This is a fault of segcredit or"
                 " of a library, rather than of your input. SEGCREDIT_TRACEBACK=1 shows"
                 " where; a run's status.json holds it too."
             )
         )
         Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
         sys.exit(1)
+
+
+def _plugin_exit(error: SystemExit) -> str | None:
+    """Returns the sentence for a plug-in that left the program; None where a command did."""
+    registry = sys.modules.get("segcredit.registry")  # without it no plug-in was loaded
+    return None if registry is None else registry.plugin_fault(error)
+
+
+def _refused_path(error: Exception) -> str | None:
+    """Returns the sentence for a path that the system refused; None for any other error."""
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    return (
+        f"{shown(str(error.filename), plain=True)} cannot be used: {error.strerror}. Usually a path"
+        " is mistyped or too long, or its folder belongs to somebody else: give another one."
+    )
 
 
 @contextmanager

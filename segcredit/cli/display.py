@@ -214,6 +214,10 @@ def _with_interval(places: Any, place: tuple[str, str]) -> str:
     return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
 
 
+_FEW_PROMPTS = 10
+"""Prompts from which percentiles of the bootstrap cover what they say; see docs/statistics.md."""
+
+
 def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:
     """Builds the table of an evaluation: each metric with its interval over prompts."""
     title = f"policy after step {step}: metrics and 95 % intervals over prompts (bootstrap)"
@@ -221,12 +225,13 @@ def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:
     table.add_column("metric")
     for name in ("value", "interval", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
+    if any(one.prompts < _FEW_PROMPTS for one in estimates):
+        table.caption = "of fewer than ten prompts these intervals are too narrow, of two a range"
     for one in estimates:
-        has_interval = one.low == one.low  # not NaN, as where all prompts are alike
         table.add_row(
             one.name,
             _number(one.value) if one.prompts else "–",
-            f"{_number(one.low)}–{_number(one.high)}" if has_interval else "unknown",
+            _ends(one.low, one.high, one.prompts),
             str(one.prompts),
         )
     return table
@@ -243,17 +248,23 @@ def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str =
     for name in ("before", "after", "interval", "seeds", "tokens", "CPU-s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary.to_dict("records"):
-        has_interval = row["low"] == row["low"]  # not NaN, as for a single seed
         table.add_row(
             *(escape(setting_text(row[name])) for name in by),
             _number(row["start"]),
             _number(row[statistic]),
-            f"{_number(row['low'])}–{_number(row['high'])}" if has_interval else "unknown",
+            _ends(row["low"], row["high"], row["seeds"]),
             str(int(row["seeds"])),
             f"{row['tokens_sampled']:,.0f}",
             f"{row['cpu_seconds']:.1f}",
         )
     return table
+
+
+def _ends(low: float, high: float, count: int) -> str:
+    """Writes an interval; of two values their range."""
+    if low != low:  # NaN, as of a single seed, or of prompts that are all alike
+        return "unknown"
+    return f"{'range ' * (count < 3)}{_number(low)}–{_number(high)}"
 
 
 def _number(value: float) -> str:

@@ -58,6 +58,8 @@ class PluginCommand:
         Raises:
             RegistryError: two distributions offer it, its import fails, or it cannot be called.
         """
+        from segcredit.registry import load_point
+
         point, *others = self.points
         if others:
             raise RegistryError(
@@ -66,7 +68,7 @@ class PluginCommand:
             )
         where = f"(entry point {point.value!r} of {self.distribution})"
         try:
-            function = point.load()
+            function = load_point(point)
         except Exception as error:
             raise RegistryError(
                 f"command {self.name!r} {where} failed to import: {type(error).__name__}: {error}."

@@ -72,7 +72,7 @@ def _owner(distribution: Distribution) -> tuple[str, str]:
 
 
 def _read(point: EntryPoint) -> tuple[str, str]:
-    spec = _spec(point.module)
+    spec = _spec(registry.module_of(point))
     return spec.origin or "", _summary(spec, point.attr)
 
 

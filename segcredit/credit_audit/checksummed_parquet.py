@@ -19,7 +19,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcredit.atomic_files import write_atomically
+from segcredit.atomic_files import require_file, write_atomically
 from segcredit.errors import StudyError
 
 _KEY = b"segcredit"
@@ -56,7 +56,7 @@ def read_checksummed(file: Path) -> tuple[dict[str, Any], Rows]:
         StudyError: there is no such file, or a byte of it was changed.
     """
     try:
-        table = pq.read_table(file, page_checksum_verification=True)
+        table = pq.read_table(require_file(file), page_checksum_verification=True)
         signed = json.loads((table.schema.metadata or {})[_KEY])
         rows = cast("Rows", table.to_pylist())
         if signed[_SUM] == _checksum(signed["label"], rows):

@@ -28,6 +28,7 @@ from segcredit.training.credit_assignment import TrainingBatch, assign
 from segcredit.training.rollouts.completions import with_extras
 from segcredit.training.rollouts.sampling import Sampled, sample
 from segcredit.training.update import improve
+from segcredit.types import require_values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +134,8 @@ def _spread(found: TrainingBatch, scheme: AdvantageScheme, name: str) -> Tensor:
     """Returns (B,T) the advantages of one scheme."""
     with blame("advantage", name, scheme):
         per_segment = scheme(found.values)
+        known = (found.values.values, found.values.rewards)
+        require_values("the advantage scheme", per_segment, found.values.mask, *known)
         return returns.advantages(found.segmentation, found.values, per_segment).per_token
 
 
@@ -145,6 +148,7 @@ def _token_values(run: Run, found: TrainingBatch) -> Tensor:
         values_BS = run.method.estimator.estimate(
             run.state.module, found.rollouts, every, found.simulator
         )
+        require_values("estimate", values_BS, every.mask, found.rollouts.rewards)
     return every.spread(values_BS)
 
 

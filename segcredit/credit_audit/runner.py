@@ -36,6 +36,7 @@ from segcredit.errors import PluginError, RecordError, StorageError, StudyError
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.run_lock import run_lock
 from segcredit.training.build import build, environment
+from segcredit.training.distributed.processes import Processes, stoppable
 from segcredit.training.out_of_memory import memory_advice
 
 TRUTH = "truth"
@@ -83,7 +84,7 @@ def audit(
         config = load_audit_config(config)
     directory = audit_directory(config, output)
     tell = watch or _unwatched
-    with run_lock(directory):
+    with run_lock(directory), stoppable(Processes()):
         seen = environment(config.run) | {"plugins": config.plugin_identities()}
         records = RunRecords.create(directory, config.identity(), seen)
         records.begin()

@@ -10,15 +10,24 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from segcredit import registry
 from segcredit.config import (
+    Count,
     Plugin,
     RunConfig,
     load_config,
     override,
     read_source,
+    require_tokens,
     validated,
 )
 from segcredit.credit_audit.metrics import Resampling
@@ -43,31 +52,42 @@ def _pattern(text: str) -> str:
     return text
 
 
-Plugins = Annotated[list[Plugin], BeforeValidator(_as_list), Field(min_length=1)]
+Plugins = Annotated[list[Plugin], BeforeValidator(_as_list), Field(min_length=1, max_length=1000)]
+_MOST_CREDITS = 10_000
 Quantile = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AuditSettings(BaseModel):
     """The ``[audit]`` table, complete."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     segmenters: Plugins
     estimators: Plugins
     advantages: Plugins
-    prompts: int = Field(ge=2)
+    prompts: int = Field(ge=2, le=10**6)
     """Number of the task's evaluation prompts. Intervals draw them anew, hence two at least."""
-    completions: int = Field(ge=1)
-    continuations: float = Field(gt=0)
+    completions: Count
+    continuations: float = Field(ge=1e-6, le=10**4)
     """Number for each token in each split of the truth, see ``truth.measure``; may be below 1."""
-    training_steps: int = Field(ge=0)
-    quantiles: tuple[Quantile, ...]
-    jump: float = Field(gt=0)
+    training_steps: int = Field(ge=0, le=10**6)
+    quantiles: tuple[Quantile, ...] = Field(max_length=1000)
+    jump: float = Field(gt=0, le=1e9)
     classes: dict[str, Annotated[str, AfterValidator(_pattern)]]
-    gradient_samples: int = Field(ge=0)
-    gradient_batches: int = Field(ge=2)
+    gradient_samples: int = Field(ge=0, le=10**7)
+    gradient_batches: int = Field(ge=2, le=10**6)
     confidence: float = Field(gt=0, lt=1)
-    resamples: int = Field(ge=1)
+    resamples: Count
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> AuditSettings:
+        found = len(self.segmenters) * len(self.estimators) * len(self.advantages)
+        if found > _MOST_CREDITS:
+            raise ValueError(
+                f"segmenters, estimators and advantages make {found:,} credits; expected at most"
+                f" {_MOST_CREDITS:,}"
+            )
+        return self
 
     @property
     def resampling(self) -> Resampling:
@@ -158,14 +178,15 @@ def load_audit_config(
         ConfigError: a key or value is wrong; names the dotted path.
         RegistryError: a plug-in is unknown or refuses its options.
     """
-    layer = dict(source) if isinstance(source, Mapping) else read_source(source)
-    layer = override(layer, overrides)
+    layer = override(read_source(source), overrides)
     asked = layer.pop("audit", {})
     if not isinstance(asked, Mapping):
         raise ConfigError(f"audit: is {asked!r}; expected a table, headed [audit].")
     run = load_config(layer)
     given = _with_defaults(cast("Mapping[str, Any]", asked), run)
     settings = validated(AuditSettings, given, "audit.")
+    sizes = (settings.prompts, settings.completions, run.rollouts.max_new_tokens)
+    require_tokens(*sizes, ConfigError, "audit")
     lists = {axis: [_resolved(axis, t) for t in getattr(settings, axis)] for axis in _LISTS}
     labels = {axis: [plugin_label(_LISTS[axis], table) for table in lists[axis]] for axis in _LISTS}
     _require_different(labels)

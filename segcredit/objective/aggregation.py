@@ -19,8 +19,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 
@@ -115,7 +117,7 @@ class _ByLength(Aggregation):
         ShapeError: ``norm_length`` is not above 0.
     """
 
-    norm_length: float | None = None
+    norm_length: Annotated[float, Interval(ge=1e-6, le=1e12)] | None = None
 
     def __post_init__(self) -> None:
         if self.norm_length is not None and not self.norm_length > 0:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -73,9 +75,9 @@ class Clip(Bound):
         arXiv 1912.09729, eq. 5.
     """
 
-    low: float = 0.2
-    high: float = 0.2
-    dual: float | None = None
+    low: Annotated[float, Interval(ge=0, le=1e9)] = 0.2
+    high: Annotated[float, Interval(ge=0, le=1e9)] = 0.2
+    dual: Annotated[float, Interval(gt=1, le=1e9)] | None = None
 
     def __post_init__(self) -> None:
         _require_distances("clip", self.low, self.high, "1")
@@ -111,8 +113,8 @@ class LogClip(Bound):
         GMPO, Zhao et al. 2025, arXiv 2507.20673; 0.4 there.
     """
 
-    low: float = 0.4
-    high: float = 0.4
+    low: Annotated[float, Interval(ge=0, le=1e9)] = 0.4
+    high: Annotated[float, Interval(ge=0, le=1e9)] = 0.4
 
     def __post_init__(self) -> None:
         _require_distances("log_clip", self.low, self.high, "0 nats")
@@ -148,8 +150,8 @@ class TruncatedIS(Bound):
         verl and NeMo give distances from 1.
     """
 
-    low: float = 0.0
-    high: float = 5.0
+    low: Annotated[float, Interval(ge=0, le=1e9)] = 0.0
+    high: Annotated[float, Interval(ge=0, le=1e9)] = 5.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:
@@ -184,8 +186,8 @@ class SoftGate(Bound):
         Soft Adaptive Policy Optimization, Gao et al. 2025, arXiv 2511.20347.
     """
 
-    positive: float = 1.0
-    negative: float = 1.05
+    positive: Annotated[float, Interval(ge=1e-6, le=1e6)] = 1.0
+    negative: Annotated[float, Interval(ge=1e-6, le=1e6)] = 1.05
 
     def __post_init__(self) -> None:
         if not (self.positive > 0 and self.negative > 0):

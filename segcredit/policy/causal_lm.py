@@ -424,7 +424,8 @@ def _checked_ids(drawn: SampledTokens, rows: int, most: int) -> Int[Tensor, "B T
     """Returns a sampler's ids; raises a ShapeError where they are not those of this batch."""
     require_type("sample", drawn, SampledTokens)
     ids, given = drawn.ids, drawn.logprobs
-    if ids.shape[0] != rows or ids.ndim != 2 or ids.shape[1] > most or ids.is_floating_point():
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.shape[0] != rows or ids.ndim != 2 or ids.shape[1] > most or not whole:
         raise ShapeError(
             f"sample returned ids of shape {tuple(ids.shape)} and type {ids.dtype}; expected whole"
             f" numbers in {rows} rows of at most {most} columns, without the prompts."

@@ -34,7 +34,10 @@ def chat_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     require_template(tokenizer, prompt)
     try:
         return tokenizer.apply_chat_template(
-            messages(prompt, prompt.text), add_generation_prompt=True, return_dict=False
+            messages(prompt, prompt.text),
+            add_generation_prompt=True,
+            return_dict=False,
+            **dict(prompt.chat_options),
         )
     except Exception as error:  # a template is a program of the checkpoint's; it may raise anything
         roles = ", ".join(role for role, _ in prompt.chat or ()) or "none"

@@ -87,7 +87,10 @@ class ImagePrompts:
         # An empty text is no part: templates may write something around each.
         content = [part for part in content if part.get("text", "image")]
         written: str = self.processor.apply_chat_template(
-            messages(prompt, content, _text_part), add_generation_prompt=True, tokenize=False
+            messages(prompt, content, _text_part),
+            add_generation_prompt=True,
+            tokenize=False,
+            **dict(prompt.chat_options),
         )
         begin = self.processor.tokenizer.bos_token
         return written, not (begin and written.startswith(begin))

@@ -2,25 +2,41 @@
 
 A checkpoint is a nested dict of tensors and plain values, so that it can be loaded without running
 any code that it carries. It appears atomically: a run that is killed while it saves still has the
-checkpoint before.
+checkpoint before. The zip archive that it is ends in a comment with the SHA-256 of all the rest,
+which is compared before anything is loaded: what a disk has changed is never taken for weights.
 """
 
 from __future__ import annotations
 
-import pickle
+import os
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
-from segcredit.atomic_files import remove, remove_temporaries, replacing, unwritten
-from segcredit.errors import RecordError
+from segcredit.atomic_files import (
+    checksum,
+    remove,
+    remove_temporaries,
+    replacing,
+    require_file,
+    unwritten,
+)
+from segcredit.errors import RecordError, loading
 
 _FILE = re.compile(r"step_(\d+)\.pt")
+_COMMENT = re.compile(rb"segcredit sha256 ([0-9a-f]{64})")
+_COMMENT_BYTES = 81
+_NO_COMMENT = b"\0\0"
+"""Last bytes of a zip archive without a comment: the length of the one that it lacks."""
+_LAST_STEP = 10**9
+_STATE = ("row", "policy", "estimator", "prompts", "further_prompts")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -53,6 +69,7 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
     try:
         with replacing(path) as file:
             torch.save(dict(state), file)
+            _sign(file)
     except RuntimeError as error:
         # PyTorch's archive writer raises this on top of the OSError of a failed write.
         raise unwritten(path, error.__context__ or error) from error
@@ -69,30 +86,89 @@ def load(path: Path) -> dict[str, Any]:
     """Loads the state that ``save`` stored, with its tensors on the CPU.
 
     Raises:
-        RecordError: the file is damaged or was not written by ``save``.
+        RecordError: the file is damaged, was changed since, or was not written by ``save``.
     """
-    try:
+    with loading(f"The checkpoint {path}", _remedy(path), RecordError):
+        _require_whole(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise _unreadable(path, error) from error
-    except pickle.UnpicklingError as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(found, dict):
-        raise _unreadable(path, TypeError(f"it holds a {type(found).__name__}, not a dict"))
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds a {type(found).__name__}, not a dict")
     return cast("dict[str, Any]", found)
 
 
-def _unreadable(path: Path, error: Exception) -> RecordError:
+def load_run(path: Path) -> dict[str, Any]:
+    """Loads the checkpoint of a run: its last row of metrics, and the states of all its parts.
+
+    Raises:
+        RecordError: as ``load``, or the file is no run's checkpoint, or one of another step.
+    """
+    found = load(path)
+    with loading(f"The checkpoint {path}", _remedy(path), RecordError):
+        missing = [name for name in _STATE if not isinstance(found.get(name), dict)]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}, which a run's checkpoint has")
+        step, named = found["row"].get("step"), _FILE.fullmatch(path.name)
+        if type(step) is not int or not 0 <= step <= _LAST_STEP:
+            raise ValueError(f"it is of step {step!r}, which no run has")
+        if named and int(named[1]) != step:
+            raise ValueError(f"it is of step {step}, which is not that of its name")
+    return found
+
+
+def fitting(path: Path) -> AbstractContextManager[None]:
+    """Makes a sentence of what is raised where a checkpoint's states do not fit the live objects.
+
+    Args:
+        path: of the checkpoint, or of the directory with several.
+    """
+    remedy = (
+        "expected the states of this config's policy, estimator and prompts. Usually the file is"
+        " another run's, or a plug-in or a library is another version than the run's: choose"
+        " another checkpoint, or start again in another --output."
+    )
+    return loading(f"The checkpoint {path}", remedy, RecordError)
+
+
+def _sign(file: BinaryIO) -> None:
+    """Appends the checksum of a zip archive to it, as its comment."""
+    file.seek(-len(_NO_COMMENT), os.SEEK_END)
+    file.write(_COMMENT_BYTES.to_bytes(2, "little"))
+    file.flush()
+    with open(file.name, "rb") as written:
+        file.write(b"segcredit sha256 " + checksum(written).encode())
+
+
+def _require_whole(path: Path) -> None:
+    """Compares a checkpoint with its checksum; one of the version before with those of its parts.
+
+    Raises:
+        ValueError: it was changed, or holds compressed parts, which could be of any size.
+    """
+    with require_file(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("parts of it are compressed, which segcredit does not do")
+        signed = _COMMENT.fullmatch(archive.comment)
+        file.seek(0)
+        size = path.stat().st_size - _COMMENT_BYTES
+        if signed and checksum(file, size) != signed[1].decode():
+            raise ValueError("its checksum is not that of its content")
+        if not signed:
+            file.seek(-len(_NO_COMMENT), os.SEEK_END)
+            broken = file.read() != _NO_COMMENT or archive.testzip()
+            if broken:
+                raise ValueError("a part of it is not what was saved")
+
+
+def _remedy(path: Path) -> str:
     earlier = [file for file in _checkpoints(path.parent).values() if file.name < path.name]
     rest = (
         f"resume from the earlier one, {max(earlier).name}, which --resume then finds"
         if earlier
         else "start the run again, since there is no earlier one"
     )
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return RecordError(
-        f"The checkpoint {path} cannot be read ({reason}); expected a file that segcredit saved."
-        f" Usually the disk failed or the file was copied in part: delete it and {rest}."
+    return (
+        "expected a file that segcredit saved. Usually the disk failed or the file was copied in"
+        f" part: delete it and {rest}."
     )
 
 

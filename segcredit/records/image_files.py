@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from segcredit.atomic_files import remove_temporaries, write_atomically
+from segcredit.atomic_files import remove_temporaries, require_file, write_atomically
 from segcredit.errors import RecordError
 
 _FOLDER = "images"
@@ -58,7 +58,7 @@ def read_image(path: Path, name: str) -> bytes:
     """
     file = path / _FOLDER / Path(name).name
     try:
-        content = file.read_bytes()
+        content = require_file(file).read_bytes()
     except OSError as error:
         raise RecordError(
             f"The image {file} cannot be read ({error.strerror}); expected what the run recorded."

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from segcredit.atomic_files import remove
 from segcredit.errors import RecordError
 from segcredit.records import checkpoint
+from segcredit.records.manifest import METRICS, Manifest, read_manifest
 from segcredit.records.run_directory import whole_rows
 from segcredit.records.step_tables import STEPS, TABLES, step_of, table_files
 
@@ -29,8 +30,15 @@ def damage(path: Path, steps: int) -> str:
     """
     last = _last_consecutive(path)
     if last < steps:
-        return f"metrics.jsonl ends at step {last} of {steps}"
-    files = [path / STEPS, *(file for name in TABLES for file in table_files(path, name))]
+        return f"{METRICS} ends at step {last} of {steps}"
+    try:
+        manifest = read_manifest(path)
+    except RecordError as error:
+        return str(error)
+    if manifest is not None:
+        faults = ((name, manifest.fault(name)) for name in manifest.files)
+        return next((f"{name} {fault}" for name, fault in faults if fault), "")
+    files = [path / STEPS, *(file for name in TABLES for file in table_files(path, name, None))]
     broken = next((file for file in files if not _has_end(file)), None)
     return "" if broken is None else f"{broken.relative_to(path)} cannot be read"
 
@@ -43,9 +51,9 @@ def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:
     trusted = _trusted_step(path)
     for file in reversed(checkpoint.found(checkpoints)):
         try:
-            state = checkpoint.load(file)
+            state = checkpoint.load_run(file)
         except RecordError as error:
-            warnings.warn(f"{error} Going on from an earlier one.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error} Going on from before it.", RuntimeWarning, stacklevel=2)
             continue
         if int(state["row"]["step"]) <= trusted:
             return state
@@ -54,20 +62,30 @@ def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:
 
 def _trusted_step(path: Path) -> int:
     """Returns the last step up to which every record can be read; -1 for none."""
-    last = _last_consecutive(path)
-    every = [file for name in TABLES for file in table_files(path, name)]
-    for broken in [file for file in every if not _is_readable(file)]:
-        step = step_of(broken)
-        warnings.warn(
-            f"{broken} cannot be read; usually the disk failed or it was changed by another"
-            " program. It is removed, and its steps are run again.",
-            RuntimeWarning,
-            stacklevel=3,
+    last, manifest = _last_consecutive(path), read_manifest(path)
+    every = [file for name in TABLES for file in table_files(path, name, manifest)]
+    for file in [path / METRICS, *every]:
+        if not (fault := _fault(file, manifest)):
+            continue
+        step = step_of(file)
+        said = (
+            f"{file} {fault}; usually the disk failed or it was changed by another program. Its"
+            " steps are run again, and recorded anew."
         )
-        # A packed table holds every step.
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
+        # A packed table holds every step, as do the metrics.
         last = -1 if step is None else min(last, step - 1)
-        remove([broken])
+        if file in every:
+            remove([file])
     return last
+
+
+def _fault(file: Path, manifest: Manifest | None) -> str:
+    """Says what is wrong with a file of a run; '' for nothing."""
+    if manifest is not None and (name := manifest.name(file)) in manifest.files:
+        return manifest.fault(name)
+    # A torn line ends the metrics, and nothing more.
+    return "" if file.name == METRICS or _is_readable(file) else "cannot be read"
 
 
 def _last_consecutive(path: Path) -> int:

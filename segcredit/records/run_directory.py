@@ -5,6 +5,7 @@
     status.json         "running", "interrupted", "failed" or "finished", and what stopped it
     metrics.jsonl       a row a step, appended and synced; a torn last line is ignored
     completions/  segments/  tokens/    Parquet, see segcredit.records.step_tables
+    manifest.json       what is there, with checksums, see segcredit.records.manifest
     images/             what prompts show, see segcredit.records.image_files
     checkpoints/        see segcredit.records.checkpoint
 
@@ -15,34 +16,61 @@ run (segcredit.records.run_lock).
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import itertools
 import json
 import math
 import numbers
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast, final
 
-from segcredit.atomic_files import remove_temporaries, unwritten, write_atomically
+from segcredit.atomic_files import (
+    remove,
+    remove_temporaries,
+    require_file,
+    unwritten,
+    write_atomically,
+)
 from segcredit.errors import RecordError
 from segcredit.records import checkpoint
 from segcredit.records.image_files import remove_unfinished_images, write_image
-from segcredit.records.schemas import TableName, current_names
+from segcredit.records.manifest import (
+    METRICS,
+    STATUS,
+    Entry,
+    Manifest,
+    read_manifest,
+    read_signed,
+    write_signed,
+)
+from segcredit.records.run_lock import is_abandoned
+from segcredit.records.schemas import AUDIT, TableName, current_names
 from segcredit.records.step_tables import (
+    PACKED,
+    STEPS,
     cut_tables,
+    listed_tables,
     pack_metrics,
     pack_tables,
+    rows_of,
+    step_file,
     write_step,
 )
-from segcredit.records.stored_config import read_config, store_config
+from segcredit.records.stored_config import CONFIG, read_config, store_config
 
 Number = float | int | None
 
 ENVIRONMENT = "environment.json"
-STATUS = "status.json"
-METRICS = "metrics.jsonl"
+DATA = "data"
+"""Key in the environment with rows and checksum of the data, by the path of each source."""
+STATES = ("running", "interrupted", "failed", "finished")
+
+_KILLED = "its process is gone and said nothing, as one that was killed: continue with --resume."
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -53,18 +81,31 @@ def read_status(path: Path) -> dict[str, Any]:
     """
     file = path / STATUS
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found, _ = read_signed(file)
+        if found.get("status") not in STATES:
+            raise ValueError(f"its status is {found.get('status')!r}")
     except (OSError, ValueError) as error:
         raise RecordError(
-            f"{file} cannot be read ({error}); expected the state of a run. Usually the directory"
-            " is not a run's, or the run was stopped while it was being made: run it again."
+            f"{file} cannot be read ({error}); expected the state of a run, as segcredit wrote it"
+            " there. Usually the directory is not a run's, or the disk failed or the file was"
+            " edited: run it again (or its grid)."
         ) from error
-    if not isinstance(found, dict) or "status" not in found:
-        raise RecordError(
-            f"{file} holds no table with a 'status'; expected what segcredit wrote there. Usually"
-            " the file belongs to another program: choose another directory."
-        )
-    return cast("dict[str, Any]", found)
+    return found
+
+
+def read_ending(path: Path) -> dict[str, Any]:
+    """Reads how the run in a directory stands, a killed one as interrupted: its lock is free.
+
+    Raises:
+        RecordError: as ``read_status``.
+    """
+    found = read_status(path)
+    # In this order, and again: it may have ended well in between.
+    if found["status"] == "running" and is_abandoned(path):
+        found = read_status(path)
+        if found["status"] == "running":
+            return {**found, "status": "interrupted", "message": _KILLED}
+    return found
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -83,6 +124,37 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of ``read_metrics`` up to the first that cannot be read."""
     rows = map(_row, _lines(path / METRICS))
     return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row]
+
+
+def require_same_data(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses to go on with a run, or to take it for finished, whose data changed since it began.
+
+    Args:
+        path: the run directory; it need not exist.
+        data: rows and checksum of each source, by its path, as they are now.
+
+    Raises:
+        RecordError: a source that the run has read holds other rows now.
+    """
+    try:
+        there = read_signed(path / ENVIRONMENT)[0].get(DATA, {})
+    except (OSError, ValueError):
+        return  # not begun, or damaged, which is told elsewhere
+    for source in there.keys() & data.keys():
+        before, now = there[source], data[source]
+        if before["sha256"] != now["sha256"]:
+            raise RecordError(
+                f"{path} holds a run whose data {source} changed since: it began with"
+                f" {_counted(before)}, and there are {_counted(now)} now. Going on, prompts would"
+                " come twice or never, and no result could be told to be of either. Put the data"
+                " back, or choose another --output."
+            )
+
+
+def _counted(data: Mapping[str, Any]) -> str:
+    rows = data["rows"]
+    size = f"{data['bytes']} bytes" if rows is None else f"{rows} rows"
+    return f"{size} (SHA-256 {data['sha256'][:12]})"
 
 
 class Records(Protocol):
@@ -149,6 +221,17 @@ class RunRecords(Records):
         self.path = path
         self._tail_is_whole = False
 
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
+        """Returns the list of what was recorded, made anew where none can be read."""
+        try:
+            found = read_manifest(self.path)
+        except RecordError as error:
+            said = f"{error} It is made anew of what is there."
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
+            found = None
+        return found or listed_tables(self.path)
+
     @classmethod
     def create(
         cls, path: Path | str, config: Mapping[str, Any], environment: Mapping[str, Any]
@@ -156,8 +239,9 @@ class RunRecords(Records):
         """Makes a run directory, or takes up the one that holds the same config.
 
         A finished run is left as it is (see ``finished``); any other is "running" again, with its
-        rows kept until ``cut_after`` drops them. A config or a status that cannot be read is
-        written again; the config that was there is kept beside it.
+        rows kept until ``cut_after`` drops them. One that failed before it recorded anything
+        leaves its directory to any other. A config or a status that cannot be read is written
+        again; the config that was there is kept beside it.
 
         Args:
             path: the run directory.
@@ -165,14 +249,18 @@ class RunRecords(Records):
             environment: whatever JSON can hold, the rest as text.
 
         Raises:
-            RecordError: the directory holds another config, or cannot be written.
+            RecordError: the directory holds another config or a run with other data, or cannot be
+                written.
         """
         path = Path(path)
-        store_config(path, config)
         records = cls(path)
+        if records._failed_at_once():
+            (path / CONFIG).unlink(missing_ok=True)
+        else:
+            require_same_data(path, environment.get(DATA, {}))
+        store_config(path, config)
         if not records.finished:
-            text = json.dumps(environment, indent=2, default=str)
-            write_atomically(path / ENVIRONMENT, text.encode())
+            write_signed(path / ENVIRONMENT, environment)
             records.begin()
         return records
 
@@ -195,6 +283,14 @@ class RunRecords(Records):
             return self.status()["status"] == "finished"
         except RecordError:
             return False  # never written, or torn
+
+    def _failed_at_once(self) -> bool:
+        """Tells whether a run failed here before its first row or checkpoint."""
+        try:
+            failed = self.status()["status"] == "failed"
+        except RecordError:
+            return False
+        return failed and not (self.path / METRICS).exists() and not self.checkpoints.exists()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -252,7 +348,11 @@ class RunRecords(Records):
         Raises:
             RecordError: a column does not fit, or the file cannot be written.
         """
-        write_step(self.path, name, step, columns)
+        file = step_file(self.path, name, step)
+        if self._manifest.name(file.with_name(PACKED)) in self._manifest.files:
+            self.cut_after(step - 1)  # the run goes on after its end
+        self._manifest.strike(file)
+        self._manifest.note(file, write_step(file, name, step, columns))
 
     def image(self, content: bytes) -> None:
         """Keeps an image that a prompt shows, once however often it is shown.
@@ -267,6 +367,8 @@ class RunRecords(Records):
 
     def checkpoint(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
         """Saves everything that a resumed run needs, see ``segcredit.records.checkpoint.save``."""
+        # First: a checkpoint never rests on rows that are not listed.
+        self._list()
         checkpoint.save(self.checkpoints, step, state, keep)
 
     def cut_after(self, step: int) -> None:
@@ -281,11 +383,16 @@ class RunRecords(Records):
             RecordError: a file cannot be read or written.
         """
         file = self.path / METRICS
+        kept = _rows_until(file, step)
+        # The metrics first, which say how far the rest can be trusted: a kill in between leaves
+        # too much in the tables, and nothing amiss.
+        self._manifest.strike(file)
         if file.exists():
-            kept = [_row_bytes(row) for row in whole_rows(self.path) if row["step"] <= step]
-            write_atomically(file, b"".join(kept))
+            write_atomically(file, kept)
+        surplus = cut_tables(self.path, step, self._manifest)
+        self._list()
+        remove(surplus)
         remove_temporaries(self.path)
-        cut_tables(self.path, step)
         remove_unfinished_images(self.path)
 
     def begin(self) -> None:
@@ -294,6 +401,10 @@ class RunRecords(Records):
         Raises:
             StorageError: the status cannot be written.
         """
+        for name in (STEPS, AUDIT):
+            self._manifest.files.pop(name, None)  # are made anew at the end
+        self._manifest.note(self.path / CONFIG, 1)
+        self._manifest.write()
         self._write_status("running", started=_now())
 
     def finish(self) -> None:
@@ -302,8 +413,15 @@ class RunRecords(Records):
         Raises:
             RecordError: a file cannot be read or written; the run is then still "running".
         """
-        pack_tables(self.path)
+        self._manifest.require(self._manifest.files)
+        self._manifest.strike(self.path / STEPS)
+        replaced = pack_tables(self.path, self._manifest)
         pack_metrics(self.path, read_metrics(self.path))
+        for file in (self.path / STEPS, self.path / AUDIT):
+            if file.exists():
+                self._manifest.note(file, rows_of(file))
+        self._list()
+        remove(replaced)
         self._write_status("finished", ended=_now())
 
     def fail(self, error_type: str, message: str, traceback_text: str) -> None:
@@ -331,7 +449,14 @@ class RunRecords(Records):
     def _write_status(self, status: str, **more: str) -> None:
         started = {} if "started" in more else {"started": self.status().get("started")}
         content = {"status": status, **started, **more}
-        write_atomically(self.path / STATUS, json.dumps(content, indent=2).encode())
+        write_signed(self.path / STATUS, content)
+
+    def _list(self) -> None:
+        """Writes the manifest of all that was recorded so far."""
+        file = self.path / METRICS
+        if file.exists():
+            self._manifest.files[METRICS] = _entry(b"".join(_lines(file)))
+        self._manifest.write()
 
     def _mend_tail(self) -> None:
         """Cuts a torn last line off, once, lest the next row continue it."""
@@ -343,6 +468,24 @@ class RunRecords(Records):
             except OSError as error:
                 raise unwritten(file, error) from error
         self._tail_is_whole = True
+
+
+def _rows_until(file: Path, step: int) -> bytes:
+    """Returns the lines of the whole rows up to a step, without those behind a damaged one.
+
+    A line with names of the version before is written anew, lest a table have both.
+    """
+    pairs = ((line, _row(line)) for line in _lines(file))
+    whole = itertools.takewhile(lambda pair: pair[1] is not None, pairs)
+    return b"".join(
+        line if row.keys() == json.loads(line).keys() else _row_bytes(row)
+        for line, row in whole
+        if row and row["step"] <= step
+    )
+
+
+def _entry(lines: bytes) -> Entry:
+    return Entry(lines.count(b"\n"), len(lines), hashlib.sha256(lines).hexdigest())
 
 
 def _now() -> str:
@@ -365,7 +508,7 @@ def _json_number(value: Any) -> Number:
 
 def _lines(file: Path) -> list[bytes]:
     try:
-        return file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        return require_file(file).read_bytes().splitlines(keepends=True) if file.exists() else []
     except OSError as error:
         raise RecordError(
             f"{file} cannot be read ({error}); expected the metrics of a run. Check the"

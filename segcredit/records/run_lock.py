@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ from segcredit.atomic_files import unwritten
 from segcredit.errors import BusyError
 
 LOCK = ".lock"
+_PATIENCE = 0.2
+"""Seconds in which a reader that asks who holds a lock has let go of it."""
 
 
 @contextmanager
@@ -28,7 +32,8 @@ def run_lock(path: Path) -> Generator[None]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
+        # A reader may ask for it at the same moment, see below.
+        lock = FileLock(path / LOCK, timeout=_PATIENCE)
         lock.acquire()
     except Timeout as error:
         raise BusyError(
@@ -42,3 +47,22 @@ def run_lock(path: Path) -> Generator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Tells whether the process that wrote the run directory ``path`` is gone, however it ended.
+
+    False where nobody can say: without a lock's file, as in a copy, or where it cannot be asked.
+    """
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)

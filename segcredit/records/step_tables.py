@@ -3,9 +3,9 @@
     completions/  segments/  tokens/    step_000012.parquet, ..., then all.parquet
     steps.parquet                     the metrics; at the end alone
 
-Where a table's ``all.parquet`` exists it is the whole table and step files beside it are
-leftovers, so that a crash at any moment never shows a row twice. Every page has a checksum, so
-that what a disk has changed is never read as if it were whole.
+The manifest says which of them a table is made of, so that a crash at any moment never shows a row
+twice; step files that it does not list yet come after those that it does. Of a run without one,
+``all.parquet`` is the whole table where it exists. Every page has a checksum, too.
 """
 
 # pyarrow ships no types.
@@ -35,6 +35,7 @@ from segcredit.atomic_files import (
     write_atomically,
 )
 from segcredit.errors import RecordError
+from segcredit.records.manifest import Entry, Manifest
 from segcredit.records.schemas import RENAMED_TABLES, STORED, TableName, current_names
 
 TABLES: tuple[TableName, ...] = get_args(TableName)
@@ -42,22 +43,36 @@ TABLES: tuple[TableName, ...] = get_args(TableName)
 STEPS = "steps.parquet"
 """The metrics of a finished run: what ``metrics.jsonl`` says, several times quicker to read."""
 
-_PACKED = "all.parquet"
+PACKED = "all.parquet"
+"""The whole of a table, once the run has ended."""
 _STEP_FILE = re.compile(r"step_(\d+)\.parquet")
 _GROUP_ROWS = 131_072
 """Rows gathered into one Parquet row group of a packed table; bounds the memory of packing."""
 _WRITING: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
-def table_files(path: Path, name: TableName) -> list[Path]:
-    """Lists the Parquet files that together are one table of a run, in the order of steps."""
+def table_files(path: Path, name: TableName, manifest: Manifest | None) -> list[Path]:
+    """Lists the Parquet files that together are one table of a run, in the order of steps.
+
+    Args:
+        path: the run directory.
+        name: of the table.
+        manifest: that of the run, whose files count though they be missing; None without one.
+    """
     folder = _existing_folder(path, name)
-    packed = folder / _PACKED
+    packed = folder / PACKED
+    if manifest is not None:
+        listed = [path / file for file in manifest.files if file.startswith(f"{name}/")]
+        return [packed] if packed in listed else _in_order({*listed, *_step_files(folder).values()})
     if packed.exists():
         return [packed]
     files = list(_step_files(folder).values())
     # Packed while they were listed, some of them may have been removed before they were seen.
     return [packed] if packed.exists() else files
+
+
+def _in_order(files: Iterable[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: step_of(file) or 0)
 
 
 def step_of(file: Path) -> int | None:
@@ -72,27 +87,52 @@ def unified_schema(files: Iterable[Path], name: TableName) -> pa.Schema:
     return pa.unify_schemas(found, promote_options="permissive")
 
 
-def write_step(path: Path, name: TableName, step: int, columns: Mapping[str, Any]) -> None:
-    """Writes one step's rows of a table of the run in ``path``; see ``RunRecords.table``."""
+def write_step(file: Path, name: TableName, step: int, columns: Mapping[str, Any]) -> int:
+    """Writes one step's rows of a table to its file, and returns how many there are.
+
+    Raises:
+        RecordError: a column does not fit, or the file cannot be written.
+    """
+    rows = _arrow_table(name, step, columns)
+    _write_table(file, rows)
+    return rows.num_rows
+
+
+def step_file(path: Path, name: TableName, step: int) -> Path:
+    """Returns the place of one step's rows of a table.
+
+    Raises:
+        RecordError: there is no such table.
+    """
     if name not in TABLES:
         raise RecordError(
             f"There is no table {name!r}; expected one of {', '.join(TABLES)}. Add a column to"
             " one of them instead."
         )
-    folder = _own_folder(path, name)
-    if (folder / _PACKED).exists():
-        _unpack(folder, last_step=None)
-    _write_table(_step_file(folder, step), _arrow_table(name, step, columns))
+    return _step_file(_own_folder(path, name), step)
 
 
-def pack_tables(path: Path) -> None:
-    """Leaves one file of each table of the run in ``path``.
+def pack_tables(path: Path, manifest: Manifest) -> list[Path]:
+    """Writes one file of each table of the run in ``path`` and lists it in place of the others.
+
+    Returns:
+        The step files that it replaces, to be removed once the manifest is written.
 
     Raises:
         RecordError: a file cannot be read or written; the table keeps its rows.
     """
+    replaced: list[Path] = []
     for name in TABLES:
-        _pack(_own_folder(path, name), name)
+        folder = _own_folder(path, name)
+        steps, packed = list(_step_files(folder).values()), folder / PACKED
+        # Where it is listed already, an earlier attempt stopped while it removed them.
+        if steps and manifest.name(packed) not in manifest.files:
+            _pack(steps, packed, name)
+            manifest.note(packed, rows_of(packed))
+        for file in steps:
+            manifest.files.pop(manifest.name(file), None)
+        replaced += steps
+    return replaced
 
 
 def pack_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -137,20 +177,61 @@ def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.table(arrays, schema=pa.schema(types))
 
 
-def cut_tables(path: Path, step: int) -> None:
-    """Removes the rows after ``step`` from the tables of the run in ``path``.
+def cut_tables(path: Path, step: int, manifest: Manifest) -> list[Path]:
+    """Lists the step files up to ``step`` as the tables of a run; packed ones are unpacked first.
+
+    Returns:
+        The other files, to be removed once the manifest is written: the last steps first, so that
+        whoever reads meanwhile, or after a crash, meets no gap.
 
     Raises:
         RecordError: a file cannot be read or written.
     """
-    remove([path / STEPS])
-    for folder in (_own_folder(path, name) for name in TABLES):
+    surplus = [path / STEPS]
+    manifest.files.pop(STEPS, None)
+    for name in TABLES:
+        folder = _own_folder(path, name)
         remove_temporaries(folder)
-        if (folder / _PACKED).exists():
-            _unpack(folder, last_step=step)
-        # The last first: whoever reads meanwhile, or after a crash, meets no gap.
-        later = [file for number, file in _step_files(folder).items() if number > step]
-        remove(reversed(later))
+        packed = folder / PACKED
+        if manifest.name(packed) in manifest.files and packed.exists():
+            remove(_step_files(folder).values())
+            _unpack(packed, last_step=step)
+        kept = [file for number, file in _step_files(folder).items() if number <= step]
+        for file in kept:
+            if manifest.name(file) not in manifest.files:
+                manifest.note(file, rows_of(file))
+        there = [*_step_files(folder).values(), packed]
+        surplus += [file for file in reversed(there) if file not in kept]
+        for file in [*table_files(path, name, manifest), packed]:
+            if file not in kept:
+                manifest.files.pop(manifest.name(file), None)
+    return surplus
+
+
+def listed_tables(path: Path) -> Manifest:
+    """Returns a manifest of the tables of a run that has none, as they are.
+
+    A damaged file is listed as one that it is not, so that it is told and recorded anew.
+    """
+    found = Manifest(path, {})
+    for name in TABLES:
+        _own_folder(path, name)
+        for file in table_files(path, name, None):
+            try:
+                found.note(file, rows_of(file))
+            except RecordError:
+                found.files[found.name(file)] = Entry(0, 0, "")
+    return found
+
+
+def rows_of(file: Path) -> int:
+    """Returns the number of rows in a Parquet file.
+
+    Raises:
+        RecordError: it cannot be read.
+    """
+    with _reading(file):
+        return pq.read_metadata(file).num_rows
 
 
 def _existing_folder(path: Path, name: TableName) -> Path:
@@ -238,21 +319,12 @@ def _reading(file: Path) -> Generator[None]:
         ) from error
 
 
-def _pack(folder: Path, name: TableName) -> None:
-    """Gathers a table's step files in one file, then removes them.
-
-    Where the packed file exists already, an earlier attempt stopped while it removed them.
-    """
-    files = list(_step_files(folder).values())
-    if files and not (folder / _PACKED).exists():
-        schema = unified_schema(files, name)
-        with (
-            replacing(folder / _PACKED) as stream,
-            pq.ParquetWriter(stream, schema, **_WRITING) as writer,
-        ):
-            for group in _groups(files, name, schema):
-                writer.write_table(group, row_group_size=max(group.num_rows, 1))
-    remove(files)
+def _pack(steps: Sequence[Path], packed: Path, name: TableName) -> None:
+    """Gathers a table's step files in one file."""
+    schema = unified_schema(steps, name)
+    with replacing(packed) as stream, pq.ParquetWriter(stream, schema, **_WRITING) as writer:
+        for group in _groups(steps, name, schema):
+            writer.write_table(group, row_group_size=max(group.num_rows, 1))
 
 
 def _groups(files: Iterable[Path], name: TableName, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -276,17 +348,12 @@ def _concatenated(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
 
 
-def _unpack(folder: Path, last_step: int | None) -> None:
-    """Turns a packed table into step files again, up to ``last_step``.
-
-    Until the packed file is removed, at the end, it is still the whole table.
-    """
-    remove(_step_files(folder).values())
-    file = folder / _PACKED
+def _unpack(file: Path, last_step: int) -> None:
+    """Turns a packed table into step files again, up to ``last_step``; it stays as it is."""
     with _reading(file), pq.ParquetFile(file, page_checksum_verification=True) as packed:
         for number in range(packed.num_row_groups):
             group = packed.read_row_group(number)
             for step in cast("list[int]", group["step"].unique().to_pylist()):
-                if last_step is None or step <= last_step:
-                    _write_table(_step_file(folder, step), group.filter(ds.field("step") == step))
-    remove([folder / _PACKED])
+                if step <= last_step:
+                    rows = group.filter(ds.field("step") == step)
+                    _write_table(_step_file(file.parent, step), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any, cast
 
 import tomli_w
 
-from segcredit.atomic_files import unwritten, write_atomically
+from segcredit.atomic_files import require_file, unwritten, write_atomically
 from segcredit.errors import RecordError
 from segcredit.old_keys import renew_stored
 
 CONFIG = "config.toml"
+_MOST = 2**26
+"""Bytes of the longest config."""
 
 _FIRST = "# The resolved config of a run; where the last line is missing, so is some of the rest.\n"
-_LAST = "# end of the config\n"
-"""The beginning of a TOML file is often TOML as well: a file that begins so must end so."""
+_LAST = re.compile(r"# end of the config(?:, sha256 ([0-9a-f]{64}))?\n")
+"""The beginning of a TOML file is often TOML as well: a file that begins with the one line must end
+with the other, which holds the checksum of what stands before it; that of the version before has
+none."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -30,9 +35,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
-        text = file.read_text(encoding="utf-8")
-        if _is_torn(text):
-            raise ValueError("it ends before its last line")
+        text = require_file(file, _MOST).read_text(encoding="utf-8")
+        _require_whole(text)
         found = tomllib.loads(text)
         renew_stored(found)
         return found
@@ -57,7 +61,7 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
         RecordError: the directory holds another config, or a value is none that TOML can hold.
         StorageError: it cannot be written.
     """
-    file, text = path / CONFIG, f"{_FIRST}{toml_text(config)}{_LAST}"
+    file, text = path / CONFIG, _signed(f"{_FIRST}{toml_text(config)}")
     found = _found(path)
     if found is not None:
         _require_same(path, differences(found, tomllib.loads(text)))
@@ -98,8 +102,18 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(shown) + more
 
 
-def _is_torn(text: str) -> bool:
-    return _FIRST.startswith(text) or (text.startswith(_FIRST) and not text.endswith(_LAST))
+def _signed(text: str) -> str:
+    return f"{text}# end of the config, sha256 {hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _require_whole(text: str) -> None:
+    """Raises a ValueError for the beginning of a config, and for one that was changed."""
+    begin = text.rfind("\n", 0, -1) + 1
+    last = _LAST.fullmatch(text, begin)
+    if _FIRST.startswith(text) or (text.startswith(_FIRST) and not last):
+        raise ValueError("it ends before its last line")
+    if last and last[1] and _signed(text[:begin]) != text:
+        raise ValueError("its checksum is not that of its content")
 
 
 def _set_aside(file: Path) -> None:

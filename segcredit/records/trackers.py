@@ -37,6 +37,7 @@ from transformers.utils.generic import flatten_dict
 
 from segcredit.atomic_files import write_atomically
 from segcredit.config import TrackerName
+from segcredit.errors import told
 
 Row = Mapping[str, float]
 T = TypeVar("T")
@@ -154,17 +155,17 @@ class _Tracked:
         """Calls a tracker; turns the first error of all calls into a warning, drops the others."""
         try:
             return call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not self._warned:
                 self._warned = True
                 self._warn(error)
             return None
 
-    def _warn(self, error: Exception) -> None:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+    def _warn(self, error: BaseException) -> None:
+        reason = ((told(error) + "\n").splitlines())[0]
         warnings.warn(
             f"{self._session.name} does not show every row of {self._session.directory}"
-            f" ({type(error).__name__}: {reason}). The run goes on, and metrics.jsonl has every"
+            f" ({reason}). The run goes on, and metrics.jsonl has every"
             " row. Usually the network or the server is gone, nobody is logged in, or the disk is"
             " full.",
             RuntimeWarning,

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from segcredit.atomic_files import write_atomically
+from segcredit.atomic_files import require_writable, write_atomically
 from segcredit.config import RunConfig, load_config
 from segcredit.errors import RecordError, StudyError
 from segcredit.records import checkpoint
 from segcredit.records.run_directory import RunRecords
-from segcredit.records.stored_config import CONFIG, read_config
+from segcredit.records.stored_config import CONFIG
 from segcredit.rng import stream
 from segcredit.study.export_tables import write_table
 from segcredit.study.statistics import bootstrap_interval
+from segcredit.study.stored_policy import stored_config
 from segcredit.training.build import Run, build, environment
 from segcredit.training.evaluate import Judged, by_prompt, judge, mean
 from segcredit.training.loop import run_directory
@@ -49,7 +49,7 @@ class EvaluatedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class MetricEstimate:
-    """A metric with its interval over prompts; the interval is NaN where prompts do not differ."""
+    """A metric with its interval over prompts: of two their range, NaN where they do not differ."""
 
     name: str
     value: float
@@ -67,6 +67,7 @@ def evaluated_policy(
     completions: int | None = None,
     saved: Path | None = None,
     output: Path | None = None,
+    trust: bool = False,
 ) -> EvaluatedPolicy:
     """Returns a run's policy at its last checkpoint, or a config's before training.
 
@@ -77,6 +78,7 @@ def evaluated_policy(
         completions: sampled ones of each; None = as in the config.
         saved: another checkpoint than the run's last.
         output: None = ``evaluation/step_N`` in the run's directory.
+        trust: whether code that a run's stored config names may be run.
 
     Raises:
         RecordError: the run has no checkpoint.
@@ -85,10 +87,12 @@ def evaluated_policy(
     given = {"evaluate.prompts": prompts, "evaluate.completions": completions}
     more = [f"{key}={value}" for key, value in given.items() if value is not None]
     is_run = (Path(source) / CONFIG).is_file()
-    stored: str | Mapping[str, Any] = read_config(Path(source)) if is_run else source
-    config = load_config(stored, [*overrides, *more])
+    if is_run:
+        config = stored_config(Path(source), [*overrides, *more], trust=trust)
+    else:
+        config = load_config(source, [*overrides, *more])
     found = saved or (_last_checkpoint(Path(source)) if is_run else None)
-    step = 0 if found is None else int(checkpoint.load(found)["row"]["step"])
+    step = 0 if found is None else int(checkpoint.load_run(found)["row"]["step"])
     directory = Path(source) if is_run else run_directory(config)
     return EvaluatedPolicy(
         config, found, step, output or directory / "evaluation" / f"step_{step:06d}"
@@ -117,9 +121,11 @@ def evaluate_policy(
     """
     _require_possible(chosen, ks)
     _require_free(chosen.output, overwrite)
+    require_writable(chosen.output / TABLE)
     run = build(chosen.config)
     if chosen.checkpoint is not None:
-        run.policy.load_state_dict(checkpoint.load(chosen.checkpoint)["policy"])
+        with checkpoint.fitting(chosen.checkpoint):
+            run.policy.load_state_dict(checkpoint.load_run(chosen.checkpoint)["policy"])
     judged = _judged(run, chosen.step, batch or len(run.held_out))
     found = summary(judged, ks)
     write_table(_table(judged, chosen.step), chosen.output / TABLE)
@@ -143,6 +149,7 @@ def _estimate(name: str, values: list[float]) -> MetricEstimate:
     known = [value for value in values if not math.isnan(value)]
     # Equal values say nothing of how much others would differ.
     differ = len(set(known)) > 1
+    # Of two prompts the percentiles are their range.
     low, high = bootstrap_interval(known, confidence=CONFIDENCE) if differ else (math.nan, math.nan)
     return MetricEstimate(name, mean(known), low, high, len(known))
 

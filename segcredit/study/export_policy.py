@@ -5,22 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from segcredit import registry
-from segcredit.config import RunConfig, load_config
+from segcredit.atomic_files import require_writable
+from segcredit.config import RunConfig
 from segcredit.errors import StudyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.checkpoints.lora import has_adapters, merge_adapters, save_adapters
 from segcredit.records import checkpoint
-from segcredit.records.stored_config import read_config
+from segcredit.study.stored_policy import stored_config
 from segcredit.training.master_weights import MasterWeights
 
 
-def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) -> Path:
+def save_policy(
+    run: str | Path, folder: str | Path, *, merged: bool = False, trust: bool = False
+) -> Path:
     """Writes the policy of a run's last checkpoint as a folder of transformers or peft.
 
     Args:
         run: the run directory.
         folder: new, or empty.
         merged: whether adapters are merged into the weights; otherwise they are written alone.
+        trust: whether code that the run's stored config names may be run.
 
     Returns:
         The folder.
@@ -42,8 +46,10 @@ def save_policy(run: str | Path, folder: str | Path, *, merged: bool = False) ->
             f"{folder} is not empty; expected a new folder for the policy, lest files of another"
             " model stay in it. Choose another one."
         )
-    policy = _loaded(load_config(read_config(run)))
-    MasterWeights(policy).load_state_dict(checkpoint.load(saved[-1])["policy"]["module"])
+    require_writable(folder / "config.json")
+    policy = _loaded(stored_config(run, trust=trust))
+    with checkpoint.fitting(saved[-1]):
+        MasterWeights(policy).load_state_dict(checkpoint.load_run(saved[-1])["policy"]["module"])
     _write(policy, folder, merged=merged)
     return folder
 

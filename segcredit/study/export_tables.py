@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -62,11 +62,21 @@ def table_of(runs: Runs, name: str, made: Mapping[str, pd.DataFrame]) -> pd.Data
     Raises:
         StudyError: there is none of that name; lists those that there are.
     """
-    name = current_name(name, RENAMED_TABLES)
-    require_known("table", [name], [*made, "runs", *SCHEMAS])
+    name = require_table(name, made)
     if name in made:
         return made[name]
     return runs.runs if name == "runs" else runs.read(cast("Table", name))
+
+
+def require_table(name: str, made: Iterable[str]) -> str:
+    """Returns the name of today of a table that is made of runs, or one of theirs.
+
+    Raises:
+        StudyError: there is none of that name; lists those that there are.
+    """
+    name = current_name(name, RENAMED_TABLES)
+    require_known("table", [name], [*made, "runs", *SCHEMAS])
+    return name
 
 
 def require_format(path: Path) -> str:

@@ -14,8 +14,10 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Le
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, Task, Verdict
@@ -48,7 +50,7 @@ class Arithmetic(Task):
 
     min_steps: int = 4
     """Operations of the shortest expression; the number of them is drawn uniformly."""
-    max_steps: int = 8
+    max_steps: Annotated[int, Le(1000)] = 8
     max_operand: int = 3
     """Operands are drawn from 1 to this, at most 9; tables beyond 3 take far longer to learn."""
     tutor_error: float = 0.06

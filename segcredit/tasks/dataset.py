@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, PromptStream, Task, Verdict
@@ -17,6 +19,7 @@ from segcredit.tasks.data.prompt_streams import Blocks, Passes, is_held_out
 from segcredit.tasks.data.prompt_templates import Layout, Shot, require_shots
 from segcredit.tasks.data.rows import RowFlow, Source, Table
 from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
+from segcredit.tasks.verifiers.judge_process import JUDGES
 from segcredit.tasks.verifiers.verifier import WRONG, Verifier, verifier
 
 
@@ -47,8 +50,9 @@ class Dataset(Task):
     """Template of a question, in Python's format: names of columns in braces, other braces doubled.
     It may say ``<image>`` where an image belongs."""
     answer: str = "answer"
-    """Name of the column with the true answer; '' for none: a verifier of your own then finds the
-    whole row in ``prompt.answer``."""
+    """Name of the column with the true answer, with dots for a part of it, such as
+    ``reward_model.ground_truth``; of a list any answer is right. '' for none: a verifier of your
+    own then finds the whole row in ``prompt.answer``."""
     answer_pattern: str = ""
     """Regular expression that takes the true answer out of its column; '' for all of it. Its first
     group counts where it has one, and the last match: '####\\s*(.+)' for GSM8K."""
@@ -58,9 +62,11 @@ class Dataset(Task):
     """Name of the column with an image, or a list of them; '' for problems without."""
     chat: bool = False
     """True to have the policy's chat template write the prompt."""
+    chat_options: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    """Arguments of the chat template, such as ``{enable_thinking = false}``."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
-    shots: int | tuple[Shot, ...] = 0
+    shots: Annotated[int, Interval(ge=0, le=1000)] | tuple[Shot, ...] = 0
     """Worked examples before each question: so many of the first training rows, which are then no
     problems, or pairs of a question and a solution as they are to stand there."""
     solution: str = "\n{answer}"
@@ -71,21 +77,26 @@ class Dataset(Task):
     """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
     verifier: str = "math"
     """``math``, ``exact``, ``choice``, or a function of your own as ``module:function``."""
-    tolerance: float = 0.0
+    tolerance: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Relative distance at which a number is right too, of ``math``; 0.005 for rounded answers."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Interval(ge=0.01, le=3600)] = 3.0
     """Seconds of the longest judgement by ``math`` or a function; what takes longer is wrong."""
     malformed: Literal["fatal", "skip"] = "fatal"
     """Fate of a row that cannot be read or lacks something; told in either case."""
     streaming: bool = False
     """True to read rows as they are needed, for data that fits no memory or disk."""
-    buffer: int = 1000
+    buffer: Annotated[int, Interval(ge=1, le=10**7)] = 1000
     """Rows that are read and shuffled together, where they are streamed."""
 
     def __post_init__(self) -> None:
         self.reader()
         FinalAnswer(self.until, self.final)
         self._verifier()
+        if self.chat_options and not self.chat:
+            raise TaskError(
+                f"task.chat_options is {self.chat_options}, and task.chat is false; expected"
+                " arguments of a chat's template where there is a chat. Set task.chat = true."
+            )
         if self.buffer < 1:
             raise TaskError(f"task.buffer is {self.buffer}; expected at least 1 row.")
 
@@ -119,8 +130,13 @@ class Dataset(Task):
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Returns the verifier's judgement of the final answer; reward 0 where there is none."""
-        final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
-        return self._verifier().judge(prompt, final) if final else WRONG
+        final = FinalAnswer(self.until, self.final)
+        judged = final.judged(text, truncated=truncated)
+        return self._verifier().judge(prompt, judged, final) if judged else WRONG
+
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return JUDGES
 
     def reader(self) -> RowReader:
         """Returns the reader that makes problems of rows."""
@@ -132,7 +148,18 @@ class Dataset(Task):
             key=self.key,
             images=self.images,
             skip=self.malformed == "skip",
+            fault=self._verifier().fault,
+            seconds=self.seconds,
         )
+
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the verifier, where it is a function of somebody's own."""
+        return {"verifier": self.verifier} if ":" in self.verifier else {}
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns the files or folders of both sources; a name on the hub is neither."""
+        sources = (self.source_of_training(), self.source_of_evaluation())
+        return [Path(name) for name in dict.fromkeys(source.name for source in sources)]
 
     def source_of_training(self) -> Source:
         """Returns the source of the rows for training."""
@@ -146,7 +173,7 @@ class Dataset(Task):
     def layout(self, shots: Sequence[Shot]) -> Layout:
         """Returns the layout of a question, after these examples or those of the config."""
         given = shots if isinstance(self.shots, int) else self.shots
-        return Layout(self.chat, self.system, tuple(given))
+        return Layout(self.chat, self.system, tuple(given), tuple(self.chat_options.items()))
 
     def first_rows(self) -> int:
         """Counts the first training rows that are worked examples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -59,6 +60,14 @@ class Instructed(Task):
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Returns the inner task's verdict."""
         return self.inner.verify(prompt, text, truncated=truncated)
+
+    def judges(self) -> int:
+        """Returns how many completions the inner task verifies at once."""
+        return self.inner.judges()
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns those of the inner task."""
+        return self.inner.data_files()
 
     def demonstrations(
         self, count: int, generator: torch.Generator

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Le
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt, Task, Verdict
@@ -37,12 +39,12 @@ class Picture(Task):
 
     min_steps: int = 6
     """Operations of the shortest expression."""
-    max_steps: int = 6
+    max_steps: Annotated[int, Le(1000)] = 6
     """Operations of the longest; up to 7 fit into 4 x 4 squares."""
     max_operand: int = 3
     tutor_error: float = 0.06
     tutor_bug: float = 0.55
-    square: int = 16
+    square: Annotated[int, Le(256)] = 16
     """Pixels of a symbol's side."""
 
     def __post_init__(self) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 
 from segcredit.protocols import Prompt, PromptStream, Task, Verdict
 from segcredit.tasks.dataset import Dataset
 
 BOXED = "Think step by step, and put the final answer into \\boxed{}."
-_LOCAL = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class Problems(Task):
     """Name of the column that names a problem; '' for its number."""
     instruction: str = BOXED
     """Follows every question after a blank line."""
-    tolerance: float = 0.0
+    tolerance: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Relative distance at which a number is right too, such as 0.005 for rounded answers."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Interval(ge=0.01, le=3600)] = 3.0
     """Seconds of the longest comparison of two answers; what takes longer is wrong."""
 
     def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
@@ -65,10 +66,18 @@ class Problems(Task):
         """Gives reward 1 to a completion with the right answer."""
         return self.dataset().verify(prompt, text, truncated=truncated)
 
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return self.dataset().judges()
+
+    def data_files(self) -> Sequence[Path]:
+        """Returns the local file that the problems are in; a name on the hub is none."""
+        return self.dataset().data_files()
+
     def dataset(self) -> Dataset:
         """Returns the task that this is a preset of."""
         instruction = self.instruction.replace("{", "{{").replace("}", "}}")
-        local = Path(self.source).suffix.lower() in _LOCAL
+        local = Path(self.source).is_file()
         return Dataset(
             source=self.source,
             split=self.split,

@@ -7,15 +7,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 
 from segcredit.errors import TaskError, did_you_mean, require_package
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.tasks.data.prompt_templates import Layout, Shot, columns_of, filled
 from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
-from segcredit.tasks.verifiers.verifier import WRONG, judge_process
+from segcredit.tasks.verifiers.judge_process import JUDGES
+from segcredit.tasks.verifiers.verifier import LATE, PLACED, WRONG, judge_process
 
 _EVALUATION = range(1_000_000)
 """Numbers of problems; the generators draw each problem from its number alone."""
@@ -52,7 +54,7 @@ class ReasoningGym(Task):
     """True to have the policy's chat template write the prompt."""
     system: str = ""
     """The chat's system message, or the prompt's first paragraph."""
-    shots: int | tuple[Shot, ...] = 0
+    shots: Annotated[int, Interval(ge=0, le=1000)] | tuple[Shot, ...] = 0
     """Worked examples before each question: so many of the generator's own, or pairs of a question
     and a solution as they are to stand there."""
     solution: str = "\n{answer}"
@@ -61,7 +63,7 @@ class ReasoningGym(Task):
     """Mark that ends the text that is judged, such as a blank line; '' for the completion's end."""
     final: str = "whole"
     """Part of the text that is judged: see ``segcredit.tasks.verifiers.answer_extraction``."""
-    seconds: float = 3.0
+    seconds: Annotated[float, Interval(ge=0.01, le=3600)] = 3.0
     """Seconds of the longest judgement; what takes longer is wrong."""
 
     def __post_init__(self) -> None:
@@ -81,20 +83,24 @@ class ReasoningGym(Task):
 
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Returns the generator's reward for the final answer; 0 where there is none."""
-        final = FinalAnswer(self.until, self.final).read(text, truncated=truncated)
-        if not final:
+        final = FinalAnswer(self.until, self.final)
+        judged = final.judged(text, truncated=truncated)
+        if not judged:
             return WRONG
-        maker, options = (
-            "segcredit.tasks.verifiers.gym_answers:scoring",
-            (self.generator, self._options()),
-        )
-        found = judge_process(maker, options, self.seconds).ask(
-            number=int(prompt.key), answer=final
-        )
-        if found is None or "raised" in found or not math.isfinite(found["reward"]):
+        maker = "segcredit.tasks.verifiers.gym_answers:scoring"
+        options = (self.final, maker, (self.generator, self._options()))
+        process = judge_process(PLACED, options, self.seconds)
+        found = process.ask(text=judged, number=int(prompt.key))
+        if found is None:
+            return LATE
+        if not math.isfinite(found.get("reward", math.nan)):  # no answer, or one it cannot read
             return WRONG
         reward = float(found["reward"])
-        return Verdict(reward=reward, correct=reward >= _RIGHT, answer=" ".join(final.split()))
+        return Verdict(reward=reward, correct=reward >= _RIGHT, answer=str(found["answer"]))
+
+    def judges(self) -> int:
+        """Returns how many completions are verified at once, in processes of their own."""
+        return JUDGES
 
     def _prompt(self, number: int) -> Prompt:
         problem = self._problem(number)

@@ -267,13 +267,14 @@ def _is_plain(verdict: object) -> bool:
     """Tells whether a verdict is one, with fields of the types that tables are written of."""
     if not isinstance(verdict, Verdict):
         return False
-    reward, correct, faithful, answer = dataclasses.astuple(verdict)
+    reward, correct, faithful, answer, timed_out = dataclasses.astuple(verdict)
     return (
         isinstance(reward, float | int)
         and math.isfinite(reward)
         and isinstance(correct, bool)
         and isinstance(faithful, bool | None)
         and isinstance(answer, str | None)
+        and isinstance(timed_out, bool)
     )
 
 

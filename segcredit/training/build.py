@@ -34,8 +34,10 @@ from segcredit.protocols import (
     checked_prompts,
     missing_members,
 )
+from segcredit.records.run_directory import DATA
 from segcredit.records.stored_config import digest
 from segcredit.rng import derived_seed, forked, stream
+from segcredit.training.data_identity import identity_of
 from segcredit.training.distributed.fsdp import shard, whole
 from segcredit.training.distributed.processes import Processes
 from segcredit.training.optimizer import Trained, trained
@@ -346,10 +348,16 @@ def environment(config: RunConfig) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "plugins": plugin_identities(config),
         "git_revision": _git_revision(),
+        DATA: data_of(config),
         "seed": config.seed,
         "torch_threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
     }
+
+
+def data_of(config: RunConfig) -> dict[str, Any]:
+    """Returns rows and checksum of the local data that a config's task reads, by their paths."""
+    return identity_of(registry.tasks.from_table(config.task).data_files())
 
 
 def _git_revision() -> str:

@@ -17,7 +17,7 @@ from segcredit.training.build import Run
 from segcredit.training.distributed.all_gather import all_rows, own_rows
 from segcredit.training.rollouts.sampling import Sampled, sample
 from segcredit.training.rollouts.simulator import PolicySimulator, SharedSimulator
-from segcredit.types import Advantages, RolloutBatch, SamplingParams, SegmentValues, require_shape
+from segcredit.types import Advantages, RolloutBatch, SamplingParams, SegmentValues, require_values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +87,11 @@ def _assigned(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
     with processes.error_barrier():
         with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
             every_target_BS = estimator.targets(whole)
-            require_shape("targets", every_target_BS, whole.mask.shape)
+            known = (whole.values, whole.rewards)
+            require_values("targets", every_target_BS, whole.mask, *known)
         with blame("advantage", config.advantage["name"], run.method.advantage):
             every_BS = run.method.advantage(whole)
-            require_shape("the advantage scheme", every_BS, whole.mask.shape)
+            require_values("the advantage scheme", every_BS, whole.mask, *known)
     # The widest process decides the columns of all rows; beyond its own there are no segments.
     own_BS = own_rows(processes, every_BS, len(rollouts))[:, : size[1]]
     targets_BS = own_rows(processes, every_target_BS, len(rollouts))[:, : size[1]]
@@ -150,7 +151,7 @@ def _values(
     estimator = run.method.estimator
     with torch.no_grad(), blame("estimator", run.config.estimator["name"], estimator):
         values_BS = estimator.estimate(run.state.module, rollouts, segmentation, simulator)
-        require_shape("estimate", values_BS, segmentation.mask.shape)
+        require_values("estimate", values_BS, segmentation.mask, rollouts.rewards)
     return returns.segment_values(
         rollouts,
         segmentation,
@@ -191,5 +192,5 @@ def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Te
     plugin = run.method.process_reward
     with blame("process reward", run.config.process_reward["name"], plugin):
         rewards_BS = plugin.reward(rollouts, segmentation)
-        require_shape("reward", rewards_BS, segmentation.mask.shape)
+        require_values("reward", rewards_BS, segmentation.mask)
     return rewards_BS

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segcredit.config import RunConfig
-from segcredit.errors import LostProcessError, RecordError, StorageError, TrainingError
+from segcredit.config import RunConfig, Source, load_config, load_run
+from segcredit.errors import (
+    LostProcessError,
+    PluginError,
+    RecordError,
+    StorageError,
+    TrainingError,
+    told,
+)
 from segcredit.objective.returns import explained_variance, lambda_returns
 from segcredit.records import checkpoint
 from segcredit.records.recovery import damage, last_good_state
@@ -30,6 +37,7 @@ from segcredit.records.run_directory import Records, RunRecords, SilentRecords
 from segcredit.records.run_lock import run_lock
 from segcredit.records.schemas import TableName
 from segcredit.records.trackers import tracking
+from segcredit.registry import plugin_fault
 from segcredit.rng import stream
 from segcredit.training.build import Run, build, environment, run_hash, started_processes
 from segcredit.training.credit_assignment import TrainingBatch, collect
@@ -43,20 +51,38 @@ from segcredit.types import LARGE_ADVANTAGE
 Row = dict[str, float]
 
 
-def train(config: RunConfig, output: str | Path | None = None, *, resume: bool = False) -> Path:
+def train(
+    config: RunConfig | Source,
+    output: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    **keys: Any,
+) -> Path:
     """Runs a config to its end and returns the run directory.
 
+        segcredit.train("grpo", "runs/first", train__steps=20)
+
     Args:
-        config: complete, as ``load_config`` gives it.
+        config: complete, as ``load_config`` gives it; or what that takes: a method's name, a TOML
+            file, or a mapping as such a file holds it.
         output: the run directory; None = ``runs/HASH``, named by config and plug-in code.
         resume: continue from the last checkpoint found there. Without it, a directory that holds
             a finished run of the same config is left as it is.
+        overrides: ``"dotted.key=value"``, laid over the config.
+        **keys: the same from Python, as ``load_config`` has them.
 
     Raises:
         SegcreditError: whatever stops the run; recorded in ``status.json`` before it is raised.
     """
-    directory = run_directory(config, output)
-    for _ in iterate(config, directory, resume=resume):
+    if not isinstance(config, RunConfig):
+        checked = load_run(config, overrides, **keys)
+    elif overrides or keys:
+        checked = load_config(config.model_dump(), overrides, **keys)
+    else:
+        checked = config
+    directory = run_directory(checked, output)
+    for _ in iterate(checked, directory, resume=resume):
         pass
     return directory
 
@@ -196,8 +222,9 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         rollouts.truncated.sum().float(),
         batch.segmentation.counts.sum().float(),
         (batch.token_weights > 0).sum().float(),
+        rewards_B.new_tensor(batch.sampled.timeouts),
     )
-    tokens, entropy, truncated, segments, loss_tokens = processes.sum(torch.stack(sums))
+    tokens, entropy, truncated, segments, loss_tokens, late = processes.sum(torch.stack(sums))
     counted_BT = batch.token_weights > 0
     largest = batch.advantages.per_token.abs().masked_fill(~counted_BT, 0).amax()
     return {
@@ -209,6 +236,7 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         "completion_length": tokens / len(rewards_B),
         "truncated": truncated / len(rewards_B),
         "segments_per_completion": segments / len(rewards_B),
+        "verifier_timeouts": late,
         "explained_variance": explained_variance(batch.whole, lambda_returns(batch.whole)),
     }
 
@@ -279,12 +307,13 @@ def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
     state = run.processes.from_first(state)
     if state is None:
         return None
-    run.policy.load_state_dict(state["policy"])
-    with run.whole():
-        run.actor.sync()
-    run.state.load_state_dict(state["estimator"])
-    run.prompts.load_state_dict(state["prompts"])
-    run.further_prompts.load_state_dict(state["further_prompts"])
+    with checkpoint.fitting(records.checkpoints):
+        run.policy.load_state_dict(state["policy"])
+        with run.whole():
+            run.actor.sync()
+        run.state.load_state_dict(state["estimator"])
+        run.prompts.load_state_dict(state["prompts"])
+        run.further_prompts.load_state_dict(state["further_prompts"])
     return state["row"]
 
 
@@ -318,8 +347,7 @@ def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) ->
     rewards_B = run.processes.all_gather(batch.rollouts.token_rewards.sum(1))
     if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
         return unvaried
-    limit = min(run.config.train.patience, run.config.train.steps)
-    if step >= limit:
+    if step >= run.config.train.patience:
         raise TrainingError(
             f"all rewards of the first {step} steps were equal (reward {float(rewards_B[0]):g}):"
             " there is nothing to learn from. The usual cause is a task that this policy never or"
@@ -346,6 +374,10 @@ def _recorded_failure(records: Records) -> Generator[None]:
         message = f"{error} {_last_checkpoint(records)} Continue with --resume."
         records.interrupt(message)
         raise LostProcessError(message) from error
+    except SystemExit as error:  # of a plug-in that no narrower place names: a policy, a stream
+        message = plugin_fault(error) or f"something in the run raised {told(error)}."
+        records.fail("SystemExit", message, traceback.format_exc())
+        raise PluginError(message) from error
     except Exception as error:
         advice = memory_advice(error)
         message, ours = advice or str(error), advice is not None or isinstance(error, TrainingError)

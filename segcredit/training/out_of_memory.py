@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from segcredit.errors import PluginError
+
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
 
@@ -14,13 +16,15 @@ def memory_advice(error: BaseException) -> str | None:
         error: also one that was raised from another, as plug-ins' errors are.
     """
     cause: BaseException | None = error
+    # Whose array it was, where a plug-in is named.
+    who = f"{str(error).partition(' raised ')[0]}: " if isinstance(error, PluginError) else ""
     while cause is not None:
         if _is_shortage(cause):
             where = "device" if isinstance(cause, torch.OutOfMemoryError) else "CPU"
             first = str(cause).partition("\n")[0].rstrip(". ")
             return (
-                f"the memory of the {where} ran out ({first}). Lower train.micro_tokens first: it"
-                " changes no result. Then rollouts.completions, rollouts.prompts or"
+                f"{who}the memory of the {where} ran out ({first}). Lower train.micro_tokens"
+                " first: it changes no result. Then rollouts.completions, rollouts.prompts or"
                 " rollouts.max_new_tokens, which are sampled in one batch. A pretrained policy"
                 " takes less with policy.gradient_checkpointing=true, policy.dtype='bfloat16' or"
                 " policy.lora.rank=16."

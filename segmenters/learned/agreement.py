@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segmenters.learned.features import Floats
-from segmenters.learned.tokens import Ints
+from .features import Floats
+from .tokens import Ints
 
 RESAMPLES = 2000
 

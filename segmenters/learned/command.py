@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from segmenters.learned.corpus import Corpus
-    from segmenters.learned.training import Fitted
+    from .corpus import Corpus
+    from .training import Fitted
 
 
 def fit_boundaries(
@@ -32,10 +32,11 @@ def fit_boundaries(
     from segcredit import errors
 
     errors.require_package("skops", "learned", "fit-boundaries")
-    from segmenters.learned.corpus import read_corpus
-    from segmenters.learned.model_file import save_model
-    from segmenters.learned.training import fit
+    from .corpus import read_corpus
+    from .model_file import require_writable, save_model
+    from .training import fit
 
+    require_writable(output)
     out = Console()
     corpus = read_corpus(data, annotator)
     with out.status("reading") as status:
@@ -50,8 +51,8 @@ def _table(corpus: Corpus, fitted: Fitted) -> Any:
     """Builds a table of cross-validated metrics, in all and by source, beside spaCy's sentences."""
     from rich.table import Table
 
-    from segmenters.learned.agreement import counts_of
-    from segmenters.learned.sentences import sentence_starts
+    from .agreement import counts_of
+    from .sentences import sentence_starts
 
     table = Table(title="Boundaries of problems kept back (95 % bootstrap over documents)")
     table.add_column("", no_wrap=True)
@@ -69,7 +70,7 @@ def _table(corpus: Corpus, fitted: Fitted) -> Any:
 
 
 def _row(name: str, counts_D3: Any) -> list[str]:
-    from segmenters.learned.agreement import intervals, measures
+    from .agreement import intervals, measures
 
     totals = counts_D3.sum(0)
     cells = [

@@ -11,8 +11,9 @@ from typing import Any, cast
 import numpy as np
 
 from segcredit import errors
-from segmenters.learned.signals import TokenSignals
-from segmenters.learned.tokens import Ints
+
+from .signals import TokenSignals
+from .tokens import Ints
 
 _SIGNALS = ("token_starts", "entropies", "logprobs")
 
@@ -98,8 +99,8 @@ def _documents(
 def _parse(line: str, where: str) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise errors.StudyError(f"{where} is not JSON: {error}.") from error
+    except errors.UNREADABLE as error:
+        raise errors.StudyError(f"{where} is not JSON: {errors.parser_words(error)}.") from error
     if not isinstance(record, dict):
         raise errors.StudyError(f"{where} is no JSON object; expected one with the key 'text'.")
     return cast(Mapping[str, Any], record)

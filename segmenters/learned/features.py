@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segmenters.learned.tokens import (
+from .tokens import (
     CALL,
     COLON,
     INSIDE_FORMULA,
@@ -32,6 +32,8 @@ Candidates = Literal["fast", "all"]
 
 HASH_BITS = 20
 """Weights of the first stage: 2^20, of which those that training never met are 0."""
+DENSE_FEATURES = 67
+"""Inputs of the second stage, without the policy's signals."""
 _WORD_WINDOW = range(-6, 7)
 _SHAPE_WINDOW = range(-4, 5)
 _NEIGHBOURS = 4

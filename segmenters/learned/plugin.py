@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,16 @@ import numpy as np
 from segcredit import RolloutBatch, Segmentation, TextSegmenter, errors
 
 if TYPE_CHECKING:
-    from segmenters.learned.stages import BoundaryModel, Judgement
+    from .stages import BoundaryModel, Judgement
 
 _BATCH = 4_000_000
 """Characters that are read at once, which bounds the memory of their features (about 1 GB)."""
+_SENTENCES = 12
+"""Sentences of a text from which on one can tell whether a model cuts it at all."""
+_SPARSE = 5
+"""Sentences for which a model makes at least a cut; of texts like training 1 % have fewer."""
+_warned: set[str] = set()
+"""Models whose sparse cuts were told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +45,13 @@ class Learned(TextSegmenter):
     threshold, and most of the loss is granularity. So a text of which fewer features were met in
     training than of nearly every document of training is cut into sentences (``unknown``): all
     real texts tried, for the shipped model. A model trained on real texts does not notice another
-    source of the same subject; there, ``per_100_tokens`` sets the granularity without labels.
+    source of the same subject. Where it then makes hardly a cut, the text is cut into sentences
+    too, and a warning says so once (``sparse``); ``per_100_tokens`` sets the granularity without
+    labels. Sentences are those of the segmenter ``sentence``.
 
-    Degenerate case: a text without white space, as in Chinese, is one segment. Cost: some
-    800,000 characters a second on one core in batches, a twentieth of it text by text.
+    Degenerate case: a text without white space, as in Chinese, has nothing that the model could
+    look at, and is cut into sentences. Cost: some 800,000 characters a second on one core in
+    batches, a twentieth of it text by text.
 
     Args:
         model: "default" for the shipped one, or a file that `segcredit fit-boundaries` wrote.
@@ -49,8 +59,10 @@ class Learned(TextSegmenter):
             calibrated in training.
         per_100_tokens: if given, each text is cut into this many segments per 100 words (words
             are what white space separates), at its most probable boundaries.
-        unknown: what cuts a text that is unlike those of training: spaCy's ``sentences``, or the
-            ``model`` regardless. Not asked where ``threshold`` or ``per_100_tokens`` is given.
+        unknown: what cuts a text that is unlike those of training: ``sentences``, or the ``model``
+            regardless. Not asked where ``threshold`` or ``per_100_tokens`` is given.
+        sparse: likewise for a text of at least 12 sentences in which the model makes fewer cuts
+            than one for every 5 of them.
 
     Source:
         The combination is ours: a hashed linear model (Weinberger et al., 2009, arXiv 0902.2206)
@@ -62,6 +74,7 @@ class Learned(TextSegmenter):
     threshold: float | None = None
     per_100_tokens: float | None = None
     unknown: Literal["sentences", "model"] = "sentences"
+    sparse: Literal["sentences", "model"] = "sentences"
 
     def __post_init__(self) -> None:
         errors.require_package("skops", "learned", "segmenter 'learned'")
@@ -81,8 +94,9 @@ class Learned(TextSegmenter):
                 f"threshold is {self.threshold} and per_100_tokens is {rate}; expected one of"
                 " them, since either decides how many segments there are."
             )
-        if self.unknown not in ("sentences", "model"):
-            raise ValueError(f"unknown is {self.unknown!r}; expected 'sentences' or 'model'.")
+        for name, given in (("unknown", self.unknown), ("sparse", self.sparse)):
+            if given not in ("sentences", "model"):
+                raise ValueError(f"{name} is {given!r}; expected 'sentences' or 'model'.")
 
     @property
     def causal(self) -> bool:
@@ -124,14 +138,14 @@ class Learned(TextSegmenter):
         return Segmentation.from_char_starts(starts, rollouts.token_spans, rollouts.action_mask)
 
     def _load(self) -> BoundaryModel:
-        from segmenters.learned.model_file import load_model
+        from .model_file import load_model
 
         return load_model(self.model)
 
     def _offsets(
         self, model: BoundaryModel, texts: Sequence[str], signals: Sequence[Any] | None
     ) -> list[list[int]]:
-        from segmenters.learned.stages import judge
+        from .stages import judge
 
         offsets: list[list[int]] = []
         for first, last in _batches(texts):
@@ -143,8 +157,6 @@ class Learned(TextSegmenter):
     def _cut(
         self, model: BoundaryModel, judgement: Judgement, texts: Sequence[str]
     ) -> list[list[int]]:
-        from segmenters.learned.sentences import sentence_starts
-
         candidates = judgement.candidates
         if self.per_100_tokens is None:
             own = model.threshold if self.threshold is None else self.threshold
@@ -154,13 +166,50 @@ class Learned(TextSegmenter):
         counts_D = np.bincount(candidates.documents_C[chosen_C], minlength=len(texts))
         parts = np.split(candidates.offsets_C[chosen_C], np.cumsum(counts_D)[:-1])
         offsets: list[list[int]] = [part.tolist() for part in parts[: len(texts)]]
-        calibrated = self.threshold is None and self.per_100_tokens is None
-        if calibrated and self.unknown == "sentences":
-            foreign = np.flatnonzero(~judgement.known_D).tolist()
-            sentences = sentence_starts([texts[row] for row in foreign])
-            for row, starts in zip(foreign, sentences, strict=True):
-                offsets[row] = starts.tolist()
+        if self.threshold is None and self.per_100_tokens is None:
+            for row in self._foreign(judgement, counts_D):
+                offsets[row] = _sentences(texts[row])
         return offsets
+
+    def _foreign(self, judgement: Judgement, counts_D: Any) -> list[int]:
+        """Returns the texts that are not left to the model; warns of those that it hardly cuts."""
+        of_model_D = np.zeros(len(counts_D), np.bool_)
+        if self.unknown == "sentences":
+            seen_D = np.bincount(judgement.candidates.documents_C, minlength=len(counts_D))
+            of_model_D = ~judgement.known_D | (seen_D == 0)
+        if self.sparse == "sentences":
+            tokens = judgement.candidates.tokens
+            opened_N = tokens.documents_N[tokens.sentence_starts_N]
+            sentences_D = np.bincount(opened_N[opened_N >= 0], minlength=len(counts_D))
+            long_D = (sentences_D >= _SENTENCES) & ~of_model_D
+            sparse_D = long_D & (counts_D * _SPARSE < sentences_D)
+            # A few are to be expected of any texts.
+            if sparse_D.sum() * _SPARSE > long_D.sum():
+                _warn_of_sparse(
+                    self.model, counts_D[sparse_D], sentences_D[sparse_D], len(counts_D)
+                )
+            of_model_D |= sparse_D
+        return np.flatnonzero(of_model_D).tolist()
+
+
+def _warn_of_sparse(model: str, cuts_D: Any, sentences_D: Any, texts: int) -> None:
+    """Says once for each model that it does not cut texts of this kind."""
+    if model not in _warned:
+        _warned.add(model)
+        warnings.warn(
+            f"the boundary model {model!r} made {int(cuts_D.sum())} cuts in {len(cuts_D)} of"
+            f" {texts} texts, where sentences would make {int(sentences_D.sum())}: they are likely"
+            " of another kind than those that it was trained on, and are cut into sentences. Train"
+            " a model on such texts, set per_100_tokens, or keep its cuts with sparse='model'.",
+            stacklevel=2,
+        )
+
+
+def _sentences(text: str) -> list[int]:
+    """Returns the first visible character of each sentence but the first."""
+    from ..sentence import Sentence  # not by name: a namesake may stand before this package
+
+    return [start + text[start].isspace() for start in Sentence().split(text)]
 
 
 def _before_blanks(text: str, offset: int) -> int:
@@ -199,7 +248,7 @@ def _most_probable(judgement: Judgement, rate: float, count: int) -> Any:
 
 def _signals(rollouts: RolloutBatch) -> list[Any]:
     """Returns the action tokens' first characters, entropies and log-probs, a row each."""
-    from segmenters.learned.signals import TokenSignals
+    from .signals import TokenSignals
 
     mask_BT = rollouts.action_mask.cpu().numpy()
     starts_BT = rollouts.token_spans[..., 0].cpu().numpy()

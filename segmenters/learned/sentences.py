@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from segmenters.learned.tokens import Ints, language, without_surrogates
+from .tokens import Ints, language, without_surrogates
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+SIGNAL_FEATURES = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from segmenters.learned.features import (
+from .features import (
     HASH_BITS,
     Buckets,
     Candidates,
@@ -30,8 +30,8 @@ from segmenters.learned.features import (
     find_candidates,
     hashed_features,
 )
-from segmenters.learned.signals import TokenSignals, signal_features
-from segmenters.learned.tokens import Bools, read_tokens
+from .signals import TokenSignals, signal_features
+from .tokens import Bools, read_tokens
 
 _NEGLIGIBLE = 0.003
 """A first probability below which the trees are not asked."""

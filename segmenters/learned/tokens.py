@@ -9,6 +9,7 @@ characters of all documents end to end, ``C`` candidates. Nothing here loops ove
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ PADDING = 8
 _ATTRIBUTES = ("LOWER", "SHAPE", "SUFFIX", "LENGTH", "SPACY", "IS_SPACE", "LIKE_NUM")
 _MOST_WORDS = 300_000
 """Entries of the vocabulary at which a fresh one is begun: about 100 MB."""
+_UNBROKEN = re.compile(r"\S{49}(?=\S{12})")
+"""spaCy's time grows with the square of a word's length."""
 _NO_CHARACTER = re.compile("[\ud800-\udfff]")
 """Halves of a surrogate pair, which no string store takes."""
 
@@ -121,9 +124,24 @@ def _attributes(texts: Sequence[str]) -> tuple[Hashes, list[int]]:
     if len(language().vocab) > _MOST_WORDS:
         language.cache_clear()
     pipeline = language()
-    arrays = [pipeline.make_doc(text).to_array(list(_ATTRIBUTES)) for text in texts]
+    arrays = [_read_attributes(pipeline, text) for text in texts]
     blank = np.zeros((0, len(_ATTRIBUTES)), np.uint64)
     return np.concatenate([blank, *arrays]), [len(array) for array in arrays]
+
+
+def _read_attributes(pipeline: Any, text: str) -> Hashes:
+    """Returns (M,A) the attributes of one text's tokens, its longest words in pieces."""
+    breaks = [match.end() for match in _UNBROKEN.finditer(text)]
+    edges = itertools.pairwise([0, *breaks, len(text)])
+    document = pipeline.make_doc(" ".join(text[start:end] for start, end in edges))
+    columns_MA: Hashes = document.to_array(list(_ATTRIBUTES))
+    if breaks:
+        # The blanks between the pieces are not the text's.
+        wide, spacy = _ATTRIBUTES.index("LENGTH"), _ATTRIBUTES.index("SPACY")
+        ends_M = columns_MA[:, [wide, spacy]].sum(1).cumsum().astype(np.int64)
+        put = np.asarray(breaks) + np.arange(1, len(breaks) + 1)
+        columns_MA[np.isin(ends_M, put), spacy] = 0
+    return columns_MA
 
 
 def _table(

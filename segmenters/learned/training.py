@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from segcredit import errors
-from segmenters.learned.corpus import Corpus
-from segmenters.learned.features import (
+
+from .corpus import Corpus
+from .features import (
     Buckets,
     Candidates,
     CandidateTable,
@@ -31,8 +32,8 @@ from segmenters.learned.features import (
     find_candidates,
     hashed_features,
 )
-from segmenters.learned.signals import signal_features
-from segmenters.learned.stages import (
+from .signals import signal_features
+from .stages import (
     BoundaryModel,
     FirstStage,
     familiarity,
@@ -41,7 +42,7 @@ from segmenters.learned.stages import (
     mix,
     second_probabilities,
 )
-from segmenters.learned.tokens import Bools, Ints, read_tokens
+from .tokens import Bools, Ints, read_tokens
 
 _BLENDS = (0.25, 0.5, 0.75, 1.0)
 _FEW = 200

@@ -3,11 +3,14 @@
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
+import segcredit
 from segcredit import read_runs
 from segcredit.cli import main
+from segcredit.errors import StudyError
 from small import SMALL
 
 MINE = '''
@@ -74,11 +77,88 @@ def call(*arguments):
 
 def test_train_and_results(tmp_path, capsys):
     assert call("train", "sapo", *SMALL, "--output", tmp_path / "run") == 0
-    assert "accuracy" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown
+    assert f"Next: segcredit report {tmp_path / 'run'}" in shown.replace("\n", " ")
     figure = tmp_path / "curve.png"
     assert call("results", tmp_path, "--by", "method", "--figure", figure) == 0
     assert "sapo" in capsys.readouterr().out
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"segcredit {segcredit.__version__}\n"
+    assert segcredit.__version__ == metadata.version("segcredit")
+
+
+def test_a_text_is_cut_in_one_line():
+    assert segcredit.segment("2+2=4\nSo 4.") == ["2+2=4\n", "So 4."]
+    steps = {"name": "steps", "markers": ["numbered"]}
+    assert segcredit.segment("1. a\n2. b", steps) == ["1. a\n", "2. b"]
+    assert segcredit.segment("") == []
+    with pytest.raises(StudyError, match="'Entropy' needs tokens or a model's signals"):
+        segcredit.segment("a", "entropy")
+
+
+LONG = "n" * 300
+FAR_OUT = [
+    (["config", LONG], "there is no preset 'nnn"),
+    (["train", f"{LONG}.toml"], "File name too long"),
+    (["results", LONG], "File name too long"),
+    (["report", LONG], "File name too long"),
+    (["evaluate", "grpo", "--k", "²"], "--k is '²'; expected whole numbers"),
+    (["evaluate", "grpo", "--k", "9" * 5000], "expected whole numbers"),
+    (["evaluate", "grpo", "--prompts", "99999999999"], "evaluate.prompts: Input should be less"),
+    (["config", "grpo", f"seed={'9' * 5000}"], "an integer has more than 4,300 digits"),
+    (["config", "grpo", f"task={'[' * 5000}"], "nested too deeply"),
+    (["config", "grpo", "a." * 5000 + "b=1"], "has 5001 parts"),
+    (["segment", "text", "-s", "{name=" + "[" * 5000], "nested too deeply"),
+    (["segment", "text", "-s", LONG], "there is no segmenter"),
+    (["results", "{runs}", "--statistic", "foo"], "no statistic 'foo'. There are: mean, iqm"),
+    (["results", "{runs}", "--figure", "a.gif"], "no figure format 'gif'"),
+    (["results", "{runs}", "--export", "a.csv", "--table", "seps"], "did you mean 'steps'?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), FAR_OUT, ids=[said for _, said in FAR_OUT])
+def test_what_is_far_out_is_a_short_sentence(arguments, said, tmp_path, capsys, monkeypatch):
+    def unread(*_, **__):
+        raise AssertionError("the runs were read")
+
+    monkeypatch.setattr(
+        "segcredit.records.tables.read_runs", unread if "{runs}" in arguments else read_runs
+    )
+    assert call(*arguments) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "fault of segcredit" not in told
+    assert len(told) < 1200
+
+
+def test_a_line_of_json_that_cannot_be_parsed_is_named(tmp_path, capsys):
+    file = tmp_path / "texts.jsonl"
+    for content, said in (("[" * 10**5, "nested too deeply"), ("9" * 10**5, "4,300 digits")):
+        file.write_text(content)
+        assert call("segment", file) == 1
+        assert re.search(f"texts.jsonl, line 1 is not JSON: .*{said}", capsys.readouterr().err)
+
+
+def test_a_grid_is_refused_where_one_run_is_trained(tmp_path, capsys):
+    file = tmp_path / "grid.toml"
+    file.write_text('method = "grpo"\n[grid]\nseeds = 2\n')
+    assert call("train", file, *SMALL, "--output", tmp_path / "run") == 1
+    assert "the config has a [grid] table" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_keys_are_counted_and_the_first_are_shown(tmp_path, capsys):
+    file = tmp_path / "keys.toml"
+    file.write_text('method = "grpo"\n' + "".join(f"key{n} = 1\n" for n in range(20_000)))
+    assert call("config", file) == 1
+    told = capsys.readouterr().err
+    assert "key0: there is no such key" in told
+    assert "... and 19,980 more faults." in told
 
 
 def test_a_grid_with_a_loose_file_and_a_failing_cell(tmp_path, capsys):

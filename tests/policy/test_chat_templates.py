@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,13 @@ def spoken(found: CausalPolicy, prompts: list[Prompt]) -> list[str]:
     ids, mask, extras = found.encode_prompts(prompts)
     assert extras == ()
     return list(found.decode(ids, mask)[0])
+
+
+def test_arguments_of_the_template_reach_it() -> None:
+    found = policy(TEMPLATE + "{% if not enable_thinking | default(true) %}0/{% endif %}")
+    thoughtless = replace(CHAT, chat_options=(("enable_thinking", False),))
+    one, other = spoken(found, [CHAT, thoughtless])
+    assert other == one + "0/"
 
 
 def test_a_chat_is_written_by_the_template_and_plain_text_beside_it_is_not() -> None:

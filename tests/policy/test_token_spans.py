@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -115,3 +116,136 @@ def test_replacement_characters_of_the_text_itself(junk: str) -> None:
     (text,), (spans,) = text_and_spans([list(map(ord, junk))], lambda ids: "".join(map(chr, ids)))
     assert text == junk
     assert spans == [(i, i + 1) for i in range(len(junk))]
+
+
+Decode = Callable[[list[int]], str]
+
+
+def _slow_spans(ids: list[int], decode: Decode) -> list[tuple[int, int]]:
+    """Slow oracle: pieces where they are the text, and every prefix where they are not."""
+    spans: list[tuple[int, int]] = []
+    text, settled, end = decode(ids), 0, 0
+    for count in range(1, len(ids) + 1):
+        prefix, start = decode(ids[:count]), settled
+        while settled < min(len(prefix), len(text)) and prefix[settled] == text[settled]:
+            settled += 1
+        inside = prefix.endswith("\ufffd") and len(prefix) > settled
+        end = max(end, min(settled + inside, len(text)))
+        spans.append((start, end))
+    return spans
+
+
+def _words(pieces: list[str], decoder: decoders.Decoder) -> tuple[Decode, int]:
+    """A decoder over words of a vocabulary, the last two of which are special."""
+    tokenizer = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}))
+    tokenizer.decoder = decoder
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer.decode, tokenizer.get_vocab_size()
+
+
+_SENTENCE_PIECE = decoders.Sequence(
+    [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+)
+_RAW = ["", " ", "a", " b", "  ", "c ", "\n", ".", " .", "\ufffd", " do", " not", "n't"]
+_TIDY = ((" .", "."), (" do not", " don't"), (" n't", "n't"))
+
+
+def _join(ids: list[int]) -> str:
+    return "".join(_RAW[token] for token in ids)
+
+
+def _tidy(ids: list[int]) -> str:
+    text = _join(ids)
+    for written, tidied in _TIDY:
+        text = text.replace(written, tidied)
+    return text.strip()
+
+
+_LETTERS = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("语é😀€语")[0][0]
+_PARTS = [_LETTERS[start : start + 3] for start in range(10)]
+"""Tokens that end one character and begin another."""
+DECODERS: dict[str, tuple[Decode, int]] = {
+    "bytes": _words([*_BYTES, *_PARTS], decoders.ByteLevel()),
+    "sentence_piece": _words(
+        ["▁", "▁the", "s", "语", *(f"<0x{byte:02X}>" for byte in range(256))], _SENTENCE_PIECE
+    ),
+    "metaspace": _words(["▁", "▁the", "cat", "▁▁", "é", "\ufffd"], decoders.Metaspace()),
+    "word_piece": _words(
+        ["the", "##s", "cat", "do", "not", "n", "'", "t", ".", "'s", "##\ufffd"],
+        decoders.WordPiece(cleanup=True),
+    ),
+    "end_of_word": _words(["a", "b</w>", "c", ".</w>", "é</w>"], decoders.BPEDecoder()),
+    "strips": (lambda ids: _join(ids).strip(), len(_RAW)),
+    "strips_the_front": (lambda ids: _join(ids).lstrip(), len(_RAW)),
+    "one_blank": (lambda ids: " ".join(_join(ids).split(" ")), len(_RAW)),
+    "tidies": (_tidy, len(_RAW)),
+}
+
+
+def _rows(size: int) -> st.SearchStrategy[list[int]]:
+    """Rows of any ids, and rows in which few ids come again and again."""
+    token = st.integers(0, size - 1)
+    babble = st.tuples(st.lists(token, min_size=1, max_size=4), st.integers(1, 20), token)
+    return st.lists(token, max_size=60) | babble.map(lambda row: row[0] * row[1] + [row[2]])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_windows_find_what_whole_prefixes_find(name: str, data: st.DataObject) -> None:
+    decode, size = DECODERS[name]
+    row = data.draw(_rows(size))
+    (text,), (spans,) = text_and_spans([row], decode)
+    assert text == decode(row)
+    pieces = [decode([token]) for token in row]
+    if "".join(pieces) != text:
+        assert spans == _slow_spans(row, decode)
+
+
+def _written(kind: str, text: str) -> list[int]:
+    if kind == "bytes":
+        return _ids_of(_byte_level([]), text)
+    return [4 + byte for byte in text.encode()]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentence_piece"])
+@pytest.mark.parametrize("text", ["x = 12. " * 500 + "👍" + " y = 3." * 500, "语😀é" * 300])
+def test_split_characters_in_long_rows_have_each_the_span_of_its_own(kind: str, text: str) -> None:
+    decode, _ = DECODERS[kind]
+    (found,), (spans,) = text_and_spans([_written(kind, text)], decode)
+    assert found == text
+    assert spans == [(i, i + 1) for i, letter in enumerate(text) for _ in letter.encode()]
+
+
+_SPECIAL = len(_BYTES) + len(_PARTS)
+LONG: dict[str, Callable[[int], list[int]]] = {
+    "one character": lambda n: _written("bytes", "a" * (n - 4) + "👍"),
+    "nothing else": lambda n: _written("bytes", "👍" * (n // 4)),
+    "never complete": lambda n: _written("bytes", "👍")[:1] * n + _written("bytes", "👍"),
+    "never whole": lambda n: _written("bytes", "语" * n)[1 : n + 1],
+    "special tokens": lambda n: (
+        _written("bytes", "👍") * (n // 8) + [len(_BYTES) + len(_PARTS)] * (n // 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", LONG.values(), ids=LONG)
+def test_the_ids_decoded_grow_with_the_row(make: Callable[[int], list[int]]) -> None:
+    decode, _ = DECODERS["bytes"]
+
+    def work(length: int) -> int:
+        decoded: list[int] = []
+
+        def counted(ids: list[int]) -> str:
+            decoded.append(len(ids))
+            return decode(ids)
+
+        text_and_spans([make(length)], counted)
+        return sum(decoded)
+
+    assert work(2000) < 4.5 * work(500)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,69 @@ def test_a_damaged_file_without_an_earlier_one_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x02.")
     with pytest.raises(RecordError, match="no earlier one"):
         checkpoint.load(path)
+
+
+def run_state(step: Any) -> dict[str, Any]:
+    parts = ("policy", "estimator", "prompts", "further_prompts")
+    return {"row": {"step": step}, **{name: {"w": torch.ones(99)} for name in parts}}
+
+
+def test_every_bit_of_a_checkpoint_counts(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 2, run_state(2))
+    whole, chosen = path.read_bytes(), random.Random(0)
+    places = [chosen.randrange(8 * len(whole)) for _ in range(100)]
+    # Of the end, where the checksum is, all.
+    for place in [*places, *range(8 * (len(whole) - 103), 8 * len(whole), 3)]:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(RecordError, match="cannot be read"):
+            checkpoint.load_run(path)
+    path.write_bytes(whole)
+    assert checkpoint.load_run(path)["row"] == {"step": 2}
+
+
+def test_a_checkpoint_of_the_version_before_is_held_against_the_sums_of_its_parts(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "step_000002.pt"
+    torch.save(run_state(2), path)
+    assert checkpoint.load_run(path)["policy"]["w"].equal(torch.ones(99))
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(torch.ones(99).numpy().tobytes()) + 50] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(RecordError, match="is not what was saved"):
+        checkpoint.load_run(path)
+
+
+def test_a_checkpoint_that_could_unpack_to_any_size_is_refused(tmp_path: Path) -> None:
+    saved = checkpoint.save(tmp_path, 2, run_state(2))
+    path = tmp_path / "step_000003.pt"
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(RecordError, match="compressed"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("step", [-5, 10**18, 1.0, True, "2", None])
+def test_a_step_that_no_run_has_is_refused(tmp_path: Path, step: Any) -> None:
+    torch.save(run_state(step), tmp_path / "mine.pt")
+    with pytest.raises(RecordError, match=f"of step {step!r}, which no run has"):
+        checkpoint.load_run(tmp_path / "mine.pt")
+
+
+@pytest.mark.parametrize("content", [{}, {"row": []}, {"policy": {}}, torch.ones(2), [1]])
+def test_what_is_no_run_s_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "theirs.pt")
+    with pytest.raises(RecordError, match=r"it (lacks|holds a)"):
+        checkpoint.load_run(tmp_path / "theirs.pt")
+
+
+def test_a_checkpoint_under_another_step_s_name_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 2, run_state(2)).rename(tmp_path / "step_000004.pt")
+    with pytest.raises(RecordError, match="step 2, which is not that of its name"):
+        checkpoint.load_run(tmp_path / "step_000004.pt")
 
 
 @pytest.mark.parametrize("odd", [np.float64(1.0), defaultdict(int), np.ones(2), object()])

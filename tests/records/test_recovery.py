@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,13 @@ from typing import Any
 import pytest
 
 from segcredit import load_config, read_runs, train
+from segcredit.atomic_files import require_writable
 from segcredit.errors import BusyError, RecordError, StorageError
+from segcredit.records import checkpoint
 from segcredit.records.recovery import damage
-from segcredit.records.run_directory import read_status
+from segcredit.records.run_directory import RunRecords, read_status
 from segcredit.records.run_lock import run_lock
+from segcredit.study.report import write_report
 from segcredit.training.loop import iterate
 from small import SMALL
 from tables import assert_same
@@ -57,6 +61,12 @@ def empty(file: Path) -> None:
 
 def garble(file: Path) -> None:
     file.write_bytes(b"\x00" * file.stat().st_size)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    file.write_bytes(content)
 
 
 @pytest.mark.parametrize("harm", [halve, empty, garble])
@@ -107,6 +117,39 @@ def test_a_stopped_run_with_a_damaged_file_comes_out_the_same(
     assert_same(stopped, whole)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("checkpoints/step_000002.pt", flip),
+        ("metrics.jsonl", flip),
+        ("segments/step_000001.parquet", flip),
+        ("segments/step_000002.parquet", Path.unlink),
+        ("manifest.json", Path.unlink),
+    ],
+)
+def test_a_stopped_run_with_a_flipped_or_missing_file_comes_out_the_same(
+    stopped: Path, whole: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    harm(stopped / name)
+    train(CONFIG, stopped, resume=True)
+    assert_same(stopped, whole)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("name", "harm"), [("tokens/all.parquet", Path.unlink), ("manifest.json", flip)]
+)
+def test_a_finished_run_with_a_flipped_or_missing_file_is_run_again(
+    finished: Path, whole: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    harm(finished / name)
+    assert damage(finished, STEPS)
+    train(CONFIG, finished, resume=True)
+    assert not damage(finished, STEPS)
+    assert_same(finished, whole)
+
+
 def test_what_a_kill_leaves_beside_the_files_is_removed(stopped: Path, whole: Path) -> None:
     for name in ("checkpoints/.step_000004.pt.7.tmp", "tokens/.step_000003.parquet.7.tmp"):
         (stopped / name).write_bytes(b"half")
@@ -126,7 +169,7 @@ def test_an_unreadable_config_is_kept_beside_the_new_one(finished: Path) -> None
 
 def test_the_resumed_run_says_what_it_removed(stopped: Path) -> None:
     halve(stopped / "tokens/step_000001.parquet")
-    with pytest.warns(RuntimeWarning, match=r"tokens/step_000001.parquet cannot be read"):
+    with pytest.warns(RuntimeWarning, match=r"tokens/step_000001.parquet has \d+ bytes inst"):
         train(CONFIG, stopped, resume=True)
 
 
@@ -208,3 +251,70 @@ def test_a_place_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecordError, match="choose another --output"):
         train(CONFIG, tmp_path / "file" / "run")
+
+
+def test_a_run_that_is_told_to_stop_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("segcredit.training.loop.collect", told)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        train(CONFIG, tmp_path / "run")
+    status = read_status(tmp_path / "run")
+    assert status["status"] == "interrupted"
+    assert "stopped by SIGTERM" in status["message"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_killed_run_is_told_by_its_lock(tmp_path: Path) -> None:
+    run = RunRecords.create(tmp_path, {"seed": 1}, {})
+    assert list(read_runs(tmp_path).runs["status"]) == ["running"]  # without a lock: a copy
+    with run_lock(tmp_path):
+        assert list(read_runs(tmp_path).runs["status"]) == ["running"]
+    assert list(read_runs(tmp_path).runs["status"]) == ["interrupted"]
+    assert "its process is gone" in read_runs(tmp_path).runs["error"][0]
+    run.finish()
+    assert list(read_runs(tmp_path).runs["status"]) == ["finished"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "status.json", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    run = RunRecords.create(tmp_path, {"seed": 1}, {})
+    run.metrics({"step": 1})
+    (tmp_path / name).unlink()
+    make = {"pipe": os.mkfifo, "device": lambda file: file.symlink_to("/dev/zero")}
+    make.get(kind, Path.mkdir)(tmp_path / name)
+    runs = read_runs(tmp_path)
+    damaged = list(runs.runs["status"]) == ["damaged"]
+    assert damaged == (name in ("config.toml", "status.json"))
+    if not damaged:
+        with pytest.raises(RecordError, match=r"no plain file|is no file"):
+            runs.steps  # noqa: B018
+
+
+def test_a_pipe_for_a_checkpoint_or_a_table_is_not_waited_for(tmp_path: Path) -> None:
+    run = RunRecords.create(tmp_path, {"seed": 1}, {})
+    run.table("segments", 1, {"prompt": ["p"]})
+    for name in ("segments/step_000001.parquet", "step_000002.pt"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(RecordError, match="no plain file"):
+        checkpoint.load(tmp_path / "step_000002.pt")
+    with pytest.raises(RecordError, match="no plain file"):
+        read_runs(tmp_path).segments  # noqa: B018
+
+
+@pytest.mark.parametrize("place", ["/proc/report.html", "/dev/null/report.html", "pipe"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="could not be written"):
+        require_writable(tmp_path / place)
+    RunRecords.create(tmp_path / "run", {"seed": 1}, {})
+    with pytest.raises(StorageError, match="could not be written"):
+        write_report(tmp_path, tmp_path / place)
+    require_writable(tmp_path / "new" / "folder" / "file")
+    assert not (tmp_path / "new").exists()

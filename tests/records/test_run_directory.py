@@ -16,6 +16,7 @@ import pytest
 from segcredit.atomic_files import write_atomically
 from segcredit.errors import RecordError
 from segcredit.records import step_tables
+from segcredit.records.manifest import read_manifest
 from segcredit.records.run_directory import RunRecords, read_metrics
 from segcredit.records.schemas import STORED
 from segcredit.records.step_tables import table_files
@@ -47,7 +48,7 @@ def segments(step: int, rows: int = 3) -> dict[str, Any]:
 
 
 def steps_in(path: Path) -> list[int]:
-    files = table_files(path, "segments")
+    files = table_files(path, "segments", read_manifest(path))
     return [s for file in files for s in pq.read_table(file)["step"].to_pylist()]
 
 
@@ -198,7 +199,7 @@ def test_tables_have_the_same_columns_whatever_was_given(tmp_path: Path) -> None
     run = new_run(tmp_path)
     run.table("segments", 3, {**segments(3), "mine": ["x", "y", "z"]})
     run.table("segments", 4, {})
-    first, second = (pq.read_table(file) for file in table_files(tmp_path, "segments"))
+    first, second = (pq.read_table(file) for file in table_files(tmp_path, "segments", None))
     assert first.schema.names == [*STORED["segments"].names, "mine"]
     assert second.schema == STORED["segments"]
     assert first["step"].to_pylist() == [3] * 3
@@ -282,8 +283,8 @@ def test_a_run_goes_on_after_its_tables_were_packed(tmp_path: Path) -> None:
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     run.table("segments", 1, segments(1))
-    table_files(tmp_path, "segments")[0].write_bytes(b"no parquet")
-    with pytest.raises(RecordError, match=r"Parquet file in .*segments cannot be read"):
+    table_files(tmp_path, "segments", None)[0].write_bytes(b"no parquet")
+    with pytest.raises(RecordError, match=r"step_000001.parquet has 10 bytes instead"):
         run.finish()
 
 

@@ -451,8 +451,12 @@ def test_a_finished_run_has_no_torn_row(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for damaged in (whole[:-3], whole[:-3] + b"\n"):
         file.write_bytes(damaged)
-        with pytest.raises(RecordError, match=r"The run 'a' is damaged.*middle of a row"):
+        with pytest.raises(RecordError, match=r"The run 'a' is damaged.*\d+ bytes instead of 83"):
             read_runs(tmp_path).steps  # noqa: B018
+    unlisted(tmp_path / "a")
+    file.write_bytes(whole[:-3])
+    with pytest.raises(RecordError, match=r"The run 'a' is damaged.*middle of a row"):
+        read_runs(tmp_path).steps  # noqa: B018
     file.write_bytes(whole)
     assert len(read_runs(tmp_path).steps) == 2
 
@@ -558,8 +562,16 @@ def test_an_unknown_way_with_damage_is_a_sentence(tmp_path: Path) -> None:
 OLD_METRICS = {"process_correct": "faithful", "completion_length": "response_length"}
 
 
+def unlisted(path: Path) -> None:
+    """Leaves a run without a manifest, as the version before did."""
+    (path / "manifest.json").unlink()
+    state = json.loads((path / "status.json").read_text())["status"]
+    (path / "status.json").write_text(json.dumps({"status": state}))
+
+
 def make_old(path: Path) -> None:
     """Turns a run into what the version before has recorded of it: folder, columns and metrics."""
+    unlisted(path)
     (path / "completions").rename(path / "responses")
     for file in path.glob("*/*.parquet"):
         rows = pq.read_table(file)

@@ -14,7 +14,7 @@ import pytest
 from segcredit.errors import RecordError, StudyError
 from segcredit.records import step_tables
 from segcredit.records.run_directory import RunRecords, read_metrics
-from segcredit.records.step_tables import STEPS, cut_tables, pack_metrics, pack_tables, table_files
+from segcredit.records.step_tables import STEPS, pack_metrics
 from segcredit.records.tables import consistent_read, parquet, read_runs, run_settings, step_metrics
 
 STEPS_OF_RUN = 6
@@ -57,8 +57,8 @@ EACH_TWICE = [step for step in range(1, STEPS_OF_RUN + 1) for _ in range(2)]
 def test_step_files_packed_after_they_were_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run(tmp_path)
-    done = once_after(monkeypatch, parquet, "table_files", lambda: pack_tables(tmp_path))
+    run = make_run(tmp_path)
+    done = once_after(monkeypatch, parquet, "table_files", run.finish)
     assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE
     assert done
 
@@ -67,7 +67,7 @@ def test_step_files_packed_while_they_were_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The listing met only the files that had not been removed yet."""
-    make_run(tmp_path)
+    run = make_run(tmp_path)
     whole = step_tables._step_files
 
     def partly(folder: Path) -> dict[int, Path]:
@@ -77,18 +77,18 @@ def test_step_files_packed_while_they_were_listed(
 
     def pack_tables_once() -> None:
         monkeypatch.setattr(step_tables, "_step_files", whole)
-        pack_tables(tmp_path)
+        run.finish()
 
     monkeypatch.setattr(step_tables, "_step_files", partly)
-    assert [file.name for file in table_files(tmp_path, "completions")] == ["all.parquet"]
     assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE
 
 
 def test_a_packed_table_cut_after_it_was_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run(tmp_path).finish()
-    once_after(monkeypatch, parquet, "table_files", lambda: cut_tables(tmp_path, 4))
+    run = make_run(tmp_path)
+    run.finish()
+    once_after(monkeypatch, parquet, "table_files", lambda: run.cut_after(4))
     assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE[:8]
 
 
@@ -96,15 +96,15 @@ def test_files_removed_while_others_were_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read is whole by itself, but no longer what the run holds."""
-    make_run(tmp_path)
-    once_after(monkeypatch, parquet, "_read", lambda: cut_tables(tmp_path, 4))
+    run = make_run(tmp_path)
+    once_after(monkeypatch, parquet, "_read", lambda: run.cut_after(4))
     assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE[:8]
 
 
 def test_a_cut_that_was_stopped_leaves_no_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run(tmp_path)
+    run = make_run(tmp_path)
     unlink, removed = Path.unlink, []
 
     def stopped(file: Path, missing_ok: bool = False) -> None:
@@ -116,7 +116,7 @@ def test_a_cut_that_was_stopped_leaves_no_gap(
 
     monkeypatch.setattr(Path, "unlink", stopped)
     with pytest.raises(RecordError):
-        cut_tables(tmp_path, 1)
+        run.cut_after(1)
     monkeypatch.undo()
     assert steps_of(read_runs(tmp_path).completions) == EACH_TWICE[:8]
 
@@ -176,8 +176,8 @@ def test_a_state_that_is_replaced_while_it_is_read(
             if len(calls) == 2:
                 (tmp_path / "status.json").write_bytes(whole)
 
-    original = run_settings.read_status
-    monkeypatch.setattr(run_settings, "read_status", read)
+    original = run_settings.read_ending
+    monkeypatch.setattr(run_settings, "read_ending", read)
     assert list(read_runs(tmp_path).runs["status"]) == ["running"]
 
 
@@ -212,8 +212,8 @@ def test_reading_beside_a_writer_shows_whole_steps_without_gaps(tmp_path: Path) 
     def write() -> None:
         try:
             for cycle in range(12):
-                pack_tables(tmp_path)
-                pack_metrics(tmp_path, read_metrics(tmp_path))
+                run.finish()
+                run.begin()
                 run.cut_after(cycle % 4 + 1)
                 for step in range(cycle % 4 + 2, STEPS_OF_RUN + 1):
                     record(run, step)

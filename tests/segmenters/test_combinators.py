@@ -291,7 +291,7 @@ def test_a_config_nests_them_as_tables() -> None:
     assert found == Union(newline, build("entropy", fork="starts"))
     assert here.build("my_MinLength", inner="newline", tokens=3) == MinLength(newline, 3)
     table = here.resolve("my_SnapTo", {"inner": "entropy", "to": {"name": "newline"}})
-    assert table["to"] == {"name": "newline"}
+    assert table["to"] == {"name": "newline", "blank_lines": "before", "whole": True}
     assert table["inner"]["top_fraction"] == 0.3
     assert table["direction"] == "nearest"
 

@@ -12,14 +12,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from segcredit import PluginError, Segmenter, registry
+from segcredit.formulas import formulas
 from segcredit.testing import check_segmenter, make_rollouts
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "math_inplace": {},
-    "math_newline": {"delimiter": "newline", "answer_prefix": "\n\n# Answer\n"},
-    "math_newline_noprefix_double": {"delimiter": "paragraph", "answer_prefix": "#### "},
-    "gsm8k_newline": {"delimiter": "newline", "answer_prefix": "\n#### "},
-    "gsm8k_newline_noanswer": {"delimiter": "newline"},
+    "math_inplace": {"reference": True},
+    "math_newline": {"delimiter": "newline", "reference": True, "answer_prefix": "\n\n# Answer\n"},
+    "math_newline_noprefix_double": {
+        "delimiter": "paragraph",
+        "reference": True,
+        "answer_prefix": "#### ",
+    },
+    "gsm8k_newline": {"delimiter": "newline", "reference": True, "answer_prefix": "\n#### "},
+    "gsm8k_newline_noanswer": {"delimiter": "newline", "reference": True},
 }
 GOLDENS = [
     json.loads(line)
@@ -31,9 +36,14 @@ def latex_steps(**options: Any) -> Any:
     return registry.segmenters.build("latex_steps", **options)
 
 
-def steps(text: str, **options: Any) -> list[str]:
+def own_steps(text: str, **options: Any) -> list[str]:
     edges = [0, *latex_steps(**options).split(text), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def steps(text: str, **options: Any) -> list[str]:
+    """Steps by the rules of the released code."""
+    return own_steps(text, **{"reference": True, **options})
 
 
 @pytest.mark.parametrize("mode", OPTIONS)
@@ -186,7 +196,7 @@ def test_pieces_of_a_cut_formula_are_not_searched_for_clauses() -> None:
         " sum is sum of and so of the we to so is then value then so is and a we we and of value to"
         " and of sum $a+b+c+d=e$ and a $y=3.$ sum then to is the to a"
     )
-    assert list(latex_steps().split(text)) == [66, 133, 175, 259, 373, 394]
+    assert list(latex_steps(reference=True).split(text)) == [66, 133, 175, 259, 373, 394]
 
 
 @given(text=st.text(alphabet="aB. \n,+=", max_size=19))
@@ -202,13 +212,84 @@ def test_an_answer_joins_the_last_sentence() -> None:
 
 def test_tokens_follow_their_characters() -> None:
     text = "a = 12\n\nSo a, a + 12\n#### 12"
-    segmenter = latex_steps(delimiter="newline", answer_prefix="\n#### ")
+    segmenter = latex_steps(delimiter="newline", answer_prefix="\n#### ", reference=True)
     rollouts = make_rollouts([text, "\n\na\na"], holes={0: [0, 8]})
     found = segmenter.segment(rollouts)
     ids = found.segment_ids.tolist()
     assert ids[0] == [-1, 0, 0, 0, 0, 0, 1, 2, -1, *[2] * 19, 2]
     # Leading blanks and the end token have no step of their own.
     assert ids[1][:6] == [0, 0, 0, 1, 1, 1]
+
+
+OWN = [
+    # Formulas are whole however they are delimited, closed or not.
+    [
+        "首先，我们知道$\\vec{a}=(2,3)$，$\\vec{b}=(x_1+x_2, y_1+y_2=3)$，其中$x_1+x_2=3$。",
+        "因此我们得到答案是三，就是这样。",
+    ],
+    ["So we have this:\n\\[\nx = 1, \\\\\ny = 2.\n\\]", "\nThen we go on from there."],
+    ["It is the case that $$\na = b.\n\n$$ here.", " Then we go on from there."],
+    ["We take \\begin{align*}\na. B\n\\end{align*} as it is.", " Then we go on from there."],
+    ["We take all of this now.", " So \\(x. Y\\) and \\[z = 1. A\n\nAnd so on, to the end."],
+    ["We take all of this:", "\n```\nx = 1, 2\nY. Z\n```", "\nThen we go on from there."],
+    # A full stop at a formula's end closes the step, as does one behind it.
+    [
+        "So it is then $x = 1.$",
+        " Then we go on from there.",
+        " Is it $y$ after all?",
+        " $z$ is all that there is.",
+    ],
+    # What is short joins the next, whatever its end, and at the end the last.
+    ["It is. $x$ is. And all of the rest.", " So it is as we have said. Done."],
+    ["We have two things to do:", "\n1. Add all of it to that.", "\n12. Take it from the rest."],
+    ["所以$x=1$。因此我们得到三。", "所以我们知道答案是三。好。"],
+    ["\n\n \nThe first line is here.", "\n\n\nThe second line is here.\n\n  "],
+]
+
+
+@pytest.mark.parametrize("wanted", OWN, ids=lambda wanted: wanted[0][:20])
+def test_steps_leave_formulas_whole_and_are_not_short(wanted: list[str]) -> None:
+    assert own_steps("".join(wanted)) == wanted
+
+
+def test_long_steps_are_halved_outside_formulas() -> None:
+    clause = "a clause of more than forty letters in total"
+    formula = "$" + "+".join(["ab, c"] * 30) + "$"
+    assert own_steps(f"{clause}, {formula}, {clause}") == [
+        f"{clause},",
+        f" {formula},",
+        f" {clause}",
+    ]
+    assert own_steps(f"{clause} and {clause} to {clause}") == [
+        f"{clause}",
+        f" and {clause} to {clause}",
+    ]
+    assert own_steps(formula) == [formula]
+    chinese = "我们首先需要知道这个三角形的面积是多少"
+    assert own_steps(f"{chinese}，{chinese}，{chinese}。") == [
+        f"{chinese}，",
+        f"{chinese}，{chinese}。",
+    ]
+
+
+@pytest.mark.parametrize("delimiter", ["newline", "paragraph"])
+def test_lines_leave_formulas_whole_and_none_is_blank(delimiter: str) -> None:
+    gap = "\n\n" if delimiter == "paragraph" else "\n"
+    wanted = ["a\n\n\n", f"{gap}\\[\n\nx\n\n\\]", f"{gap}```\nb\n\nc\n\n"]
+    found = own_steps("".join(wanted), delimiter=delimiter)
+    assert "".join(found) == "".join(wanted)
+    assert [step.strip() for step in found] == [step.strip() for step in wanted]
+
+
+@given(text=PROSE)
+def test_own_steps_are_never_short_nor_begin_in_a_formula(text: str) -> None:
+    found = own_steps(text)
+    assert "".join(found) == text
+    if len(found) > 1:
+        assert all(len(" ".join(step.split())) >= 9 for step in found)
+    spans = list(formulas(text))
+    starts = latex_steps().split(text)
+    assert not any(first < start < last for start in starts for first, last in spans)
 
 
 @pytest.mark.parametrize("mode", OPTIONS)

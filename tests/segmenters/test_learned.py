@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +21,8 @@ from segmenters.learned.agreement import counts_of, measures
 from segmenters.learned.corpus import read_corpus
 from segmenters.learned.model_file import load_model, save_model
 from segmenters.learned.plugin import Learned
-from segmenters.learned.sentences import sentence_starts
 from segmenters.learned.training import fit
+from segmenters.sentence import Sentence
 
 FRESH = list(records(30, seed=7))
 TEXTS = [str(record["text"]) for record in FRESH]
@@ -52,7 +53,7 @@ def test_shipped_model_is_small():
 
 
 def test_foreign_text_is_cut_into_sentences_unless_the_model_is_insisted_on():
-    sentences = [int(start) for start in sentence_starts([FOREIGN])[0]]
+    sentences = [start + 1 for start in Sentence().split(FOREIGN)]
     assert [FOREIGN[start:].split()[0] for start in sentences] == ["Nobody", "Afterwards", "Some"]
     assert Learned().split(FOREIGN) == sentences
     model = load_model("default")
@@ -61,6 +62,35 @@ def test_foreign_text_is_cut_into_sentences_unless_the_model_is_insisted_on():
     assert Learned(unknown="model").split(FOREIGN) == own != sentences
     # Whoever gives a threshold has taken the granularity upon himself.
     assert Learned(threshold=model.threshold).split(FOREIGN) == own
+
+
+def test_what_is_no_style_of_training_is_cut_into_our_sentences():
+    # List numbers and formulas are no sentences, Chinese has no white space to look at.
+    texts = ["1. First $a. B$ is.\n2. Next e.g. This.", "我们先计算面积。然后$x=1$。", "\n\n"]
+    found = Learned().split_all(texts)
+    assert [texts[0][k:].split()[0] for k in found[0]] == ["2."]
+    assert found[1:] == [[8], []]
+    assert Learned(unknown="model").split(texts[1]) == []
+
+
+def test_a_model_that_hardly_cuts_gives_way_to_sentences_and_says_so_once(tmp_path):
+    model = replace(load_model("default"), threshold=0.9999, familiar=0.0)
+    save_model(model, tmp_path / "timid.skops")
+    name = str(tmp_path / "timid.skops")
+    text = " ".join(f"Then number {n} is odd." for n in range(20))
+    with pytest.warns(UserWarning, match="0 cuts in 1 of 2 texts, where sentences would make 19"):
+        found = Learned(model=name).split_all([text, "One. Two."])
+    with warnings.catch_warnings(action="error"):
+        again = Learned(model=name).split(text)
+    assert found == [[start + 1 for start in Sentence().split(text)], []]
+    assert again == found[0]
+    assert Learned(model=name, sparse="model").split(text) == []
+    assert Learned(model=name, threshold=0.9999).split(text) == []
+
+
+def test_texts_like_training_bring_no_warning(recwarn):
+    Learned().split_all(TEXTS)
+    assert not [told for told in recwarn if "boundary model" in str(told.message)]
 
 
 def test_text_like_training_is_no_fallback():
@@ -136,7 +166,8 @@ def test_offsets_are_of_visible_characters_after_white_space():
         ({"per_100_tokens": 0.0}, "such as 5"),
         ({"per_100_tokens": math.inf}, "such as 5"),
         ({"per_100_tokens": 5.0, "threshold": 0.5}, "one of them"),
-        ({"unknown": "guess"}, "'sentences' or 'model'"),
+        ({"unknown": "guess"}, "unknown is 'guess'; expected 'sentences' or 'model'"),
+        ({"sparse": "guess"}, "sparse is 'guess'; expected 'sentences' or 'model'"),
     ],
 )
 def test_options_are_checked(options, words, unchecked):

@@ -20,9 +20,16 @@ from segmenters.learned import stages, tokens
 from segmenters.learned.agreement import counts_of, intervals, measures, paired_difference
 from segmenters.learned.command import fit_boundaries
 from segmenters.learned.corpus import read_corpus
-from segmenters.learned.features import find_candidates, hashed_features
-from segmenters.learned.model_file import load_model, save_model
+from segmenters.learned.features import (
+    DENSE_FEATURES,
+    dense_features,
+    find_candidates,
+    hashed_features,
+)
+from segmenters.learned.model_file import _TRUSTED, SHIPPED, load_model, save_model
 from segmenters.learned.sentences import sentence_starts
+from segmenters.learned.signals import SIGNAL_FEATURES, signal_features
+from segmenters.learned.tokens import read_tokens
 from segmenters.learned.training import best_threshold, fit
 
 SMALL = list(records(30, seed=3))
@@ -216,15 +223,74 @@ def test_foreign_types_are_refused(tmp_path):
         load_model(str(path))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK no zip", None, {"format": "other"}])
+@pytest.mark.parametrize("content", [b"", b"PK no zip", {"format": "other"}, [1], 5])
 def test_what_is_no_model_is_a_sentence(content, tmp_path):
     path = tmp_path / "model.skops"
     if isinstance(content, bytes):
         path.write_bytes(content)
-    elif content:
+    else:
         skops.io.dump(content, path)
-    with pytest.raises(errors.ConfigError, match="fit-boundaries"):
+    for name in (path, tmp_path):
+        with pytest.raises(errors.ConfigError, match="is no boundary model"):
+            load_model(str(name))
+    with pytest.raises(errors.ConfigError, match=r"cannot be read: No such file.*fit-boundaries"):
+        load_model(str(tmp_path / "none.skops"))
+
+
+def rewritten(path, **changes):
+    """Stores the shipped model with other nodes in its first tree, or other entries."""
+    table = skops.io.load(SHIPPED, trusted=list(_TRUSTED))
+    nodes = table["trees"]._predictors[0][0].nodes
+    for name, (place, value) in changes.pop("nodes", {}).items():
+        nodes[name][place] = value
+    table["trees"]._predictors[0][0].nodes = nodes[: changes.pop("length", None)]
+    skops.io.dump(table | changes, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"nodes": {"left": (0, 10**6)}}, "leads back or out"),
+        ({"nodes": {"right": (1, 0)}}, "leads back or out"),
+        ({"nodes": {"right": (1, 1)}}, "leads back or out"),
+        ({"nodes": {"is_leaf": (-1, 0)}}, "leads back or out"),
+        ({"nodes": {"feature_idx": (0, 67)}}, "a feature beyond"),
+        ({"nodes": {"feature_idx": (0, -1)}}, "a feature beyond"),
+        ({"nodes": {"is_categorical": (0, 1)}}, "no training makes"),
+        ({"nodes": {"num_threshold": (0, np.nan)}}, "no training makes"),
+        ({"nodes": {"value": (2, np.inf)}}, "not finite"),
+        ({"length": 0}, "no nodes"),
+        ({"length": 3}, "leads back or out"),
+        ({"trees": "none"}, "no attribute"),
+        ({"weights": np.full(2, np.nan, np.float32), "buckets": np.arange(2)}, "finite"),
+        ({"weights": np.ones(2, np.float32), "buckets": np.array([0, 2**20])}, "beyond"),
+        ({"weights": np.ones(2, np.float32), "buckets": np.array([-1, 0])}, "beyond"),
+        ({"threshold": float("nan")}, "entry 'threshold' is nan"),
+        ({"blend": 2.0}, "entry 'blend' is 2.0"),
+        ({"candidates": "some"}, "entry 'candidates'"),
+        ({"signals": True}, "read 67 inputs, and there are 73"),
+    ],
+)
+def test_a_hostile_model_is_a_sentence(changes, why, tmp_path):
+    path = rewritten(tmp_path / "model.skops", **changes)
+    with pytest.raises(errors.ConfigError, match=f"is no boundary model .*{why}"):
         load_model(str(path))
+
+
+def test_what_unpacks_to_more_than_a_model_is_not_unpacked(tmp_path):
+    path = tmp_path / "model.skops"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", "{}")
+        archive.writestr("1.npy", bytes(2**26))
+    with pytest.raises(errors.ConfigError, match="it unpacks to 2 parts of"):
+        load_model(str(path))
+
+
+def test_the_inputs_of_the_trees_are_as_many_as_they_are_checked_for():
+    found = find_candidates(read_tokens(["One two. Three four."]), "all")
+    assert dense_features(found, np.zeros(len(found)), None).shape[1] == DENSE_FEATURES
+    assert signal_features([], *np.zeros((2, 0), np.int64)).shape[1] == SIGNAL_FEATURES
 
 
 def test_a_model_with_a_wrong_entry_is_a_sentence(tmp_path):

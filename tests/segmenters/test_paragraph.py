@@ -59,6 +59,9 @@ def test_what_comes_later_moves_no_boundary(text: str, later: str) -> None:
         ["a\n\n", ""],
         ["\n\n"],
         ["\\[\na\n\\]\n\n", "Then"],
+        # Formulas and code are whole, and belong to what announces them.
+        ["So we get:\n\n\\[\na\n\nb\n\\]\n\n", "**Then：**\n\n1. c\n\n", "2. d: e\n\n", "f"],
+        ["a\n\n", "```\nb\n\nc\n```\n\n", "$$\n\nd\n$$\n\n", "\\begin{cases}\ne\n\nf"],
     ],
 )
 def test_blank_lines_close(expected: list[str]) -> None:

@@ -35,6 +35,9 @@ MARKED = {
         "That is not right.",
         "Something’s off here.",
         "I made a mistake.",
+        "Oh no, I must have slipped.",
+        "I must have mixed up the rows.",
+        "That can't be right.",
         "等等，这里有问题。",
         "等一下。",
         "不对，应该是三。",
@@ -44,6 +47,11 @@ MARKED = {
     ],
     "check": [
         "Let me check.",
+        "Let me restart.",
+        "Let me confirm once more:",
+        "So, we need to recalculate.",
+        "I should double-check that.",
+        "所以，我们需要重新计算。",
         "Let me re-check the sum.",
         "Let's verify it.",
         "Let us double-check.",
@@ -78,6 +86,10 @@ MARKED = {
 }
 UNMARKED = [
     "We wait for it.",
+    "Let's check:",
+    "**Let's verify:**",
+    "检查一下：",
+    "I might have three.",
     "Wait times are long.",
     "Wait for three days.",
     "Waiting is hard.",
@@ -122,6 +134,8 @@ def test_other_words_do_not(sentence: str) -> None:
 @pytest.mark.parametrize(
     "expected",
     [
+        # The number of a list item opens with its marker.
+        ["So:\n", "6. **Let's revisit it.**\n  ", " 12) Let me recount."],
         # Line and sentence starts, behind bullets, quotes, emphasis and tags; any case.
         ["a = 1\n\n", "Wait, a = 2.", " hmm, no.", " WAIT."],
         ["One.\n", "- Wait, two.\n", "> Actually, three.\n", "**Hold on**, four.\n", '"Wait," he'],

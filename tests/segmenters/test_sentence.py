@@ -131,7 +131,19 @@ def test_what_is_left_whole(kind: str, text: str) -> None:
             " And $\\left\\{a\\right.$ is.",
         ],
         ["It costs $5.", " He has $6 and pays $7.", " So $13 go."],
-        ["What is \\[ open.", " So it is.\n\n", "And \\( open.", " So it is.\n\n", "End."],
+        # What is never closed goes on to the end; within a line, to a blank line.
+        ["What is \\(open. So it is.\n\n", "And it is so.", " What \\[ open. So it is.\n\nEnd."],
+        ["It is.\n", "```python\nx = 1. \nY = 2\n\nZ. W"],
+        ["So \\begin{align*}\na. B\n\nC. D"],
+        ["So we get $$x. Y"],
+        ["It is so.", " Then $x = 1. Y"],
+        ["It is \\[ open.\n\n", "Then \\[ x. \\] ends.", " So it is."],
+        # Formulas with blanks inside their dollars, over two lines, and environments in others.
+        ["So $ x = 1. Y $ is.", " Then $x =\n1. Y$ is.", " It costs $ 5.", " And $ 6 too."],
+        ["\\begin{a}\\begin{a}x. Y\\end{a}. Z\\end{a*} is.", " End."],
+        # Superscripts, subscripts, signs, letters of other scripts; quotes with backslashes.
+        ["It is 3100 cm⁻¹.", " Maybe x₁.", " Then 5€.", " So ℝ.", " By 50%.", " At 30°.", " On π."],
+        ['He said \\"No.\\"', ' Then \\"yes\\".', " So it is."],
         # Chinese.
         ["这是一。", "这是二！", "是三吗？", "“是四。”", "他说（是五。）", "第六句"],
         ["所以$x=1$。", "因此\\(y=2\\).", "正确.", "答案是3.", "好.", "完"],
@@ -263,7 +275,9 @@ def test_windows_newlines_change_nothing(text: str) -> None:
     assert sentences(text.replace("\n", "\r\n")) == expected
 
 
-@pytest.mark.parametrize("unit", ["(", "。", "a.", "$", "x", '"', "...", "\\(", " ", "\n"])
+@pytest.mark.parametrize(
+    "unit", ["(", "。", "a.", "$", "x", '"', "...", "\\(", " ", "\n", "甲", "€. "]
+)
 def test_babble_without_end_is_cut_too(unit: str) -> None:
     # The words that spaCy is given are bounded; unbounded ones would take it minutes here.
     text = unit * (20_000 // len(unit))
@@ -358,3 +372,23 @@ def test_wrong_options_are_refused() -> None:
     for language in ("", "qq", "../en"):
         with pytest.raises(ValueError, match="but spaCy has no language"):
             Sentence(pipeline=f"blank:{language}")
+
+
+TAILS = [". Then it is.", "! So.", "。因此", '." So it.', "... Then", ".) We."]
+
+
+@pytest.mark.parametrize("word", ["a", "甲", "a1", "-", "=", "\\"])
+@pytest.mark.parametrize("tail", TAILS)
+def test_sentences_end_after_words_of_any_length(word: str, tail: str) -> None:
+    lengths = [len(word) * n for n in (4, *range(20, 130, 7))]
+    found = [Sentence().split(word * (n // len(word)) + tail) for n in lengths]
+    assert {starts[0] - n for starts, n in zip(found, lengths, strict=True)} == {
+        found[0][0] - lengths[0]
+    }
+
+
+def test_long_words_are_not_cut() -> None:
+    address, chinese = "https://example.org/" + "a" * 29, "甲" * 48
+    assert sentences(f"{address}. Then we stop.") == [f"{address}.", " Then we stop."]
+    assert sentences(f"{chinese}。因此是三。") == [f"{chinese}。", "因此是三。"]
+    assert len(sentences("x.y;" * 40 + " is it")) == 1

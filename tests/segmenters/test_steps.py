@@ -34,6 +34,14 @@ LINES = {
         "第 2 步，求和。",
         "步骤3：求和。",
         "**步骤十二** 求和。",
+        "### Case 1:",
+        "Case II. None.",
+        "**Part b:** Add.",
+        "Move 2:",
+        "Round three - add.",
+        "情况一：求和。",
+        "第二种情况：求和。",
+        "方法2：",
     ],
     "numbered": [
         "3. Add.",
@@ -100,6 +108,10 @@ UNMARKED = [
     "Stepping 3 times.",
     "Steps 3 and 4.",
     "As Step 3 says.",
+    "Part 2 of it.",
+    "In case 1: add.",
+    "Move on: add.",
+    "Row 3: add.",
     "We use 3. Adding.",
     "我们首先求和。",
     "十分好。",
@@ -138,16 +150,28 @@ def test_other_lines_do_not(line: str) -> None:
         ["To add:\n", "1. **Step 1:** First, we add.\n", "- So what.\n", "- Therefore, three."],
         ["<think>\n", "Step 1: a\n</think>\n", "<answer> Step 2: b"],
         ["好\n", "【解析】首先，求和。\n【答案】三"],
-        # Display formulas and code are whole; what is not closed is neither.
+        # Formulas and code are whole; what is not closed goes on to the end of the text.
         ["So:\n\\[\n a\n- b\n\n- c\n\\]\n", "- So"],
         ["$$\n- a\n$$\n", "- b\n```\n- c\n\n1. d\n```\n", "1. e"],
         ["\\begin{align*}\n- a \\\\\n- b\n\\end{align*}\n", "- c"],
         ["```\n\\[\n- a\n```\n", "- b\n\\]"],
-        ["\\[ a\n", "- b\n\\[\n- c\n\\]\n", "- d\n```\n", "- e"],
+        ["\\[ a\n", "- b\n\\[\n- c\n\\]\n", "- d\n```\n- e\n\n- f"],
+        ["- a\n", "- \\(b\n- c\n\n", "- d\n", "- $x\n- y$\n", "- `c\n", "- \\[\n\n- e"],
         ["a \\\\[2pt]\n", "- b\n\\]"],
-        ["$$5\n\n", "- a\n$$\n- b$$"],
+        ["It is $$5\n- z\n\n", "- a\n$$\n- b$$\n$$\n\n- a\n\n$$\n", "- b"],
         # Blanks: one space goes with the marker, what comes before it does not.
         ["One.  ", " So.\n\n\t", "- a\n    ", " - b\r\n\r\n", "2) c"],
+        # Any words are a label where they recur with another counter.
+        ["Take it.\n", "Row 1: a\n", "## Row 2: b\nOn it.\n\n", "**Row 3:** c\nRow four"],
+        ["On.", " Day 1: a.", " Day 2: b. By day 3 c.", " Day 3: d"],
+        ["好。\n", "选项A：一。\n", "选项B：二。\n选项很多"],
+        ["One is a.", " Case 2: b. In case 3 c.", " Case 3: d"],
+        ["Row 1: a\nRow 1: a\nIt is 3.\nIt is 4.\n12:30\n12:45"],
+        # A paragraph that is not indented ends an item, unless the item announces it.
+        ["- a\n\n   b\n\n", "c\n\nd\n", "1. e\n\n", "f"],
+        ["- a.", " So b.\n\n", "c\n\nd"],
+        ["So\n", "1. **a:**\n\nb\n\n", "c\n", "2. d\n\n\\[\ne\n\\]\n\n", "f\n\n", "Step 3: a\n\nb"],
+        ["甲\n", "(1)【解析】\n乙。\n\n", "丙"],
         [""],
         ["\n \n"],
         ["Step 1: a\n", "Step 2: b"],
@@ -163,11 +187,17 @@ BLANKS = st.sampled_from(["\n", "\n\n", "\r\n", "\n  ", "\n\t", " \n \n "])
 
 @given(rows=st.lists(st.tuples(BLANKS, FILLED | st.sampled_from(MARKED)), max_size=8))
 def test_steps_begin_at_the_marked_lines_and_nowhere_else(rows: list[Any]) -> None:
-    text, expected = "Take it", []
+    text, expected, in_item = "Take it", [], False
     for blanks, line in rows:
+        # A paragraph that is not indented ends an item.
+        paragraph = blanks == "\n\n" and line[0] not in "<\\$`~"
         if isinstance(line, tuple):
             expected.append(len(text) + len(blanks) - blanks.endswith(" "))
+            in_item = line[0] in ("numbered", "bullet") or (in_item and line[0] != "step")
             line = line[1]
+        elif in_item and paragraph:
+            expected.append(len(text) + len(blanks))
+            in_item = False
         text += f"{blanks}{line} It is"
     assert list(Steps().split(text)) == expected
 

@@ -51,6 +51,13 @@ def test_equal_cells_are_one(tmp_path):
         ({"seed": [0, "x"]}, ConfigError, "cell seed=x: seed: "),
         ({"segmenter": ["newline", "lines"]}, RegistryError, "cell segmenter=lines: "),
         ({"trian.steps": [1]}, ConfigError, "did you mean 'train'"),
+        ({"grid.seed": [0, 1]}, ConfigError, "'grid.seed' is no key of a run.* such as 'seed'"),
+        ({"case": [{"audit.prompts": 3}]}, ConfigError, "'audit.prompts' is no key of a run"),
+        ({"seeds": 10**7}, ConfigError, "has 10,000,000 seeds; expected at most 10,000"),
+        ({"seeds": 10**400}, ConfigError, "more than 10.15 seeds"),
+        ({f"a{n}": [0, 1] for n in range(40)}, ConfigError, "has 1,099,511,627,776 cells"),
+        ({f"a{n}": [0] for n in range(20_000)}, ConfigError, "19,980 more faults"),
+        ({"zip": [{"seed": [0] * 20_000}]}, ConfigError, "has 20,000 values of grid.zip: seed"),
     ],
 )
 def test_a_wrong_cell_is_named_before_anything_runs(grid, error, words, tmp_path):
@@ -169,3 +176,9 @@ def test_a_wrong_type_in_the_fortieth_cell_is_found_first(tmp_path):
     with pytest.raises(ConfigError, match=r"cell train.steps=many seed=0: train.steps: .*'many'"):
         plan({"method": "sapo", "grid": grid}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_override_of_the_grid_changes_the_grid(tmp_path):
+    source = {"method": "sapo", "grid": {"seeds": 3}}
+    assert len(plan(source, tmp_path, ["grid.seeds=2", "train.steps=3"])) == 2
+    assert source == {"method": "sapo", "grid": {"seeds": 3}}

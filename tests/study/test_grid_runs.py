@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import pandas as pd
 import pytest
 import tomli_w
 
-from segcredit import read_runs, run_grid, train
+from segcredit import TextSegmenter, read_runs, registry, run_grid, train
 from segcredit.cli import main
-from segcredit.errors import MissingPackageError, StorageError, StudyError
+from segcredit.errors import MissingPackageError, RegistryError, StorageError, StudyError
 from segcredit.study.grid import GridProgress, plan
 from small import SMALL
 from tables import assert_same
@@ -190,3 +192,82 @@ def test_ray_that_is_not_there_is_a_sentence(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'segcredit\[ray\]', or use"):
         run_grid(config(seeds=1), tmp_path, ray="local")
+
+
+def as_cell(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a text as ipykernel runs a cell: __main__ has no file, and linecache has the lines."""
+    (folder / "cell.txt").write_text(source)
+    kernel = (
+        "import linecache, sys, types\n"
+        f"source = open({str(folder / 'cell.txt')!r}).read()\n"
+        "name = '/tmp/ipykernel_1/4711.py'\n"
+        "linecache.cache[name] = (len(source), None, source.splitlines(True), name)\n"
+        "main = sys.modules['__main__'] = types.ModuleType('__main__')\n"
+        "exec(compile(source, name, 'exec'), main.__dict__)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", kernel], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+CELL = """
+from dataclasses import dataclass
+import segcredit
+
+places = (2, 4)
+
+@segcredit.register.segmenter("half")
+@dataclass(frozen=True, slots=True)
+class Half(segcredit.TextSegmenter):
+    causal = False
+
+    def split(self, text):
+        return [min(place, len(text)) for place in places]
+"""
+
+
+def test_a_segmenter_of_a_notebook_cell_goes_to_the_workers(tmp_path: Path) -> None:
+    run = f"segcredit.run_grid({config(segmenter=['half'])!r}, output='runs')"
+    identity = "print(segcredit.registry.segmenters.identity('half'))"
+    done = as_cell(f"{CELL}\nassert not {run}.lost\n{identity}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = by_segmenter(tmp_path / "runs").values()
+    assert row["status"] == "finished"
+    (environment,) = (tmp_path / "runs").glob("*/environment.json")
+    # Its code is known by the cell that defines it, in the worker as in the notebook.
+    code = json.loads(environment.read_text())["plugins"]
+    assert code["segmenter"] in done.stdout
+
+
+LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Locked(TextSegmenter):
+    causal = False
+
+    def split(self, text: str) -> list[int]:
+        with LOCK:
+            return []
+
+
+def test_a_plugin_that_cannot_leave_its_process_is_refused_before_a_cell_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.segmenters._local, "locked", Locked)
+    with pytest.raises(RegistryError, match=r"segmenter 'locked', .* cannot be carried over") as no:
+        run_grid(config(segmenter=["locked"]), tmp_path / "runs")
+    assert "give that as code=[...]" in str(no.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_whose_worker_dies_each_time_has_failed_with_its_sentence(tmp_path: Path) -> None:
+    code = tmp_path / "troubles.py"
+    code.write_text(PLUGINS.replace("pathlib.Path(self.marker).touch()", "pass"))
+    lost = {"name": "killed", "marker": str(tmp_path / "never")}
+    after = run_grid(config(segmenter=[lost, "newline"]), tmp_path / "runs", code=[str(code)])
+    assert sorted(after.states.values()) == ["failed", "finished"]
+    row = by_segmenter(tmp_path / "runs")["killed"]
+    assert row["status"] == "failed"
+    assert "was killed (signal 9), usually because memory ran out. Tried 3 times" in row["error"]

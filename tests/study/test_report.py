@@ -363,7 +363,7 @@ def test_unfinished_and_damaged_runs_are_named(tmp_path: Path, undrawn: list[str
     text = page.of("runs")
     assert "7 runs: 1 failed, 4 finished, 1 interrupted, 1 running." in text
     assert "interrupted: the disk is full. In stopped." in text
-    assert "A run that was killed is still called running" in text
+    assert "A copy of a run that was killed is still called running" in text
     assert "2 runs left out of whatever needs a file that is damaged" in text
     assert "newline0: " in text
     assert "newline1: " in text

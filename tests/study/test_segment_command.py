@@ -267,7 +267,8 @@ def test_without_a_policy_the_sentence_names_the_option(capsys):
 @given(st.lists(st.text(alphabet="ab\n\r 🙂", max_size=12), max_size=5))
 def test_by_characters_the_segments_are_the_lines(texts):
     documents = [Document(number, text) for number, text in enumerate(texts, start=1)]
-    chosen = chosen_segmenters(["newline"], policy=False)
+    spec = '{name="newline", blank_lines="own"}'
+    chosen = {"newline": chosen_segmenters([spec], policy=False).popitem()[1]}
     for document, found in segment_documents(documents, chosen):
         lines = [line for line in re.split("(?<=\n)", document.text) if line]
         pairs = zip(found["newline"].starts, found["newline"].ends, strict=True)

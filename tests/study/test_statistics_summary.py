@@ -16,6 +16,7 @@ from segcredit.records.run_directory import RunRecords
 from segcredit.records.tables import Runs, read_runs
 from segcredit.study.statistics import (
     bootstrap_interval,
+    compare,
     interquartile_mean,
     learning_areas,
     run_values,
@@ -26,6 +27,8 @@ from segcredit.study.statistics import (
 )
 from segcredit.study.statistics.run_values import _area, _at_cost
 from statistics_runs import make_groups, make_run
+
+RANGE = "of 2 runs the range is given, which is no interval"
 
 
 def make_runs(path: Path) -> Runs:
@@ -147,10 +150,10 @@ def test_several_runs_of_one_seed_are_told(tmp_path: Path) -> None:
     by_method = summarise(runs, ["method"], "accuracy")["note"]
     assert list(by_method) == [
         "several runs a seed, which differ in segmenter",
-        "several runs a seed, alike in config: usually, versions of a plug-in",
+        f"{RANGE}; several runs a seed, alike in config: usually, versions of a plug-in",
     ]
     by_both = summarise(runs, ["method", "segmenter"], "accuracy")["note"]
-    assert by_both[1] == "several runs a seed, which differ in segmenter.of_newline"
+    assert by_both[1] == f"{RANGE}; several runs a seed, which differ in segmenter.of_newline"
 
 
 def test_unknown_columns_and_metrics_get_the_nearest(tmp_path: Path) -> None:
@@ -182,8 +185,9 @@ def test_area_by_hand(tmp_path: Path) -> None:
     row = learning_areas(runs, ["method"], "accuracy", per="tokens_sampled").loc[0]
     area = (100 * 0.3 + 300 * 0.55) / 400
     assert row["mean"] == pytest.approx(area + 0.05)
-    assert (row["low"], row["high"]) == pytest.approx(student_interval([area, area + 0.1]))
-    assert (row["per"], row["budget"], row["seeds"], row["note"]) == ("tokens_sampled", 400, 2, "")
+    assert (row["low"], row["high"]) == pytest.approx((area, area + 0.1))
+    assert (row["per"], row["budget"], row["seeds"]) == ("tokens_sampled", 400, 2)
+    assert row["note"] == RANGE
     # By steps, the recorded ones are 0, 1 and 3.
     by_step = learning_areas(runs, ["method"], "accuracy").loc[0]
     assert by_step["mean"] == pytest.approx((0.3 + 2 * 0.55) / 3 + 0.05)
@@ -261,3 +265,34 @@ def test_a_metric_that_no_run_recorded_is_empty_and_not_an_error(tmp_path: Path)
         assert row["seeds"] == 0
         assert math.isnan(row["mean"])
         assert row["note"] == "2 of 2 runs never recorded the metric"
+
+
+@pytest.mark.parametrize(
+    ("values", "ends", "note"),
+    [
+        ([0.7, 0.9], (0.7, 0.9), RANGE),
+        ([0.9, 1.0, 1.0], (None, 1.0), "too few runs to tell: the interval ends at 1 alone"),
+        ([0.0, 0.0, 0.1], (0.0, None), "too few runs to tell: the interval ends at 0 alone"),
+        ([1.0, 1.0, 1.0], (1.0, 1.0), ""),
+        ([0.4, 0.5, 0.6], (None, None), ""),
+    ],
+)
+def test_a_share_has_ends_that_it_can_have_and_two_runs_their_range(
+    tmp_path: Path, values: list[float], ends: tuple[float | None, ...], note: str
+) -> None:
+    make_groups(tmp_path, {"sapo": values})
+    for interval in ("student", "bootstrap"):
+        row = summarise(read_runs(tmp_path), ["method"], "accuracy", interval=interval).loc[0]
+        assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
+        if interval == "student":
+            usual = student_interval(values)
+            wanted = [usual[n] if end is None else end for n, end in enumerate(ends)]
+            assert (row["low"], row["high"]) == pytest.approx(wanted)
+            assert row["note"] == note
+
+
+def test_the_difference_of_two_seeds_is_a_range_in_its_sentence(tmp_path: Path) -> None:
+    make_groups(tmp_path, {"a": [0.1, 0.2], "b": [0.5, 0.8]})
+    row = compare(read_runs(tmp_path), ["method"], "accuracy").loc[0]
+    assert (row["low"], row["high"]) == pytest.approx((0.4, 0.6))
+    assert row["finding"].startswith("b minus a is +0.5 (range 0.4 to 0.6) over 2 shared seeds")

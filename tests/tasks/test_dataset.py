@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -176,8 +179,8 @@ def test_where_the_final_answer_stands(tmp_path: Path, final: str, text: str, sa
     ("text", "letter"),
     [
         ("B", "B"),
-        ("b", ""),
-        ("(B) is right, since (A) is not", "A"),
+        ("b", "B"),
+        ("(B) is right, since (A) is not", "B"),
         ("A cat has (C) four legs. The answer is (B).", "B"),
         ("Answer: **D**", "D"),
         ("so \\boxed{\\text{C}}", "C"),
@@ -310,6 +313,94 @@ def test_a_config_may_say_all_of_it(tmp_path: Path) -> None:
     task: Any = registry.tasks.from_table(config.task)
     assert task.shots == (("1+1?", " 2"), ("2+2?", " 4"))
     assert task.evaluation(1)[0].text.startswith("1+1? 2\n\n2+2? 4\n\nAnn has")
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None, float("nan"), [], ["1", ""]])
+def test_an_answer_that_is_none_is_refused_with_its_row(tmp_path: Path, blank: Any) -> None:
+    rows = [{"question": f"{n}?", "answer": blank if n == 3 else "1"} for n in range(20)]
+    source = lines(tmp_path / "blank.jsonl", rows)
+    with pytest.raises(TaskError, match=r"^row 3, line 4 of .* has (nothing in|no) 'answer'"):
+        Dataset(source).prompts(1, generator())
+    with pytest.warns(RuntimeWarning, match="1 of 20 rows"):
+        assert "3" not in {p.key for p in Dataset(source, malformed="skip").prompts(8, generator())}
+
+
+def test_a_choice_whose_true_answer_names_no_letter_is_refused(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": "(B)" if n else "both"} for n in range(20)]
+    source = lines(tmp_path / "choice.jsonl", rows)
+    with pytest.raises(TaskError, match=r"row 0, .* has the answer 'both', which names no letter"):
+        Dataset(source, verifier="choice").prompts(1, generator())
+
+
+def test_numbers_are_decimals_in_answers_and_in_worked_examples(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": n * 1e-5} for n in range(1, 20)]
+    task = Dataset(lines(tmp_path / "small.jsonl", rows), shots=1, final="answer_tag")
+    for prompt in task.prompts(8, generator()):
+        number = int(prompt.text.rpartition("\n")[2][:-1])
+        assert prompt.text.startswith("1?\n0.00001\n")
+        assert float(prompt.answer) == pytest.approx(number * 1e-5)
+        assert "e" not in prompt.answer
+        for text, right in [
+            (f"0.{number:05}", True),
+            (f"0.{number + 1:05}", False),
+            ("e-5", False),
+        ]:
+            verdict = task.verify(prompt, f"<answer>{text}</answer>", truncated=False)
+            assert verdict.correct is right, text
+
+
+def test_parts_of_columns_chats_and_lists_of_answers(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": [
+                {"role": "system", "content": "Brief."},
+                {"role": "user", "content": f"{n}?"},
+            ],
+            "reward_model": {"ground_truth": [str(n), f"the {n}"]},
+            "extra": {"index": f"k{n}"},
+        }
+        for n in range(20)
+    ]
+    table = {
+        "prompt": "{prompt}",
+        "answer": "reward_model.ground_truth",
+        "key": "extra.index",
+        "verifier": "exact",
+        "chat": True,
+        "chat_options": {"enable_thinking": False},
+    }
+    task = Dataset(lines(tmp_path / "verl.jsonl", rows), **table)
+    (prompt,) = task.prompts(1, generator())
+    number = prompt.key.removeprefix("k")
+    assert (prompt.text, prompt.chat) == (f"{number}?", (("system", "Brief."),))
+    assert prompt.chat_options == (("enable_thinking", False),)
+    for text, right in [(number, True), (f"The {number}", True), ("no", False)]:
+        assert task.verify(prompt, text, truncated=False).correct is right
+    plain = Dataset(task.source, **{**table, "chat": False, "chat_options": {}})
+    (prompt,) = plain.prompts(1, generator())
+    assert prompt.text == f"Brief.\n\n{prompt.key[1:]}?"
+    with pytest.raises(TaskError, match=r"has no 'reward_model\.truth'"):
+        Dataset(task.source, prompt="{prompt}", answer="reward_model.truth").prompts(1, generator())
+    with pytest.raises(TaskError, match=r"task\.chat_options is .*task\.chat is false"):
+        Dataset(task.source, chat_options={"enable_thinking": False})
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"),
+    [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_byte_order_marks_and_compressed_lines(
+    tmp_path: Path, ending: str, pack: Any, streaming: bool
+) -> None:
+    rows = "".join(json.dumps({"question": f"{n}?", "answer": n}) + "\n" for n in range(20))
+    file = tmp_path / f"p.jsonl{ending}"
+    file.write_bytes(pack(rows.encode("utf-8-sig")))
+    assert len(Dataset(str(file), streaming=streaming).stream(0).take(8, generator())) == 8
+    if ending:
+        file.write_bytes(pack(rows.encode())[:-12])
+        with pytest.raises(TaskError, match="cannot be read"):
+            Dataset(str(file), streaming=streaming, system="x").stream(0).take(18, generator())
 
 
 # Order.

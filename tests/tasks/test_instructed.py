@@ -48,6 +48,5 @@ def test_it_trains(tmp_path) -> None:
     told = 'task={name="instructed", inner={name="arithmetic", max_steps=2, min_steps=1}}'
     overrides = [change for change in SMALL if not change.startswith("task.")]
     config = load_config("grpo", [*overrides, told, "train.steps=1", "policy.steps=2"])
-    with pytest.raises(segcredit.TrainingError, match="rewards"):
-        segcredit.train(config, tmp_path / "run")  # two steps of imitation solve nothing
+    segcredit.train(config, tmp_path / "run")
     assert "Step 1:" in segcredit.read_runs(tmp_path / "run").completions.prompt_text.iloc[0]

@@ -14,7 +14,8 @@ import torch
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt
 from segcredit.tasks.problems import BOXED, Problems
-from segcredit.tasks.verifiers.verifier import MATH_MEMORY, Math, judge_process
+from segcredit.tasks.verifiers.answer_extraction import FinalAnswer
+from segcredit.tasks.verifiers.verifier import Math, _process
 from vision_models import image
 
 COLUMNS = {"question": "question", "images": "image", "key": "id"}
@@ -118,6 +119,9 @@ def test_files_and_images_that_are_broken(tmp_path: Path) -> None:
         Problems(source, **COLUMNS).evaluation(29)
 
 
+MATH = "segcredit.tasks.verifiers.math_answers:comparison"
+
+
 def right(answer: str, text: str, seconds: float = 5.0, tolerance: float = 0.0) -> bool:
     return Math(seconds, tolerance).judge(Prompt("p", "?", answer), text).correct
 
@@ -172,11 +176,10 @@ def test_threads_may_ask_at_once() -> None:
 
 def test_a_killed_process_is_replaced() -> None:
     assert right("1", "\\boxed{1}")
-    maker = "segcredit.tasks.verifiers.math_answers:comparison"
-    worker: Any = judge_process(maker, (0.0,), 5.0, MATH_MEMORY)._worker
-    worker.kill()
-    worker.wait()
-    assert not right("1", "\\boxed{1}")
+    process = _process(FinalAnswer(), MATH, (0.0, False), 5.0)
+    for worker in process._idle:
+        worker._process.kill()
+        worker._process.wait()
     assert right("1", "\\boxed{1}")
 
 

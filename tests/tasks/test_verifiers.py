@@ -23,6 +23,20 @@ def judge(prompt, text):
         time.sleep(60)
     if text == "crash":
         os._exit(3)
+    if text == "pipe":
+        for place in range(3, 30):
+            try:
+                os.write(place, b"\\x00\\x00\\xff\\xff")
+            except OSError:
+                pass
+        return True
+    if text == "memory":
+        return bool(bytearray(2**62))
+    if text == "child":
+        import subprocess
+        return float(subprocess.Popen(["sleep", "600"]).pid)
+    if text == "exit":
+        raise SystemExit(0)
     if text == "raise":
         raise ZeroDivisionError("by me")
     return {
@@ -30,6 +44,9 @@ def judge(prompt, text):
         "half": 0.5,
         "two": 2,
         "verdict": Verdict(0.25, True, process_correct=False, answer="mine"),
+        "no number": Verdict(float("nan"), True),
+        "no reward": Verdict("1", True),
+        "no flag": Verdict(1.0, "yes"),
         "text": "right",
         "nan": float("nan"),
         "none": None,
@@ -64,7 +81,7 @@ def test_flags_numbers_and_verdicts(task: Dataset) -> None:
 def test_a_hang_and_a_crash_cost_their_completion_alone(task: Dataset) -> None:
     assert task.verify(PROMPT, "yes", truncated=False).correct
     began = time.monotonic()
-    for text in ("hang", "crash"):
+    for text in ("hang", "crash", "pipe"):
         with pytest.warns(RuntimeWarning, match=f"did not answer within 1 seconds.*{text!r}"):
             assert task.verify(PROMPT, text, truncated=False).reward == 0.0
         with warnings.catch_warnings():
@@ -78,6 +95,11 @@ def test_a_hang_and_a_crash_cost_their_completion_alone(task: Dataset) -> None:
     [
         ("text", r"returned 'right' \(str\) on prompt 'p'; expected a bool"),
         ("nan", r"returned nan \(float\)"),
+        ("no number", r"returned a Verdict with reward=nan on prompt 'p'"),
+        ("no reward", r"returned a Verdict with reward='1' on prompt 'p'"),
+        ("no flag", r"returned a Verdict with correct='yes' on prompt 'p'"),
+        ("memory", r"raised MemoryError"),
+        ("exit", r"raised SystemExit: 0 on prompt 'p'"),
         ("none", r"returned None \(NoneType\)"),
         ("raise", "raised ZeroDivisionError: by me on prompt 'p'"),
     ],
@@ -85,6 +107,24 @@ def test_a_hang_and_a_crash_cost_their_completion_alone(task: Dataset) -> None:
 def test_nonsense_and_errors_are_told(task: Dataset, text: str, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         task.verify(PROMPT, text, truncated=False)
+
+
+def test_what_a_function_started_ends_with_its_process(task: Dataset) -> None:
+    child = int(task.verify(PROMPT, "child", truncated=False).reward)
+    assert Path(f"/proc/{child}").exists()
+    with pytest.warns(RuntimeWarning, match="did not answer"):
+        task.verify(Prompt("q", "?", "1"), "crash", truncated=False)
+    until = time.monotonic() + 10
+    while _runs(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(child: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{child}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(

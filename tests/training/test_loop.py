@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -225,8 +224,7 @@ def test_a_group_of_equal_rewards_under_a_critic_keeps_its_credit_small(tmp_path
     """A = 1 - V, of which a spread of 0 made up to 1,000,000."""
     right = Verdict(reward=1.0, correct=True)
     monkeypatch.setattr("segcredit.tasks.arithmetic.Arithmetic.verify", lambda *_, **__: right)
-    with suppress(TrainingError):  # for want of anything to learn
-        train(load_config("grpo", [*SMALL, "estimator.name=critic"]), tmp_path / "run")
+    train(load_config("grpo", [*SMALL, "estimator.name=critic"]), tmp_path / "run")
     steps = read_runs(tmp_path / "run").steps[1:]
     assert (steps.reward_std == 0).all()
     assert ((steps.advantage_max > 0) & (steps.advantage_max < 2)).all()
@@ -245,6 +243,27 @@ def test_large_credit_is_told_once(tmp_path, monkeypatch):
         path = train(load_config("grpo", huge), tmp_path / "run")
     assert len(told) == 1
     assert read_runs(path).steps.advantage_max[1:].tolist() == [250.0] * 4
+
+
+def test_equal_rewards_stop_no_run_that_is_shorter_than_its_patience(tmp_path):
+    hopeless = ["rollouts.max_new_tokens=1", "train.steps=2", "train.patience=3"]
+    path = train("grpo", tmp_path / "run", overrides=[*SMALL, *hopeless])
+    assert status(path)["status"] == "finished"
+    assert read_runs(path).steps.reward.nunique() == 1
+
+
+def test_a_start_that_failed_leaves_its_directory_to_the_corrected_config(tmp_path, monkeypatch):
+    wrong = load_config("grpo", [*SMALL, "rollouts.max_new_tokens=900"])
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("SEGCREDIT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(PolicyError):
+        train(wrong, tmp_path / "run")
+    monkeypatch.undo()
+    assert status(tmp_path / "run")["status"] == "failed"
+    train(wrong, tmp_path / "run", overrides=SMALL)
+    assert status(tmp_path / "run")["status"] == "finished"
+    with pytest.raises(RecordError, match="another config"):
+        train(wrong, tmp_path / "run", seed=3)
 
 
 def test_empty_completions_stop_the_run(tmp_path, monkeypatch):

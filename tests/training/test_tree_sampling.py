@@ -130,7 +130,7 @@ def test_a_row_with_too_few_segments_grows_no_further() -> None:
     leaves, tokens = toy_tree(by("whole"), [2, 3])
     assert len(leaves.ids) == 3 * 2
     assert tokens == 3 * 2 * 4
-    segmenter = by("newline")
+    segmenter = by("newline", blank_lines="own")
     trunks, _ = toy_tree(segmenter, [4], prompts=3, seed=1)
     leaves, tokens = toy_tree(segmenter, [4, 3], prompts=3, seed=1)
     # A newline ends a segment, so that a row goes on where one stands before its last token.
@@ -143,7 +143,7 @@ def test_a_row_with_too_few_segments_grows_no_further() -> None:
 
 
 def test_one_level_is_independent_sampling() -> None:
-    leaves, tokens = toy_tree(by("newline"), [4], seed=5)
+    leaves, tokens = toy_tree(by("newline", blank_lines="own"), [4], seed=5)
     prompts = [prompt for prompt in Toy().prompts(3, generator()) for _ in range(4)]
     plain = complete(
         ToyPolicy(length=4, prompts=3, seed=7),

@@ -12,7 +12,6 @@ on the same machine, as if nothing had happened.
 from __future__ import annotations
 
 import base64
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from segcredit.atomic_files import remove_temporaries, write_atomically
+from segcredit.atomic_files import remove_temporaries
 from segcredit.config import RunConfig
 from segcredit.credit_audit.truth.identity import Identity, hash_of, require_same, whose
 from segcredit.credit_audit.truth.parts import Part, by_split, read_part, rollouts_of, write_part
@@ -31,6 +30,7 @@ from segcredit.credit_audit.truth.plan import PROMPTS_A_PART, Plan, measure_part
 from segcredit.credit_audit.truth.valued_completions import ValuedCompletions
 from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt
+from segcredit.records.manifest import read_signed, write_signed
 from segcredit.records.run_lock import run_lock
 from segcredit.training.build import build, environment
 from segcredit.training.rollouts.completions import score, with_extras
@@ -204,12 +204,12 @@ def _write(path: Path, plan: Plan, more: dict[str, Any]) -> None:
             for prompt in plan.prompts
         ],
     }
-    write_atomically(path / TRUTH, json.dumps(content, indent=1, default=str).encode())
+    write_signed(path / TRUTH, content)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / TRUTH).read_text(encoding="utf-8"))
+        found, _ = read_signed(path / TRUTH)
         if hash_of(found["identity"]) == found["hash"] and "prompts" in found:
             return found
         fault = "its hash is not that of its identity"

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from segcredit.errors import PolicyError, require_package
+from segcredit.errors import PolicyError, loading, require_package
 from segcredit.policy.cache_folder import cache_folder, locked
 
 _FORMAT = 1
@@ -82,19 +82,16 @@ def _convert(file: Path, folder: Path) -> None:
         PolicyError: transformers cannot read what the file holds.
     """
     where: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
-    try:
+    remedy = (
+        "expected a causal language model of an architecture that transformers reads from GGUF."
+        " Usually the file is damaged or its architecture too new: download it again, or take the"
+        " model's safetensors instead."
+    )
+    with loading(f"the GGUF file {str(file)!r}", remedy, PolicyError):
         tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(file.parent), **where)
         model = cast(Any, AutoModelForCausalLM).from_pretrained(
             str(file.parent), dtype=torch.float32, **where
         )
-    # What transformers and gguf raise for files, architectures and tokenizers that they lack.
-    except (OSError, ValueError, LookupError, NotImplementedError, ImportError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
-        raise PolicyError(
-            f"the GGUF file {str(file)!r} cannot be read ({first}); expected a causal language"
-            " model of an architecture that transformers reads from GGUF. Usually the file is"
-            " damaged or its architecture too new: take the model's safetensors instead."
-        ) from error
     # With these a model saves itself as quantised, and is refused by whatever trains.
     model.hf_quantizer = None
     del model.config.quantization_config

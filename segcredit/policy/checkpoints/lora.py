@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
+from annotated_types import Interval, Le
 from pydantic import ConfigDict
 from safetensors.torch import save
 from torch import Tensor
@@ -26,15 +27,15 @@ class LoRA:
         Hu et al. 2021, arXiv 2106.09685.
     """
 
-    rank: int = 16
+    rank: Annotated[int, Le(4096)] = 16
     """Rows of A, columns of B."""
-    alpha: float = 32.0
+    alpha: Annotated[float, Interval(ge=1e-6, le=1e6)] = 32.0
     """Weight of the adapters, times ``rank``."""
     targets: tuple[str, ...] = ()
     """Ends of the names of the layers, such as ``q_proj``; none: every linear layer but the
     output layer."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Interval
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -18,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from segcredit.errors import PolicyError
+from segcredit.errors import PolicyError, loading
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.checkpoints.gguf_file import ENDING, plain_checkpoint
 from segcredit.policy.checkpoints.lora import LoRA, add_adapters
@@ -27,6 +29,13 @@ from segcredit.policy.gradient_checkpointing import recompute_layers
 from segcredit.policy.image_processors import without_videos
 from segcredit.policy.vlm import MAX_PIXELS, vision_policy
 from segcredit.protocols import PolicySource, Sampler, Task
+
+_REMEDY = (
+    "expected a folder with config.json, a tokenizer and whole safetensors weights, or the name of"
+    " such a checkpoint on the Hugging Face hub; pickled weights are never read. Usually the path"
+    " is misspelt, a file was copied in part, or the hub cannot be reached: check policy.model, or"
+    " download the checkpoint again."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +54,11 @@ class Pretrained(PolicySource):
     dtype: str = "float32"
     """Type of the weights: ``float32``, ``bfloat16`` or ``float16``; the latter two are trained by
     way of float32 master weights."""
-    suppress: tuple[int, ...] = ()
+    suppress: tuple[Annotated[int, Interval(ge=0, le=10**7)], ...] = ()
     """Token ids that are never sampled, besides the begin and pad tokens."""
     chat: bool = True
     """True: a model that reads images is asked through its chat template, where it has one."""
-    max_image_pixels: int = MAX_PIXELS
+    max_image_pixels: Annotated[int, Interval(ge=1, le=10**9)] = MAX_PIXELS
     """Pixels of the largest image that is read; the model's processor shrinks it afterwards."""
     lora: LoRA | None = None
     """Adapters that are trained in the place of the weights: a table, ``{}`` for its defaults."""
@@ -58,6 +67,10 @@ class Pretrained(PolicySource):
     model's class."""
     gradient_checkpointing: bool = False
     """True: layers' activations are recomputed for their gradients, instead of being kept."""
+
+    def named_code(self) -> Mapping[str, object]:
+        """Returns the option by which code of the checkpoint is run."""
+        return {"trust_remote_code": True} if self.trust_remote_code else {}
 
     def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
         """Loads the checkpoint as a policy.
@@ -72,6 +85,10 @@ class Pretrained(PolicySource):
             PolicyError: the checkpoint cannot be had, lacks an end token, or reads images in a
                 way that is not known.
         """
+        with loading(f"the model {self.model!r}", _REMEDY, PolicyError):
+            return self._policy(sampler, temperature, seed)
+
+    def _policy(self, sampler: Sampler, temperature: float, seed: int) -> nn.Module:
         model, processor = self._read(_dtype(self.dtype))
         if self.lora is not None:
             add_adapters(model, self.lora, seed)
@@ -108,20 +125,24 @@ class Pretrained(PolicySource):
         trusted = self.trust_remote_code
         gguf = self.model.endswith(ENDING)
         source = str(plain_checkpoint(self.model)) if gguf else self.model
-        try:
-            # First, since whatever reads the checkpoint may run what is in it.
-            require_safe(source, trust_remote_code=trusted)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
-            sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-            loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-            reader = without_videos(PROCESSOR_MAPPING[type(config)]) if sees else AutoTokenizer
-            processor = reader.from_pretrained(source, trust_remote_code=trusted)
-            model = loader.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
-            )
-        # What transformers raises for names, files, configs and missing packages, in this order.
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise PolicyError(_why(self.model, error)) from error
+        # First, since whatever reads the checkpoint may run what is in it.
+        require_safe(source, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        reader = without_videos(PROCESSOR_MAPPING[type(config)]) if sees else AutoTokenizer
+        processor = reader.from_pretrained(source, trust_remote_code=trusted)
+        # Two values, though annotated as one.
+        model, told = cast(Any, loader).from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trusted,
+            output_loading_info=True,
+        )
+        # transformers makes them up, with a warning.
+        if missing := sorted(told["missing_keys"]):
+            raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
         return model, processor
 
 
@@ -133,13 +154,3 @@ def _dtype(name: str) -> torch.dtype:
             " weights can be trained in. Write policy.dtype='float32' if in doubt."
         )
     return known[name]
-
-
-def _why(model: str, error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
-    return (
-        f"the model {model!r} cannot be loaded ({first}); expected a folder with config.json, a"
-        " tokenizer and safetensors weights, or the name of such a checkpoint on the Hugging Face"
-        " hub; pickled weights are never read. Usually the path is misspelt, or the hub cannot be"
-        " reached: check policy.model, or download the checkpoint first."
-    )

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from segcredit.atomic_files import require_file
 from segcredit.errors import PolicyError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -21,10 +22,13 @@ def require_safe(source: str, *, trust_remote_code: bool) -> None:
 
     Raises:
         PolicyError: its weights are pickled, or its model is defined by code of its own.
-        OSError: there is no such checkpoint.
+        OSError: there is no such checkpoint, or a pipe or a device in its folder.
     """
     folder = Path(source)
     if folder.is_dir():
+        for file in folder.iterdir():
+            if not file.is_dir():
+                require_file(file)
         _require_no_pickle(folder)
     # Two values, though annotated as a part of the first.
     config: dict[str, Any] = cast(Any, PreTrainedConfig).get_config_dict(source)[0]

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,6 +27,7 @@ from segcredit.policy.tiny.warm_start import (
     character_tokenizer,
     fit,
     require_alphabet,
+    require_size,
     with_cached_weights,
 )
 from segcredit.protocols import PolicySource, Sampler, Task
@@ -46,34 +48,32 @@ class Tiny(PolicySource):
     Assumption: the task has demonstrations, and an alphabet.
     """
 
-    hidden_size: int = 64
-    layers: int = 2
-    heads: int = 4
-    intermediate_size: int = 128
-    initializer_range: float = 0.1
+    hidden_size: Annotated[int, Interval(ge=1, le=4096)] = 64
+    layers: Annotated[int, Interval(ge=1, le=64)] = 2
+    heads: Annotated[int, Interval(ge=1, le=1024)] = 4
+    intermediate_size: Annotated[int, Interval(ge=1, le=16384)] = 128
+    initializer_range: Annotated[float, Interval(ge=0, le=100)] = 0.1
     """Standard deviation of the first weights; the usual 0.02 learns slower at this width."""
-    rope_theta: float = 100.0
+    rope_theta: Annotated[float, Interval(ge=1, le=1e9)] = 100.0
     """Slowest wavelength of the rotary positions, over 2 pi. The usual 10000 leaves heads of 16
     units too few that tell tokens of a short text apart, and learns lengths that vary late."""
-    steps: int = 400
+    steps: Annotated[int, Interval(ge=0, le=10**6)] = 400
     """Batches of demonstrations, each seen once; 0 for no warm start."""
-    batch: int = 32
+    batch: Annotated[int, Interval(ge=1, le=10**4)] = 32
     """Demonstrations a step."""
-    learning_rate: float = 4e-3
+    learning_rate: Annotated[float, Interval(ge=0, le=10)] = 4e-3
     """Highest learning rate, of AdamW."""
-    final_lr_fraction: float = 0.05
+    final_lr_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.05
     """Fraction of ``learning_rate`` that is left at the end of the cosine."""
-    warmup: int = 20
+    warmup: Annotated[int, Interval(ge=0, le=10**6)] = 20
     """Steps over which the learning rate rises to ``learning_rate``."""
-    beta1: float = 0.9
-    beta2: float = 0.98
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
+    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.98
+    weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.01
+    max_gradient_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "layers", "heads", "intermediate_size", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        require_size(self.layers, self.hidden_size, self.intermediate_size)
         if self.hidden_size % self.heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; expected a multiple of the {self.heads} heads."

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers as hf
+from annotated_types import Interval
 from torch import nn
 
 from segcredit.policy.causal_lm import CausalPolicy
@@ -24,6 +25,7 @@ from segcredit.policy.tiny.warm_start import (
     character_tokenizer,
     fit,
     require_alphabet,
+    require_size,
     with_cached_weights,
 )
 from segcredit.policy.vlm import vision_policy
@@ -49,42 +51,41 @@ class TinyVLM(PolicySource):
 
     architecture: str = "llava"
     """``llava`` or ``qwen2_5_vl``."""
-    image_size: int = 64
+    image_size: Annotated[int, Interval(ge=1, le=1024)] = 64
     """Pixels of a side; other images are resized (``qwen2_5_vl``: to about as many pixels)."""
-    square: int = 16
+    square: Annotated[int, Interval(ge=1, le=1024)] = 16
     """Pixels of a side that become one token; divides ``image_size``."""
-    hidden_size: int = 64
-    layers: int = 2
-    heads: int = 4
-    intermediate_size: int = 128
-    vision_layers: int = 1
-    initializer_range: float = 0.1
+    hidden_size: Annotated[int, Interval(ge=1, le=4096)] = 64
+    layers: Annotated[int, Interval(ge=1, le=64)] = 2
+    heads: Annotated[int, Interval(ge=1, le=1024)] = 4
+    intermediate_size: Annotated[int, Interval(ge=1, le=16384)] = 128
+    vision_layers: Annotated[int, Interval(ge=1, le=64)] = 1
+    initializer_range: Annotated[float, Interval(ge=0, le=100)] = 0.1
     """Standard deviation of the first weights."""
-    rope_theta: float = 100.0
+    rope_theta: Annotated[float, Interval(ge=1, le=1e9)] = 100.0
     """Slowest wavelength of the rotary positions, over 2 pi; see the tiny policy of text."""
-    steps: int = 400
+    steps: Annotated[int, Interval(ge=0, le=10**6)] = 400
     """Batches of demonstrations, each seen once; 0 for no warm start."""
-    batch: int = 32
+    batch: Annotated[int, Interval(ge=1, le=10**4)] = 32
     """Demonstrations a step."""
-    learning_rate: float = 4e-3
+    learning_rate: Annotated[float, Interval(ge=0, le=10)] = 4e-3
     """Highest learning rate, of AdamW."""
-    final_lr_fraction: float = 0.05
+    final_lr_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.05
     """Fraction of ``learning_rate`` that is left at the end of the cosine."""
-    warmup: int = 20
+    warmup: Annotated[int, Interval(ge=0, le=10**6)] = 20
     """Steps over which the learning rate rises to ``learning_rate``."""
-    beta1: float = 0.9
-    beta2: float = 0.98
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
+    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.98
+    weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.01
+    max_gradient_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] = 1.0
 
     def __post_init__(self) -> None:
         if self.architecture not in _BUILDERS:
             raise ValueError(
                 f"architecture is {self.architecture!r}; expected one of {', '.join(_BUILDERS)}."
             )
-        for name in ("hidden_size", "layers", "heads", "vision_layers", "batch", "square"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        layers = self.layers + self.vision_layers
+        require_size(layers, self.hidden_size, self.intermediate_size)
         if self.hidden_size % (4 * self.heads):
             raise ValueError(
                 f"hidden_size is {self.hidden_size}; expected a multiple of four times the"

@@ -23,6 +23,19 @@ PAD, END, BEGIN = 0, 1, 2
 SPECIALS = ("<pad>", "<eos>", "<bos>")
 
 
+_MOST_WEIGHTS = 2 * 10**8
+
+
+def require_size(layers: int, hidden: int, inner: int) -> None:
+    """Raises a ValueError for a network that is no longer tiny: 16 bytes a weight in training."""
+    weights = layers * hidden * (4 * hidden + 3 * inner)
+    if weights > _MOST_WEIGHTS:
+        raise ValueError(
+            f"layers, hidden_size and intermediate_size make {weights:,} weights; expected at most"
+            f" {_MOST_WEIGHTS:,}. For a larger model take policy.name='hf'"
+        )
+
+
 def alphabet_of(task: Task) -> list[str]:
     """Returns the characters of a task's prompts and completions, each once, in its order.
 

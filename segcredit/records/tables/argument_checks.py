@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 
-from segcredit.errors import StudyError, did_you_mean
+from segcredit.errors import StudyError, did_you_mean, shown
 
 
 def require_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises a StudyError for the first name that is not known, with the nearest and all."""
+    """Raises a StudyError for the first name that is not known, with the nearest, or all if few."""
     existing = list(known)
     for name in names:
         if name not in existing:
+            near = difflib.get_close_matches(name, existing, n=6, cutoff=0.5)
+            listed = existing if len(existing) <= _FEW else near or existing[:_FEW]
+            more = f" and {len(existing) - len(listed)} more" * (len(listed) < len(existing))
             raise StudyError(
-                f"there is no {what} {name!r}{did_you_mean(name, existing)} There are:"
-                f" {', '.join(existing)}."
+                f"there is no {what} {shown(name)}{did_you_mean(name, existing)} There are:"
+                f" {', '.join(listed)}{more}."
             )
+
+
+_FEW = 15
+"""Names that are shown all together; of more, those that are near."""
 
 
 def current_name(name: str, renamed: Mapping[str, str]) -> str:

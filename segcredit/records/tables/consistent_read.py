@@ -9,9 +9,11 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from segcredit.errors import StudyError
+from segcredit.errors import RecordError, StudyError
 
 _TRIES = 10
+_LISTINGS = 3
+"""Times that a listing may fail: the run may be being made or removed."""
 _WAIT = 0.02
 """Seconds, one time more after each try."""
 
@@ -33,12 +35,18 @@ def settled(
 
     Raises:
         StudyError: they changed whenever they were read.
-        Exception: that of ``read``, where it fails on files that did not change: they are damaged.
+        Exception: that of ``read``, where it fails on files that did not change: they are damaged;
+            or that of ``list_files``, where it fails again and again.
     """
     for number in range(_TRIES):
         if number:
             time.sleep(number * _WAIT)
-        files = list_files()
+        try:
+            files = list_files()
+        except RecordError:
+            if number == _LISTINGS:
+                raise
+            continue
         before = _identities(files) if number else None  # not needed where all goes well
         try:
             found = read(files)

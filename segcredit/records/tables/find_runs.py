@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from segcredit.errors import RecordError
-from segcredit.records.run_directory import ENVIRONMENT, METRICS, STATUS, read_status
+from segcredit.records.manifest import METRICS, STATUS
+from segcredit.records.run_directory import ENVIRONMENT, read_status
 from segcredit.records.stored_config import CONFIG, read_config
 
 

@@ -17,7 +17,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
+from segcredit.atomic_files import require_file
 from segcredit.errors import RecordError
+from segcredit.records.manifest import Manifest, read_manifest
 from segcredit.records.schemas import (
     AUDIT,
     CATEGORIES,
@@ -54,6 +56,8 @@ _FORMATS = {
     for name, found in CATEGORIES.items()
 }
 _DISK = LocalFileSystem()
+_LARGEST = 2**32
+"""Bytes that a file may unpack to, if it is many times smaller itself."""
 _COALESCE: Any = pc.coalesce  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -69,18 +73,49 @@ def read_rows(directory: Path, table: Table, columns: Columns, where: Filter) ->
     Raises:
         RecordError: a file is damaged; names it.
     """
-    return settled(
-        directory,
-        lambda: _files(directory, table),
-        lambda files: _read(files, table, columns, where),
-    )
+    listed = Listed(directory)
+
+    def read(files: Sequence[Path]) -> Part:
+        listed.require(files)
+        return _read(files, table, columns, where)
+
+    return settled(directory, lambda: listed.table(table), read)
 
 
-def _files(directory: Path, table: Table) -> list[Path]:
-    if table == "completions" or table == "segments" or table == "tokens":
-        return table_files(directory, table)
-    audit = directory / AUDIT
-    return [audit] if audit.exists() else []
+class Listed:
+    """The files of one run as its manifest has them, at the time that it was last asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest: Manifest | None = None
+
+    def table(self, table: Table) -> list[Path]:
+        """Lists the files of a table that is stored as Parquet, missing ones included."""
+        self.manifest = read_manifest(self.directory)
+        if table == "completions" or table == "segments" or table == "tokens":
+            return table_files(self.directory, table, self.manifest)
+        return self.first(AUDIT)
+
+    def first(self, *names: str) -> list[Path]:
+        """Returns the first of some files that is there; none is, the last that is listed."""
+        self.manifest = read_manifest(self.directory)
+        there = [name for name in names if (self.directory / name).exists()]
+        listed = [name for name in names if self.manifest and name in self.manifest.files]
+        return [self.directory / name for name in [*there[:1], *listed[-1:]][:1]]
+
+    def require(self, files: Sequence[Path]) -> None:
+        """Checks that files are files, and as they are listed.
+
+        Raises:
+            RecordError: one is missing or was changed; names it.
+        """
+        for file in files:
+            try:
+                require_file(file)
+            except OSError as error:
+                raise _damaged(file, error) from error
+        if self.manifest is not None:
+            self.manifest.require(map(self.manifest.name, files))
 
 
 def read_packed(file: Path) -> pa.Table:
@@ -92,7 +127,9 @@ def read_packed(file: Path) -> pa.Table:
     """
     try:
         # Half the time that a dataset takes to begin.
-        return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+        found = pq.ParquetFile(file, page_checksum_verification=True)
+        _require_bearable(found.metadata, file)
+        return found.read(use_threads=False)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -123,9 +160,27 @@ def _read(files: Sequence[Path], table: Table, columns: Columns, where: Filter) 
 def _dataset(files: Iterable[Path], table: Table) -> ds.Dataset:
     form = _FORMATS[table]
     fragments = [form.make_fragment(str(file), _DISK) for file in files]
+    for fragment in fragments:
+        _require_bearable(fragment.metadata, Path(fragment.path))
     schemas = [fragment.physical_schema.remove_metadata() for fragment in fragments]
     schema = pa.unify_schemas([SCHEMAS[table], *schemas], promote_options="permissive")
     return ds.FileSystemDataset(fragments, schema, form, _DISK)
+
+
+def _require_bearable(found: pq.FileMetaData, file: Path) -> None:
+    """Refuses a small file of endless repetition, which no run writes and no memory holds.
+
+    Raises:
+        OSError: its rows would be many times what it could hold if they differed.
+    """
+    size = file.stat().st_size
+    for number in range(found.num_row_groups):
+        group = found.row_group(number)
+        repeated = group.num_rows > 20 * size or group.total_byte_size > 50 * size
+        # Of one column, where every row is its longest text; or of plain numbers.
+        largest = group.num_rows * max(group.total_byte_size, 400)
+        if repeated and largest > _LARGEST:
+            raise OSError(f"{size} bytes that would unpack to up to {largest:.0e}")
 
 
 def _renamed(
@@ -168,7 +223,7 @@ def _guilty(files: Sequence[Path], table: Table, error: Exception) -> tuple[Path
 
 def _damaged(file: Path, error: Exception) -> RecordError:
     return RecordError(
-        f"{file} cannot be read ({error}); expected the Parquet that the run wrote. Usually the"
+        f"{file} cannot be read ({error}); expected what the run wrote. Usually the"
         " disk failed, or the file was copied in part or changed by another program: run it again"
         " with --resume (or its grid), which records anew what is damaged."
     )

@@ -16,13 +16,11 @@ from typing import Any, cast
 import pandas as pd
 
 from segcredit.errors import RecordError
-from segcredit.records.run_directory import STATUS, read_status
+from segcredit.records.manifest import STATUS
+from segcredit.records.run_directory import STATES, read_ending
 from segcredit.records.stored_config import CONFIG, read_config
 from segcredit.records.tables.consistent_read import settled
 from segcredit.records.tables.find_runs import is_run
-
-STATES = ("running", "interrupted", "failed", "finished", "damaged")
-"""Values of ``status``; "damaged" is a run whose config or status cannot be read."""
 
 _LARGEST = 2**63 - 1
 
@@ -46,11 +44,12 @@ def settings_frame(rows: Sequence[Mapping[str, Any]], run: pd.Categorical) -> pd
     """
     ends = ("status", "error")
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in ends]
-    status = [row["status"] for row in rows]
+    # "damaged" is a run whose config or status cannot be read.
+    categories = [*STATES, "damaged"]
     columns = {
         "run": run,
         **{name: typed([row.get(name) for row in rows]) for name in names},
-        "status": pd.Categorical(status, categories=list(dict.fromkeys([*STATES, *status]))),
+        "status": pd.Categorical([row["status"] for row in rows], categories=categories),
         "error": pd.array([row["error"] for row in rows], dtype="str"),
     }
     return pd.DataFrame(columns)
@@ -95,7 +94,7 @@ def typed(values: Sequence[Any]) -> Any:
 
 def _read(files: Sequence[Path]) -> dict[str, Any]:
     directory = files[0].parent
-    state = read_status(directory)
+    state = read_ending(directory)
     stopped = (state.get(key) for key in ("error_type", "message"))
     error = ": ".join(str(part) for part in stopped if part)
     return {**flatten(read_config(directory)), "status": str(state["status"]), "error": error}

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from segcredit.errors import RecordError, StudyError
-from segcredit.records.run_directory import STATUS
+from segcredit.records.manifest import MANIFEST, STATUS
 from segcredit.records.schemas import RENAMED, RENAMED_TABLES, SCHEMAS, Table
 from segcredit.records.stored_config import CONFIG
 from segcredit.records.tables.argument_checks import current_name, require_known
@@ -63,6 +63,14 @@ def read_runs(path: Path | str, *, damaged: Damaged = "raise") -> Runs:
             f"{path} {reason}; expected at least one directory with a {CONFIG} and a {STATUS}, at"
             " any depth. Usually the path is that of another --output: give the one that"
             " `segcredit train` or `segcredit grid` printed."
+        )
+    unlisted = sum(not (directory / MANIFEST).exists() for directory in found)
+    if unlisted:
+        warnings.warn(
+            f"{unlisted} of the {len(found)} runs in {path} have no {MANIFEST}, as runs of the"
+            " version before: a table that was lost there reads as empty, without a word.",
+            RuntimeWarning,
+            stacklevel=2,
         )
     return Runs(path, found, damaged=damaged)
 

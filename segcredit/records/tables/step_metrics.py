@@ -14,32 +14,34 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from segcredit.errors import RecordError
-from segcredit.records.run_directory import METRICS, STATUS, read_metrics, read_status
+from segcredit.records.manifest import METRICS, STATUS
+from segcredit.records.run_directory import read_metrics, read_status
 from segcredit.records.schemas import SCHEMAS, current_names
 from segcredit.records.step_tables import STEPS, metrics_table
 from segcredit.records.tables.consistent_read import settled
-from segcredit.records.tables.parquet import Columns, Filter, Part, read_packed
+from segcredit.records.tables.parquet import Columns, Filter, Listed, Part, read_packed
 
 _NOTHING = SCHEMAS["steps"].empty_table().select(["step"])
 
 
 def read_steps(directory: Path, columns: Columns, where: Filter) -> Part:
     """Reads the rows of one run; see ``parquet.read_rows``."""
+    listed = Listed(directory)
 
     def read(files: Sequence[Path]) -> Part:
+        listed.require(files)
         if not files:
             return _part(_NOTHING, columns, where)
         packed = files[0].name == STEPS
         return _part(read_packed(files[0]) if packed else _read_lines(directory), columns, where)
 
-    return settled(directory, lambda: _files(directory), read)
+    return settled(directory, lambda: _files(listed), read)
 
 
-def _files(directory: Path) -> list[Path]:
+def _files(listed: Listed) -> list[Path]:
     """Returns the file that holds the metrics; none where nothing was recorded."""
     # A run that goes on after all may have left the packed file of its first end.
-    names = [STEPS, METRICS] if _finished(directory) else [METRICS]
-    return [directory / name for name in names if (directory / name).exists()][:1]
+    return listed.first(*([STEPS, METRICS] if _finished(listed.directory) else [METRICS]))
 
 
 def _finished(directory: Path) -> bool:

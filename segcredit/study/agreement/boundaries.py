@@ -134,7 +134,7 @@ def _record(line: str, place: str) -> tuple[str, str, dict[str, list[int]]]:
             }
         else:
             starts = {"gold": [int(start) for start in record["boundaries"]]}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise StudyError(
             f"{place} is no annotated text ({type(error).__name__}: {error}). Expected a JSON"
             " object with id, text and annotations (or boundaries)."

@@ -23,15 +23,20 @@ Cases, zips and lists are crossed with one another; rules are held against the c
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from segcredit.errors import ConfigError
+from segcredit.config import STUDIES
+from segcredit.errors import ConfigError, shown
 
 Settings = dict[str, Any]
 """The keys that one cell sets, dotted, with their values."""
 
 _TABLES = ("case", "zip", "exclude")
+_MOST = 10_000
+"""Cells of a grid, and values of a list: each cell is checked before one runs."""
 
 
 def combinations(grid: Mapping[str, Any]) -> Iterator[Settings]:
@@ -44,7 +49,11 @@ def combinations(grid: Mapping[str, Any]) -> Iterator[Settings]:
     cases: list[Settings] = _tables(grid, "case") or [{}]
     zips = [_together(table) for table in _tables(grid, "zip")]
     axes = [[{key: value} for value in values] for key, values in lists.items()]
-    _require_once([*lists, *(key for options in zips for key in options[0])], cases)
+    varied = [*lists, *(key for options in zips for key in options[0])]
+    _require_once(varied, cases)
+    for key in (*varied, *(key for case in cases for key in case)):
+        _require_run_key(key)
+    _require_few(math.prod(map(len, [cases, *zips, *axes])), "cells")
     for parts in itertools.product(cases, *zips, *axes):
         yield {key: value for part in parts for key, value in part.items()}
 
@@ -110,7 +119,8 @@ def _lists(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
         return lists
     count = grid["seeds"]
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ConfigError(f"grid.seeds: is {count!r}; expected how many, such as 5.")
+        raise ConfigError(f"grid.seeds: is {shown(count)}; expected how many, such as 5.")
+    _require_few(count, "seeds")
     if "seed" in lists:
         raise ConfigError("grid: has both seed and seeds; expected one of them.")
     return {**lists, "seed": list(range(count))}
@@ -139,16 +149,38 @@ def _tables(grid: Mapping[str, Any], name: str) -> list[Settings]:
 def _require_list(key: str, values: Any) -> None:
     if not isinstance(values, list) or not values:
         raise ConfigError(
-            f"{key}: is {values!r}; expected a list of values, such as [0, 1, 2]. Quote"
+            f"{key}: is {shown(values)}; expected a list of values, such as [0, 1, 2]. Quote"
             f' a dotted key: "segmenter.top_fraction" = [0.1, 0.3].'
+        )
+    _require_few(len(cast("list[Any]", values)), f"values of {key}")
+
+
+def _require_few(count: int, what: str) -> None:
+    """Refuses a grid that would take hours to be checked, before a cell of it is made."""
+    if count > _MOST:
+        number = f"{count:,}" if count < 10**15 else "more than 10^15"
+        raise ConfigError(
+            f"grid: has {number} {what}; expected at most {_MOST:,}. Usually there is an axis too"
+            " many, since axes are crossed: let lists go together in a [[grid.zip]], or split the"
+            " grid."
+        )
+
+
+def _require_run_key(key: str) -> None:
+    """Refuses a key that no run has, and which would vary nothing."""
+    table, dot, rest = key.partition(".")
+    if table in STUDIES:
+        raise ConfigError(
+            f"grid: {key!r} is no key of a run, so that it would vary nothing; expected one such as"
+            f" {rest if dot else 'seed'!r}. Under [grid], keys stand as in the rest of the file."
         )
 
 
 def _require_once(axes: Sequence[str], cases: Sequence[Settings]) -> None:
     """Raises where a cell has two values for one key: no order was meant."""
     in_cases = {key for case in cases for key in case}
-    for key in axes:
-        if axes.count(key) > 1 or key in in_cases:
+    for key, count in Counter(axes).items():
+        if count > 1 or key in in_cases:
             raise ConfigError(
                 f"grid: {key} is set twice in one cell, by two of [grid], [[grid.zip]] and"
                 " [[grid.case]]; expected it in one of them."

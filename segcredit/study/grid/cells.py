@@ -7,19 +7,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from segcredit.config import (
     RunConfig,
     lay_over_preset,
     load_config,
+    override,
     parse_override,
     read_source,
     set_key,
 )
-from segcredit.errors import RecordError, SegcreditError, StudyError
+from segcredit.errors import RecordError, SegcreditError, StudyError, shown
+from segcredit.records.manifest import STATUS
 from segcredit.records.recovery import damage
-from segcredit.records.run_directory import STATUS, read_status, whole_rows
+from segcredit.records.run_directory import read_status, whole_rows
 from segcredit.study.grid.axes import Settings, combinations, exclusions, fits
 from segcredit.training.build import run_hash
 
@@ -77,19 +79,22 @@ def plan(
         source: a TOML file with a ``[grid]`` table (see ``segcredit.study.grid.axes``), or such
             a file's keys.
         output: under which every cell has a directory named by its hash.
-        overrides: ``dotted.key=value``, laid over every cell.
+        overrides: ``dotted.key=value``, laid over every cell; ``grid.key=value`` over the grid.
 
     Raises:
         ConfigError, RegistryError: a cell is wrong; the message begins with its label.
         StudyError: there is no grid, no cell, or a rule that leaves out nothing.
     """
-    keys = dict(source) if isinstance(source, Mapping) else read_source(source)
-    grid = dict(keys.pop("grid", {}))
-    if not grid:
+    own = [text for text in overrides if text.partition("=")[0].strip().startswith("grid.")]
+    overrides = [text for text in overrides if text not in own]
+    keys = override(read_source(source), own)
+    grid = keys.pop("grid", {})
+    if not isinstance(grid, Mapping) or not grid:
         raise StudyError(
             f"{source if not isinstance(source, Mapping) else 'the config'} has no [grid] table."
             ' Give one, such as [grid] with seeds = 3 and method = ["grpo", "sapo"].'
         )
+    grid = cast("Mapping[str, Any]", grid)
     layers = [(each, _layer(keys, each, overrides)) for each in combinations(grid)]
     layers = _left(layers, exclusions(grid))
     cells = (_cell(settings, layer, output.absolute()) for settings, layer in layers)
@@ -103,8 +108,8 @@ def _layer(keys: Mapping[str, Any], settings: Settings, overrides: Sequence[str]
     # The shortest paths first: a plug-in's name, then its options.
     for key, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
         set_key(values, key, value)
-    for override in overrides:
-        set_key(values, *parse_override(override))
+    for text in overrides:
+        set_key(values, *parse_override(text))
     return values
 
 
@@ -156,7 +161,7 @@ def _cell(settings: Settings, layer: Mapping[str, Any], output: Path) -> Cell:
     try:
         config = load_config(layer)
     except SegcreditError as error:
-        raise type(error)(f"cell {label}: {error}") from error
+        raise type(error)(f"cell {shown(label, plain=True)}: {error}") from error
     return Cell(label, config, output / run_hash(config))
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any, cast, final
 
+from segcredit.register import carried
 from segcredit.study.grid.cells import Cell
 from segcredit.study.grid.workers import Outcome
 
@@ -31,10 +32,14 @@ class ProcessWorkers:
     Args:
         count: processes, at least 1.
         code: Python files that register plug-ins, loaded by every worker.
+
+    Raises:
+        RegistryError: a plug-in of this session cannot be carried over to the workers.
     """
 
     def __init__(self, count: int, code: Sequence[str] = ()) -> None:
         self._count = count
+        self._plugins = carried()
         self._code = tuple(code)
         self._idle: list[subprocess.Popen[bytes]] = []
         self._busy: dict[subprocess.Popen[bytes], Cell] = {}
@@ -88,20 +93,22 @@ class ProcessWorkers:
         command = [sys.executable, "-m", "segcredit.study.grid.worker_process", *self._code]
         # Read by OpenMP when a worker imports torch, hence set before it starts.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
+        worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
+        _sent(worker, self._plugins)
+        return worker
 
 
 def _output(worker: subprocess.Popen[bytes]) -> IO[bytes]:
     return cast("IO[bytes]", worker.stdout)
 
 
-def _sent(worker: subprocess.Popen[bytes], cell: Cell) -> bool:
+def _sent(worker: subprocess.Popen[bytes], what: Cell | bytes) -> bool:
     """Tells whether a worker lives to take a cell; ``wait`` sees one that dies a moment later."""
     stream: Any = worker.stdin
     try:
-        pickle.dump(cell, stream)
+        pickle.dump(what, stream)
         stream.flush()
     except BrokenPipeError:
         return False

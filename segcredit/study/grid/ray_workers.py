@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from segcredit.errors import StudyError, require_package
-from segcredit.register import load_code
+from segcredit.register import carried
 from segcredit.study.grid.cells import Cell
-from segcredit.study.grid.workers import Outcome, work
+from segcredit.study.grid.workers import Outcome, prepared, work
 
 _PATIENCE = 10.0
 """Seconds that a cluster has to answer."""
@@ -37,7 +37,7 @@ class RayWorkers:
 
     def __init__(self, address: str, count: int | None = None, code: Sequence[str] = ()) -> None:
         self._ray = _ray()
-        self._count, self._code = count, tuple(code)
+        self._count, self._code, self._plugins = count, tuple(code), carried()
         self._running: dict[Any, Cell] = {}
         self._address = address
 
@@ -73,7 +73,7 @@ class RayWorkers:
 
     def start(self, cell: Cell) -> None:
         """Hands a cell to the cluster."""
-        self._running[self._work.remote(cell, self._code, os.getcwd())] = cell
+        self._running[self._work.remote(cell, self._code, self._plugins, os.getcwd())] = cell
 
     def wait(self, timeout: float) -> Sequence[tuple[Cell, Outcome]]:
         """Waits for cells to end; returns none when ``timeout`` seconds passed without one."""
@@ -88,14 +88,13 @@ class RayWorkers:
             return Outcome("lost", note=f"its Ray worker was lost ({reason}).")
 
 
-def _work(cell: Cell, code: Sequence[str], folder: str) -> Outcome:
+def _work(cell: Cell, code: Sequence[str], plugins: bytes, folder: str) -> Outcome:
     import torch
 
     torch.set_num_threads(1)
     # Relative paths in a config mean the same as on the machine that planned the grid.
     os.chdir(folder)
-    load_code(code)
-    return work(cell)
+    return work(cell, prepared(code, plugins))
 
 
 def _reach(address: str) -> None:

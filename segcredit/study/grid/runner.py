@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segcredit.errors import StorageError
+from segcredit.errors import LostProcessError, StorageError
+from segcredit.records.run_directory import require_same_data
 from segcredit.register import load_code
 from segcredit.study.grid.cells import Cell, State, plan
 from segcredit.study.grid.process_workers import ProcessWorkers
 from segcredit.study.grid.ray_workers import RayWorkers
-from segcredit.study.grid.workers import Outcome, Workers
+from segcredit.study.grid.workers import Outcome, Workers, record_failure
+from segcredit.training.build import data_of
 
 _ATTEMPTS = 3
 """Times that a cell is begun in one call, when its workers are killed."""
@@ -61,7 +63,13 @@ Watch = Callable[[GridProgress], None]
 
 
 def survey(cells: Sequence[Cell]) -> GridProgress:
-    """Returns the state of the cells before anything is run."""
+    """Returns the state of the cells before anything is run.
+
+    Raises:
+        RecordError: a cell was begun, or finished, with data that changed since.
+    """
+    for cell in cells:
+        require_same_data(cell.directory, data_of(cell.config))
     return GridProgress(cells, {cell.directory: cell.state() for cell in cells})
 
 
@@ -98,7 +106,8 @@ def run_grid(
         How the cells stand at the end.
 
     Raises:
-        ConfigError, RegistryError, StudyError: as ``plan``; nothing has run then.
+        ConfigError, RegistryError, StudyError: as ``plan``, or a plug-in of this session cannot
+            be carried over to the workers; nothing has run then.
         StorageError: the disk is full or failed; every cell keeps what was recorded.
     """
     load_code(code)
@@ -176,7 +185,10 @@ class _Shift:
         if self._begun[cell.directory] < _ATTEMPTS:
             self._queue.append(cell)
         else:
-            self._progress.lost[cell.directory] = f"{note} Tried {_ATTEMPTS} times."
+            sentence = f"{note} Tried {_ATTEMPTS} times."
+            record_failure(cell, LostProcessError(sentence))
+            self._progress.lost[cell.directory] = sentence
+            self._progress.states[cell.directory] = cell.state()
 
     def _measure(self, cell: Cell, seconds: float) -> None:
         self._seconds += seconds

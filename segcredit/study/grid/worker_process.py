@@ -15,9 +15,8 @@ from typing import IO
 
 import torch
 
-from segcredit.register import load_code
 from segcredit.study.grid.cells import Cell
-from segcredit.study.grid.workers import work
+from segcredit.study.grid.workers import prepared, work
 
 
 def main(code: Sequence[str]) -> None:
@@ -27,14 +26,14 @@ def main(code: Sequence[str]) -> None:
     cells, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a run prints must not be taken for an answer
     torch.set_num_threads(1)
-    load_code(code)
+    fault = prepared(code, pickle.load(cells))
     waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     threading.Thread(target=_take, args=(cells, waiting), daemon=True).start()
     while True:
         cell = waiting.get()
         with suppress(OSError):
             _print_to(cell)
-        pickle.dump(work(cell), answers)
+        pickle.dump(work(cell, fault), answers)
         answers.flush()
 
 

@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from segcredit.errors import BusyError, RecordError, StorageError
+from segcredit.errors import BusyError, RecordError, SegcreditError, StorageError
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.run_lock import run_lock
+from segcredit.register import load_code, take_over
 from segcredit.study.grid.cells import Cell
 from segcredit.training.build import environment
 from segcredit.training.loop import train
@@ -46,25 +47,48 @@ class Workers(AbstractContextManager["Workers"], Protocol):
         ...
 
 
-def work(cell: Cell) -> Outcome:
+def prepared(code: Sequence[str], plugins: bytes) -> SegcreditError | None:
+    """Loads plug-in files, and the plug-ins of the process that started the grid.
+
+    Args:
+        code: Python files.
+        plugins: as ``segcredit.register.carried`` gives them.
+
+    Returns:
+        What was wrong with them, from which every cell fails.
+    """
+    try:
+        load_code(code)
+        take_over(plugins)
+    except SegcreditError as error:
+        return error
+    return None
+
+
+def work(cell: Cell, fault: SegcreditError | None) -> Outcome:
     """Runs one cell, from its checkpoint where it has one; what stops it is in its status."""
     started = time.monotonic()
     try:
+        if fault is not None:
+            raise fault
         train(cell.config, cell.directory, resume=True)
     except BusyError as error:
         return Outcome("busy", note=str(error))
     except StorageError as error:
         return Outcome("stopped", note=str(error))
     except Exception as error:
-        _record_failure(cell, error)
+        record_failure(cell, error)
     return Outcome("ended", time.monotonic() - started)
 
 
-def _record_failure(cell: Cell, error: Exception) -> None:
+def record_failure(cell: Cell, error: Exception) -> None:
     """Records failures from before the run began, which the loop could not record itself."""
     if cell.state() == "failed":
         return
+    found: dict[str, Any] = {}  # where a plug-in is not known here, nor is its code
+    with suppress(SegcreditError):
+        found = environment(cell.config)
     with suppress(RecordError), run_lock(cell.directory):
-        config = cell.config
-        records = RunRecords.create(cell.directory, config.identity(), environment(config))
-        records.fail(type(error).__name__, str(error), traceback.format_exc())
+        records = RunRecords.create(cell.directory, cell.config.identity(), found)
+        trace = "".join(traceback.format_exception(error))
+        records.fail(type(error).__name__, str(error), trace)

@@ -32,4 +32,5 @@ from segcredit.study.plots.style import PAGE as PAGE
 from segcredit.study.plots.style import PALETTE as PALETTE
 from segcredit.study.plots.value_consistency import value_consistency as value_consistency
 from segcredit.study.plots.writing import as_svg as as_svg
+from segcredit.study.plots.writing import require_figure_format as require_figure_format
 from segcredit.study.plots.writing import save as save

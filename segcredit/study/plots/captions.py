@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from segcredit.records.tables import Runs
 from segcredit.study.plots.curves import INTERVALS, Curve
 from segcredit.study.plots.groups import Group, failed_runs, unit_of
+from segcredit.study.statistics import FEWEST
 
 
 def curve_note(runs: Runs, curves: Sequence[Curve], *, seeds: bool = True, window: int = 1) -> str:
@@ -41,7 +42,12 @@ def _band(unit: str, curves: Sequence[Curve]) -> str:
     counts = [curve.seeds for curve in curves]
     if max(most for _, most in counts) < 2:
         return f"one {unit} each, so no intervals"
-    return f"band: {INTERVALS[curves[0].interval]} over {unit}s (n = {_usual(counts)[0]})"
+    if max(most for _, most in counts) < FEWEST:
+        return f"band: range over {unit}s (n = 2: too few for an interval)"
+    few = any(1 < least < FEWEST for least, _ in counts)
+    of_two = "; of two, their range" if few else ""
+    kind = INTERVALS[curves[0].interval]
+    return f"band: {kind} over {unit}s (n = {_usual(counts)[0]}){of_two}"
 
 
 def legend_entries(curves: Sequence[Curve]) -> list[tuple[Group, str]]:

@@ -22,6 +22,8 @@ from segcredit.study.statistics import (
     IntervalKind,
     bootstrap_intervals,
     known_metric,
+    limits_of,
+    stated_ends,
     student_intervals,
 )
 
@@ -53,7 +55,7 @@ class Curve:
     mean: Floats
     low: Floats
     high: Floats
-    """Ends of the 95% interval over runs; NaN where fewer than two have a value."""
+    """Ends of the 95% interval over runs; of two their range, of fewer NaN."""
     interval: IntervalKind
     """Its kind."""
 
@@ -108,14 +110,21 @@ def curves_of(
     """
     values = _windowed(recorded(runs, metric, per), window)
     return [
-        _curve(group, rows, interval)
+        _curve(group, rows, interval, limits_of(metric))
         for group in groups
         if len(rows := values.loc[values["run"].isin(group.runs), :])
     ]
 
 
-def intervals(values: pd.DataFrame, kind: IntervalKind) -> tuple[Floats, Floats]:
-    """Returns the lower and upper ends of each row's 95% interval over its columns.
+def intervals(
+    values: pd.DataFrame, kind: IntervalKind, limits: tuple[float, float] | None
+) -> tuple[Floats, Floats]:
+    """Returns the lower and upper ends of each row's 95% interval, as ``stated_ends`` has them.
+
+    Args:
+        values: rows x runs.
+        kind: one of ``INTERVALS``.
+        limits: of the metric, such as (0, 1) for a share.
 
     Raises:
         StudyError: the kind of interval is unknown.
@@ -125,7 +134,7 @@ def intervals(values: pd.DataFrame, kind: IntervalKind) -> tuple[Floats, Floats]
     rows = [matrix[row : row + _ROWS_AT_ONCE] for row in range(0, len(matrix), _ROWS_AT_ONCE)]
     function = student_intervals if kind == "student" else bootstrap_intervals
     low, high = (np.concatenate(ends) for ends in zip(*map(function, rows), strict=True))
-    return low, high
+    return stated_ends(low, high, matrix, limits)
 
 
 def require_curves(runs: Runs, curves: Collection[object], figure: str, what: str) -> None:
@@ -152,11 +161,13 @@ def _windowed(rows: pd.DataFrame, window: int) -> pd.DataFrame:
     return means.reset_index()
 
 
-def _curve(group: Group, rows: pd.DataFrame, interval: IntervalKind) -> Curve:
+def _curve(
+    group: Group, rows: pd.DataFrame, interval: IntervalKind, limits: tuple[float, float] | None
+) -> Curve:
     values, places = (
         rows.pivot(index="step", columns="run", values=name).astype("float64")
         for name in ("value", "place")
     )
-    low, high = intervals(values, interval)
+    low, high = intervals(values, interval, limits)
     place, mean = (frame.mean(axis=1).to_numpy() for frame in (places, values))
     return Curve(group, values, places, place, mean, low, high, interval)

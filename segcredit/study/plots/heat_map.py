@@ -28,7 +28,7 @@ from segcredit.study.plots.curves import INTERVALS, IntervalKind, intervals, req
 from segcredit.study.plots.groups import Group, groups_of, unit_of
 from segcredit.study.plots.sheet import finish, new_axes, new_sheet
 from segcredit.study.plots.style import COLUMN, NOTE_SIZE, STYLE, label, wrapped
-from segcredit.study.statistics import run_values
+from segcredit.study.statistics import FEWEST, limits_of, run_values
 
 _WIDTHS, _HEIGHT = (0.88, 1.5), 0.5
 """The least and the most width of a field, and its height, in inches: three lines to read."""
@@ -93,7 +93,8 @@ def heat_map(
     down, across = (groups_of(runs, axis, most=None) for axis in (rows, columns))
     ends = run_values(runs, metric)
     last = dict(zip(ends["run"], ends["value"], strict=True))
-    every = [_field(*pair, last, interval) for pair in product(down, across)]
+    limits = limits_of(metric)
+    every = [_field(*pair, last, interval, limits) for pair in product(down, across)]
     fields = [field for field in every if field.runs]
     require_curves(runs, last, "heat map", f"'{metric}'")
     with matplotlib.rc_context(STYLE):
@@ -110,10 +111,16 @@ def heat_map(
     return figure
 
 
-def _field(row: Group, column: Group, last: Mapping[str, float], interval: IntervalKind) -> _Field:
+def _field(
+    row: Group,
+    column: Group,
+    last: Mapping[str, float],
+    interval: IntervalKind,
+    limits: tuple[float, float] | None,
+) -> _Field:
     shared = [run for run in row.runs if run in column.runs]
     values = np.array([last[run] for run in shared if run in last])
-    low, high = intervals(pd.DataFrame([values]), interval)
+    low, high = intervals(pd.DataFrame([values]), interval, limits)
     return _Field(row.number, column.number, shared, values, (low[0], high[0]))
 
 
@@ -148,8 +155,9 @@ def _numbers(field: _Field, digits: int) -> str:
     measured, all_runs = len(field.values), len(field.runs)
     if not measured:
         return f"not recorded\n(n = 0 of {all_runs})"
-    low, high = field.ends
-    interval = "no interval" if math.isnan(low) else f"[{low:.{digits}f}, {high:.{digits}f}]"
+    ends = [f"{end:.{digits}f}" for end in field.ends]
+    interval = f"range {ends[0]}–{ends[1]}" if measured < FEWEST else f"[{ends[0]}, {ends[1]}]"
+    interval = "no interval" if math.isnan(field.ends[0]) else interval
     number = f"n = {measured}" if measured == all_runs else f"n = {measured} of {all_runs}"
     return f"{field.values.mean():.{digits}f}\n{interval}\n{number}"
 

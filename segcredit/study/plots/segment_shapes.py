@@ -94,7 +94,7 @@ def _length_curve(group: Group, counts: pd.DataFrame, interval: IntervalKind) ->
     shares = shares.iloc[kept]
     place = shares.index.to_numpy(dtype=np.float64)
     places = pd.DataFrame(dict.fromkeys(shares, place), index=shares.index)
-    low, high = intervals(shares, interval)
+    low, high = intervals(shares, interval, (0.0, 1.0))
     mean = shares.mean(axis=1).to_numpy()
     return Curve(group, shares, places, place, mean, low, high, interval)
 

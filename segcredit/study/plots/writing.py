@@ -48,10 +48,20 @@ def save(figure: Figure, path: Path | str, *, outlines: bool = True) -> Path:
         RecordError: the file cannot be written.
     """
     path = Path(path)
-    kind = path.suffix.removeprefix(".").lower()
-    require_known("figure format", [kind], _UNDATED)
+    kind = require_figure_format(path)
     write_atomically(path, _drawn(figure, kind, outlines=outlines))
     return path
+
+
+def require_figure_format(path: Path) -> str:
+    """Returns the format that a file's extension names.
+
+    Raises:
+        StudyError: it is none of pdf, svg and png.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    require_known("figure format", [kind], _UNDATED)
+    return kind
 
 
 def as_svg(figure: Figure, *, prefix: str | None = None, outlines: bool = True) -> str:

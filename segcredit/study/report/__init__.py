@@ -55,8 +55,9 @@ def write_report(
     """
     path = Path(path)
     output = path / "report.html" if output is None else Path(output)
+    found = read_runs(path, damaged="skip")
     require_place(output)
-    runs, damaged = _undamaged(read_runs(path, damaged="skip"))
+    runs, damaged = _undamaged(found)
     columns = _columns(runs, by)
     metric = known_metric(runs, metric)
     audited = audits.is_audit(runs)

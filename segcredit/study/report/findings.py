@@ -29,7 +29,8 @@ INTERVAL = "95%\u00a0interval"
 """A heading, kept on one line."""
 _UNIT = Note(
     "Intervals are mean ± t · standard error at 95%; their unit is a run of the group, which is"
-    " normally a seed. A group of one run has none."
+    " normally a seed. Of two runs the range is given, and of one nothing; no interval of a share"
+    " goes below 0 or above 1."
 )
 _MOST_GROUPS = 24
 """Groups of which every pair is compared; they make 276 pairs."""

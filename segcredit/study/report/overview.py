@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter, defaultdict
@@ -18,7 +17,8 @@ from typing import Any, cast
 
 import pandas as pd
 
-from segcredit.records.run_directory import ENVIRONMENT, STATUS, read_status
+from segcredit.records.manifest import STATUS, read_signed
+from segcredit.records.run_directory import ENVIRONMENT, read_ending
 from segcredit.records.stored_config import CONFIG
 from segcredit.records.tables import Runs, flatten
 from segcredit.study.report import view
@@ -52,7 +52,7 @@ def runs_section(runs: Runs, by: Sequence[str], damaged: Mapping[str, str]) -> S
         by: the settings to show.
         damaged: the sentence on each run of which some file cannot be read, by its name.
     """
-    statuses = {run: read_status(path) for run, path in runs.directories.items()}
+    statuses = {run: read_ending(path) for run, path in runs.directories.items()}
     blocks: list[Block] = [
         Note(_ended(statuses)),
         *_failures(statuses),
@@ -157,7 +157,7 @@ def _ended(statuses: Statuses) -> str:
             " to leave out what failed would flatter the methods that fail."
         )
     if "running" in ends:
-        said += " A run that was killed is still called running: run the grid again to go on."
+        said += " A copy of a run that was killed is still called running."
     return said
 
 
@@ -256,10 +256,9 @@ def _values(column: Any) -> str:
 def _environment(path: Path) -> dict[str, Any]:
     """Returns a run's environment in dotted keys; empty where there is none that can be read."""
     try:
-        found = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
+        return flatten(read_signed(path / ENVIRONMENT)[0])
     except (OSError, ValueError):
         return {}
-    return flatten(found) if isinstance(found, dict) else {}
 
 
 def _environments(found: Mapping[str, Mapping[str, Sequence[str]]], total: int) -> Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from segcredit.atomic_files import unwritten, write_atomically
+from segcredit.atomic_files import require_writable, unwritten, write_atomically
 from segcredit.errors import StudyError
 from segcredit.study.report.view import Note, Section
 
@@ -32,6 +32,7 @@ def require_place(output: Path) -> None:
             f"{output} is a directory; expected the file that the report is to become. Give"
             f" {output / 'report.html'}, or another file that does not exist yet."
         )
+    require_writable(output)
     try:
         if not output.exists():
             return

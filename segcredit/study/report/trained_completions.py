@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 
 from segcredit.errors import RecordError
 from segcredit.records.image_files import read_image
+from segcredit.records.manifest import read_manifest
 from segcredit.records.step_tables import table_files
 from segcredit.records.tables import Runs
 from segcredit.study.report.view import (
@@ -102,9 +103,16 @@ def _first_recorded(runs: Runs, by: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for run, *values in table[["run", *by]].itertuples(index=False, name=None):
         group = ", ".join(map(setting_text, values))
-        if group not in found and table_files(runs.directories[str(run)], "completions"):
+        if group not in found and _has_completions(runs.directories[str(run)]):
             found[group] = str(run)
     return found
+
+
+def _has_completions(directory: Path) -> bool:
+    try:
+        return bool(table_files(directory, "completions", read_manifest(directory)))
+    except RecordError:
+        return False  # that the run is damaged is said in the overview
 
 
 def _of_run(runs: Runs, run: str, group: str) -> Iterator[Block]:

@@ -11,7 +11,14 @@ from typing import Any, cast
 
 from segcredit import registry
 from segcredit.config import lay_over_preset
-from segcredit.errors import SegcreditError, StudyError
+from segcredit.errors import (
+    UNREADABLE,
+    SegcreditError,
+    StudyError,
+    blame,
+    parser_words,
+    shown,
+)
 from segcredit.protocols import Policy, Segmenter, TextSegmenter, checked_offsets
 from segcredit.registry import plugin_label
 from segcredit.study.segmenting.texts import Document
@@ -53,15 +60,15 @@ def plugin_table(spec: str, option: str) -> dict[str, Any]:
         return {"name": spec.strip()}
     try:
         table = tomllib.loads(f"table = {spec}")["table"]
-    except tomllib.TOMLDecodeError as error:
+    except UNREADABLE as error:
         raise StudyError(
-            f"{option} {spec!r} is not a TOML table: {error}. Write a name, or a table in which"
-            " strings have quotes, such as '{name=\"random\", fraction=0.2}'."
+            f"{option} {shown(spec)} is not a TOML table: {parser_words(error)}. Write a name, or"
+            " a table in which strings have quotes, such as '{name=\"random\", fraction=0.2}'."
         ) from error
     if not isinstance(table.get("name"), str):
         raise StudyError(
-            f"{option} {spec!r} has no name; expected the plug-in's name beside its options, such"
-            " as '{name=\"random\", fraction=0.2}'."
+            f"{option} {shown(spec)} has no name; expected the plug-in's name beside its options,"
+            " such as '{name=\"random\", fraction=0.2}'."
         )
     return table
 
@@ -82,15 +89,20 @@ def chosen_segmenters(specs: Sequence[str], *, policy: bool) -> dict[str, Segmen
         plugin_label(registry.segmenters, table): registry.segmenters.from_table(table)
         for table in tables
     }
-    lacking = [label for label, found in chosen.items() if not isinstance(found, TextSegmenter)]
-    if lacking and not policy:
+    for label, found in chosen.items():
+        if not policy:
+            _require_text_alone(found, label)
+    return chosen
+
+
+def _require_text_alone(segmenter: Segmenter, label: str) -> None:
+    if not isinstance(segmenter, TextSegmenter):
         raise StudyError(
-            f"segmenter {lacking[0]!r} needs tokens or a model's signals, not text alone, and no"
+            f"segmenter {label!r} needs tokens or a model's signals, not text alone, and no"
             ' policy is given. Name one with --policy, such as --policy \'{name="hf",'
             ' model="HuggingFaceTB/SmolLM2-135M-Instruct"}\', or choose a segmenter that reads'
             " text alone, such as newline."
         )
-    return chosen
 
 
 def load_policy(policy: str, task: str | None = None) -> Policy:
@@ -116,6 +128,30 @@ def load_policy(policy: str, task: str | None = None) -> Policy:
     )
 
     return cast(Policy, loaded.to(Accelerator().device))
+
+
+def segment(text: str, segmenter: str | Mapping[str, Any] | Segmenter = "newline") -> list[str]:
+    """Cuts a text into its segments, which joined are the text.
+
+        segcredit.segment(text)                             # after each newline
+        segcredit.segment(text, {"name": "steps", "markers": ["numbered"]})
+
+    Args:
+        text: any.
+        segmenter: the name of one that reads text alone, a table of its name and options, or the
+            segmenter itself.
+
+    Raises:
+        RegistryError: there is no such segmenter, or it refuses its options.
+        StudyError: it needs tokens or a model's signals.
+        PluginError: it raised, or gave offsets that do not ascend inside the text.
+    """
+    found = registry.segmenters.from_table(segmenter)
+    name = type(found).__name__
+    _require_text_alone(found, name)
+    with blame("segmenter", name, found):
+        cuts = _by_characters(found, Document(1, text))
+    return [text[start:end] for start, end in zip(cuts.starts, cuts.ends, strict=True)]
 
 
 def segment_documents(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from segcredit.errors import StudyError
+from segcredit.errors import UNREADABLE, StudyError, parser_words
 
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 """Halves of a surrogate pair: a JSON string can hold one alone, though it is no character."""
@@ -108,8 +108,8 @@ def _records(
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{where} is not JSON: {error}.") from error
+    except UNREADABLE as error:
+        raise StudyError(f"{where} is not JSON: {parser_words(error)}.") from error
     if not isinstance(record, dict):
         raise StudyError(
             f"{where} is {type(record).__name__} rather than an object; expected an object whose"

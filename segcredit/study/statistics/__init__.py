@@ -11,8 +11,10 @@ Formulas, sources, and how often each interval covers what it should: docs/stati
 from segcredit.study.statistics.comparison import compare
 from segcredit.study.statistics.improvement import probability_of_improvement
 from segcredit.study.statistics.intervals import (
+    FEWEST,
     bootstrap_interval,
     bootstrap_intervals,
+    stated_ends,
     student_interval,
     student_intervals,
 )
@@ -23,16 +25,18 @@ from segcredit.study.statistics.paired import (
     smallest_p,
     student_p,
 )
-from segcredit.study.statistics.run_values import known_metric, metrics_of, run_values
+from segcredit.study.statistics.run_values import known_metric, limits_of, metrics_of, run_values
 from segcredit.study.statistics.stratified import (
     IntervalKind,
     interquartile_mean,
+    require_statistic,
     stratified_bootstrap,
     stratified_student,
 )
 from segcredit.study.statistics.summary import learning_areas, summarise
 
 __all__ = [
+    "FEWEST",
     "IntervalKind",
     "bootstrap_interval",
     "bootstrap_intervals",
@@ -41,12 +45,15 @@ __all__ = [
     "interquartile_mean",
     "known_metric",
     "learning_areas",
+    "limits_of",
     "metrics_of",
     "probability_of_improvement",
+    "require_statistic",
     "run_values",
     "seeds_needed",
     "sign_flip_p",
     "smallest_p",
+    "stated_ends",
     "stratified_bootstrap",
     "stratified_student",
     "student_interval",

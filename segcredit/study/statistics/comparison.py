@@ -25,7 +25,13 @@ from segcredit.study.statistics.paired import (
     smallest_p,
     student_p,
 )
-from segcredit.study.statistics.run_values import Measure, last_steps, run_values
+from segcredit.study.statistics.run_values import (
+    Measure,
+    known_metric,
+    last_steps,
+    limits_of,
+    run_values,
+)
 from segcredit.study.statistics.sentences import finding
 from segcredit.study.statistics.stratified import IntervalKind, interval_of
 from segcredit.study.statistics.summary import budget_note
@@ -95,13 +101,14 @@ def compare(
 
     Returns:
         A row a pair (columns: ``COLUMNS``): ``difference`` (mean of b minus a, in the metric's
-        unit), ``low``, ``high``; ``shared_seeds``; ``p``, and ``p_adjusted``, Holm's over the pairs
-        of the table; ``smallest_p``, the least p that so many seeds can give in the sign-flip test,
-        before correction; ``probability_of_improvement``, that a run of b ends above one of a, with
-        Newcombe's interval; ``seeds_needed`` to find such a difference with that ``power`` at the
-        level (1 − confidence) / (pairs with a p), never fewer than the test itself can work with;
-        ``note``, what sets the runs apart that were compared, and which were missing; ``finding``,
-        all this in a sentence. What cannot be known from so few seeds is NaN.
+        unit), ``low``, ``high`` (of two seeds the range); ``shared_seeds``; ``p``, and
+        ``p_adjusted``, Holm's over the pairs of the table; ``smallest_p``, the least p that so many
+        seeds can give in the sign-flip test, before correction; ``probability_of_improvement``,
+        that a run of b ends above one of a, with Newcombe's interval; ``seeds_needed`` to find such
+        a difference with that ``power`` at the level (1 − confidence) / (pairs with a p), never
+        fewer than the test itself can work with; ``note``, what sets the runs apart that were
+        compared, and which were missing; ``finding``, all this in a sentence. What cannot be known
+        from so few seeds is NaN.
 
     Raises:
         StudyError: a name is unknown or an option impossible, there are fewer than two groups, or a
@@ -127,7 +134,9 @@ def compare(
             ],
         }
     )
-    measured = [_measured(rows, pair_on, interval, test, confidence) for rows in shared]
+    # Two shares are at most 1 apart.
+    limits = (-1.0, 1.0) if limits_of(known_metric(runs, metric)) else None
+    measured = [_measured(rows, pair_on, interval, test, confidence, limits) for rows in shared]
     table = pd.concat([table, pd.DataFrame(measured)], axis=1)
     table["p_adjusted"] = holm(table["p"])
     tested = max(1, len(table["p"].dropna()))
@@ -174,11 +183,16 @@ def _one_each(group: Group, pair_on: list[str]) -> Any:
 
 
 def _measured(
-    rows: Any, pair_on: Sequence[str], interval: IntervalKind, test: Test, confidence: float
+    rows: Any,
+    pair_on: Sequence[str],
+    interval: IntervalKind,
+    test: Test,
+    confidence: float,
+    limits: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """Compares one pair of groups over its shared seeds."""
     differences = rows["value_b"] - rows["value_a"]
-    low, high = interval_of([differences], "mean", interval, confidence)
+    low, high = interval_of([differences], "mean", interval, confidence, limits)
     probable = improvement(_strata(rows, pair_on), confidence=confidence)
     names = ("probability_of_improvement", "improvement_low", "improvement_high")
     return {

@@ -129,6 +129,35 @@ def student_intervals(matrix: ArrayLike, *, confidence: float = 0.95) -> tuple[F
     return mean - half, mean + half
 
 
+def stated_ends(
+    low: ArrayLike, high: ArrayLike, matrix: ArrayLike, limits: tuple[float, float] | None = None
+) -> tuple[Floats, Floats]:
+    """Returns the ends of intervals as tables and figures state them.
+
+    Fewer than ``FEWEST`` values make no interval: their range stands in its place. No end is beyond
+    what the metric can be, which takes nothing from how often the true value is inside.
+
+    Args:
+        low: the lower ends, one a row.
+        high: the upper ends.
+        matrix: the values, rows x units; NaN where one is absent.
+        limits: of the metric, such as (0, 1) for a share; None = it has none.
+    """
+    rows = np.atleast_2d(np.asarray(matrix, dtype=np.float64))
+    lower, upper = (np.array(ends, dtype=np.float64, ndmin=1) for ends in (low, high))
+    count = (~np.isnan(rows)).sum(axis=1)
+    few = (count > 1) & (count < FEWEST)
+    if few.any():
+        lower[few], upper[few] = np.nanmin(rows[few], axis=1), np.nanmax(rows[few], axis=1)
+    if limits is not None:
+        lower, upper = lower.clip(*limits), upper.clip(*limits)
+    return lower, upper
+
+
+FEWEST = 3
+"""Seeds, prompts or documents from which an interval is made."""
+
+
 def percentiles(draws: Floats, confidence: float) -> Floats:
     """Returns the two ends (2 x rows) between which that share of each row of draws lies."""
     tail = (1 - confidence) / 2

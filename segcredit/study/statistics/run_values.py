@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from segcredit.errors import StudyError
-from segcredit.records.schemas import RENAMED
+from segcredit.records.schemas import COLUMNS, RENAMED
 from segcredit.records.tables import Runs, current_name, require_known
 from segcredit.study.statistics.intervals import Floats
 
@@ -28,6 +28,13 @@ COSTS = ("tokens_sampled", "cpu_seconds")
 def metrics_of(runs: Runs) -> list[str]:
     """Returns the names that ``metric`` may have: every column of ``.steps`` that is measured."""
     return [str(column) for column in runs.steps.columns if column not in ("run", "step")]
+
+
+def limits_of(metric: str) -> tuple[float, float] | None:
+    """Returns the least and the largest value that a metric can have; None where there is none."""
+    column = COLUMNS["steps"].get(metric)
+    share = metric.startswith("pass_at_") or (column is not None and column.unit[:5] == "share")
+    return (0.0, 1.0) if share else None
 
 
 def known_metric(runs: Runs, metric: str) -> str:

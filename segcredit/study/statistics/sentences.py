@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from segcredit.study.statistics.intervals import FEWEST
+
 
 def finding(row: Mapping[str, Any], confidence: float, power: float, pairs: int, test: str) -> str:
     """Returns the sentence for one row of ``compare``, with what must be known of its runs.
@@ -31,9 +33,10 @@ def _found(row: Mapping[str, Any], level: float, power: float, pairs: int, test:
     difference = f"{b} minus {a} is {row['difference']:+.3g}"
     if seeds == 1:
         return f"{difference} for the one shared seed, which says nothing of chance; run more."
-    known = (
-        f"{difference} [{row['low']:.3g}, {row['high']:.3g}] over {seeds} shared seeds ({_p(row)})"
-    )
+    ends = f"[{row['low']:.3g}, {row['high']:.3g}]"
+    if seeds < FEWEST:
+        ends = f"(range {row['low']:.3g} to {row['high']:.3g})"
+    known = f"{difference} {ends} over {seeds} shared seeds ({_p(row)})"
     if row["p_adjusted"] <= level:
         return f"{known}: the data separate them."
     limit = _limit(row, level, pairs) if test == "sign_flip" else ""

@@ -15,6 +15,7 @@ from segcredit.study.statistics.intervals import (
     Floats,
     percentiles,
     present_values,
+    stated_ends,
 )
 
 Statistic = Literal["mean", "iqm", "median"]
@@ -46,8 +47,13 @@ def aggregate(values: ArrayLike, statistic: Statistic) -> float:
         StudyError: the statistic is none of mean, iqm and median.
     """
     found = present_values(values)
-    require_known("statistic", [statistic], _STATISTICS)
+    require_statistic(statistic)
     return float(_STATISTICS[statistic](found)) if len(found) else math.nan
+
+
+def require_statistic(statistic: str) -> None:
+    """Raises a StudyError for a statistic that is none of mean, iqm and median."""
+    require_known("statistic", [statistic], _STATISTICS)
 
 
 def stratified_bootstrap(
@@ -142,11 +148,18 @@ def stratified_student(
 
 
 def interval_of(
-    strata: Sequence[ArrayLike], statistic: Statistic, interval: IntervalKind, confidence: float
+    strata: Sequence[ArrayLike],
+    statistic: Statistic,
+    interval: IntervalKind,
+    confidence: float,
+    limits: tuple[float, float] | None,
 ) -> tuple[float, float]:
-    """Returns the interval of that name: "student" or "bootstrap"."""
+    """Returns the interval of that name, "student" or "bootstrap", as ``stated_ends`` has it."""
     require_known("interval", [interval], _INTERVALS)
-    return _INTERVALS[interval](strata, statistic, confidence=confidence)
+    ends = _INTERVALS[interval](strata, statistic, confidence=confidence)
+    values = np.concatenate([np.zeros(0), *map(present_values, strata)])
+    low, high = stated_ends(*ends, values[None], limits)
+    return float(low[0]), float(high[0])
 
 
 def _with_spread(strata: Sequence[ArrayLike]) -> list[Floats]:
@@ -157,7 +170,7 @@ def _with_spread(strata: Sequence[ArrayLike]) -> list[Floats]:
 
 def _draws(strata: list[Floats], statistic: Statistic, resamples: int, seed: int) -> Floats:
     """Computes the statistic of each resample."""
-    require_known("statistic", [statistic], _STATISTICS)
+    require_statistic(statistic)
     generator = np.random.default_rng(seed)
     resampled = [
         values[generator.integers(len(values), size=(resamples, len(values)))] for values in strata

@@ -7,14 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from segcredit.records.tables import Runs, require_known
 from segcredit.study.statistics.groups import Group, groups_of, note_of, table_of
-from segcredit.study.statistics.run_values import last_steps, run_values
+from segcredit.study.statistics.intervals import FEWEST
+from segcredit.study.statistics.run_values import known_metric, last_steps, limits_of, run_values
 from segcredit.study.statistics.stratified import IntervalKind, Statistic, aggregate, interval_of
 
 
@@ -48,27 +49,28 @@ def summarise(
 
     Returns:
         A row a group: the columns of ``by``, then one named as the statistic, ``low`` and ``high``
-        (NaN for fewer than two seeds), ``seeds``, ``start`` (mean of the first recorded values),
-        in the metric's unit; ``tokens_sampled`` and ``cpu_seconds``, the mean cost up to the last
-        value; ``steps``, where the last values were recorded: "20", or "5 to 20"; and ``note``,
-        what sets the runs of a group apart, '' where nothing does.
+        (of two seeds their range, of one NaN; of a share inside [0, 1]), ``seeds``, ``start`` (mean
+        of the first recorded values), in the metric's unit; ``tokens_sampled`` and ``cpu_seconds``,
+        the mean cost up to the last value; ``steps``, where the last values were recorded: "20", or
+        "5 to 20"; and ``note``, what sets the runs of a group apart, '' where nothing does.
 
     Raises:
         StudyError: a column or the metric does not exist, ``by`` is empty, or an option is
             impossible.
     """
     values = run_values(runs, metric)
-    row = _row_maker(runs, statistic, interval, confidence, strata)
+    limits = limits_of(known_metric(runs, metric))
+    row = _row_maker(runs, statistic, interval, confidence, strata, limits)
     groups = groups_of(runs, by, values)
     rows = [
         {
             **group.settings,
-            **row(group),
+            **(found := row(group)),
             "start": group.measured["start"].mean(),
             "tokens_sampled": group.measured["tokens_sampled"].mean(),
             "cpu_seconds": group.measured["cpu_seconds"].mean(),
             "steps": last_steps(group.measured["step"]),
-            "note": note_of(group, strata),
+            "note": _joined(_interval_note(found, limits), note_of(group, strata)),
         }
         for group in groups
     ]
@@ -112,7 +114,8 @@ def learning_areas(
     Raises:
         StudyError: as ``summarise``; or ``per`` goes down, or there is no common budget.
     """
-    row = _row_maker(runs, statistic, interval, confidence, strata)
+    limits = limits_of(known_metric(runs, metric))
+    row = _row_maker(runs, statistic, interval, confidence, strata, limits)
     values = run_values(runs, metric, "area", per=per, budget=budget)
     limit = {"per": per, "budget": values["budget"].iloc[0] if len(values) else float("nan")}
     bound = budget_note(values) if budget is None else ""
@@ -120,13 +123,17 @@ def learning_areas(
     rows = [
         {
             **group.settings,
-            **row(group),
+            **(found := row(group)),
             **limit,
-            "note": "; ".join(filter(None, [bound, note_of(group, strata)])),
+            "note": _joined(bound, _interval_note(found, limits), note_of(group, strata)),
         }
         for group in groups
     ]
     return table_of(rows, groups)
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 RowMaker = Callable[[Group], dict[str, Any]]
@@ -138,17 +145,28 @@ def _row_maker(
     interval: IntervalKind,
     confidence: float,
     strata: Sequence[str],
+    limits: tuple[float, float] | None,
 ) -> RowMaker:
     """Returns the statistic, its interval and the seeds of a group."""
     require_known("config column", strata, runs.runs.columns)
 
     def row(group: Group) -> dict[str, Any]:
         parts = group.strata(strata)
-        low, high = interval_of(parts, statistic, interval, confidence)
+        low, high = interval_of(parts, statistic, interval, confidence, limits)
         centre = aggregate(group.measured["value"], statistic)
         return {statistic: centre, "low": low, "high": high, "seeds": len(group.measured)}
 
     return row
+
+
+def _interval_note(row: Mapping[str, Any], limits: tuple[float, float] | None) -> str:
+    """Says where ``low`` and ``high`` are no interval, or not all of one."""
+    if 1 < row["seeds"] < FEWEST:
+        return f"of {row['seeds']} runs the range is given, which is no interval"
+    if limits is None or row["low"] == row["high"]:
+        return ""
+    beyond = [end for end in (row["low"], row["high"]) if end in limits]
+    return f"too few runs to tell: the interval ends at {beyond[0]:g} alone" if beyond else ""
 
 
 def budget_note(values: Any) -> str:

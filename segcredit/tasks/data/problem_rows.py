@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt
-from segcredit.tasks.data.prompt_templates import Layout, Shot, columns_of, filled
+from segcredit.tasks.data.prompt_templates import (
+    Layout,
+    Shot,
+    columns_of,
+    filled,
+    messages_of,
+    spelt,
+)
 from segcredit.tasks.data.rows import Numbered, Row
-from segcredit.tasks.verifiers.answer_extraction import last_match
+from segcredit.tasks.verifiers.verifier import pattern_match
 
 _SHOWN = 3
 """Rows that a message about skipped ones tells of."""
@@ -48,6 +56,10 @@ class RowReader:
     images: str
     skip: bool
     """True to leave out rows that cannot be used."""
+    fault: Callable[[Any], str]
+    """Tells what the verifier finds wrong with a true answer; '' for nothing."""
+    seconds: float
+    """Seconds that the answer's pattern may take for a row."""
 
     def __post_init__(self) -> None:
         columns_of("prompt", self.prompt)
@@ -109,35 +121,61 @@ class RowReader:
     def made(self, layout: Layout, source: str, problem: Problem, row: Row) -> Prompt:
         """Returns a problem as a prompt."""
         images = self._images(source, problem.key, row) if self.images else ()
-        return layout.prompt(problem.key, problem.question, self._answer(row), images)
+        *before, asked = messages_of(self.prompt, row) or [("user", problem.question)]
+        if not layout.chat:
+            before, asked = [], ("user", problem.question)
+        return layout.prompt(problem.key, asked[1], self._answer(row), images, before)
 
     def _problem(self, one: Numbered) -> Problem:
         if one.fault:
             raise _Malformed(f"{one.fault}.")
-        missing = [name for name in self.columns if one.row.get(name) is None]
+        missing = [name for name in self.columns if part_of(one.row, name) is None]
         if missing:
             raise _Malformed(f"has no {missing[0]!r}; it has {_listed(one.row)}.")
-        if self._answer(one.row) is None:
-            text = str(one.row[self.answer])
-            raise _Malformed(
-                f"has an answer in which {self.answer_pattern!r} finds nothing: it ends"
-                f" {text[-40:]!r}."
-            )
+        self._require_answer(one.row)
         try:
             question = filled(self.prompt, one.row)
         except _UNFILLED as error:
             raise _Malformed(f"does not fill the template {self.prompt!r} ({error!r}).") from error
-        return Problem(
-            one.number, str(one.row[self.key]) if self.key else str(one.number), question
-        )
+        chat = messages_of(self.prompt, one.row)
+        if chat and chat[-1][0] != "user":
+            raise _Malformed(
+                f"has a chat whose last message is the {chat[-1][0]}'s, not the user's."
+            )
+        key = str(part_of(one.row, self.key)) if self.key else str(one.number)
+        return Problem(one.number, key, question)
+
+    def _require_answer(self, row: Row) -> None:
+        if not self.answer:
+            return
+        written = _written(part_of(row, self.answer))
+        if not written or not all(written):
+            raise _Malformed(
+                f"has nothing in {self.answer!r}: an answer is empty, blank or no number, and no"
+                " completion could be right."
+            )
+        found = self._answer(row)
+        several = cast("tuple[Any, ...]", found if isinstance(found, tuple) else (found,))
+        if None in several:
+            raise _Malformed(
+                f"has an answer in which {self.answer_pattern!r} finds nothing: it ends"
+                f" {written[several.index(None)][-40:]!r}."
+            )
+        if fault := next((fault for one in several if (fault := self.fault(one))), ""):
+            raise _Malformed(fault)
 
     def _answer(self, row: Row) -> Any:
-        """Returns the answer to compare with; None where the pattern finds nothing."""
+        """Returns the answer to compare with, several where any is right; None for no match."""
         if not self.answer:
             return {name: value for name, value in row.items() if name != self.images}
-        text = str(row[self.answer])
-        found = last_match(re.compile(self.answer_pattern), text) if self.answer_pattern else text
-        return found and found.strip()
+        found = tuple(map(self._matched, _written(part_of(row, self.answer))))
+        return found[0] if len(found) == 1 else found
+
+    def _matched(self, text: str) -> str | None:
+        if not self.answer_pattern:
+            return text
+        found = pattern_match(self.answer_pattern, text, self.seconds)
+        return (found or "").strip() or None
 
     def _images(self, source: str, key: str, row: Row) -> tuple[bytes, ...]:
         found = row.get(self.images)
@@ -151,6 +189,23 @@ _ADVICE = (
     "Usually a column has another name: set task.prompt, task.answer or task.key; or the file was"
     " cut: task.malformed = 'skip' leaves such rows out."
 )
+
+
+def part_of(row: Row, name: str) -> Any:
+    """Returns a column, or with dots in the name a part of one; None where there is none."""
+    if name in row:
+        return row[name]
+    found: Any = row
+    for part in name.split("."):
+        found = cast("Row", found).get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _written(answer: Any) -> list[str]:
+    """Spells the answers of a row: one, or each of a list; '' for one that is none."""
+    several = cast("list[Any]", answer if isinstance(answer, (list, tuple)) else [answer])
+    empty = (one is None or (isinstance(one, float) and math.isnan(one)) for one in several)
+    return ["" if none else spelt(one).strip() for one, none in zip(several, empty, strict=True)]
 
 
 def _require_new(problem: Problem, found: Mapping[str, Problem]) -> None:

@@ -6,13 +6,16 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, cast
 
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt
 
 Shot = tuple[str, str]
 """A question and its solution, as they stand in a prompt."""
+Message = tuple[str, str]
+"""Role and content of a chat's message."""
 _AFTER_COLUMN = re.compile(r"[.\[]")
 
 
@@ -29,11 +32,18 @@ class Layout:
     system: str = ""
     """'' for none."""
     shots: tuple[Shot, ...] = ()
+    chat_options: tuple[tuple[str, Any], ...] = ()
+    """Arguments of the chat's template, by name."""
 
     def prompt(
-        self, key: str, question: str, answer: Any, images: tuple[bytes, ...] = ()
+        self,
+        key: str,
+        question: str,
+        answer: Any,
+        images: tuple[bytes, ...] = (),
+        before: Sequence[Message] = (),
     ) -> Prompt:
-        """Returns a question as a prompt."""
+        """Returns a question as a prompt, in a chat after the messages before it."""
         if not self.chat:
             shown = [asked + solved for asked, solved in self.shots]
             text = "\n\n".join([*filter(None, [self.system]), *shown, question])
@@ -44,7 +54,8 @@ class Layout:
             for asked, solved in self.shots
             for turn in (("user", asked), ("assistant", solved.strip()))
         ]
-        return Prompt(key, question, answer, images, chat=(*system, *turns))
+        chat = (*system, *turns, *before)
+        return Prompt(key, question, answer, images, chat, self.chat_options)
 
 
 def columns_of(option: str, template: str) -> list[str]:
@@ -70,7 +81,32 @@ def filled(template: str, row: Mapping[str, Any]) -> str:
         KeyError, IndexError, AttributeError, TypeError, ValueError: the row does not have what the
             template takes out of one of its columns.
     """
-    return template.format_map(row)
+    chat = messages_of(template, row)
+    if chat:
+        return "\n\n".join(content for _, content in chat)
+    return _Decimals().vformat(template, (), row)
+
+
+def messages_of(template: str, row: Mapping[str, Any]) -> list[Message]:
+    """Returns the messages of a chat, where the template is a column of them; none otherwise."""
+    column = template.strip()[1:-1]
+    found: Any = row.get(column) if template.strip() == f"{{{column}}}" else None
+    several = cast("list[Any]", found) if isinstance(found, list) else []
+    parts = [cast("Mapping[str, Any]", one) for one in several if isinstance(one, Mapping)]
+    if len(parts) != len(several) or not all({"role", "content"} <= one.keys() for one in parts):
+        return []
+    return [(str(one["role"]), str(one["content"])) for one in parts]
+
+
+def spelt(value: Any) -> str:
+    """Spells a value of a column; a number as a decimal, since 1e-05 may be read as e - 5."""
+    number = isinstance(value, Decimal | float)
+    return format(Decimal(str(value)), "f") if number else str(value)
+
+
+class _Decimals(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return format(value, format_spec) if format_spec else spelt(value)
 
 
 def require_shots(shots: Sequence[Shot], wanted: int, source: str) -> None:

@@ -5,19 +5,30 @@ JSON is read here since a bad line must be told by its number, and may be skippe
 
 from __future__ import annotations
 
+import bz2
 import copy
+import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from segcredit.errors import TaskError
+from segcredit.atomic_files import require_file
+from segcredit.errors import UNREADABLE, TaskError, parser_words
 
 Row = Mapping[str, Any]
 _FILES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 """Local files that ``datasets`` reads, and what it calls them."""
+_COMPRESSED: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+"""Endings of compressed JSON, and what opens such a file."""
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
@@ -96,7 +107,9 @@ class Source:
 
     @property
     def _is_json(self) -> bool:
-        return Path(self.name).suffix.lower() in (".jsonl", ".json")
+        path = Path(self.name.lower())
+        inner = path.with_suffix("") if path.suffix in _COMPRESSED else path
+        return inner.suffix in (".jsonl", ".json")
 
     def _loaded(self, *, streaming: bool) -> Any:
         """Loads the rows as ``datasets`` holds them, images packed as they were stored."""
@@ -207,14 +220,18 @@ def _json_rows(path: str) -> Iterator[Numbered]:
         TaskError: the file cannot be read, or begins a list that is none.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        # With a byte order mark, which Windows writes, or without.
+        with _COMPRESSED.get(Path(path).suffix.lower(), open)(
+            require_file(Path(path)), "rt", encoding="utf-8-sig"
+        ) as file:
             begin = file.read(1)
             file.seek(0)
             yield from _listed(path, file.read()) if begin == "[" else _lines(file)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise TaskError(
             f"the problems {path!r} cannot be read ({error}); expected a JSON Lines file, or one"
-            " JSON list, in UTF-8. Check task.source."
+            " JSON list, in UTF-8, compressed by gzip, bzip2 or xz if its name says so. Check"
+            " task.source."
         ) from error
 
 
@@ -224,17 +241,17 @@ def _lines(lines: Iterator[str]) -> Iterator[Numbered]:
         place = f"row {number}, line {line}"
         try:
             yield _object(number, place, json.loads(text))
-        except ValueError as error:
-            yield Numbered(number, place, {}, f"is no JSON ({error})")
+        except UNREADABLE as error:
+            yield Numbered(number, place, {}, f"is no JSON ({parser_words(error)})")
 
 
 def _listed(path: str, text: str) -> Iterator[Numbered]:
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise TaskError(
-            f"{path!r} is no JSON ({error}); expected a list of objects, or one object a line."
-            " Usually the file was cut."
+            f"{path!r} is no JSON ({parser_words(error)}); expected a list of objects, or one"
+            " object a line. Usually the file was cut."
         ) from error
     for number, row in enumerate(rows):
         yield _object(number, f"row {number}", row)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def scoring(generator: str, options: str) -> Callable[..., dict[str, Any]]:
-    """Returns a function of a problem's number and an answer: what the generator gives for it.
+    """Returns a function of a problem's number and a text: what the generator gives for it.
 
     Args:
         generator: its name.
@@ -21,7 +21,8 @@ def scoring(generator: str, options: str) -> Callable[..., dict[str, Any]]:
     problems = library.create_dataset(generator, seed=0, **json.loads(options))
     problem = functools.lru_cache(maxsize=64)(problems.__getitem__)
 
-    def reward(number: int, answer: str) -> dict[str, Any]:
-        return {"reward": float(problems.score_answer(answer, problem(number)))}
+    def reward(number: int, text: str) -> dict[str, Any]:
+        given = float(problems.score_answer(text, problem(number)))
+        return {"reward": given, "answer": " ".join(text.split())}
 
     return reward

@@ -34,10 +34,36 @@ def verifier(path: str) -> Callable[..., dict[str, Any]]:
 
 def _fields(found: Any) -> dict[str, Any]:
     if isinstance(found, Verdict):
-        return {field.name: getattr(found, field.name) for field in fields(found)}
-    # NumPy's numbers are numbers to Python too, its flags are not.
-    is_number = isinstance(found, (numbers.Real, np.bool_))
-    reward = float(cast(float, found)) if is_number else math.nan
+        told = {field.name: getattr(found, field.name) for field in fields(found)}
+        wrong = [name for name, value in told.items() if not _KINDS[name](value)]
+        shown = ", ".join(f"{name}={told[name]!r:.80}" for name in wrong)
+        if wrong:
+            return {"nonsense": f"a Verdict with {shown}"}
+        return told | {"reward": float(found.reward), "correct": bool(found.correct)}
+    reward = float(found) if _is_number(found) else math.nan
     if math.isfinite(reward):
         return {"reward": reward, "correct": reward >= 1.0}
     return {"nonsense": f"{cast(object, found)!r:.80} ({type(cast(object, found)).__name__})"}
+
+
+def _is_number(value: object) -> bool:
+    # NumPy's numbers are numbers to Python too, its flags are not.
+    return isinstance(value, (numbers.Real, np.bool_))
+
+
+def _is_reward(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "reward": _is_reward,
+    "correct": _is_flag,
+    "process_correct": lambda value: isinstance(value, bool | None),
+    "answer": lambda value: isinstance(value, str | None),
+    "timed_out": lambda value: isinstance(value, bool),
+}
+"""Test of each field of a verdict."""

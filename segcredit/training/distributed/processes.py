@@ -335,20 +335,19 @@ def stoppable(processes: Processes) -> Generator[None]:
     """Turns being told to stop (SIGTERM) into a ``KeyboardInterrupt``, so that it is recorded.
 
     A launcher tells the survivors so when a process was lost, wherever they are: in a verifier,
-    whose errors would be taken for its own. Leaves one process, and threads other than the main
-    one, as they are.
+    whose errors would be taken for its own. Leaves threads other than the main one as they are.
     """
-    if processes.count == 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows records it
-        if gone := processes.gone(patience=0.5):
+        if processes.count > 1 and (gone := processes.gone(patience=0.5)):
             raise KeyboardInterrupt(_lost(gone, processes.count))
         raise KeyboardInterrupt(
-            "stopped by SIGTERM. Usually the launcher sent it because another process was lost or"
-            " failed, as its last lines say, or a scheduler because the time was over."
+            "stopped by SIGTERM. Usually a scheduler sent it because the time was over, or a"
+            " launcher because another process was lost or failed, as its last lines say."
         )
 
     before = signal.signal(signal.SIGTERM, stop)

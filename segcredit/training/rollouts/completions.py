@@ -5,16 +5,20 @@ Letters as in ``segcredit.types``.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segcredit.errors import TaskError, require_type
+from segcredit.errors import ShapeError, TaskError, require_type, shown, told
 from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Policy, Prompt, SupportsResume, Task, Verdict, capability
 from segcredit.types import RolloutBatch, RowTable, SamplingParams, TokenScores
@@ -233,21 +237,31 @@ def verify(
     Raises:
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    rows = zip(prompts, texts, _integers(truncated), strict=True)
-    return tuple(_judge(task, prompt, text, bool(cut)) for prompt, text, cut in rows)
+    judge = functools.partial(_judge, task)
+    rows = (prompts, texts, map(bool, _integers(truncated)))
+    if task.judges() == 1:
+        return tuple(map(judge, *rows))
+    with ThreadPoolExecutor(task.judges()) as threads:
+        return tuple(threads.map(judge, *rows))
 
 
 def _judge(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
     try:
         verdict = task.verify(prompt, text, truncated=truncated)
         require_type("verify", verdict, Verdict)
+        _require_reward(verdict.reward)
         return verdict
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
-            f"the verifier of task {type(task).__name__!r} raised {type(error).__name__}: {error}"
-            f" on prompt {prompt.key!r} with the completion {text[:200]!r}. A verifier must judge"
-            " any text; give what it cannot read a reward of 0."
+            f"the verifier of task {type(task).__name__!r} raised {told(error)} on prompt"
+            f" {prompt.key!r} with the completion {text[:200]!r}. A verifier must judge any text;"
+            " give what it cannot read a reward of 0."
         ) from error
+
+
+def _require_reward(reward: object) -> None:
+    if not isinstance(reward, Real) or not math.isfinite(reward):
+        raise ShapeError(f"verify returned the reward {shown(reward)}; expected a finite number.")
 
 
 def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) -> RolloutBatch:

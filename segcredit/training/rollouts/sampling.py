@@ -40,6 +40,8 @@ class Sampled:
     """Rounds of sampling that it took; more than one in dynamic sampling alone."""
     scores: TokenScores | None = None
     """Scores of the rollouts with gradients, where the pass that made them also trains on them."""
+    timeouts: int = 0
+    """Completions that took the verifier longer than allowed."""
 
 
 def sample(run: Run, step: int) -> Sampled:
@@ -78,7 +80,8 @@ def _sampled(run: Run, step: int) -> Sampled:
         scores = _scores(run, unscored, trained=step > 0)
         priced = _priced(run, with_scores(unscored, scores))
     kept = scores if scores.logprobs.requires_grad else None
-    return Sampled(priced, found.prompts, tokens, rounds, kept)
+    timeouts = sum(verdict.timed_out for verdict in found.verdicts)
+    return Sampled(priced, found.prompts, tokens, rounds, kept, timeouts)
 
 
 def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:

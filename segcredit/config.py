@@ -32,7 +32,14 @@ from pydantic import (
 )
 
 from segcredit import old_keys, registry
-from segcredit.errors import UNREADABLE, ConfigError, did_you_mean, parser_words, shown
+from segcredit.errors import (
+    UNREADABLE,
+    ConfigError,
+    did_you_mean,
+    parser_words,
+    pydantic_words,
+    shown,
+)
 from segcredit.objective.policy_loss import KL
 
 
@@ -536,7 +543,7 @@ def _sentence(model: type[BaseModel], fault: Any, prefix: str) -> str:
         known = _known_keys(model, fault["loc"][:-1])
         hint = did_you_mean(str(fault["loc"][-1]), known)
         return f"{path}: there is no such key{hint} Keys here are {', '.join(known)}."
-    message = str(fault["msg"]).removeprefix("Value error, ").removesuffix(".")
+    message = pydantic_words(fault["msg"])
     if isinstance(fault["input"], Mapping):  # a whole section: the message says what is wrong in it
         return f"{path}: {message}." if path else f"{message}."
     return f"{path}: {message}; found {shown(fault['input'])}."

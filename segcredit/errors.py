@@ -23,6 +23,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Generator, Iterable, Sequence
@@ -103,6 +104,12 @@ def parser_words(error: ValueError | RecursionError) -> str:
     if "integer string conversion" in str(error):
         return f"an integer has more than {sys.get_int_max_str_digits():,} digits"
     return shown(str(error), plain=True)
+
+
+def pydantic_words(message: str) -> str:
+    """Returns what pydantic says of a value, as the end of a sentence; small numbers as 1e-09."""
+    bare = message.removeprefix("Value error, ").removesuffix(".")
+    return re.sub(r"\b0\.0{3,}\d+", lambda small: f"{float(small[0]):g}", bare)
 
 
 def shown(value: object, *, plain: bool = False, most: int = 200) -> str:

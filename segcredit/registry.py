@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, get_typ
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from segcredit.errors import RegistryError, SegcreditError, did_you_mean, shown, told
+from segcredit.errors import (
+    RegistryError,
+    SegcreditError,
+    did_you_mean,
+    pydantic_words,
+    shown,
+    told,
+)
 
 # The protocols import torch, which a list of names does not wait for.
 if TYPE_CHECKING:
@@ -276,7 +283,7 @@ class Registry(Generic[T]):
         except ValidationError as error:
             fault = error.errors()[0]
             place = shown(".".join(map(str, (key, *fault["loc"]))))
-            message = fault["msg"].removeprefix("Value error, ").lower().removesuffix(".")
+            message = pydantic_words(fault["msg"]).lower()
             raise RegistryError(
                 f"{self.kind} {name!r}: option {place} is {shown(fault['input'])}; {message}."
             ) from error

@@ -185,7 +185,7 @@ def test_length_scale_takes_the_place_of_lam() -> None:
     # 0.05 x 60 = 3 tokens: lambda 2/3. 0.05 x 30 = 1.5: 1/3. 0.05 x 3 is below 1: 0.
     for row, lam in ((0, 2 / 3), (1, 1 / 3), (2, 0.0)):
         assert torch.allclose(adaptive[row], credit(lam=lam)[row], rtol=0, atol=1e-12)
-    assert torch.allclose(credit(length_scale=1e12), credit(lam=1.0), rtol=0, atol=1e-9)
+    assert torch.allclose(credit(length_scale=1e9), credit(lam=1.0), rtol=0, atol=1e-6)
     assert not torch.allclose(adaptive, credit())
 
 
@@ -251,9 +251,9 @@ def test_less_than_one_token_in_all_still_has_a_mean() -> None:
         ("group_scaled", {"eps": 0.0}, "one to be above 0"),
         ("whitened", {"weight": "row"}, "weight"),
         ("whitened", {"ddof": 2}, "ddof"),
-        ("whitened", {"eps": 0.0}, "eps is 0.0; expected a number above 0"),
+        ("whitened", {"eps": 0.0}, "eps. is 0.0; .*1e-30"),
         ("whitened", {"clamp": 0.0}, "clamp is 0.0; expected a number above 0"),
-        ("gae", {"length_scale": 0.0}, "length_scale is 0.0; expected a number above 0"),
+        ("gae", {"length_scale": 0.0}, "length_scale. is 0.0; .*1e-09"),
         ("gae", {"gamma": 1.5}, "gamma is 1.5; expected a number between 0 and 1"),
     ],
 )

@@ -303,7 +303,7 @@ def test_the_default_is_the_method_itself():
     ("override", "error", "message"),
     [
         ("audit.prompts=0", ConfigError, "audit.prompts: .*greater than or equal to 2; found 0"),
-        ("audit.continuations=0", ConfigError, "audit.continuations: .*or equal to 0.000001"),
+        ("audit.continuations=0", ConfigError, "audit.continuations: .*or equal to 1e-06"),
         ("audit.segmenters=[]", ConfigError, "audit.segmenters: .*at least 1"),
         ("audit.promts=3", ConfigError, "audit.promts: there is no such key.*prompts"),
         ('audit.segmenters=["newlin"]', RegistryError, "audit.segmenters: .*newline"),

@@ -361,8 +361,8 @@ def test_centering_does_not_read_padding():
     ("name", "options", "sentence"),
     [
         ("equations", {"modulus": 1}, "at least 2"),
-        ("equations", {"right": math.nan}, "expected a finite reward"),
-        ("min_form", {"inner": "equations", "temperature": 0.0}, "expected a finite number above"),
+        ("equations", {"right": math.nan}, "'right' is nan.*finite"),
+        ("min_form", {"inner": "equations", "temperature": 0.0}, "'temperature' is 0.0"),
         ("min_form", {"inner": "equations", "form": "hard"}, "'softmax' or 'strict'"),
         ("leave_one_out_centered", {"inner": "equations", "per": "row"}, "'token' or 'segment'"),
         ("leave_one_out_centered", {"inner": "equations", "singleton": "x"}, "'zero' or 'reward'"),

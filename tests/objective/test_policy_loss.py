@@ -423,7 +423,7 @@ def test_a_divergence_without_a_limit(tmp_path: Any) -> None:
 
 
 def test_a_step_that_takes_no_token_moves_nothing() -> None:
-    run, batch = start("loss.tokens=low_probability", "loss.probability_below=1e-30")
+    run, batch = start("loss.tokens=low_probability", "loss.probability_below=1e-9")
     assert not batch.token_weights.any()
     before = [p.detach().clone() for p in run.policy.module.parameters()]
     figures = update.improve(run, batch, 1)

@@ -16,7 +16,7 @@ from segcredit import load_config, read_runs, registry, train
 from segcredit.config import RunConfig
 from segcredit.credit_audit import audit, load_audit_config
 from segcredit.credit_audit.truth import load_truth, measure_truth
-from segcredit.errors import PolicyError, StudyError
+from segcredit.errors import PolicyError, RegistryError, StudyError
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.sft_loss import imitation_losses
 from segcredit.policy.tiny.tiny_vlm import TinyVLM
@@ -131,7 +131,7 @@ class Silent(Picture):
         (lambda: TinyVLM(architecture="other"), ValueError, "expected one of llava, qwen2_5_vl"),
         (lambda: TinyVLM(square=15), ValueError, "even number that divides the image_size 64"),
         (lambda: TinyVLM(hidden_size=72, heads=8), ValueError, "multiple of four times the 8"),
-        (lambda: TinyVLM(layers=0), ValueError, "layers is 0"),
+        (lambda: registry.policies.build("tiny_vlm", layers=0), RegistryError, "'layers' is 0"),
         (lambda: _load("llava", Silent()), PolicyError, "has no alphabet"),
     ],
 )

@@ -24,7 +24,7 @@ def judge(prompt, text):
     if text == "crash":
         os._exit(3)
     if text == "pipe":
-        for place in range(3, 30):
+        for place in range(3, 4096):  # the descriptor has the number that it has in the parent
             try:
                 os.write(place, b"\\x00\\x00\\xff\\xff")
             except OSError:

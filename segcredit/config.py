@@ -41,6 +41,7 @@ from segcredit.errors import (
     shown,
 )
 from segcredit.objective.policy_loss import KL
+from segcredit.types import SamplingParams, stop_strings
 
 
 def _as_table(value: object) -> object:
@@ -121,6 +122,8 @@ class RolloutsConfig(_Section):
     temperature: float = Field(ge=0.01, le=100)
     """Logits are divided by it: below 0.01 a likeliest token is all that is left of them."""
     max_new_tokens: Count
+    stop: Annotated[tuple[str, ...], BeforeValidator(stop_strings)] = Field((), max_length=64)
+    """Strings that end a completion: with the token that completes the first one in its text."""
     layout: Literal["independent", "tree"]
     """Independent completions of a prompt, or a tree whose rows share prefixes."""
     branches: tuple[Count, ...] = Field(max_length=64)
@@ -138,6 +141,10 @@ class RolloutsConfig(_Section):
     """Last tokens before ``max_new_tokens`` over which a penalty on length grows from 0."""
     overlong_penalty: Weight
     """Penalty at ``max_new_tokens``, in reward units."""
+
+    def sampling(self) -> SamplingParams:
+        """Returns the settings of a completion, drawn at the policy's temperature."""
+        return SamplingParams(max_new_tokens=self.max_new_tokens, stop=self.stop)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RolloutsConfig:
@@ -316,7 +323,10 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Returns every key but who carries the run and who watches it; names its directory."""
-        return self.model_dump(exclude={"record": {"trackers"}, "train": {"processes", "parallel"}})
+        others = {"record": {"trackers"}, "train": {"processes", "parallel"}}
+        # Runs that were stored before there were stop strings keep their identity.
+        unset = set[str]() if self.rollouts.stop else {"stop"}
+        return self.model_dump(exclude={**others, "rollouts": unset})
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Yields dotted path, registry and table of every plug-in that the run uses."""

@@ -459,7 +459,7 @@ def _chosen_before(
     rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor, instead_N: Tensor | None
 ) -> list[list[int]]:
     """Returns the tokens that the policy chose before each position, since the last hole."""
-    mask_BT, kept_N = rollouts.action_mask, positions_N - (instead_N is not None)
+    mask_BT, kept_N = rollouts.action_mask, positions_N - int(instead_N is not None)
     columns_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
     # After the last hole among the tokens before each of the T + 1 positions.
     starts_BE = pad((columns_T * ~mask_BT).cummax(1).values, (1, 0))

@@ -27,7 +27,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -145,6 +147,14 @@ class RolloutsConfig(_Section):
     def sampling(self) -> SamplingParams:
         """Returns the settings of a completion, drawn at the policy's temperature."""
         return SamplingParams(max_new_tokens=self.max_new_tokens, stop=self.stop)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = write(self)
+        # Runs that were stored before there were stop strings keep their identity.
+        if not self.stop:
+            del found["stop"]
+        return found
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RolloutsConfig:
@@ -323,10 +333,7 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Returns every key but who carries the run and who watches it; names its directory."""
-        others = {"record": {"trackers"}, "train": {"processes", "parallel"}}
-        # Runs that were stored before there were stop strings keep their identity.
-        unset = set[str]() if self.rollouts.stop else {"stop"}
-        return self.model_dump(exclude={**others, "rollouts": unset})
+        return self.model_dump(exclude={"record": {"trackers"}, "train": {"processes", "parallel"}})
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Yields dotted path, registry and table of every plug-in that the run uses."""

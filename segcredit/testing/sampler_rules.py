@@ -233,9 +233,11 @@ def _sampler_ends_rows_where_it_is_told(checked: CheckedPlugin) -> None:
     trial = _trial(checked)
     plain_BT = trial.draw(_GREEDY, "greedy decoding")
     lengths_B = torch.tensor([6, 1, 5, 2, 4])
-    params = replace(
-        _GREEDY, ended=lambda ids_BT, rows_N: ids_BT.shape[1] >= lengths_B[rows_N.cpu()]
-    )
+
+    def ended(ids_BT: Tensor, rows_N: Tensor) -> Tensor:
+        return (ids_BT.shape[1] >= lengths_B[rows_N.cpu()]).to(ids_BT.device)
+
+    params = replace(_GREEDY, ended=ended)
     ids_BT = trial.draw(params, "greedy decoding with rows that end by params.ended")
     for row, length in enumerate(map(int, lengths_B)):
         found, expected = (list(map(int, x[row, :length])) for x in (ids_BT, plain_BT))

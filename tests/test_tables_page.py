@@ -41,7 +41,12 @@ def test_the_page_says_of_each_column_what_its_declaration_says(table: Table) ->
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run of a method with a critic, with every option on that adds a column."""
     own = ["train.steps=2", "loss.kl_loss=0.01", "loss.bound.dual=3.0"]
-    own += [STOP, "loss.ratio_segmenter=whole", "process_reward=equations", "evaluate.completions=2"]
+    own += [
+        STOP,
+        "loss.ratio_segmenter=whole",
+        "process_reward=equations",
+        "evaluate.completions=2",
+    ]
     path = tmp_path_factory.mktemp("runs") / "run"
     return read_runs(train(load_config("sapo", [*SMALL, *own]), path))
 

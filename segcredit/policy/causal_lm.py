@@ -406,10 +406,10 @@ class CausalPolicy(_Deterministic):
             )
             ids_BT = _checked_ids(drawn, len(ids), params.max_new_tokens)
         ended_BT = torch.isin(ids_BT, torch.tensor(self.end_ids, device=ids_BT.device))
-        # Whatever the sampler made of stop strings: it may know nothing of them.
-        ended_BT = ended_BT if stops is None else ended_BT | stops.ends(ids_BT)
-        # The first end itself has no end before it, whatever the pad id is.
-        mask_BT = ended_BT.long().cumsum(1) - ended_BT.long() == 0
+        if stops is not None:
+            # Whatever the sampler made of them: it may know nothing of stop strings.
+            ended_BT = ended_BT | stops.ends(ids_BT.where(_up_to_first(ended_BT), self.pad_id))
+        mask_BT = _up_to_first(ended_BT)
         logprobs_BT = None if drawn.logprobs is None else drawn.logprobs.masked_fill(~mask_BT, 0)
         ids_BT = ids_BT.where(mask_BT, self.pad_id)
         return Generation(ids_BT, mask_BT, ~ended_BT.any(1), logprobs_BT)
@@ -453,6 +453,11 @@ def _checked_ids(drawn: SampledTokens, rows: int, most: int) -> Int[Tensor, "B T
     if given is not None:
         require_shape("sample (log-probs)", given, ids.shape)
     return ids
+
+
+def _up_to_first(ended_BT: Tensor) -> Bool[Tensor, "B T"]:
+    """Marks each row up to its first end, and on it: that has no end before it."""
+    return ended_BT.long().cumsum(1) - ended_BT.long() == 0
 
 
 def _chosen_before(

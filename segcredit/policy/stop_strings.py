@@ -24,19 +24,19 @@ _OTHERS = 0.75
 """Share of the replacement characters that may stand for the other bytes of one character."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StopStrings:
     """Stop strings of a batch of rows, each of which may go on from tokens before it.
 
-    Cost: of most tokens a look at their last characters' table; a row's tail is decoded where a
-    token has the last character of a stop string, and the whole row where the tail has it all.
+    Cost: most tokens are looked up alone; a row's tail is decoded where a token has the last
+    character of a stop string, and the whole row where the tail has all of it.
     """
 
     strings: tuple[str, ...]
     table: PieceTable
     before: Sequence[Sequence[int]] = ()
     """Tokens in front of each row that are of the same text; empty where no row has any."""
-    _known: dict[int, bool] = field(default_factory=dict[int, bool], init=False, compare=False)
+    _known: dict[int, bool] = field(default_factory=dict[int, bool], init=False)
     """Tokens that were looked at, and whether they may end a row."""
 
     def __call__(self, ids_BT: Int[Tensor, "B T"], rows_N: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:

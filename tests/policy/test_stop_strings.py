@@ -23,7 +23,7 @@ from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.samplers.lean import Lean
 from segcredit.policy.stop_strings import StopStrings
 from segcredit.policy.token_spans import PieceTable
-from segcredit.types import Generation, RolloutBatch, SamplingParams, stop_strings
+from segcredit.types import Generation, RolloutBatch, SampledTokens, SamplingParams, stop_strings
 
 
 def first(ids: Sequence[int], decode: Decode, *strings: str) -> int | None:
@@ -123,16 +123,18 @@ def test_a_row_is_not_decoded_at_every_token() -> None:
 
 
 A, B, E1, E2 = _written("bytes", "abé")
-END = 256
+END, PAD = 256, 257
 LIMIT = 12
 STOP = ("ab", "bé")
 
 
 class Unaware(Generate):
-    """A sampler that knows nothing of stop strings."""
+    """A sampler that knows nothing of stop strings, and has no token behind a row's end."""
 
     def sample(self, *args: Any, params: SamplingParams, **options: Any) -> Any:
-        return super().sample(*args, params=replace(params, stop=(), ended=None), **options)
+        plain = replace(params, stop=(), ended=None)
+        found = super().sample(*args, params=plain, **options)
+        return SampledTokens(found.ids.masked_fill(found.ids == PAD, -1))
 
 
 SAMPLERS = [Generate(), Lean(), Unaware()]
@@ -255,7 +257,7 @@ def resumed(
         torch.as_tensor(rows),
         torch.as_tensor(positions),
         params=params_of(*stop, greedy=greedy),
-        micro_tokens=200,
+        micro_tokens=2000,
         generator=seeded(3),
         instead_N=None if instead is None else torch.as_tensor(instead),
     )
@@ -267,7 +269,7 @@ def test_continuations_are_those_without_stop_strings_cut_over_the_seam(sampler:
     made = drawn(policy, *STOP)
     rollouts = rollouts_of(policy, made)
     lengths = made.mask.sum(1).tolist()
-    states = [(row, at) for row, length in enumerate(lengths) for at in range(length)] * 2
+    states = [(row, at) for row, length in enumerate(lengths) for at in range(length)]
     rows, positions = map(list, zip(*states, strict=True))
     plain = rows_of(resumed(policy, rollouts, rows, positions))
     found = resumed(policy, rollouts, rows, positions, *STOP)

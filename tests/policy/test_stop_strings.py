@@ -67,6 +67,7 @@ WRITTEN = [
     ("bytes", "aaab", ["aab"], 3, "an occurrence that overlaps a false start"),
     ("bytes", "Answer: 3\n\nQuestion", ["\n\nQuestion:"], None, "all but its last character"),
     ("bytes", "", ["a"], None, "nothing"),
+    ("sentence_piece", "语" * 8 + "😀", ["😀"], 27, "no beginning of a character at the tail's"),
 ]
 
 
@@ -100,13 +101,15 @@ def test_tokens_need_not_begin_and_end_with_it(
     assert first(ids, _decode_pieces, string) == place
 
 
-def test_what_comes_later_changes_no_stop() -> None:
+def test_what_comes_later_changes_no_stop_and_what_came_before_may() -> None:
     """A later byte makes those before it no character; the row had ended by then."""
     decode, _ = DECODERS["sentence_piece"]
     ids = _written("sentence_piece", "é")
     broken = [*ids, 4 + 0xFF]
     assert "é" not in decode(broken)
     assert first(broken, decode, "é") == 1
+    # A byte long before makes those after it none.
+    assert first([4 + 0xFF, *_written("sentence_piece", "\nabcdefé")], decode, "é") is None
 
 
 def test_a_row_is_not_decoded_at_every_token() -> None:
@@ -217,7 +220,8 @@ def test_rows_that_leave_the_batch_leave_the_others_as_they_are() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS[:2], ids=lambda one: type(one).__name__)
 def test_samplers_end_rows_early(sampler: Any) -> None:
     policy = policy_with(sampler)
-    assert drawn(policy, "a", "b", "é", limit=400).ids.shape[1] < 40
+    made, plain = drawn(policy, "a", "b", "é", limit=400), drawn(policy, limit=400)
+    assert 2 * made.ids.shape[1] < plain.ids.shape[1]
 
 
 def test_one_that_is_complete_at_the_limit_is_not_truncated() -> None:

@@ -27,7 +27,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -41,6 +43,7 @@ from segcredit.errors import (
     shown,
 )
 from segcredit.objective.policy_loss import KL
+from segcredit.types import SamplingParams, stop_strings
 
 
 def _as_table(value: object) -> object:
@@ -121,6 +124,8 @@ class RolloutsConfig(_Section):
     temperature: float = Field(ge=0.01, le=100)
     """Logits are divided by it: below 0.01 a likeliest token is all that is left of them."""
     max_new_tokens: Count
+    stop: Annotated[tuple[str, ...], BeforeValidator(stop_strings)] = Field((), max_length=64)
+    """Strings that end a completion: with the token that completes the first one in its text."""
     layout: Literal["independent", "tree"]
     """Independent completions of a prompt, or a tree whose rows share prefixes."""
     branches: tuple[Count, ...] = Field(max_length=64)
@@ -138,6 +143,18 @@ class RolloutsConfig(_Section):
     """Last tokens before ``max_new_tokens`` over which a penalty on length grows from 0."""
     overlong_penalty: Weight
     """Penalty at ``max_new_tokens``, in reward units."""
+
+    def sampling(self) -> SamplingParams:
+        """Returns the settings of a completion, drawn at the policy's temperature."""
+        return SamplingParams(max_new_tokens=self.max_new_tokens, stop=self.stop)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = write(self)
+        # Runs that were stored before there were stop strings keep their identity.
+        if not self.stop:
+            del found["stop"]
+        return found
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RolloutsConfig:

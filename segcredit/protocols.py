@@ -451,7 +451,11 @@ class Policy(Protocol):
         params: SamplingParams,
         generator: torch.Generator,
     ) -> Generation:
-        """Samples a completion for each prompt, all in one batch."""
+        """Samples a completion for each prompt, all in one batch.
+
+        It ends with its first end token, with the token that completes a string of ``params.stop``
+        in its own text, or at the limit, where it is truncated.
+        """
         ...
 
     def sync(self) -> None:
@@ -485,7 +489,8 @@ class SupportsResume(Protocol):
 
         ``params.max_new_tokens`` limits whole completions, the tokens before the position included.
         ``instead_N`` stands in the place of the token just before each position; after an end
-        token there is nothing new. Returns the new tokens alone, a row for each of N states.
+        token there is nothing new, nor after a string of ``params.stop``, which may begin before
+        the position. Returns the new tokens alone, a row for each of N states.
         """
         ...
 
@@ -577,7 +582,11 @@ class Sampler(Protocol):
         cache: Any = None,
         inputs: Mapping[str, Tensor] | None = None,
     ) -> SampledTokens:
-        """Samples one completion a row; what follows a row's first end token is ignored.
+        """Samples one completion a row; what follows a row's end is ignored.
+
+        It ends with its first end token, or where ``params.ended`` tells of a stop string, which a
+        sampler may do without. An engine with stop strings of its own may take ``params.stop``, as
+        long as it gives the tokens of the stop string as well.
 
         ``cache``: keys and values of every prompt column but the last, as the model's own cache
         class; spares their computation, and a sampler may do without. ``inputs``: what the model

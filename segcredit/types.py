@@ -8,7 +8,7 @@ returns a new object. Letters: ``B`` completions, ``Tp`` prompt tokens, ``T`` co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -75,7 +75,7 @@ class RolloutBatch(RowTable):
     token_rewards: Float[Tensor, "B T"]
     """The verifier's reward on the last action token, and any penalty on action tokens."""
     truncated: Bool[Tensor, "B"]
-    """True where no end token came before the length limit."""
+    """True where neither an end token nor a stop string came before the length limit."""
     reference_logprobs: Float[Tensor, "B T"] | None = None
     """Nats, under the frozen reference policy, where a KL term needs them."""
     sampler_logprobs: Float[Tensor, "B T"] | None = None
@@ -169,29 +169,68 @@ class TokenScores(RowTable):
     hidden: Float[Tensor, "B T H"]
 
 
+RowsEnded = Callable[[Tensor, Tensor], Tensor]
+"""Tells of rows (N,) of new tokens (B,T) whether their last one completes a stop string: (N,)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """The settings of a request for completions.
 
-    Callers of a policy choose the length and whether to be greedy. The policy fills in the rest
-    before it asks its sampler, since it scores under the same temperature and ids.
+    Callers of a policy choose the length, stop strings, and whether to be greedy. The policy fills
+    in the rest before it asks its sampler, since it scores under the same temperature and ids.
+
+    Raises:
+        ValueError: a stop string is empty, or none that a text could hold.
     """
 
     max_new_tokens: int
     """Limit of a completion; where one is resumed, its tokens before the position included."""
     greedy: bool = False
     """True takes the likeliest token each time, and draws nothing."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion: with the token that completes the first one in its text."""
     temperature: float = 1.0
     """Divides the logits; greater than 0."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end a completion, and belong to it."""
     suppressed_ids: tuple[int, ...] = ()
     """Tokens of probability 0."""
+    ended: RowsEnded | None = None
+    """Tells where a row may end because of ``stop``. A sampler may do without: the policy cuts what
+    it draws."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", stop_strings(self.stop))
+
+
+def stop_strings(value: object) -> tuple[str, ...]:
+    """Returns stop strings as a tuple; a bare string is one of them.
+
+    Raises:
+        ValueError: it is not a list of texts, one is empty, or holds what stands for parts of a
+            character.
+    """
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple):
+        raise ValueError('expected a list of strings, such as ["\\n\\nQuestion:"]')
+    for one in cast("Sequence[object]", listed):
+        if not isinstance(one, str) or not one:
+            raise ValueError(
+                f"a stop string is {one!r}; expected text of at least one character. For no stop"
+                " strings give an empty list, []"
+            )
+        if "\ufffd" in one:
+            raise ValueError(
+                f"the stop string {one!r} holds U+FFFD, which stands for a character that is not"
+                " yet whole; expected real characters. Usually a file was read as another encoding"
+            )
+    return tuple(cast("Sequence[str]", listed))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledTokens:
-    """Token ids as a sampler draws them; what follows a row's first end token is ignored."""
+    """Token ids as a sampler draws them; what follows a row's end is ignored."""
 
     ids: Int[Tensor, "B T"]
     logprobs: Float[Tensor, "B T"] | None = None
@@ -200,13 +239,16 @@ class SampledTokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
-    """New tokens of a policy: ids up to the first end token and it, padded on the right."""
+    """New tokens of a policy, padded on the right.
+
+    A row ends with its first end token, or with the token that completes its first stop string.
+    """
 
     ids: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
-    """True up to a row's first end token, and on it."""
+    """True up to a row's last token, and on it."""
     truncated: Bool[Tensor, "B"]
-    """True where no end token came before the limit."""
+    """True where no such end came before the limit."""
     logprobs: Float[Tensor, "B T"] | None = None
     """Nats, as the sampler computed them, 0 outside the mask; None where it does not tell."""
 

@@ -27,7 +27,7 @@ from segcredit.protocols import Prompt
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.rollouts.completions import as_rollouts, complete, micro_batches
-from segcredit.types import RolloutBatch, SamplingParams
+from segcredit.types import RolloutBatch
 
 Parameters = npt.NDArray[np.float32]
 SPLITS = 2
@@ -110,7 +110,7 @@ def _rewarded(run: Run, prompts: Sequence[Prompt], generator: torch.Generator) -
         run.actor,
         run.task,
         prompts,
-        params=SamplingParams(max_new_tokens=sizes.max_new_tokens),
+        params=sizes.sampling(),
         generator=generator,
     )
     return as_rollouts(completions, run.actor, micro_tokens=micro_tokens)

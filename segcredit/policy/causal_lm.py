@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from segcredit.errors import PolicyError, ShapeError, blame, require_type
@@ -28,6 +29,7 @@ from segcredit.policy.logprobs import token_distributions
 from segcredit.policy.model_inputs import IDS, ModelInputs
 from segcredit.policy.module_copies import copy_of_trained
 from segcredit.policy.prefix_cache import PrefixCache
+from segcredit.policy.stop_strings import StopStrings
 from segcredit.policy.token_spans import PieceTable, place_spans
 from segcredit.protocols import Prompt, Sampler
 from segcredit.types import (
@@ -246,8 +248,9 @@ class CausalPolicy(_Deterministic):
     ) -> Generation:
         """Samples a completion for each prompt, all in one batch.
 
-        Ids after the first end token are the pad id; T is at most ``params.max_new_tokens``. The
-        images of a prompt are seen once, however many rows it has.
+        Ids after a row's end are the pad id; T is at most ``params.max_new_tokens``. Stop strings
+        are those of the completion's own text, in which the prompt is not. The images of a prompt
+        are seen once, however many rows it has.
         """
         first = first_prompt_column(prompt_mask)
         ids, mask, cache, more = prompt_ids[:, first:], prompt_mask[:, first:], None, None
@@ -283,7 +286,9 @@ class CausalPolicy(_Deterministic):
         ``instead_N`` stands in the place of the tokens just before the positions. The rows are
         read once, as many at a time as ``micro_tokens`` allows; the states of those are sampled
         in batches of as many, longest first, so that a batch's lengths are alike. A state at the
-        limit is continued by nothing, and truncated.
+        limit is continued by nothing, and truncated; one after an end token that was put in, or
+        after a stop string, by nothing either. A stop string may begin before the position, in
+        the tokens that the policy chose since the last hole.
         """
         limit = params.max_new_tokens
         length = rollouts.prompt_ids.shape[1] + limit
@@ -292,10 +297,16 @@ class CausalPolicy(_Deterministic):
         mask_NF = torch.zeros_like(ids_NF, dtype=torch.bool)
         truncated_N = torch.ones_like(rows_N, dtype=torch.bool)
         logprobs_NF: Tensor | None = None
-        open_N = positions_N < limit
+        ended_N = torch.zeros_like(truncated_N)
         if instead_N is not None:
             ended_N = torch.isin(instead_N, _index(list(self.end_ids), instead_N))
-            open_N, truncated_N = open_N & ~ended_N, truncated_N & ~ended_N
+        before: list[list[int]] = []
+        if params.stop:
+            before = _chosen_before(rollouts, rows_N, positions_N, instead_N)
+            first = StopStrings(params.stop, self._table).first
+            stopped = [first(ids) is not None for ids in before]
+            ended_N = ended_N | torch.tensor(stopped, dtype=torch.bool, device=ended_N.device)
+        open_N, truncated_N = (positions_N < limit) & ~ended_N, truncated_N & ~ended_N
         # The pieces of nothing are one empty piece, which the network cannot read.
         for rows_R in rows_N[open_N].unique().split(most) if open_N.any() else ():
             prefixes = PrefixCache.read(self.model.base_model, rollouts, rows_R, self.inputs)
@@ -314,6 +325,7 @@ class CausalPolicy(_Deterministic):
                     more,
                     params=replace(params, max_new_tokens=int(room_M1.max())),
                     generator=generator,
+                    before=[before[state] for state in map(int, states_M)] if before else (),
                 )
                 width = made.ids.shape[1]
                 late = made.mask & (torch.arange(width, device=rows_N.device) >= room_M1)
@@ -368,8 +380,13 @@ class CausalPolicy(_Deterministic):
         *,
         params: SamplingParams,
         generator: torch.Generator,
+        before: Sequence[Sequence[int]] = (),
     ) -> Generation:
-        """Samples new tokens under the policy's own temperature, end tokens and suppressed ids."""
+        """Samples new tokens under the policy's own temperature, end tokens and suppressed ids.
+
+        ``before``: tokens with whose text a row's stop strings may begin.
+        """
+        stops = StopStrings(params.stop, self._table, before) if params.stop else None
         with blame("sampler", type(self.sampler).__name__, self.sampler):
             drawn = self.sampler.sample(
                 self.model,
@@ -380,6 +397,7 @@ class CausalPolicy(_Deterministic):
                     temperature=self.temperature,
                     stop_ids=self.end_ids,
                     suppressed_ids=self.suppressed_ids,
+                    ended=stops,
                 ),
                 pad_id=self.pad_id,
                 generator=generator,
@@ -388,8 +406,10 @@ class CausalPolicy(_Deterministic):
             )
             ids_BT = _checked_ids(drawn, len(ids), params.max_new_tokens)
         ended_BT = torch.isin(ids_BT, torch.tensor(self.end_ids, device=ids_BT.device))
-        # The first end token itself has no end token before it, whatever the pad id is.
-        mask_BT = ended_BT.long().cumsum(1) - ended_BT.long() == 0
+        if stops is not None:
+            # Whatever the sampler made of them: it may know nothing of stop strings.
+            ended_BT = ended_BT | stops.ends(ids_BT.where(_up_to_first(ended_BT), self.pad_id))
+        mask_BT = _up_to_first(ended_BT)
         logprobs_BT = None if drawn.logprobs is None else drawn.logprobs.masked_fill(~mask_BT, 0)
         ids_BT = ids_BT.where(mask_BT, self.pad_id)
         return Generation(ids_BT, mask_BT, ~ended_BT.any(1), logprobs_BT)
@@ -433,6 +453,31 @@ def _checked_ids(drawn: SampledTokens, rows: int, most: int) -> Int[Tensor, "B T
     if given is not None:
         require_shape("sample (log-probs)", given, ids.shape)
     return ids
+
+
+def _up_to_first(ended_BT: Tensor) -> Bool[Tensor, "B T"]:
+    """Marks each row up to its first end, and on it: that has no end before it."""
+    return ended_BT.long().cumsum(1) - ended_BT.long() == 0
+
+
+def _chosen_before(
+    rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor, instead_N: Tensor | None
+) -> list[list[int]]:
+    """Returns the tokens that the policy chose before each position, since the last hole."""
+    mask_BT, kept_N = rollouts.action_mask, positions_N - int(instead_N is not None)
+    columns_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    # After the last hole among the tokens before each of the T + 1 positions.
+    starts_BE = pad((columns_T * ~mask_BT).cummax(1).values, (1, 0))
+    ids = _integers(rollouts.completion_ids)
+    ends = zip(*map(_integers, (rows_N, starts_BE[rows_N, kept_N], kept_N)), strict=True)
+    chosen = [ids[row][start:end] for row, start, end in ends]
+    if instead_N is None:
+        return chosen
+    return [[*kept, token] for kept, token in zip(chosen, _integers(instead_N), strict=True)]
+
+
+def _integers(x: Tensor) -> list[Any]:
+    return x.cpu().numpy().tolist()
 
 
 def _draws(shares_MV: Tensor, counts_M: Tensor, generator: torch.Generator) -> Int[Tensor, "N"]:

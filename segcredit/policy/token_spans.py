@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Span = tuple[int, int]
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
 """The character that a decoder writes for the bytes of an incomplete one."""
 _CONTEXT = 4
 """Visible characters before a window; a decoder may treat the first ones otherwise."""
@@ -42,7 +42,7 @@ class PieceTable:
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
+        self.decode = decode
         self._pieces: dict[int, tuple[str, str]] = {}
 
     def text_and_spans(
@@ -56,7 +56,7 @@ class PieceTable:
             stand. Tokens that share a character each have it in their span. Neither starts nor
             ends ever decrease.
         """
-        texts = tuple(self._decode(list(row)) for row in rows)
+        texts = tuple(self.decode(list(row)) for row in rows)
         return texts, [self._spans(list(row), text) for row, text in zip(rows, texts, strict=True)]
 
     def _spans(self, ids: list[int], text: str) -> list[Span]:
@@ -64,37 +64,37 @@ class PieceTable:
         if "".join(pieces) == text:
             return _cumulative(pieces)
         # Special tokens are not decoded: without them, the parts of a character stand together.
-        shown = [place for place, token in enumerate(ids) if any(self._piece(token))]
+        shown = [place for place, token in enumerate(ids) if any(self.piece(token))]
         bare = [ids[place] for place in shown]
-        if len(bare) == len(ids) or self._decode(bare) != text:
+        if len(bare) == len(ids) or self.decode(bare) != text:
             return self._read(ids, pieces, text)
         found = self._read(bare, self._following(bare), text)
         return _between(dict(zip(shown, found, strict=True)), len(ids), len(text))
 
     def _read(self, ids: list[int], pieces: Sequence[str], text: str) -> list[Span]:
         """Finds spans by windows; by whole prefixes where those do not lead to the text."""
-        found = _Reader(ids, text, self._decode).by_windows(pieces)
-        return found or _Reader(ids, text, self._decode).by_prefixes()
+        found = _Reader(ids, text, self.decode).by_windows(pieces)
+        return found or _Reader(ids, text, self.decode).by_prefixes()
 
     def _following(self, ids: list[int]) -> list[str]:
         """Returns the characters that each token has where it stands, but for its neighbours."""
         pieces: list[str] = []
         first = True
         for token in ids:
-            alone, following = self._piece(token)
+            alone, following = self.piece(token)
             pieces.append(alone if first else following)
             # A special token has no characters, so that the one after it is still the first.
             first = first and not following
         return pieces
 
-    def _piece(self, token: int) -> tuple[str, str]:
+    def piece(self, token: int) -> tuple[str, str]:
         """Returns an id's characters at the front of a text, and those after another token.
 
         They differ where decoders strip the first blank (SentencePiece) or put one between words
         (WordPiece); doubling the id shows the latter, as what it adds to the text.
         """
         if token not in self._pieces:
-            alone, doubled = self._decode([token]), self._decode([token, token])
+            alone, doubled = self.decode([token]), self.decode([token, token])
             # A byte of a character may decode otherwise beside another one. The pieces are then
             # not the text, and ``_spans`` sees that.
             follows = doubled.startswith(alone)
@@ -180,7 +180,7 @@ class _Reader:
             belong together.
         """
         # Special tokens are not among them: what is empty here is a blank that may yet be shown.
-        broken = [n for n, piece in enumerate(pieces) if not piece or _REPLACEMENT in piece]
+        broken = [n for n, piece in enumerate(pieces) if not piece or REPLACEMENT in piece]
         # Tokens before which the text is what those before them decode to.
         clean = [0]
         while (place := len(self._spans)) < len(self._ids):
@@ -226,7 +226,7 @@ class _Reader:
         shift, limit = self._settled - len(self._decode(known)), first + _WINDOW
         while (count := len(self._spans)) < len(self._ids):
             window = self._decode(self._ids[first : count + 1])
-            length, broken = shift + len(window), window.endswith(_REPLACEMENT)
+            length, broken = shift + len(window), window.endswith(REPLACEMENT)
             settled = max(self._settled, self._agreement(window, shift))
             self._take(settled, inside=broken and length > settled)
             if bounded and self._end == settled == length and not broken:
@@ -255,7 +255,7 @@ class _Reader:
         for later in range(count - 2 * _ALIKE - 3, count - 2 * _ALIKE + 1):
             parts = [self._decode(self._ids[later:end]) for end in ends]
             lost = len(whole[0]) - len(parts[0])
-            tails = [part.lstrip(_REPLACEMENT) for part in parts]
+            tails = [part.lstrip(REPLACEMENT) for part in parts]
             if lost <= most and all(
                 len(one) == lost + len(part) and one.endswith(tail)
                 for one, part, tail in zip(whole, parts, tails, strict=True)

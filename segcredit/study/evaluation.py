@@ -164,6 +164,7 @@ def _judged(run: Run, step: int, batch: int) -> list[Judged]:
             run.task,
             run.held_out[first : first + batch],
             max_new_tokens=run.config.rollouts.max_new_tokens,
+            stop=run.config.rollouts.stop,
             generator=generator,
             completions=run.config.evaluate.completions,
         )

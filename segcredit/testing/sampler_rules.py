@@ -229,6 +229,28 @@ def _sampler_stops_at_end_tokens(checked: CheckedPlugin) -> None:
     )
 
 
+def _sampler_ends_rows_where_it_is_told(checked: CheckedPlugin) -> None:
+    trial = _trial(checked)
+    plain_BT = trial.draw(_GREEDY, "greedy decoding")
+    lengths_B = torch.tensor([6, 1, 5, 2, 4])
+
+    def ended(ids_BT: Tensor, rows_N: Tensor) -> Tensor:
+        return (ids_BT.shape[1] >= lengths_B[rows_N.cpu()]).to(ids_BT.device)
+
+    params = replace(_GREEDY, ended=ended)
+    ids_BT = trial.draw(params, "greedy decoding with rows that end by params.ended")
+    for row, length in enumerate(map(int, lengths_B)):
+        found, expected = (list(map(int, x[row, :length])) for x in (ids_BT, plain_BT))
+        if found != expected:
+            checked.broke(
+                "a row goes on at least until params.ended says that it has ended",
+                found=f"the tokens {found} of row {row}",
+                expected=f"{expected}, whether or not more follow",
+                cause="params.ended asked with the prompts in the ids, or with other row numbers"
+                " than those of the batch",
+            )
+
+
 def _sampler_ignores_padding(checked: CheckedPlugin) -> None:
     trial = _trial(checked)
     some = trial.of(torch.tensor([3, 1, 3]), left=4)
@@ -367,6 +389,7 @@ SAMPLER_RULES: tuple[Rule, ...] = (
     _sampler_keeps_the_limit,
     _greedy_takes_the_likeliest_token,
     _sampler_stops_at_end_tokens,
+    _sampler_ends_rows_where_it_is_told,
     _sampler_ignores_padding,
     _sampler_survives_one_row,
     _first_tokens_come_as_often_as_the_model_says,

@@ -52,8 +52,8 @@ def prefix_numbers(ids_BT: Int[Tensor, "B T"], length: int) -> Int[Tensor, "B T"
 class ToyPolicy(nn.Module):
     """A ``Policy`` over a space, a newline and "a"; prompts are the texts "0", "1", ...
 
-    Completions end after ``length`` tokens; there is no end token. Each prefix of each prompt has
-    logits of its own, drawn at random.
+    Completions end after ``length`` tokens; there is neither an end token nor a stop string. Each
+    prefix of each prompt has logits of its own, drawn at random.
 
     Args:
         length: tokens of a completion.

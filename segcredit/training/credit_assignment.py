@@ -17,7 +17,7 @@ from segcredit.training.build import Run
 from segcredit.training.distributed.all_gather import all_rows, own_rows
 from segcredit.training.rollouts.sampling import Sampled, sample
 from segcredit.training.rollouts.simulator import PolicySimulator, SharedSimulator
-from segcredit.types import Advantages, RolloutBatch, SamplingParams, SegmentValues, require_values
+from segcredit.types import Advantages, RolloutBatch, SegmentValues, require_values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +120,7 @@ def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
         prompts={
             key: prompt for share in run.processes.gather(here) for key, prompt in share.items()
         },
-        params=SamplingParams(max_new_tokens=run.config.rollouts.max_new_tokens),
+        params=run.config.rollouts.sampling(),
         micro_tokens=run.config.train.micro_tokens,
         generator=stream(run.config.seed, run.processes.named("estimator"), step),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ def evaluate(
     *,
     max_new_tokens: int,
     generator: torch.Generator,
+    stop: tuple[str, ...] = (),
     completions: int = 1,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
@@ -62,6 +64,7 @@ def evaluate(
         prompts: held out.
         max_new_tokens: limit of a completion.
         generator: this process's own.
+        stop: strings that end a completion.
         completions: sampled of each prompt.
         processes: those that share the prompts out; each returns the metrics of all.
 
@@ -80,6 +83,7 @@ def evaluate(
                 task,
                 own,
                 max_new_tokens=max_new_tokens,
+                stop=stop,
                 generator=generator,
                 completions=completions,
             )
@@ -93,6 +97,7 @@ def judge(
     *,
     max_new_tokens: int,
     generator: torch.Generator,
+    stop: tuple[str, ...] = (),
     completions: int = 1,
 ) -> list[Judged]:
     """Judges ``completions`` sampled completions of every prompt, and a greedy one.
@@ -103,12 +108,13 @@ def judge(
         TaskError: the verifier raised; says on which prompt and completion.
     """
     judged: list[Judged] = []
+    params = SamplingParams(max_new_tokens=max_new_tokens, stop=stop)
     for number in (*range(completions), GREEDY):
         found = complete(
             policy,
             task,
             prompts,
-            params=SamplingParams(max_new_tokens=max_new_tokens, greedy=number == GREEDY),
+            params=replace(params, greedy=number == GREEDY),
             generator=generator,
         )
         told = zip(found.verdicts, found.texts, _plain(found.truncated), strict=True)

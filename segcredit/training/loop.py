@@ -261,6 +261,7 @@ def _evaluation(run: Run, step: int) -> Row:
             run.task,
             run.held_out,
             max_new_tokens=run.config.rollouts.max_new_tokens,
+            stop=run.config.rollouts.stop,
             generator=stream(run.config.seed, run.processes.named("evaluation"), step),
             completions=run.config.evaluate.completions,
             processes=run.processes,

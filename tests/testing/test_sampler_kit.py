@@ -30,9 +30,14 @@ class Plain(Sampler):
                 ended |= torch.isin(drawn, torch.tensor(params.stop_ids))
                 ids = torch.cat([ids, drawn[:, None]], 1)
                 mask = pad(mask, (0, 1), value=1)
+                if params.ended is not None:
+                    ended |= self.told(params.ended, ids, prompt_ids.shape[1])
                 if ended.all():
                     break
         return self.result(ids[:, prompt_ids.shape[1] :], torch.stack(logprobs, 1), prompt_ids)
+
+    def told(self, ended, ids, width) -> Tensor:
+        return ended(ids[:, width:], torch.arange(len(ids)))
 
     def logits(self, model, ids, mask, params, step) -> Tensor:
         places = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -96,6 +101,11 @@ class LeavesOutTheEnd(Plain):
         found = super().sample(model, prompt_ids, prompt_mask, params=params, **options)
         ends = torch.isin(found.ids, torch.tensor(params.stop_ids))
         return SampledTokens(found.ids.masked_fill(ends, 0))
+
+
+class AsksWithPrompts(Plain):
+    def told(self, ended, ids, width):
+        return ended(ids, torch.arange(len(ids)))
 
 
 class NoBatch(Plain):
@@ -175,6 +185,7 @@ WRONG = [
     (Warm(), "greedy_takes_the_likeliest_token", "takes the likeliest token"),
     (FirstColumnPositions(), "greedy_takes_the_likeliest_token", "takes the likeliest token"),
     (LeavesOutTheEnd(), "sampler_stops_at_end_tokens", "any of the stop ids ends a completion"),
+    (AsksWithPrompts(), "sampler_ends_rows_where_it_is_told", "until params.ended says"),
     (FirstColumnPositions(), "sampler_ignores_padding", "padding and the rest of the batch"),
     (NoBatch(), "sampler_survives_one_row", "one completion a row"),
     (NoTemperature(), "first_tokens_come_as_often_as_the_model_says", "at temperature 0.5"),

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from segcredit import ValueEstimator, load_config, read_runs, registry, train
+from segcredit.credit_audit.policy_gradients import reference_gradient
+from segcredit.credit_audit.truth.plan import measure_part, plan_truth
 from segcredit.errors import ConfigError, PluginError
 from segcredit.objective.returns import overlong
+from segcredit.policy.samplers.generate import Generate
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.rng import stream
-from segcredit.training.build import Run, build
+from segcredit.study.evaluation import evaluate_policy, evaluated_policy
+from segcredit.training.build import Run, build, run_hash
 from segcredit.training.rollouts.sampling import _prompts, sample
 from segcredit.types import SamplingParams
 from small import SMALL
@@ -306,6 +311,45 @@ def test_a_penalty_and_a_divergence_are_both_paid(small: Run) -> None:
         torch.testing.assert_close(rollouts.token_rewards[row, :length], expected)
 
 
+# Stop strings.
+
+
+def test_stop_strings_reach_whatever_samples(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[SamplingParams] = []
+
+    def recorded(self: Generate, *args: Any, params: SamplingParams, **options: Any) -> Any:
+        asked.append(params)
+        return drawn(self, *args, params=params, **options)
+
+    drawn = Generate.sample
+    monkeypatch.setattr(Generate, "sample", recorded)
+    own = [*SMALL, 'rollouts.stop=["=", "no such text"]', "train.steps=1", "evaluate.prompts=2"]
+    tree = ["rollouts.layout=tree", "rollouts.branches=[2,2]", "estimator=tree", "advantage=td"]
+    for preset, more in (("vineppo", []), ("grpo", [*tree, "segmenter=per_token"])):
+        path = train(load_config(preset, [*own, *more]), tmp_path / preset)
+        texts = read_runs(path).completions["text"].str
+        assert texts.endswith("=").any()
+        assert not texts.contains("=.", regex=True).any()
+        evaluate_policy(evaluated_policy(str(path)))
+    config = load_config("grpo", own)
+    run = build(config)
+    part = measure_part(plan_truth(config, 2, 2, 1, 2), run.actor, run.task, 0)
+    assert part.tokens > part.completion_tokens
+    reference_gradient(run, run.held_out[:2], 2, tmp_path / "gradient", "it")
+    assert {params.stop for params in asked} == {("=", "no such text")}
+    assert {params.greedy for params in asked} == {True, False}
+
+
+def test_stop_strings_make_another_run_and_none_the_same() -> None:
+    plain, none = load_config("grpo", SMALL), load_config("grpo", [*SMALL, "rollouts.stop=[]"])
+    stopped = load_config("grpo", [*SMALL, r'rollouts.stop="\n\nQuestion:"'])
+    assert stopped.rollouts.stop == ("\n\nQuestion:",)
+    assert stopped.identity()["rollouts"]["stop"] == ("\n\nQuestion:",)
+    assert "stop" not in plain.identity()["rollouts"]
+    assert run_hash(plain) == run_hash(none) != run_hash(stopped)
+    assert load_config(stopped.model_dump()) == stopped
+
+
 # Configs that make no sense.
 
 
@@ -324,6 +368,12 @@ def test_a_penalty_and_a_divergence_are_both_paid(small: Run) -> None:
             ["dynamic_sampling_rounds=0"],
             r"rollouts.dynamic_sampling_rounds: .*greater than or equal to 1; found 0",
         ),
+        (
+            ['stop=["\\n", ""]'],
+            r"rollouts.stop: a stop string is ''; expected text of at least one",
+        ),
+        (["stop=3"], "rollouts.stop: expected a list of strings, .*; found 3"),
+        (['stop=["a", 3]'], "rollouts.stop: a stop string is 3; expected text"),
         (["overlong_penalty=-1"], r"rollouts.overlong_penalty: .*greater than or equal to 0"),
     ],
 )

@@ -43,10 +43,16 @@ def whose(config: RunConfig) -> Identity:
         if path.split(".")[0] in _WHOSE
     }
     sizes = config.rollouts
+    # Truths that were measured before there were stop strings keep their identity.
+    stop = {"stop": sizes.stop} if sizes.stop else {}
     found = {
         **{name: getattr(config, name) for name in _WHOSE},
         "seed": config.seed,
-        "rollouts": {"temperature": sizes.temperature, "max_new_tokens": sizes.max_new_tokens},
+        "rollouts": {
+            "temperature": sizes.temperature,
+            "max_new_tokens": sizes.max_new_tokens,
+            **stop,
+        },
         "plugins": used,
     }
     return json.loads(json.dumps(found, default=str))

@@ -69,6 +69,7 @@ def measure(
     continuations: float,
     splits: int = 2,
     max_new_tokens: int,
+    stop: tuple[str, ...] = (),
     micro_tokens: int,
     generator: torch.Generator,
 ) -> MeasuredValues:
@@ -84,6 +85,7 @@ def measure(
         splits: independent estimates of every value, at least 2: products of two are unbiased for
             squares.
         max_new_tokens: limit of a completion, that of the ``rollouts``.
+        stop: strings that end a completion, likewise.
         micro_tokens: most tokens in one pass.
         generator: where the draws come from.
 
@@ -101,7 +103,7 @@ def measure(
         prompts,
         rollouts,
         counts_BHT.sum(1),
-        max_new_tokens=max_new_tokens,
+        params=SamplingParams(max_new_tokens=max_new_tokens, stop=stop),
         micro_tokens=micro_tokens,
         generator=generator,
     )
@@ -166,7 +168,7 @@ def _leave(
     rollouts: RolloutBatch,
     counts_BT: Tensor,
     *,
-    max_new_tokens: int,
+    params: SamplingParams,
     micro_tokens: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, int]:
@@ -188,7 +190,7 @@ def _leave(
         rollouts,
         rows_N,
         places_N + 1,
-        params=SamplingParams(max_new_tokens=max_new_tokens),
+        params=params,
         instead_N=instead_N,
         micro_tokens=micro_tokens,
         generator=generator,

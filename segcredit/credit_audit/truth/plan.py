@@ -16,7 +16,6 @@ from segcredit.errors import StudyError, blame
 from segcredit.protocols import Policy, Prompt, Task, checked_prompts
 from segcredit.rng import stream
 from segcredit.training.rollouts.completions import as_rollouts, complete
-from segcredit.types import SamplingParams
 
 PROMPTS_A_PART = 8
 """Each part has streams of its own, so that another number makes another truth."""
@@ -103,7 +102,7 @@ def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
         policy,
         task,
         prompts,
-        params=SamplingParams(max_new_tokens=config.rollouts.max_new_tokens),
+        params=config.rollouts.sampling(),
         generator=stream(config.seed, "truth/completions", number),
     )
     rollouts = as_rollouts(completions, policy, micro_tokens=config.train.micro_tokens)
@@ -115,6 +114,7 @@ def measure_part(plan: Plan, policy: Policy, task: Task, number: int) -> Part:
         continuations=plan.continuations,
         splits=plan.splits,
         max_new_tokens=config.rollouts.max_new_tokens,
+        stop=config.rollouts.stop,
         micro_tokens=config.train.micro_tokens,
         generator=stream(config.seed, "truth/continuations", number),
     )

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from segcredit.protocols import Sampler
 from segcredit.types import SampledTokens, SamplingParams
@@ -45,7 +45,7 @@ class Generate(Sampler):
             model: a causal model of transformers.
             prompt_ids: (B,Tp) left-padded.
             prompt_mask: (B,Tp) True on the prompts' tokens.
-            params: length, temperature or greedy, stop ids and suppressed ids.
+            params: length, temperature or greedy, what ends a row, and suppressed ids.
             pad_id: follows a completion's end.
             generator: where the draws come from; draws one number of it.
             cache: keys and values of the prompts but their last column.
@@ -58,10 +58,19 @@ class Generate(Sampler):
                 attention_mask=prompt_mask.long(),
                 generation_config=config,
                 synced_gpus=False,  # processes sample alone, also where parameters are sharded
+                stopping_criteria=_criteria(params, *prompt_ids.shape),
                 **({} if cache is None else {cache_name(model): cache}),
                 **(inputs or {}),
             )
         return SampledTokens(ids_BL[:, prompt_ids.shape[1] :])
+
+
+def _criteria(params: SamplingParams, rows: int, width: int) -> StoppingCriteriaList:
+    """Returns what ends rows besides end tokens and the limit, as transformers asks for it."""
+    criteria: list[Any] = []
+    if (ended := params.ended) is not None:
+        criteria = [lambda ids_BL, *_, **__: ended(ids_BL[:, width:], torch.arange(rows))]
+    return StoppingCriteriaList(criteria)
 
 
 def cache_name(model: nn.Module) -> str:

@@ -21,7 +21,7 @@ from segcredit.policy.samplers.generate import cache_name
 from segcredit.policy.samplers.kv_cache import filled, keep_rows, roomy_cache
 from segcredit.policy.samplers.llama_decoding import LlamaSteps, is_small_llama
 from segcredit.protocols import Sampler
-from segcredit.types import SampledTokens, SamplingParams
+from segcredit.types import RowsEnded, SampledTokens, SamplingParams
 
 KEPT = 0.75
 """Share of rows that go on, at or below which the ended ones are taken out.
@@ -59,13 +59,13 @@ class Lean(Sampler):
     ) -> SampledTokens:
         """Samples a completion for each row, as long as the longest.
 
-        After an end token stands ``pad_id``, or what was drawn before the row left the batch.
+        After a row's end stands ``pad_id``, or what was drawn before the row left the batch.
 
         Args:
             model: a causal model of transformers.
             prompt_ids: (B,Tp) left-padded.
             prompt_mask: (B,Tp) True on the prompts' tokens.
-            params: length, temperature or greedy, stop ids and suppressed ids.
+            params: length, temperature or greedy, what ends a row, and suppressed ids.
             pad_id: of columns that are not drawn.
             generator: where the draws come from.
             cache: keys and values of the prompts but their last column.
@@ -85,7 +85,7 @@ class Lean(Sampler):
             steps, logits_NV = _begin(
                 model, prompt_ids, prompt_mask, params.max_new_tokens, cache, inputs or {}
             )
-            columns = _fill(drawn_BT, steps, logits_NV, draw, ends)
+            columns = _fill(drawn_BT, steps, logits_NV, draw, ends, params.ended)
         return SampledTokens(drawn_BT[:, :columns])
 
 
@@ -130,7 +130,14 @@ class _Draw:
         return torch.searchsorted(cumulated_NV, target_N1, right=True)[:, 0]
 
 
-def _fill(drawn_BT: Tensor, steps: _Steps, logits_NV: Tensor, draw: _Draw, ends: Tensor) -> int:
+def _fill(
+    drawn_BT: Tensor,
+    steps: _Steps,
+    logits_NV: Tensor,
+    draw: _Draw,
+    ends: Tensor,
+    ended: RowsEnded | None,
+) -> int:
     """Writes completions into ``drawn_BT``, and counts the columns that they fill.
 
     Args:
@@ -139,6 +146,7 @@ def _fill(drawn_BT: Tensor, steps: _Steps, logits_NV: Tensor, draw: _Draw, ends:
         logits_NV: of the first token.
         draw: chooses tokens.
         ends: ids that end a completion.
+        ended: tells which rows have ended otherwise.
     """
     rows, width = drawn_BT.shape
     live_N = torch.arange(rows, device=drawn_BT.device)
@@ -147,6 +155,8 @@ def _fill(drawn_BT: Tensor, steps: _Steps, logits_NV: Tensor, draw: _Draw, ends:
         ids_N = draw(logits_NV)
         drawn_BT[live_N, column] = ids_N
         ended_N |= (ids_N[:, None] == ends).any(1)
+        if ended is not None:
+            ended_N |= ended(drawn_BT[:, : column + 1], live_N)
         # The one read of the device in each step.
         left = len(live_N) - int(ended_N.sum())
         if not left or column + 1 == width:

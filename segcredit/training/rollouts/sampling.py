@@ -24,7 +24,7 @@ from segcredit.training.rollouts.completions import (
     with_scores,
 )
 from segcredit.training.rollouts.tree_sampling import grow
-from segcredit.types import RolloutBatch, SamplingParams, TokenScores, require_shape
+from segcredit.types import RolloutBatch, TokenScores, require_shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +138,7 @@ def _completed(
             run.method.segmenter,
             sizes.branches,
             max_new_tokens=sizes.max_new_tokens,
+            stop=sizes.stop,
             micro_tokens=config.train.micro_tokens,
             generator=generator,
         )
@@ -145,7 +146,7 @@ def _completed(
         run.actor,
         run.task,
         [prompt for prompt in prompts for _ in range(sizes.completions)],
-        params=SamplingParams(max_new_tokens=sizes.max_new_tokens),
+        params=sizes.sampling(),
         generator=generator,
     )
     return completions, int(completions.mask.sum())

@@ -23,6 +23,7 @@ def grow(
     branches: Sequence[int],
     *,
     max_new_tokens: int,
+    stop: tuple[str, ...] = (),
     micro_tokens: int,
     generator: torch.Generator,
 ) -> tuple[Completions, int]:
@@ -37,6 +38,7 @@ def grow(
             itself is one of its node's children. A row with fewer segments grows no further, so
             that a tree may have fewer leaves than the product.
         max_new_tokens: limit of a completion.
+        stop: strings that end a completion.
         micro_tokens: most tokens in one pass.
         generator: where the draws come from.
 
@@ -48,11 +50,12 @@ def grow(
         PluginError: the segmenter raised; names it.
         TaskError: the verifier raised; says on which prompt and completion.
     """
+    params = SamplingParams(max_new_tokens=max_new_tokens, stop=stop)
     leaves = complete(
         policy,
         task,
         [prompt for prompt in prompts for _ in range(branches[0])],
-        params=SamplingParams(max_new_tokens=max_new_tokens),
+        params=params,
         generator=generator,
     )
     tokens = int(leaves.mask.sum())
@@ -77,7 +80,7 @@ def grow(
             rollouts,
             rows_N,
             positions_N.repeat_interleave(children - 1),
-            params=SamplingParams(max_new_tokens=max_new_tokens),
+            params=params,
             micro_tokens=micro_tokens,
             generator=generator,
         )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _BATCH = 4_000_000
 """Characters that are read at once, which bounds the memory of their features (about 1 GB)."""
 _SENTENCES, _SPARSE = 12, 5
-"""Of a model whose file does not say how often training's texts were cut: sentences of a text from
-which on one can tell, and sentences for which it makes at least a cut."""
+"""Sentences of a text from which on one can tell, and sentences for which a model makes at least
+a cut, where its file does not say how often training's texts were cut."""
 _EXPECTED = 1 / 20
 """Share of texts of another kind from which on they are told of; of training's it is .006."""
 _warned: set[str] = set()

@@ -56,7 +56,7 @@ class FirstStage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Usual:
-    """What training's own documents were like to models that did not see them.
+    """Familiarity and rates of training's own documents, to models that did not see them.
 
     A document is the more surprising, the fewer of training's are as unfamiliar as it is, and the
     fewer have a rate as low, or as high. Either alone says little where the subject is the same.

@@ -211,15 +211,15 @@ def _model(table: dict[str, Any]) -> BoundaryModel:
 def _usual(table: dict[str, Any]) -> Usual:
     """Returns what a file of 2026-11-29 or later says of training's documents."""
     limit = table["usual_limit"]
-    shares_K, rates_K = (table.get(f"usual_{name}") for name in ("shares_K", "rates_K"))
-    for values in (shares_K, rates_K):
+    lists: list[Any] = [table.get(f"usual_{name}") for name in ("shares_K", "rates_K")]
+    for values in lists:
         if not (isinstance(values, np.ndarray) and values.dtype == np.float64 and values.ndim == 1):
             raise TypeError("its shares or rates of training are no numbers")
         if not len(values) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
             raise ValueError("its shares or rates of training are not finite and ascending")
     if not (isinstance(limit, float) and math.isfinite(limit)):
         raise ValueError(f"its entry 'usual_limit' is {limit!r:.40}")
-    return Usual(shares_K, rates_K, limit)
+    return Usual(lists[0], lists[1], limit)
 
 
 def _weights(buckets: Any, values: Any) -> Any:

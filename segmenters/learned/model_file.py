@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +24,7 @@ from segcredit import errors
 
 from .features import DENSE_FEATURES, HASH_BITS, Candidates
 from .signals import SIGNAL_FEATURES
-from .stages import BoundaryModel, FirstStage
+from .stages import BoundaryModel, FirstStage, Usual
 
 SHIPPED = Path(__file__).parent / "default.skops"
 _FORMAT = "segcredit boundaries 1"
@@ -82,6 +84,8 @@ def save_model(model: BoundaryModel, path: Path) -> None:
         "signals": model.signals,
         "familiar": model.familiar,
     }
+    if model.usual is not None:
+        table |= {f"usual_{one.name}": getattr(model.usual, one.name) for one in fields(Usual)}
     with _writing(path):
         skops.io.dump(table, path, compression=zipfile.ZIP_DEFLATED)
 
@@ -200,7 +204,22 @@ def _model(table: dict[str, Any]) -> BoundaryModel:
         candidates=table["candidates"],
         signals=table["signals"],
         familiar=table["familiar"],
+        usual=_usual(table) if "usual_limit" in table else None,
     )
+
+
+def _usual(table: dict[str, Any]) -> Usual:
+    """Returns what a file of 2026-11-29 or later says of training's documents."""
+    limit = table["usual_limit"]
+    lists: list[Any] = [table.get(f"usual_{name}") for name in ("shares_K", "rates_K")]
+    for values in lists:
+        if not (isinstance(values, np.ndarray) and values.dtype == np.float64 and values.ndim == 1):
+            raise TypeError("its shares or rates of training are no numbers")
+        if not len(values) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
+            raise ValueError("its shares or rates of training are not finite and ascending")
+    if not (isinstance(limit, float) and math.isfinite(limit)):
+        raise ValueError(f"its entry 'usual_limit' is {limit!r:.40}")
+    return Usual(lists[0], lists[1], limit)
 
 
 def _weights(buckets: Any, values: Any) -> Any:

@@ -15,16 +15,17 @@ import numpy as np
 from segcredit import RolloutBatch, Segmentation, TextSegmenter, errors
 
 if TYPE_CHECKING:
-    from .stages import BoundaryModel, Judgement
+    from .stages import BoundaryModel, Judgement, Usual
 
 _BATCH = 4_000_000
 """Characters that are read at once, which bounds the memory of their features (about 1 GB)."""
-_SENTENCES = 12
-"""Sentences of a text from which on one can tell whether a model cuts it at all."""
-_SPARSE = 5
-"""Sentences for which a model makes at least a cut; of texts like training 1 % have fewer."""
+_SENTENCES, _SPARSE = 12, 5
+"""Sentences of a text from which on one can tell, and sentences for which a model makes at least
+a cut, where its file does not say how often training's texts were cut."""
+_EXPECTED = 1 / 20
+"""Share of texts of another kind from which on they are told of; of training's it is .006."""
 _warned: set[str] = set()
-"""Models whose sparse cuts were told of."""
+"""Models that were told to cut texts of another kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,10 @@ class Learned(TextSegmenter):
     nothing of real traces. Such a classifier does not transfer to another source at its own
     threshold, and most of the loss is granularity. So a text of which fewer features were met in
     training than of nearly every document of training is cut into sentences (``unknown``): all
-    real texts tried, for the shipped model. A model trained on real texts does not notice another
-    source of the same subject. Where it then makes hardly a cut, the text is cut into sentences
-    too, and a warning says so once (``sparse``); ``per_100_tokens`` sets the granularity without
-    labels. Sentences are those of the segmenter ``sentence``.
+    real texts tried, for the shipped model. Sources of one subject share their words; so are texts
+    whose words and whose number of cuts, per sentence, are together as unusual as those of 1 in
+    250 documents of training, and a warning says so once. ``per_100_tokens`` sets the granularity
+    without labels. Sentences are those of the segmenter ``sentence``.
 
     Degenerate case: a text without white space, as in Chinese, has nothing that the model could
     look at, and is cut into sentences. Cost: some 800,000 characters a second on one core in
@@ -61,8 +62,6 @@ class Learned(TextSegmenter):
             are what white space separates), at its most probable boundaries.
         unknown: what cuts a text that is unlike those of training: ``sentences``, or the ``model``
             regardless. Not asked where ``threshold`` or ``per_100_tokens`` is given.
-        sparse: likewise for a text of at least 12 sentences in which the model makes fewer cuts
-            than one for every 5 of them.
 
     Source:
         The combination is ours: a hashed linear model (Weinberger et al., 2009, arXiv 0902.2206)
@@ -74,7 +73,6 @@ class Learned(TextSegmenter):
     threshold: float | None = None
     per_100_tokens: float | None = None
     unknown: Literal["sentences", "model"] = "sentences"
-    sparse: Literal["sentences", "model"] = "sentences"
 
     def __post_init__(self) -> None:
         errors.require_package("skops", "learned", "segmenter 'learned'")
@@ -94,9 +92,8 @@ class Learned(TextSegmenter):
                 f"threshold is {self.threshold} and per_100_tokens is {rate}; expected one of"
                 " them, since either decides how many segments there are."
             )
-        for name, given in (("unknown", self.unknown), ("sparse", self.sparse)):
-            if given not in ("sentences", "model"):
-                raise ValueError(f"{name} is {given!r}; expected 'sentences' or 'model'.")
+        if self.unknown not in ("sentences", "model"):
+            raise ValueError(f"unknown is {self.unknown!r}; expected 'sentences' or 'model'.")
 
     @property
     def causal(self) -> bool:
@@ -166,43 +163,50 @@ class Learned(TextSegmenter):
         counts_D = np.bincount(candidates.documents_C[chosen_C], minlength=len(texts))
         parts = np.split(candidates.offsets_C[chosen_C], np.cumsum(counts_D)[:-1])
         offsets: list[list[int]] = [part.tolist() for part in parts[: len(texts)]]
-        if self.threshold is None and self.per_100_tokens is None:
-            for row in self._foreign(judgement, counts_D):
+        if self.threshold is None and self.per_100_tokens is None and self.unknown == "sentences":
+            for row in self._foreign(model, judgement, counts_D):
                 offsets[row] = _sentences(texts[row])
         return offsets
 
-    def _foreign(self, judgement: Judgement, counts_D: Any) -> list[int]:
-        """Returns the texts that are not left to the model; warns of those that it hardly cuts."""
-        of_model_D = np.zeros(len(counts_D), np.bool_)
-        if self.unknown == "sentences":
-            seen_D = np.bincount(judgement.candidates.documents_C, minlength=len(counts_D))
-            of_model_D = ~judgement.known_D | (seen_D == 0)
-        if self.sparse == "sentences":
-            tokens = judgement.candidates.tokens
-            opened_N = tokens.documents_N[tokens.sentence_starts_N]
-            sentences_D = np.bincount(opened_N[opened_N >= 0], minlength=len(counts_D))
-            long_D = (sentences_D >= _SENTENCES) & ~of_model_D
-            sparse_D = long_D & (counts_D * _SPARSE < sentences_D)
-            # A few are to be expected of any texts.
-            if sparse_D.sum() * _SPARSE > long_D.sum():
-                _warn_of_sparse(
-                    self.model, counts_D[sparse_D], sentences_D[sparse_D], len(counts_D)
-                )
-            of_model_D |= sparse_D
-        return np.flatnonzero(of_model_D).tolist()
+    def _foreign(self, model: BoundaryModel, judgement: Judgement, cuts_D: Any) -> list[int]:
+        """Returns the texts that are not left to the model; warns of those that look known."""
+        seen_D = np.bincount(judgement.candidates.documents_C, minlength=len(cuts_D))
+        unknown_D = ~judgement.known_D | (seen_D == 0)
+        odd_D = _oddly_cut(model.usual, judgement, cuts_D) & ~unknown_D
+        if odd_D.sum() > _EXPECTED * len(odd_D) and self.model not in _warned:
+            _warned.add(self.model)
+            _warn(self.model, model.usual, judgement, cuts_D, odd_D)
+        return np.flatnonzero(unknown_D | odd_D).tolist()
 
 
-def _warn_of_sparse(model: str, cuts_D: Any, sentences_D: Any, texts: int) -> None:
-    """Says once for each model that it does not cut texts of this kind."""
-    if model not in _warned:
-        _warned.add(model)
-        warnings.warn(
-            f"the boundary model {model!r} made {int(cuts_D.sum())} cuts in {len(cuts_D)} of"
-            f" {texts} texts, where sentences would make {int(sentences_D.sum())}: they are likely"
-            " of another kind than those that it was trained on, and are cut into sentences. Train"
-            " a model on such texts, set per_100_tokens, or keep its cuts with sparse='model'.",
-            stacklevel=2,
+def _oddly_cut(usual: Usual | None, judgement: Judgement, cuts_D: Any) -> Any:
+    """Returns (D,) True for texts that training makes unlikely to be cut so often."""
+    tokens = judgement.candidates.tokens
+    if usual is not None:
+        return usual.surprise(judgement.shares_D, tokens.log_rates(cuts_D)) > usual.limit
+    return (tokens.sentences_D >= _SENTENCES) & (cuts_D * _SPARSE < tokens.sentences_D)
+
+
+def _warn(model: str, usual: Usual | None, judgement: Judgement, cuts_D: Any, odd_D: Any) -> None:
+    """Says that texts are likely of another kind than those of training."""
+    tokens = judgement.candidates.tokens
+    sentences = tokens.sentences_D[odd_D].sum()
+    middle = np.exp(np.median(tokens.log_rates(cuts_D)[odd_D]))
+    of_training = ""
+    if usual is not None:
+        low, high = np.exp(np.quantile(usual.rates_K, [0.025, 0.975]))
+        of_training = (
+            f"; in 95 % of the texts of its training it is {low:.2g} to {high:.2g}, in texts of"
+            " more familiar words"
         )
+    warnings.warn(
+        f"the boundary model {model!r} makes {int(cuts_D[odd_D].sum())} cuts in {int(odd_D.sum())}"
+        f" of {len(odd_D)} texts, where sentences would make {int(sentences)}: {middle:.2g}"
+        f" segments per sentence, by the median{of_training}. These texts are likely of another"
+        " kind than those that it was trained on, and are cut into sentences. Train a model on"
+        " such texts, set per_100_tokens, or keep its cuts with unknown='model'.",
+        stacklevel=2,
+    )
 
 
 def _sentences(text: str) -> list[int]:

@@ -55,6 +55,37 @@ class FirstStage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Usual:
+    """Familiarity and rates of training's own documents, to models that did not see them.
+
+    A document is the more surprising, the fewer of training's are as unfamiliar as it is, and the
+    fewer have a rate as low, or as high. Either alone says little where the subject is the same.
+    """
+
+    shares_K: Floats
+    """Shares of features that were met in training, ascending."""
+    rates_K: Floats
+    """Logarithms of the rates, ascending."""
+    limit: float
+    """A document that is more surprising is of another kind."""
+
+    def surprise(self, shares_D: Floats, rates_D: Floats) -> Floats:
+        """Computes -ln P(share) - ln P(rate), as if they were independent.
+
+        Beyond the rates of training, where nothing can be counted, P falls with the rate.
+        """
+        low_D, high_D = _tail(self.rates_K, rates_D), _tail(-self.rates_K[::-1], -rates_D)
+        beyond_D = np.abs(rates_D - np.clip(rates_D, self.rates_K[0], self.rates_K[-1]))
+        rate_D = np.log(np.minimum(2 * np.minimum(low_D, high_D), 1)) - beyond_D
+        return -np.log(_tail(self.shares_K, shares_D)) - rate_D
+
+
+def _tail(known_K: Floats, values_D: Floats) -> Floats:
+    """Returns the share of known values, given in ascending order, at or below each value."""
+    return (np.searchsorted(known_K, values_D, side="right") + 0.5) / (len(known_K) + 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BoundaryModel:
     """A fitted classifier and how to use it."""
 
@@ -70,6 +101,8 @@ class BoundaryModel:
     """True where the trees read the policy's entropies and log-probs."""
     familiar: float
     """A document of which a smaller share of features was met in training is unknown."""
+    usual: Usual | None
+    """None for files of before 2026-11-29."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +111,10 @@ class Judgement:
 
     candidates: CandidateTable
     probabilities_C: Floats
+    shares_D: Floats
+    """Share of each document's features that training met."""
     known_D: Bools
-    """True where the document looks like those of training."""
+    """True where that is as large as in training."""
 
 
 def judge(
@@ -98,10 +133,12 @@ def judge(
     signals_CQ = _signals(candidates, signals) if model.signals else None
     dense_CF = dense_features(candidates, first_C, signals_CQ)
     second_C = second_probabilities(model.trees, dense_CF, first_C)
+    shares_D = familiarity(model.first, buckets_CF, candidates, len(texts))
     return Judgement(
         candidates=candidates,
         probabilities_C=mix(first_C, second_C, model.blend),
-        known_D=familiarity(model.first, buckets_CF, candidates, len(texts)) >= model.familiar,
+        shares_D=shares_D,
+        known_D=shares_D >= model.familiar,
     )
 
 

@@ -93,6 +93,16 @@ class TokenTable:
     sentence_starts_N: Bools
     """True where a capital, digit or formula follows white space after a full stop."""
 
+    @property
+    def sentences_D(self) -> Ints:
+        """Sentences of each document after its first one."""
+        opened_N = self.documents_N[self.sentence_starts_N]
+        return np.bincount(opened_N[opened_N >= 0], minlength=len(self.styles_D))
+
+    def log_rates(self, cuts_D: Ints) -> NDArray[np.float64]:
+        """Computes (D,) the logarithm of segments per sentence, from each document's cuts."""
+        return np.log((cuts_D + 1) / (self.sentences_D + 1))
+
 
 @lru_cache(maxsize=1)
 def language() -> Any:

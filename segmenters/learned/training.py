@@ -14,7 +14,7 @@ that these two numbers know of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -36,6 +36,7 @@ from .signals import signal_features
 from .stages import (
     BoundaryModel,
     FirstStage,
+    Usual,
     familiarity,
     fit_first,
     fit_second,
@@ -51,6 +52,8 @@ _STRENGTH, _STRENGTH_OF_FEW = 0.3, 0.1
 _KNOWN_SHARE = 0.998
 """The share of training's own documents, left out of training, that count as known. At .98 the
 sentences that stand in for the others cost .012 of F1 on `joined_space`, here under .001."""
+_MOST_USUAL = 4096
+"""Documents' shares and rates that a model file keeps; of more their quantiles."""
 _FEWEST_FOLDS = 3
 
 Watch = Callable[[str], None]
@@ -222,6 +225,8 @@ def _final_model(
     trees: Any = fit_second(sample.dense(first_C), sample.labels_C, first_C)
     everywhere = np.ones(len(first_C), np.bool_)
     blend, threshold = _choose(sample, first_C, second_C, everywhere, int(sample.given_D.sum()))
+    shares_D = _familiarity(sample, singles)
+    cut_C = mix(first_C, second_C, blend) > threshold
     return BoundaryModel(
         first=sample.fit_first_without(),
         trees=trees,
@@ -229,7 +234,8 @@ def _final_model(
         threshold=threshold,
         candidates=which,
         signals=sample.signals_CQ is not None,
-        familiar=_familiar(sample, singles),
+        familiar=float(np.quantile(shares_D, 1 - _KNOWN_SHARE)),
+        usual=_usual(sample, shares_D, cut_C),
     )
 
 
@@ -267,13 +273,30 @@ def best_threshold(probabilities_C: Floats, labels_C: Bools, given: int) -> floa
     return float((ranked[best] + below) / 2)
 
 
-def _familiar(sample: _Sample, singles: Sequence[FirstStage]) -> float:
-    """Returns the familiarity that nearly all documents have with a stage that did not see them."""
-    shares: list[Floats] = []
+def _familiarity(sample: _Sample, singles: Sequence[FirstStage]) -> Floats:
+    """Returns (D,) the familiarity of each document with the stage that did not see it."""
+    shares_D = np.zeros(len(sample.folds_D))
     for fold, stage in enumerate(singles):
-        shares_D = familiarity(stage, sample.buckets_CF, sample.candidates, len(sample.folds_D))
-        shares.append(shares_D[sample.folds_D == fold])
-    return float(np.quantile(np.concatenate(shares), 1 - _KNOWN_SHARE))
+        rows = sample.folds_D == fold
+        shares_D[rows] = familiarity(stage, sample.buckets_CF, sample.candidates, len(rows))[rows]
+    return shares_D
+
+
+def _usual(sample: _Sample, shares_D: Floats, cut_C: Bools) -> Usual:
+    """Describes training's documents; on either side of the rates the same share counts as known.
+
+    Args:
+        sample: all documents.
+        shares_D: their familiarity with stages that did not see them.
+        cut_C: the boundaries that such stages find.
+    """
+    cuts_D = np.bincount(sample.candidates.documents_C[cut_C], minlength=len(shares_D))
+    rates_D = sample.candidates.tokens.log_rates(cuts_D)
+    places_K = np.linspace(0, 1, min(len(shares_D), _MOST_USUAL))
+    known = Usual(np.quantile(shares_D, places_K), np.quantile(rates_D, places_K), np.inf)
+    surprises_D = known.surprise(shares_D, rates_D)
+    limit = float(np.quantile(surprises_D, 1 - 2 * (1 - _KNOWN_SHARE)))
+    return replace(known, limit=limit)
 
 
 def _report(

@@ -73,19 +73,56 @@ def test_what_is_no_style_of_training_is_cut_into_our_sentences():
     assert Learned(unknown="model").split(texts[1]) == []
 
 
-def test_a_model_that_hardly_cuts_gives_way_to_sentences_and_says_so_once(tmp_path):
-    model = replace(load_model("default"), threshold=0.9999, familiar=0.0)
-    save_model(model, tmp_path / "timid.skops")
+@pytest.mark.parametrize(
+    ("usual", "told"),
+    [("known", r"in 95 % of .* 0.21 to 1.3, in texts of"), (None, "by the median. These")],
+)
+def test_a_model_that_hardly_cuts_gives_way_to_sentences_and_says_so_once(tmp_path, usual, told):
+    shipped = load_model("default")
+    kept = shipped.usual if usual else None
+    model = replace(shipped, threshold=0.9999, familiar=0.0, usual=kept)
     name = str(tmp_path / "timid.skops")
+    save_model(model, tmp_path / "timid.skops")
     text = " ".join(f"Then number {n} is odd." for n in range(20))
-    with pytest.warns(UserWarning, match="0 cuts in 1 of 2 texts, where sentences would make 19"):
-        found = Learned(model=name).split_all([text, "One. Two."])
+    words = "0 cuts in 1 of 2 texts, where sentences would make 19: "
+    with pytest.warns(UserWarning, match=f"{words}0.05 segments .*{told}"):
+        found = Learned(model=name).split_all([text, "Go."])
     with warnings.catch_warnings(action="error"):
         again = Learned(model=name).split(text)
     assert found == [[start + 1 for start in Sentence().split(text)], []]
     assert again == found[0]
-    assert Learned(model=name, sparse="model").split(text) == []
+    assert Learned(model=name, unknown="model").split(text) == []
     assert Learned(model=name, threshold=0.9999).split(text) == []
+
+
+def test_a_model_that_cuts_far_more_than_in_training_gives_way_too(tmp_path):
+    model = replace(load_model("default"), threshold=1e-6, familiar=0.0)
+    save_model(model, tmp_path / "eager.skops")
+    name = str(tmp_path / "eager.skops")
+    with pytest.warns(UserWarning, match="likely of another kind"):
+        found = Learned(model=name).split_all(TEXTS)
+    cut_by_model = Learned(model=name, unknown="model").split_all(TEXTS)
+    sentences = [
+        [start + text[start].isspace() for start in Sentence().split(text)] for text in TEXTS
+    ]
+    given_way = [row for row in range(len(TEXTS)) if found[row] != cut_by_model[row]]
+    assert given_way
+    assert all(found[row] == sentences[row] for row in given_way)
+
+
+def test_hardly_a_text_like_training_gives_way():
+    texts = [str(record["text"]) for record in records(300, seed=11)]
+    own, default = (Learned(unknown=kind).split_all(texts) for kind in ("model", "sentences"))
+    assert sum(a != b for a, b in zip(own, default, strict=True)) < 0.02 * len(texts)
+
+
+def test_surprise_is_counted_in_training_and_grows_beyond_it():
+    usual = stages.Usual(np.array([0.5, 0.7, 0.9]), np.log([1.0, 2.0, 4.0]), limit=3.0)
+    shares_D = np.array([0.9, 0.5, 0.9, 0.9, 0.1])
+    rates_D = np.log([2.0, 2.0, 0.25, 16.0, 0.25])
+    # Shares at or below: 3, 1, 3, 3, 0 of 3; rates as far out: 2, 2, 0, 0, 0, and 4 times beyond.
+    expected = [3.5 / 4 * 1, 1.5 / 4 * 1, 3.5 / 4 / 16, 3.5 / 4 / 16, 0.5 / 4 / 16]
+    assert np.allclose(usual.surprise(shares_D, rates_D), -np.log(expected))
 
 
 def test_texts_like_training_bring_no_warning(recwarn):
@@ -167,7 +204,6 @@ def test_offsets_are_of_visible_characters_after_white_space():
         ({"per_100_tokens": math.inf}, "such as 5"),
         ({"per_100_tokens": 5.0, "threshold": 0.5}, "one of them"),
         ({"unknown": "guess"}, "unknown is 'guess'; expected 'sentences' or 'model'"),
-        ({"sparse": "guess"}, "sparse is 'guess'; expected 'sentences' or 'model'"),
     ],
 )
 def test_options_are_checked(options, words, unchecked):

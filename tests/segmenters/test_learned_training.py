@@ -270,6 +270,12 @@ def rewritten(path, **changes):
         ({"blend": 2.0}, "entry 'blend' is 2.0"),
         ({"candidates": "some"}, "entry 'candidates'"),
         ({"signals": True}, "read 67 inputs, and there are 73"),
+        ({"usual_shares_K": np.array([0.9, 0.1])}, "finite and ascending"),
+        ({"usual_rates_K": np.array([0.1, np.nan])}, "finite and ascending"),
+        ({"usual_rates_K": np.zeros(0)}, "finite and ascending"),
+        ({"usual_shares_K": np.array(["a"])}, "no numbers"),
+        ({"usual_rates_K": None}, "no numbers"),
+        ({"usual_limit": float("inf")}, "entry 'usual_limit' is inf"),
     ],
 )
 def test_a_hostile_model_is_a_sentence(changes, why, tmp_path):

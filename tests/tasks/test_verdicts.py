@@ -43,6 +43,34 @@ def test_every_verdict_of_the_corpus_is_right(part: int) -> None:
     assert min(Counter(case["right"] for case in CORPUS).values()) > 400
 
 
+@pytest.mark.parametrize(
+    ("answer", "said", "right"),
+    [
+        ("12497500", "\\binom{5000}{2}", True),
+        ("12497500", "\\binom{5000}{4998}", True),
+        ("0", "\\binom{3}{5}", True),
+        ("\\binom{n}{2}", "\\frac{n(n-1)}{2}", True),
+        ("2", "\\binom{1000000}{500000}", False),
+        ("\\pi", "\\int_0^{\\pi} x \\sin(x) \\, dx", True),
+        ("-1", "\\int_0^1 \\ln(x) \\, dx", True),
+        ("\\frac{\\pi^2}{6}", "\\sum_{k=1}^{\\infty} \\frac{1}{k^2}", True),
+        ("0", "\\int_0^{\\infty} \\frac{\\sin(x)}{x} \\, dx", False),
+        ("2", "\\int_0^{1000} \\sin(e^x) \\, dx", False),
+        ("2", "\\int_0^{100} \\sin(x^5) \\cos(x^7) \\, dx", False),
+        ("10^{-31}", "\\int_0^1 x^{50} (1-x)^{50} \\, dx", False),
+        ("x^2", "\\int 2x \\, dx", True),
+        ("x^2 + 1", "\\int \\frac{\\sqrt{x^7+1}}{\\ln(x+3)} \\, dx", False),
+        ("x", "\\int e^{x^3} \\sin(x^2) \\, dx", False),
+    ],
+)
+def test_what_is_left_to_be_computed_is_compared_in_time(
+    answer: str, said: str, right: bool
+) -> None:
+    task = Dataset("unread.jsonl")
+    verdict = task.verify(Prompt("p", "?", answer), f"\\boxed{{{said}}}", truncated=False)
+    assert (verdict.correct, verdict.timed_out) == (right, False)
+
+
 FORMS = ("\\boxed{%s}", "$%s$", "<answer>%s</answer>", "It is so.\n#### %s")
 
 
@@ -147,7 +175,10 @@ def test_an_answer_pattern_without_end_is_told(tmp_path: Path) -> None:
 def test_a_text_that_ran_out_of_time_is_remembered_and_holds_up_nobody() -> None:
     task = Dataset("unread.jsonl", seconds=1.5)
     count = 8 * JUDGES
-    texts = ["\\boxed{\\binom{1000000}{500000}}", *("\\boxed{2}" for _ in range(count - 1))]
+    texts = [
+        "\\boxed{\\sum_{k=1}^{\\infty} \\frac{\\sin(k^2)}{k^3}}",
+        *("\\boxed{2}" for _ in range(count - 1)),
+    ]
     prompts = [Prompt(str(n), "?", "2") for n in range(count)]
     for allowed in (20.0, 1.0):
         began = time.monotonic()

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Interval, Le
 from torch import Tensor
 
-from segcredit import AdvantageScheme, SegmentValues
+from segcredit import AdvantageScheme, SegmentValues, measured_by_std
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +70,12 @@ class Whitened(AdvantageScheme):
         squares = ((advantages_BS - mean).square() * weight_BS).sum()
         variance = squares / torch.maximum(count - self.ddof, count.clamp(max=1))
         shifted_BS = advantages_BS - mean * self.center
-        # As measured_by_std has it, with the batch for the one group. The mean has no part in a
-        # range that it lies in.
-        counted_BS = weight_BS > 0
-        known_BS = torch.where(counted_BS, advantages_BS, mean)
-        low, high = torch.cat([known_BS.flatten(), mean[None]]).aminmax()  # of no rows, too
-        rounding = 100 * torch.finfo(known_BS.dtype).eps * torch.maximum(-low, high)
-        sizes_N = torch.where(counted_BS, shifted_BS, 0).abs().flatten()
-        largest = torch.cat([sizes_N, torch.zeros_like(mean)[None]]).amax()
-        measured = largest <= 2 * (high - low - rounding)
+        # The mean has no part in a range that it lies in; with it there is a row where none counts.
+        none = torch.zeros_like(mean)[None]
+        measured = measured_by_std(
+            torch.cat([none, torch.where(weight_BS > 0, shifted_BS.abs(), 0).flatten()]),
+            torch.cat([mean[None], torch.where(weight_BS > 0, advantages_BS, mean).flatten()]),
+        )[0]
         scale = torch.rsqrt(variance + self.eps)
         white_BS = shifted_BS * torch.where(measured, scale, scale.clamp(max=1))
         if self.clamp is not None:

@@ -41,7 +41,7 @@ def group_std(
 
 
 def measured_by_std(
-    size: Float[Tensor, "B"], x: Float[Tensor, "B"], group: Int[Tensor, "B"]
+    size: Float[Tensor, "B"], x: Float[Tensor, "B"], group: Int[Tensor, "B"] | None = None
 ) -> Bool[Tensor, "B"]:
     """Tells in which groups the standard deviation of ``x`` is a unit for numbers of a given size.
 
@@ -53,7 +53,7 @@ def measured_by_std(
     Args:
         size: (B,) largest magnitude in each row, in the unit of ``x``.
         x: (B,) the numbers whose standard deviation is to be the unit.
-        group: (B,) equal for rows of one group.
+        group: (B,) equal for rows of one group; None = all rows are one, of at least one row.
 
     Returns:
         (B,) the same for all rows of a group.
@@ -62,15 +62,18 @@ def measured_by_std(
         Ours: the methods that divide by a spread take a mean as their baseline, and say nothing of
         others.
     """
-    index_B, _ = _group_index(group)
+    index_B = None if group is None else _group_index(group)[0]
 
     def largest(y_B: Tensor) -> Tensor:
+        if index_B is None:
+            return y_B.amax()
         zeros_B = torch.zeros_like(y_B)
         return zeros_B.scatter_reduce(0, index_B, y_B, "amax", include_self=False)
 
     rounding_B = 100 * torch.finfo(x.dtype).eps * largest(x.abs())
     range_B = largest(x) + largest(-x) - rounding_B
-    return (largest(size) <= 2 * range_B)[index_B]
+    measured_B = largest(size) <= 2 * range_B
+    return measured_B.expand_as(x) if index_B is None else measured_B[index_B]
 
 
 def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:

@@ -31,7 +31,7 @@ _LONGEST = 2**24
 """Bytes of the longest reply."""
 _REMEMBERED = 10_000
 """Questions without an answer that are remembered."""
-JUDGES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+JUDGES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 """Questions that are answered at once: as many as there are cores."""
 
 Reply = Mapping[str, Any]

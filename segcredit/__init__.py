@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from segcredit.protocols import ProcessReward as ProcessReward
     from segcredit.protocols import Prompt as Prompt
     from segcredit.protocols import PromptStream as PromptStream
+    from segcredit.protocols import Reading as Reading
     from segcredit.protocols import Sampler as Sampler
     from segcredit.protocols import Segmenter as Segmenter
     from segcredit.protocols import Simulator as Simulator
@@ -104,6 +105,7 @@ _HOMES = {
         "ProcessReward",
         "Prompt",
         "PromptStream",
+        "Reading",
         "Sampler",
         "Segmenter",
         "Simulator",

@@ -221,6 +221,28 @@ class LossConfig(_Section):
         return self
 
 
+class PretrainingConfig(_Section):
+    """Training of the value estimator on completions of the starting policy, before the first step.
+
+    What comes out is kept in the cache, and shared by all runs whose estimator, policy, task,
+    sampling and seed are the same, such as the cells of a grid over segmenters.
+    """
+
+    completions: int = Field(10_000, ge=1, le=10**8)
+    """Completions, sampled in groups of ``rollouts.completions``; rounded up to whole steps."""
+    epochs: int = Field(4, ge=1, le=10**4)
+    """Passes over them. Each ends with a checkpoint in the cache."""
+    rows: Count = 64
+    """Completions of a minibatch."""
+    learning_rate: Rate = 1e-2
+    """The highest; it rises over the first 5 % of the minibatches and falls along a cosine."""
+    final_rate: float = Field(0.02, ge=0, le=1)
+    """Share of ``learning_rate`` that is left at the end."""
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    weight_decay: float = Field(0.01, ge=0, le=1000)
+    gradient_clip: Norm = 1.0
+
+
 class ValueConfig(_Section):
     """Training of the value estimator's state; ignored when it has no parameters."""
 
@@ -230,6 +252,20 @@ class ValueConfig(_Section):
     warmup_iterations: int = Field(ge=0, le=10**6)
     """Iterations before the first policy step in which the value estimator alone is trained."""
     aggregate: Plugin
+    pretraining: PretrainingConfig | None = None
+    """Training before the first step with settings of its own; None = none."""
+    live_logprobs: bool = False
+    """Lets a trained estimator read the current policy's log-probs and entropies, by which the
+    policy learns to please it: see docs/critics.md. For studies of just that."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = write(self)
+        # Runs that were stored before there were these keys keep their identity.
+        for name in ("pretraining", "live_logprobs"):
+            if not found[name]:
+                del found[name]
+        return found
 
 
 class TrainConfig(_Section):

@@ -12,11 +12,11 @@ from __future__ import annotations
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -151,12 +151,41 @@ def _names(classes: Iterable[type]) -> set[str]:
     return {name for names in found for name in names}
 
 
+Reading = Literal["hidden", "logprobs", "reference", "token_values"]
+"""What an estimator may read of rollouts and scores beyond tokens, texts and rewards.
+
+``hidden``: the current policy's hidden states. ``logprobs``: its log-probs and entropies, and the
+sampler's log-probs. ``reference``: hidden states, log-probs and entropies of the frozen starting
+policy. ``token_values``: values that something else measured.
+"""
+
+
 @runtime_checkable
 class ValueEstimator(Protocol):
     """The second axis: how good the state before each segment is."""
 
     anchor: Anchor = "start"
     """The state that a segment's value is of, see ``Segmentation.anchors``."""
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """What the estimator reads of the policies, see ``Reading``; nothing (neutral answer).
+
+        What it does not name is NaN in the rollouts and scores that it gets, or None. The loop
+        computes the starting policy's scores where it is named, once a batch. An estimator that is
+        trained may not name ``logprobs`` unless ``train.value.live_logprobs`` says so.
+        """
+        return frozenset()
+
+    @property
+    def value_states(self) -> Literal["segments", "tokens"]:
+        """The states that values, targets and losses are of; ``segments`` (neutral answer).
+
+        ``tokens``: the state before every action token, whatever the segments. The estimator then
+        gets segments of one token each, and the loop reads the values of the method's own segments
+        off at their anchors, so that one estimator serves every segmenter.
+        """
+        return "segments"
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -215,6 +244,40 @@ class ValueEstimator(Protocol):
         return torch.ones(len(prompt_keys))
 
 
+def readable(rollouts: RolloutBatch, reads: Set[Reading]) -> RolloutBatch:
+    """Returns rollouts as an estimator gets them: without what its ``reads`` does not name.
+
+    Log-probs and entropies become NaN, which a fault then shows; what may be missing, None.
+    """
+    changes: dict[str, Tensor | None] = {}
+    if "logprobs" not in reads:
+        unread_BT = torch.full_like(rollouts.logprobs, torch.nan)
+        changes |= {"logprobs": unread_BT, "entropies": unread_BT, "sampler_logprobs": None}
+    if "reference" not in reads:
+        names = ("reference_logprobs", "reference_entropies", "reference_hidden")
+        changes |= dict.fromkeys(names)
+    if "token_values" not in reads:
+        changes["token_values"] = None
+    return rollouts.replace(**changes)
+
+
+def readable_scores(scores: TokenScores, reads: Set[Reading]) -> TokenScores:
+    """Returns scores of the current policy as an estimator gets them, see ``readable``."""
+    changes: dict[str, Tensor] = {}
+    if "logprobs" not in reads:
+        unread_BT = torch.full_like(scores.logprobs, torch.nan)
+        changes |= {"logprobs": unread_BT, "entropies": unread_BT}
+    if "hidden" not in reads:
+        # A view of one number: as wide as the states, and no memory.
+        changes["hidden"] = scores.hidden.new_full((), torch.nan).expand_as(scores.hidden)
+    return scores.replace(**changes)
+
+
+def reads_scores(estimator: ValueEstimator) -> bool:
+    """Tells whether an estimator reads anything of the current policy's scores."""
+    return not estimator.reads.isdisjoint(("hidden", "logprobs"))
+
+
 @runtime_checkable
 class AdvantageScheme(Protocol):
     """The third axis: from values and rewards to credit."""
@@ -223,6 +286,13 @@ class AdvantageScheme(Protocol):
     def __call__(self, values: SegmentValues) -> Float[Tensor, "B S"]:
         """Computes each segment's advantage; what stands outside ``values.mask`` is ignored."""
         ...
+
+    def unclamped(self, values: SegmentValues) -> Float[Tensor, "B S"] | None:
+        """Computes the same without a bound on its size; None where there is none (neutral).
+
+        The metric ``clamped_share`` is the share of squared credit that the bound cuts off.
+        """
+        return None
 
 
 @runtime_checkable

@@ -77,7 +77,14 @@ class RolloutBatch(RowTable):
     truncated: Bool[Tensor, "B"]
     """True where neither an end token nor a stop string came before the length limit."""
     reference_logprobs: Float[Tensor, "B T"] | None = None
-    """Nats, under the frozen reference policy, where a KL term needs them."""
+    """Nats, under the frozen starting policy, where a KL term or an estimator reads them."""
+    reference_entropies: Float[Tensor, "B T"] | None = None
+    """Nats, of the starting policy's distribution, where an estimator reads it."""
+    reference_hidden: Float[Tensor, "B T H"] | None = None
+    """States of the starting policy before each token, where an estimator reads it."""
+    others_reward: Float[Tensor, "B"] | None = None
+    """Mean reward of the group's other completions, NaN for one alone, where credit is assigned.
+    Computed over whole groups, which minibatches cut."""
     sampler_logprobs: Float[Tensor, "B T"] | None = None
     """Nats, as the sampler computed them while it drew, where it tells; ``logprobs`` are the
     policy's own. The two differ where an inference engine rounds in other ways, or is stale."""
@@ -94,10 +101,10 @@ class RolloutBatch(RowTable):
         _require_shapes(
             self, (rows, width), "action_mask", "logprobs", "entropies", "token_rewards"
         )
-        _require_shapes(self, (rows, width), "reference_logprobs", "sampler_logprobs")
-        _require_shapes(self, (rows, width), "token_values", "node_ids")
+        _require_shapes(self, (rows, width), "reference_logprobs", "reference_entropies")
+        _require_shapes(self, (rows, width), "sampler_logprobs", "token_values", "node_ids")
         _require_shapes(self, (rows, width, 2), "token_spans")
-        _require_shapes(self, (rows,), "group", "rewards", "truncated")
+        _require_shapes(self, (rows,), "group", "rewards", "truncated", "others_reward")
         _require_shapes(self, (rows, self.prompt_ids.shape[1]), "prompt_ids", "prompt_mask")
         _require_rows(self, rows, "prompt_keys", "texts", *(["extras"] if self.extras else []))
         _require_dtype(self, torch.bool, "action_mask", "prompt_mask", "truncated")
@@ -167,6 +174,18 @@ class TokenScores(RowTable):
     logprobs: Float[Tensor, "B T"]
     entropies: Float[Tensor, "B T"]
     hidden: Float[Tensor, "B T H"]
+
+    def replace(self, **changes: Any) -> TokenScores:
+        """Returns a copy in which some fields are others."""
+        return dataclasses.replace(self, **changes)
+
+    def detached(self) -> TokenScores:
+        """Returns the same numbers without gradients."""
+        return TokenScores(
+            logprobs=self.logprobs.detach(),
+            entropies=self.entropies.detach(),
+            hidden=self.hidden.detach(),
+        )
 
 
 RowsEnded = Callable[[Tensor, Tensor], Tensor]
@@ -299,7 +318,8 @@ def require_values(method: str, found: object, mask: Tensor, *given: Tensor) -> 
         raise ShapeError(
             f"{method} returned {float(values[wrong][0])} for {int(wrong.sum())} of"
             f" {int(mask.sum())} segments; expected finite numbers. Usually it divides by a spread"
-            " or a count that may be 0: add a small number, or handle that case."
+            " or a count that may be 0: add a small number, or handle that case. A value estimator"
+            " finds NaN where it reads scores that its `reads` does not name."
         )
 
 

@@ -30,6 +30,8 @@ class GAE(AdvantageScheme):
         gamma: discount in [0,1].
         lam: λ in [0,1]; not used if ``length_scale`` is given.
         clock: what a tick of the discount is, see ``segcredit.lambda_returns``.
+        lam_clock: what a tick of λ is. ``token`` gives every definition of segments one horizon;
+            ``segment``, as published, a longer one to longer segments.
         length_scale: α above 0, the share of a row that credit reaches back over; None = ``lam``
             for all rows. VAPO's is 0.05.
 
@@ -43,6 +45,7 @@ class GAE(AdvantageScheme):
     gamma: float = 1.0
     lam: float = 0.95
     clock: Clock = "segment"
+    lam_clock: Clock = "segment"
     length_scale: Annotated[float, Interval(ge=1e-9, le=1e9)] | None = None
 
     def __post_init__(self) -> None:
@@ -58,7 +61,11 @@ class GAE(AdvantageScheme):
     def __call__(self, values: SegmentValues) -> Tensor:
         """Returns (B,S) advantages."""
         returns_BS = lambda_returns(
-            values, gamma=self.gamma, lam=self._lam(values), clock=self.clock
+            values,
+            gamma=self.gamma,
+            lam=self._lam(values),
+            clock=self.clock,
+            lam_clock=self.lam_clock,
         )
         return returns_BS - values.values
 

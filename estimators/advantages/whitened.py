@@ -61,6 +61,14 @@ class Whitened(AdvantageScheme):
 
     def __call__(self, values: SegmentValues) -> Tensor:
         """Returns (B,S) whitened advantages, 0 outside the mask."""
+        white_BS = self._whitened(values)
+        return white_BS if self.clamp is None else white_BS.clamp(-self.clamp, self.clamp)
+
+    def unclamped(self, values: SegmentValues) -> Tensor | None:
+        """Returns (B,S) what the clamp is applied to; None without a clamp."""
+        return None if self.clamp is None else self._whitened(values)
+
+    def _whitened(self, values: SegmentValues) -> Tensor:
         advantages_BS = self.inner(values).masked_fill(~values.mask, 0)
         weight_BS = values.weights if self.weight == "token" else values.mask
         weight_BS = weight_BS.to(advantages_BS.dtype)
@@ -78,6 +86,4 @@ class Whitened(AdvantageScheme):
         )[0]
         scale = torch.rsqrt(variance + self.eps)
         white_BS = shifted_BS * torch.where(measured, scale, scale.clamp(max=1))
-        if self.clamp is not None:
-            white_BS = white_BS.clamp(-self.clamp, self.clamp)
         return white_BS.masked_fill(~values.mask, 0)

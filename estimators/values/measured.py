@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from segcredit import Anchor, RolloutBatch, Segmentation, Simulator, ValueEstimator
+from segcredit import Anchor, Reading, RolloutBatch, Segmentation, Simulator, ValueEstimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,11 @@ class Measured(ValueEstimator):
     """
 
     anchor: Anchor = "start"
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """The values that somebody measured."""
+        return frozenset({"token_values"})
 
     def estimate(
         self,

@@ -10,7 +10,7 @@ import torch
 from annotated_types import Interval, Le
 from torch import Tensor, nn
 
-from segcredit import Policy, RolloutBatch, Segmentation, Simulator, ValueEstimator
+from segcredit import Policy, Reading, RolloutBatch, Segmentation, Simulator, ValueEstimator
 
 
 class PromptTable(nn.Module):
@@ -98,6 +98,11 @@ class Tracker(ValueEstimator):
                 f"warm_samples is {self.warm_samples} and exploration is {self.exploration};"
                 " expected neither to be negative, such as 8 and 0.05."
             )
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """The policy's log-probs, by which its movement is measured; nothing is trained on them."""
+        return frozenset({"logprobs"})
 
     def start(self, policy: Policy) -> nn.Module:
         """Makes an empty table."""
@@ -193,7 +198,10 @@ def _with_completions(rollouts: RolloutBatch, stored: Sequence[dict[str, Tensor]
         texts=("",) * len(blank_NT),
         token_spans=torch.zeros((*blank_NT.shape, 2), dtype=torch.long, device=blank_NT.device),
         token_rewards=blank_NT,
+        sampler_logprobs=None,
         reference_logprobs=None,
+        reference_entropies=None,
+        reference_hidden=None,
         token_values=None,
         node_ids=torch.arange(blank_NT.numel(), device=blank_NT.device).view(blank_NT.shape),
     )

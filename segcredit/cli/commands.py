@@ -102,7 +102,11 @@ def train(
     checked = load_run(config, overrides or [])
     directory = run_directory(checked, output)
     shown = out if started_processes(checked).first else Console(quiet=True)
-    training_progress(shown, iterate(checked, directory, resume=resume), checked.train.steps)
+    training_progress(
+        shown,
+        lambda watch: iterate(checked, directory, resume=resume, watch=watch),
+        checked.train.steps,
+    )
     shown.print(f"Recorded in {directory}", soft_wrap=True)
     shown.print(
         f"Next: segcredit report {directory}; segcredit evaluate {directory}", soft_wrap=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,6 +16,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from segcredit.study.segmenting.cut import TextSegments
     from segcredit.study.segmenting.tables import Summary
     from segcredit.study.segmenting.texts import Document
+    from segcredit.training.pretraining import PretrainingProgress, Watch
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _NARROWEST = 24
@@ -43,11 +45,29 @@ _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in 
 """Control characters are shown as pictures: a text must not steer the terminal."""
 
 
-def training_progress(out: Console, rows: Iterable[Mapping[str, float]], steps: int) -> None:
-    """Consumes a run; shows a bar with speed and remaining time beside its latest metrics."""
+def training_progress(
+    out: Console,
+    run: Callable[[Watch], Iterable[Mapping[str, float]]],
+    steps: int,
+) -> None:
+    """Consumes a run; shows a bar with speed and remaining time beside its latest metrics.
+
+    Args:
+        out: where it is shown.
+        run: returns the run's rows, given what is to be told of value pretraining.
+        steps: of the run.
+    """
     with _progress(out) as progress:
+        stages: dict[str, TaskID] = {}
+
+        def show(told: PretrainingProgress) -> None:
+            if told.stage not in stages:
+                name = f"value pretraining: {told.stage}"
+                stages[told.stage] = progress.add_task(name, total=told.total, note="")
+            progress.update(stages[told.stage], completed=told.done + 1)
+
         bar = progress.add_task("starting", total=steps, note="")
-        for row in rows:
+        for row in run(show):
             step = int(row["step"])
             progress.update(bar, completed=step, description=f"step {step}", note=_note(row))
             if "accuracy" in row:

@@ -21,10 +21,11 @@ from segcredit.credit_audit.settings import Unit
 from segcredit.credit_audit.truth import ValuedCompletions
 from segcredit.errors import blame
 from segcredit.objective import returns
-from segcredit.protocols import AdvantageScheme, Policy
+from segcredit.protocols import AdvantageScheme, Policy, readable
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run, with_credit
 from segcredit.training.credit_assignment import TrainingBatch, assign
+from segcredit.training.pretraining import pretrain
 from segcredit.training.rollouts.completions import with_extras
 from segcredit.training.rollouts.sampling import Sampled, sample
 from segcredit.training.update import improve
@@ -97,13 +98,19 @@ def credits_of(frozen: FrozenPolicy, unit: Unit) -> Credits:
     Raises:
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
-    started, spent_before = time.process_time(), frozen.practice.cpu_seconds
     run = with_credit(frozen.run, unit.config)
     learns = bool(run.state.module.state_dict())
-    learned_on = _learn(run, frozen.practice) if learns else 0
+    # What is made once for several estimators counts for each of them in full: pretrained states,
+    # and the batches that the others learn from.
+    pretrained = pretrain(run)
+    started, shared, learned_on = time.process_time(), 0.0, 0
+    if pretrained is not None:
+        shared, learned_on = pretrained.cpu_seconds, pretrained.tokens
+    elif learns:
+        shared = frozen.practice.cpu_seconds
+        learned_on = _learn(run, frozen.practice)
     found = assign(run, frozen.judged, 0)
-    # Batches are sampled once for all estimators; what that took counts for each that learns.
-    spent = time.process_time() - started + (spent_before if learns else 0.0)
+    spent = time.process_time() - started + shared
     advantages = {name: _spread(found, scheme, name) for name, scheme in frozen.schemes.items()}
     return Credits(
         segmenter=unit.segmenter,
@@ -141,13 +148,13 @@ def _spread(found: TrainingBatch, scheme: AdvantageScheme, name: str) -> Tensor:
 
 def _token_values(run: Run, found: TrainingBatch) -> Tensor:
     """Returns (B,T) the value of every state, by the same estimator over segments of one token."""
+    if found.states is not found.segmentation:
+        return found.states.spread(found.state_values.values)
     mask_BT = found.rollouts.action_mask
-    every = Segmentation.from_starts(mask_BT, mask_BT)
-    name = run.config.estimator["name"]
-    with torch.no_grad(), blame("estimator", name, run.method.estimator):
-        values_BS = run.method.estimator.estimate(
-            run.state.module, found.rollouts, every, found.simulator
-        )
+    every, estimator = Segmentation.from_starts(mask_BT, mask_BT), run.method.estimator
+    read = readable(found.rollouts, estimator.reads)
+    with torch.no_grad(), blame("estimator", run.config.estimator["name"], estimator):
+        values_BS = estimator.estimate(run.state.module, read, every, found.simulator)
         require_values("estimate", values_BS, every.mask, found.rollouts.rewards)
     return every.spread(values_BS)
 

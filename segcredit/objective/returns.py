@@ -24,6 +24,7 @@ def lambda_returns(
     gamma: float = 1.0,
     lam: float | Float[Tensor, "B"] = 1.0,
     clock: Clock = "segment",
+    lam_clock: Clock = "segment",
 ) -> Float[Tensor, "B S"]:
     """Computes lambda-returns over segments: G_m = A_m + V_m with the generalised advantage A_m.
 
@@ -39,18 +40,23 @@ def lambda_returns(
     V after the last segment is 0. λ = 1 gives the discounted reward-to-go, λ = 0 the one-step
     target r_m + γ V_{m+1}; one segment a token gives token-level GAE. The clocks agree at γ = 1.
 
+    With ``lam_clock="token"``, λ is λ^(n_m) in the recursion: what happens a given number of tokens
+    later counts the same however the tokens are cut, so that definitions of segments share one
+    horizon. Counted in segments, coarser ones look farther ahead at an equal λ.
+
     Args:
         values: of a batch; entries outside the mask are 0.
         gamma: discount in [0,1].
         lam: λ in [0,1], one for all or one a row.
         clock: what a tick of the discount is.
+        lam_clock: what a tick of λ is.
 
     Returns:
         (B,S) returns in reward units; 0 outside the mask.
 
     Source:
         Schulman et al. 2016, arXiv 1506.02438, eq. 16; segments: SAPO, arXiv 2605.01327,
-        eqs. 6-7 (clock "segment") and appendix C, eq. 18 (clock "token").
+        eqs. 6-7 (clock "segment") and appendix C, eq. 18 (clock "token"). λ by tokens is ours.
     """
     # (S,B): the walk then reads and writes contiguous memory.
     values_SB = values.values.T.contiguous()
@@ -60,14 +66,20 @@ def lambda_returns(
         lengths_SB = values.lengths.T.to(values_SB.dtype)
         discount_SB = gamma**lengths_SB
         rewards_SB = rewards_SB * gamma ** (lengths_SB - 1).clamp(min=0)
-    elif clock in ("segment", "token"):
-        discount_SB = torch.full_like(values_SB[:1], gamma).expand_as(values_SB)
     else:
-        raise ShapeError(f"clock {clock!r} does not exist; expected 'segment' or 'token'.")
+        discount_SB = torch.full_like(values_SB[:1], gamma).expand_as(values_SB)
+    for name in (clock, lam_clock):
+        if name not in ("segment", "token"):
+            raise ShapeError(f"clock {name!r} does not exist; expected 'segment' or 'token'.")
+    decay_SB = discount_SB * lam
+    if lam_clock == "token":
+        # 0^0 is 1, but a place without a segment has nothing to hand on.
+        base = torch.as_tensor(lam, dtype=values_SB.dtype, device=values_SB.device)
+        decay_SB = discount_SB * base ** values.lengths.T.to(values_SB.dtype)
     deltas_SB = torch.where(
         values.mask.T, rewards_SB + discount_SB * next_SB - values_SB, torch.zeros_like(values_SB)
     )
-    return (_discounted_sums(deltas_SB, discount_SB * lam) + values_SB).T.contiguous()
+    return (_discounted_sums(deltas_SB, decay_SB) + values_SB).T.contiguous()
 
 
 def _discounted_sums(
@@ -163,15 +175,21 @@ def advantages(
 
 
 def explained_variance(
-    values: SegmentValues, targets_BS: Float[Tensor, "B S"]
+    values: SegmentValues, targets_BS: Float[Tensor, "B S"], *, by_token: bool = False
 ) -> Float[Tensor, ""]:
     """Computes 1 − Var(target − value) / Var(target) over the batch's segments; NaN if undefined.
 
     The loop's targets are realised returns, not bootstrapped ones, which the values explain in
     part by construction.
     Computed over the whole batch: the mean over minibatches is another, wrong number.
+
+    Args:
+        values: of the batch.
+        targets_BS: what they should be.
+        by_token: weigh segments by their tokens, each of which has the value of its segment, so
+            that definitions of segments can be compared; else all count the same.
     """
-    weight_BS = values.mask.to(targets_BS.dtype)
+    weight_BS = (values.lengths if by_token else values.mask).to(targets_BS.dtype)
     residual = _variance(targets_BS - values.values, weight_BS)
     total = _variance(targets_BS, weight_BS)
     return torch.where(total > 0, 1 - residual / total, torch.nan)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segcredit.objective.returns import segment_values
+from segcredit.protocols import readable, readable_scores
 from segcredit.segmentation import Segmentation
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
 from segcredit.testing.rollouts import pad_rollouts, segments_of_two
@@ -32,10 +33,15 @@ class _Trial:
         with self.checked.using(what), torch.no_grad():
             self.checked.plugin.meet(state, keys, self.simulator)
             values_BS = self.checked.plugin.estimate(
-                state, self.rollouts, self.segmentation, self.simulator
+                state, self.readable, self.segmentation, self.simulator
             )
         self.checked.require_values(values_BS, self.segmentation.mask, f"estimate(), on {what},")
         return values_BS.masked_fill(~self.segmentation.mask, 0)
+
+    @property
+    def readable(self) -> RolloutBatch:
+        """The rollouts as the loop would give them: without what the plug-in does not read."""
+        return readable(self.rollouts, self.checked.plugin.reads)
 
     def on(self, rollouts: RolloutBatch, segmentation: Segmentation) -> _Trial:
         """Returns the same estimator with its state, on other rollouts."""
@@ -44,13 +50,14 @@ class _Trial:
 
 def _trial(checked: CheckedPlugin, rollouts: RolloutBatch | None = None) -> _Trial:
     """Returns the plug-in once its state has seen a step, with segments of two tokens."""
-    simulator = ToySimulator()
+    simulator = ToySimulator(reads=checked.plugin.reads)
     rollouts = toy_rollouts(simulator) if rollouts is None else rollouts
     with checked.using("start()"):
         state = checked.plugin.start(simulator.policy)
     _require_module(checked, state)
     with checked.using("update()"):
-        checked.plugin.update(state, toy_rollouts(simulator), simulator)
+        seen = readable(toy_rollouts(simulator), checked.plugin.reads)
+        checked.plugin.update(state, seen, simulator)
     return _Trial(checked, state, rollouts, segments_of_two(rollouts), simulator)
 
 
@@ -132,7 +139,12 @@ def _loss_of(trial: _Trial) -> tuple[Tensor, SegmentValues]:
     scores = trial.simulator.policy(trial.rollouts)
     with trial.checked.using("loss()"):
         loss_BS = trial.checked.plugin.loss(
-            trial.state, trial.rollouts, trial.segmentation, scores, values, targets_BS.detach() + 1
+            trial.state,
+            trial.readable,
+            trial.segmentation,
+            readable_scores(scores, trial.checked.plugin.reads),
+            values,
+            targets_BS.detach() + 1,
         )
     trial.checked.require_values(loss_BS, values.mask, "loss()")
     return loss_BS, values

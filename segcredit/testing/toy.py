@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from segcredit.objective.returns import token_rewards
-from segcredit.protocols import Prompt
+from segcredit.protocols import Prompt, Reading, readable_scores
 from segcredit.types import Continuations, Generation, RolloutBatch, SamplingParams, TokenScores
 
 SYMBOLS = " \na"
@@ -252,11 +252,16 @@ class ToySimulator:
     Args:
         policy: whose completions are continued.
         reward: of a prompt's completion.
+        reads: what the asker may see of scores, see ``ValueEstimator.reads``; None = all.
     """
 
     def __init__(
-        self, policy: ToyPolicy | None = None, reward: Callable[[str, str], float] = toy_reward
+        self,
+        policy: ToyPolicy | None = None,
+        reward: Callable[[str, str], float] = toy_reward,
+        reads: Set[Reading] | None = None,
     ) -> None:
+        self.reads = reads
         self.policy = ToyPolicy() if policy is None else policy
         self.reward = reward
         self.params = SamplingParams(max_new_tokens=self.policy.length)
@@ -358,9 +363,10 @@ class ToySimulator:
         return self.policy.rollouts([rollouts.prompt_keys[row] for row in map(int, rows_N)], ids_NT)
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
-        """Computes real scores, without gradients."""
+        """Computes real scores, without gradients; NaN where ``reads`` does not name them."""
         with torch.no_grad():
-            return self.policy(rollouts)
+            scores = self.policy(rollouts)
+        return scores if self.reads is None else readable_scores(scores, self.reads)
 
 
 def toy_rollouts(
@@ -389,4 +395,7 @@ def toy_rollouts(
         token_rewards=token_rewards(whole.rewards, action_BT),
         token_values=simulator.values(whole),
         reference_logprobs=whole.logprobs - 0.1,
+        reference_entropies=whole.entropies + 0.1,
+        reference_hidden=simulator.policy(whole).hidden.detach() + 0.1,
+        others_reward=torch.arange(rows, dtype=whole.rewards.dtype) / rows,
     )

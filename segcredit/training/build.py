@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -79,7 +79,7 @@ class Run:
     """The prompts of warm-up iterations and further rounds of sampling, which few methods have."""
     policy: Trained[Policy]
     reference: Policy | None
-    """The frozen starting policy, where a KL term needs it."""
+    """The frozen starting policy, where a KL term or the estimator reads it."""
     method: Method
     state: Trained[nn.Module]
     """The value estimator's state."""
@@ -139,14 +139,10 @@ def assemble(config: RunConfig, processes: Processes, task: Task, policy: nn.Mod
             f" {', '.join(missing_members(policy, Policy))}; expected every member of"
             " segcredit.Policy. Usually a method was misspelt or left out."
         )
-    needs_reference = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     method = _method(config)
     _require_capabilities(config, method, policy)
-    reference = frozen_copy(policy) if needs_reference else None
+    reference = _reference(config, processes, method, policy)
     state = _state(config, processes, method.estimator, policy)
-    if reference is not None:
-        reference = reference.to(processes.device)
-        _shard(config, processes, reference, _USES)
     with blame("task", config.task["name"], task):
         held_out = checked_prompts("evaluation", task.evaluation(config.evaluate.prompts), 0)
         names = ("prompts", "further prompts")
@@ -165,6 +161,18 @@ def assemble(config: RunConfig, processes: Processes, task: Task, policy: nn.Mod
         method=method,
         state=state,
     )
+
+
+def _reference(
+    config: RunConfig, processes: Processes, method: Method, policy: nn.Module
+) -> Policy | None:
+    """Copies the starting policy where a KL term or the estimator reads it; one copy for both."""
+    kl = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
+    if not kl and "reference" not in method.estimator.reads:
+        return None
+    reference = frozen_copy(policy).to(processes.device)
+    _shard(config, processes, reference, _USES)
+    return cast(Policy, reference)
 
 
 def _require_capabilities(config: RunConfig, method: Method, policy: Policy) -> None:
@@ -253,8 +261,11 @@ def with_credit(run: Run, config: RunConfig) -> Run:
         config: differs from that of ``run`` in plug-ins of credit, and in ``train.value``, alone.
     """
     method = _method(config)
+    reference = run.reference
+    if reference is None:
+        reference = _reference(config, run.processes, method, run.policy.network)
     state = _state(config, run.processes, method.estimator, run.policy.module)
-    return replace(run, config=config, method=method, state=state)
+    return replace(run, config=config, method=method, reference=reference, state=state)
 
 
 def _method(config: RunConfig) -> Method:
@@ -280,11 +291,25 @@ def _surrogate(loss: LossConfig) -> Surrogate:
 def _state(
     config: RunConfig, processes: Processes, estimator: ValueEstimator, policy: Policy
 ) -> Trained[nn.Module]:
-    """Starts the estimator's state, the same on every process."""
+    """Starts the estimator's state, the same on every process.
+
+    Raises:
+        ConfigError: it is trained on what the policy is sure of.
+    """
     name = config.estimator["name"]
     with forked(config.seed, "estimator"), blame("estimator", name, estimator):
         state = estimator.start(policy)
         require_type("start", state, nn.Module)
+    trains = any(parameter.requires_grad for parameter in state.parameters())
+    if trains and "logprobs" in estimator.reads and not config.train.value.live_logprobs:
+        raise ConfigError(
+            f"estimator {name!r} is trained and reads the current policy's log-probs and"
+            " entropies; expected those of the frozen starting policy, or none. Such a critic"
+            " learns that an unlikely token is a mistake, and the policy then learns to please it"
+            " by becoming confident: with a small lambda its reward falls to nearly 0. Let it read"
+            " the starting policy, such as logprobs = 'reference', or set"
+            " train.value.live_logprobs = true to study just that."
+        )
     processes.broadcast([*state.parameters(), *state.buffers()])
     return _trained(config, processes, state, config.train.value)
 

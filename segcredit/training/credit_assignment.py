@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,12 +11,13 @@ from torch import Tensor
 from segcredit.config import LossConfig
 from segcredit.errors import blame
 from segcredit.objective import loss_masks, returns
-from segcredit.protocols import Prompt, checked_segments
+from segcredit.objective.group_statistics import group_mean, group_size
+from segcredit.protocols import Prompt, checked_segments, readable
 from segcredit.rng import stream
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run
 from segcredit.training.distributed.all_gather import all_rows, own_rows
-from segcredit.training.rollouts.sampling import Sampled, sample
+from segcredit.training.rollouts.sampling import Sampled, sample, with_reference
 from segcredit.training.rollouts.simulator import PolicySimulator, SharedSimulator
 from segcredit.types import Advantages, RolloutBatch, SegmentValues, require_values
 
@@ -30,8 +32,15 @@ class TrainingBatch:
     segmentation: Segmentation
     ratio_segmentation: Segmentation
     values: SegmentValues
+    """The values at the segments' anchors, and the segments' rewards."""
+    states: Segmentation
+    """The segments that the estimator values, and learns at: ``segmentation``, or one a token."""
+    state_values: SegmentValues
+    """The values of ``states``."""
     targets: Tensor
-    """Regression targets of the values, (B,S)."""
+    """Regression targets of ``state_values``, one for each of ``states``."""
+    segment_targets: Tensor
+    """The targets at the segments' anchors, (B,S)."""
     advantages: Advantages
     token_weights: Tensor
     """Weights of tokens in the loss, (B,T), in [0,1]."""
@@ -40,7 +49,9 @@ class TrainingBatch:
     sampled: Sampled
     """The sampling step that the rollouts are of."""
     whole: SegmentValues
-    """The values of all processes, process 0's first."""
+    """``state_values`` of all processes, process 0's first."""
+    clamped_share: Tensor | None
+    """Share of the batch's squared credit that the scheme's bound cut off; None without one."""
 
 
 def collect(run: Run, step: int) -> TrainingBatch:
@@ -53,66 +64,121 @@ def collect(run: Run, step: int) -> TrainingBatch:
     return assign(run, sample(run, step), step)
 
 
-def assign(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
+def assign(run: Run, sampled: Sampled, step: int, *, in_hindsight: bool = False) -> TrainingBatch:
     """Assigns credit to rollouts that are there already: cuts and values their segments first.
 
     Args:
         run: whose plug-ins do it.
         sampled: the rollouts, and the prompts that an estimator may ask for again.
         step: names the random generators.
+        in_hindsight: take the undiscounted returns that came for values, in the place of the
+            estimator's, so that regression targets are free of bootstrapping whatever its lambda.
 
     Raises:
         TrainingError: another process failed; gives its sentence.
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
     with run.whole():
-        return _assigned(run, sampled, step)
+        return _assigned(run, sampled, step, in_hindsight)
 
 
-def _assigned(run: Run, sampled: Sampled, step: int) -> TrainingBatch:
-    rollouts, config, processes = sampled.rollouts, run.config, run.processes
-    simulator = _simulator(run, sampled, step)
+def _assigned(run: Run, sampled: Sampled, step: int, in_hindsight: bool) -> TrainingBatch:
+    config, processes, estimator = run.config, run.processes, run.method.estimator
+    rollouts = _with_what_is_read(run, sampled.rollouts)
+    simulator = _simulator(run, sampled, rollouts, step)
     weights_BT, counts_BT = _loss_tokens(run, rollouts)
-    estimator = run.method.estimator
     # Prompts of all processes: each meets every one, so that the state stays the same on all.
     with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
         keys = list(simulator.prompts)
         estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
     with processes.error_barrier():
         segmentation, ratio_segmentation = _segmentations(run, rollouts)
-        values = _values(run, rollouts, segmentation, simulator, weights_BT)
+        states = segmentation
+        if estimator.value_states == "tokens":
+            states = Segmentation.from_starts(rollouts.action_mask, rollouts.action_mask)
+        earned_BS = _process(run, rollouts, segmentation)
+        joined = partial(returns.segment_values, rollouts, token_weights=weights_BT)
+        earned_BN = earned_BS
+        if earned_BS is not None and states is not segmentation:  # by a segment's last token
+            earned_BN = states.reduce(segmentation.spread(earned_BS) * segmentation.ends)
+        if in_hindsight:
+            nothing_BN = torch.zeros(states.mask.shape).to(rollouts.token_rewards)
+            known = joined(states, nothing_BN, process_rewards_BS=earned_BN)
+            values_BN = returns.lambda_returns(known)
+        else:
+            values_BN = _values(run, rollouts, states, simulator)
+        values = state_values = joined(
+            segmentation,
+            _at_anchors(run, states, segmentation, values_BN),
+            process_rewards_BS=earned_BS,
+        )
+        if states is not segmentation:
+            state_values = joined(states, values_BN, process_rewards_BS=earned_BN)
     # Schemes read statistics of the whole batch, such as a standard deviation: every process
     # computes the advantages of all rows, and keeps its own.
     whole, size = all_rows(processes, values), values.mask.shape
+    whole_states = whole if states is segmentation else all_rows(processes, state_values)
     with processes.error_barrier():
         with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
-            every_target_BS = estimator.targets(whole)
+            every_target_BN = estimator.targets(whole_states)
             known = (whole.values, whole.rewards)
-            require_values("targets", every_target_BS, whole.mask, *known)
+            require_values("targets", every_target_BN, whole_states.mask, *known)
         with blame("advantage", config.advantage["name"], run.method.advantage):
             every_BS = run.method.advantage(whole)
             require_values("the advantage scheme", every_BS, whole.mask, *known)
+            unclamped_BS = run.method.advantage.unclamped(whole)
+            clamped = None if unclamped_BS is None else _cut(every_BS, unclamped_BS, whole)
     # The widest process decides the columns of all rows; beyond its own there are no segments.
     own_BS = own_rows(processes, every_BS, len(rollouts))[:, : size[1]]
-    targets_BS = own_rows(processes, every_target_BS, len(rollouts))[:, : size[1]]
-    advantages = returns.advantages(segmentation, values, own_BS)
+    targets_BN = own_rows(processes, every_target_BN, len(rollouts))[:, : states.width]
     return TrainingBatch(
         rollouts=rollouts,
         simulator=simulator,
         segmentation=segmentation,
         ratio_segmentation=ratio_segmentation,
         values=values,
-        targets=targets_BS,
-        advantages=advantages,
+        states=states,
+        state_values=state_values,
+        targets=targets_BN,
+        segment_targets=_at_anchors(run, states, segmentation, targets_BN),
+        advantages=returns.advantages(segmentation, values, own_BS),
         token_weights=weights_BT,
         count_weights=counts_BT,
         sampled=sampled,
-        whole=whole,
+        whole=whole_states,
+        clamped_share=clamped,
     )
 
 
-def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
+def _with_what_is_read(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
+    """Adds what estimators may read of groups and of the starting policy."""
+    others_B = (group_size(rollouts.group) - 1).to(rollouts.rewards.dtype)
+    total_B = group_mean(rollouts.rewards, rollouts.group) * (others_B + 1)
+    # 0 / 0 is NaN, for the only completion of its prompt.
+    others_reward = (total_B - rollouts.rewards).masked_fill(others_B == 0, 0) / others_B
+    return with_reference(run, rollouts).replace(others_reward=others_reward)
+
+
+def _at_anchors(run: Run, states: Segmentation, segmentation: Segmentation, x_BN: Tensor) -> Tensor:
+    """Reads off numbers of valued states at the anchors of segments: (B,S), 0 where is none."""
+    if states is segmentation:
+        return x_BN
+    anchors_BS = segmentation.anchors(run.method.estimator.anchor)
+    return states.spread(x_BN).gather(1, anchors_BS).masked_fill(~segmentation.mask, 0)
+
+
+def _cut(clamped_BS: Tensor, unclamped_BS: Tensor, values: SegmentValues) -> Tensor:
+    """Computes the share of the loss's squared credit that a bound cut off; 0 where none is."""
+    kept, every = (
+        (x_BS.masked_fill(~values.mask, 0).square() * values.weights).sum()
+        for x_BS in (clamped_BS, unclamped_BS)
+    )
+    return torch.where(every > 0, 1 - kept / every, 0)
+
+
+def _simulator(run: Run, sampled: Sampled, rollouts: RolloutBatch, step: int) -> PolicySimulator:
     """Builds a simulator for the prompts of all processes, with this process's own generator."""
+    scores = sampled.scores
     here: dict[str, Prompt] = {prompt.key: prompt for prompt in sampled.prompts}
     return PolicySimulator(
         policy=run.actor,
@@ -123,6 +189,8 @@ def _simulator(run: Run, sampled: Sampled, step: int) -> PolicySimulator:
         params=run.config.rollouts.sampling(),
         micro_tokens=run.config.train.micro_tokens,
         generator=stream(run.config.seed, run.processes.named("estimator"), step),
+        reads=run.method.estimator.reads,
+        known=None if scores is None else (rollouts.completion_ids, scores.detached()),
     )
 
 
@@ -137,28 +205,19 @@ def _segmentations(run: Run, rollouts: RolloutBatch) -> tuple[Segmentation, Segm
 
 
 def _values(
-    run: Run,
-    rollouts: RolloutBatch,
-    segmentation: Segmentation,
-    simulator: PolicySimulator,
-    weights_BT: Tensor,
-) -> SegmentValues:
-    """Estimates the values of segments, and joins them with their rewards.
+    run: Run, rollouts: RolloutBatch, states: Segmentation, simulator: PolicySimulator
+) -> Tensor:
+    """Estimates the value of each of ``states``.
 
     Raises:
-        PluginError: the estimator or the process reward raised, or returned what does not fit.
+        PluginError: the estimator raised, or returned what does not fit.
     """
     estimator = run.method.estimator
+    read = readable(rollouts, estimator.reads)
     with torch.no_grad(), blame("estimator", run.config.estimator["name"], estimator):
-        values_BS = estimator.estimate(run.state.module, rollouts, segmentation, simulator)
-        require_values("estimate", values_BS, segmentation.mask, rollouts.rewards)
-    return returns.segment_values(
-        rollouts,
-        segmentation,
-        values_BS,
-        process_rewards_BS=_process(run, rollouts, segmentation),
-        token_weights=weights_BT,
-    )
+        values_BN = estimator.estimate(run.state.module, read, states, simulator)
+        require_values("estimate", values_BN, states.mask, rollouts.rewards)
+    return values_BN
 
 
 def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,7 @@ from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.training.distributed.processes import Processes, stoppable
 from segcredit.training.evaluate import evaluate
 from segcredit.training.out_of_memory import memory_advice
+from segcredit.training.pretraining import Watch, pretrain
 from segcredit.training.step_rows import images, tables
 from segcredit.training.update import improve
 from segcredit.types import LARGE_ADVANTAGE
@@ -92,7 +93,9 @@ def run_directory(config: RunConfig, output: str | Path | None = None) -> Path:
     return Path(output) if output is not None else Path("runs") / run_hash(config)
 
 
-def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iterator[Row]:
+def iterate(
+    config: RunConfig, directory: Path, *, resume: bool = False, watch: Watch | None = None
+) -> Iterator[Row]:
     """Runs a config and yields each step's row of metrics once it is recorded, step 0 first.
 
     Where several processes were started, each of them calls this; process 0 alone writes.
@@ -101,6 +104,7 @@ def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iter
         config: complete, as ``load_config`` gives it.
         directory: the run directory.
         resume: continue from the last checkpoint found there.
+        watch: called while the value estimator is pretrained, before step 0.
 
     Raises:
         SegcreditError: whatever stops the run; recorded in ``status.json`` before it is raised.
@@ -111,7 +115,7 @@ def iterate(config: RunConfig, directory: Path, *, resume: bool = False) -> Iter
             records = _records(config, directory, processes, held)
         if not processes.from_first(records.finished):
             held.enter_context(stoppable(processes))
-            yield from _iterate(config, records, processes, resume=resume)
+            yield from _iterate(config, records, processes, resume=resume, watch=watch)
 
 
 def _records(config: RunConfig, directory: Path, processes: Processes, held: ExitStack) -> Records:
@@ -128,7 +132,12 @@ def _records(config: RunConfig, directory: Path, processes: Processes, held: Exi
 
 
 def _iterate(
-    config: RunConfig, records: Records, processes: Processes, *, resume: bool
+    config: RunConfig,
+    records: Records,
+    processes: Processes,
+    *,
+    resume: bool,
+    watch: Watch | None,
 ) -> Iterator[Row]:
     trackers = config.record.trackers if processes.first else ()
     shown = tracking(trackers, records.path, config.identity())
@@ -136,7 +145,7 @@ def _iterate(
         run = build(config, processes)
         row = _restore(run, records, resume=resume)
         if row is None:
-            row = _begin(run)
+            row = _begin(run, watch)
             state = _state(run, row)
             with processes.error_barrier():
                 _record(records, row, state, run.config.checkpoint.keep)
@@ -166,15 +175,18 @@ def _iterate(
             records.finish()
 
 
-def _begin(run: Run) -> Row:
-    """Does step 0: evaluates the starting policy, then warms up the value estimator.
+def _begin(run: Run, watch: Watch | None) -> Row:
+    """Does step 0: evaluates the starting policy, then pretrains and warms up the value estimator.
 
-    What the warm-up costs is counted.
+    What the warm-up costs is counted as the run's. What the pretraining cost is told apart, since
+    it serves other runs as well.
     """
     costs = {"tokens_sampled": 0, "tokens_simulated": 0, "cpu_seconds": 0.0}
     row: Row = {"step": 0, **costs, **_evaluation(run, 0)}
     if run.state.optimizer is None:
         return row
+    if (cost := pretrain(run, watch)) is not None:
+        row |= {"pretraining_tokens": cost.tokens, "pretraining_cpu_seconds": cost.cpu_seconds}
     started, tokens, simulated = time.process_time(), 0, 0
     for iteration in range(1, run.config.train.value.warmup_iterations + 1):
         # Negative steps name random generators of their own, so that every method meets the same
@@ -227,7 +239,11 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
     tokens, entropy, truncated, segments, loss_tokens, late = processes.sum(torch.stack(sums))
     counted_BT = batch.token_weights > 0
     largest = batch.advantages.per_token.abs().masked_fill(~counted_BT, 0).amax()
+    returns = lambda_returns(batch.whole)
+    # The same on every process: schemes see the whole batch.
+    cut = {} if batch.clamped_share is None else {"clamped_share": batch.clamped_share}
     return {
+        **cut,
         "advantage_max": processes.all_gather(largest[None]).amax(),
         "loss_tokens": loss_tokens / tokens,
         "reward": rewards_B.mean(),
@@ -237,7 +253,8 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         "truncated": truncated / len(rewards_B),
         "segments_per_completion": segments / len(rewards_B),
         "verifier_timeouts": late,
-        "explained_variance": explained_variance(batch.whole, lambda_returns(batch.whole)),
+        "explained_variance": explained_variance(batch.whole, returns),
+        "token_explained_variance": explained_variance(batch.whole, returns, by_token=True),
     }
 
 

@@ -118,7 +118,7 @@ def _segments(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns
         "value": _numpy(batch.values.values[mask_BS]),
         "reward": _numpy(batch.values.rewards[mask_BS]),
         "advantage": _numpy(batch.advantages.per_segment[mask_BS]),
-        "return": _numpy(batch.targets[mask_BS]),
+        "return": _numpy(batch.segment_targets[mask_BS]),
         "ratio": _numpy(ratios_BS[mask_BS]),
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segcredit.errors import TrainingError, blame
 from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
+from segcredit.protocols import readable, readable_scores, reads_scores
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
@@ -22,7 +23,7 @@ from segcredit.training.distributed.processes import Processes
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import micro_batches
 from segcredit.training.rollouts.simulator import SharedSimulator
-from segcredit.types import TokenScores, require_shape
+from segcredit.types import RolloutBatch, TokenScores, require_shape
 
 
 class Meter:
@@ -79,18 +80,13 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
     """
     meter = Meter()
     policy_epochs = run.policy.epochs if policy else 0
+    if policy:
+        batch.simulator.known = None  # the policy's scores until now
     for epoch in range(max(policy_epochs, run.state.epochs)):
         train_policy, train_value = epoch < policy_epochs, epoch < run.state.epochs
-        for rows in _minibatches(run, len(batch.rollouts), step, epoch):
-            counts = _Counts.of(run, batch, rows)
-            with _accumulating(run):
-                losses = _accumulate(run, batch, rows, counts, meter, train_policy, train_value)
-            for name in ("loss",) * train_policy + ("value_loss",) * train_value:
-                meter.add(name, run.processes.sum(losses[name]))
-            if train_policy:
-                meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
-            if train_value:
-                meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
+        pieces = run.config.train.minibatches
+        for rows in minibatches(run, len(batch.rollouts), pieces, f"minibatches/{epoch}", step):
+            train_minibatch(run, batch, rows, meter, step, policy=train_policy, value=train_value)
     if policy:
         with run.whole():
             run.actor.sync()
@@ -99,6 +95,41 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
         run.policy.next_rate()
         run.state.next_rate()
     return meter.read(run.processes)
+
+
+def train_minibatch(
+    run: Run,
+    batch: TrainingBatch,
+    rows: Tensor,
+    meter: Meter,
+    step: int,
+    *,
+    policy: bool,
+    value: bool,
+) -> None:
+    """Takes one optimizer step along the losses of a minibatch.
+
+    Args:
+        run: gives the losses, the optimizers and the other processes.
+        batch: of which the rows are.
+        rows: (n,) this process's rows of the minibatch; there may be none.
+        meter: takes the metrics.
+        step: named in errors.
+        policy: whether the policy is trained.
+        value: whether the value estimator is.
+
+    Raises:
+        TrainingError: see ``improve``.
+    """
+    counts = _Counts.of(run, batch, rows)
+    with _accumulating(run):
+        losses = _accumulate(run, batch, rows, counts, meter, policy, value)
+    for name in ("loss",) * policy + ("value_loss",) * value:
+        meter.add(name, run.processes.sum(losses[name]))
+    if policy:
+        meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
+    if value:
+        meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
 
 
 def _accumulating(run: Run) -> AbstractContextManager[None]:
@@ -114,27 +145,35 @@ def _update_estimator(run: Run, batch: TrainingBatch) -> None:
     Raises:
         PluginError: the estimator raised; names it.
     """
-    rollouts = batch.rollouts
+    # Hidden states are many, and no estimator needs them here.
+    rollouts = batch.rollouts.replace(reference_hidden=None)
     # Without a state there is nothing to keep the same on all processes: no rows need be sent.
     if run.state.module.state_dict():
         rollouts = all_rows(run.processes, rollouts)
     name, estimator = run.config.estimator["name"], run.method.estimator
+    rollouts = readable(rollouts, estimator.reads)
     with run.whole(), torch.no_grad(), blame("estimator", name, estimator):
         simulator = SharedSimulator(batch.simulator, run.processes)
         estimator.update(run.state.module, rollouts, simulator)
 
 
-def _minibatches(run: Run, rows: int, step: int, epoch: int) -> Iterator[Tensor]:
-    """Cuts the batch at random into pieces equal up to one row; yields this process's rows of each.
+def minibatches(run: Run, rows: int, pieces: int, name: str, step: int) -> Iterator[Tensor]:
+    """Cuts a batch at random into pieces equal up to one row; yields this process's rows of each.
 
     The batch is that of all processes, and a piece may leave one of them without rows.
+
+    Args:
+        run: gives the seed and the processes.
+        rows: of the batch on this process.
+        pieces: how many; fewer where there are fewer rows.
+        name: of the random generator.
+        step: of it.
     """
     counts = run.processes.gather(rows)
     begin, every = sum(counts[: run.processes.rank]), sum(counts)
-    generator = stream(run.config.seed, f"minibatches/{epoch}", step)
     # The same on every process, and the same however many there are.
-    order = torch.randperm(every, generator=generator)
-    for piece in order.tensor_split(min(run.config.train.minibatches, every)):
+    order = torch.randperm(every, generator=stream(run.config.seed, name, step))
+    for piece in order.tensor_split(min(pieces, every)):
         own = piece[(piece >= begin) & (piece < begin + rows)] - begin
         yield own.to(run.processes.device)
 
@@ -156,7 +195,7 @@ class _Counts:
             loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up),
             loss_count(imitated_BT, TokenMean(), sum_up=sum_up),
             loss_count(
-                batch.values.mask[rows].float(), run.method.value_aggregation, sum_up=sum_up
+                batch.state_values.mask[rows].float(), run.method.value_aggregation, sum_up=sum_up
             ),
         )
         # 1 where there is nothing to count: the loss is 0 there, rather than 0 / 0.
@@ -195,11 +234,23 @@ def _accumulate(
 def _scores(run: Run, batch: TrainingBatch, rows: Tensor, gradients: bool) -> TokenScores:
     """Scores a micro-batch under the current policy, with or without gradients."""
     # The pass that scored the rollouts is this one, where there is only one.
-    kept = batch.sampled.scores
-    if kept is not None and gradients:
+    kept, known = batch.sampled.scores, batch.simulator.known
+    if gradients and kept is not None and kept.logprobs.requires_grad:
         return kept.select(rows)
+    if not gradients and not reads_scores(run.method.estimator):
+        return _unread(run, batch.rollouts.select(rows))
+    if known is not None:
+        return known[1].select(rows)
     with torch.set_grad_enabled(gradients):
         return run.policy.module(batch.rollouts.select(rows))
+
+
+def _unread(run: Run, rollouts: RolloutBatch) -> TokenScores:
+    """Builds scores for an estimator that reads none: NaN, and no pass of the policy."""
+    nothing_BT = torch.full_like(rollouts.rewards, torch.nan)[:, None]
+    nothing_BT = nothing_BT.expand_as(rollouts.completion_ids)
+    hidden_BTH = nothing_BT[..., None].expand(*nothing_BT.shape, run.actor.hidden_size)
+    return TokenScores(logprobs=nothing_BT, entropies=nothing_BT, hidden=hidden_BTH)
 
 
 def _pieces(run: Run, batch: TrainingBatch, rows: Tensor) -> list[tuple[Tensor, float]]:
@@ -281,19 +332,19 @@ def _policy_loss(
 def _value_loss(
     run: Run, batch: TrainingBatch, rows: Tensor, scores: TokenScores, count: Tensor
 ) -> Tensor:
-    """Computes the estimator's loss of a micro-batch's segments, by the minibatch's denominator.
+    """Computes the estimator's loss of a micro-batch's states, by the minibatch's denominator.
 
     Raises:
         PluginError: the estimator raised; names it.
     """
-    values = batch.values.select(rows)
+    values = batch.state_values.select(rows)
     estimator = run.method.estimator
     with blame("estimator", run.config.estimator["name"], estimator):
         loss_BS = estimator.loss(
             run.state.module,
-            batch.rollouts.select(rows),
-            batch.segmentation.select(rows),
-            scores,
+            readable(batch.rollouts.select(rows), estimator.reads),
+            batch.states.select(rows),
+            readable_scores(scores, estimator.reads),
             values,
             batch.targets[rows],
         )

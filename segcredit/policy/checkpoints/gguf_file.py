@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from segcredit.cache_folder import cache_folder, locked
 from segcredit.errors import PolicyError, loading, require_package
-from segcredit.policy.cache_folder import cache_folder, locked
 
 _FORMAT = 1
 """Counts the changes of what a cached folder holds or of how it comes to be."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from segcredit.atomic_files import write_atomically
+from segcredit.cache_folder import cache_folder, locked
 from segcredit.errors import PolicyError
-from segcredit.policy.cache_folder import cache_folder, locked
 from segcredit.protocols import Task
 
 PAD, END, BEGIN = 0, 1, 2

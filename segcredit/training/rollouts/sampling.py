@@ -11,7 +11,7 @@ from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.objective import returns
 from segcredit.objective.group_statistics import group_std
 from segcredit.objective.policy_loss import kl_divergence
-from segcredit.protocols import Prompt, PromptStream, checked_prompts
+from segcredit.protocols import Prompt, PromptStream, checked_prompts, reads_scores
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.rollouts.completions import (
@@ -39,7 +39,9 @@ class Sampled:
     rounds: int
     """Rounds of sampling that it took; more than one in dynamic sampling alone."""
     scores: TokenScores | None = None
-    """Scores of the rollouts with gradients, where the pass that made them also trains on them."""
+    """Scores of the rollouts under the policy that sampled them, where they are read again: with
+    gradients where the pass that made them also trains on them, or for an estimator that reads
+    hidden states."""
     timeouts: int = 0
     """Completions that took the verifier longer than allowed."""
 
@@ -78,8 +80,11 @@ def _sampled(run: Run, step: int) -> Sampled:
     with run.processes.error_barrier():
         unscored = unscored_rollouts(found)
         scores = _scores(run, unscored, trained=step > 0)
-        priced = _priced(run, with_scores(unscored, scores))
-    kept = scores if scores.logprobs.requires_grad else None
+        # Until the first step has been made, the policy is its own reference.
+        reference = scores.detached() if step <= 0 else None
+        priced = _priced(run, with_scores(unscored, scores), reference)
+    again = scores.logprobs.requires_grad or reads_scores(run.method.estimator)
+    kept = scores if again else None
     timeouts = sum(verdict.timed_out for verdict in found.verdicts)
     return Sampled(priced, found.prompts, tokens, rounds, kept, timeouts)
 
@@ -237,7 +242,30 @@ def _apart(pieces: Sequence[Completions]) -> list[Completions]:
     return [piece.renumbered(place * widest) for place, piece in enumerate(pieces)]
 
 
-def _priced(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
+def with_reference(
+    run: Run, rollouts: RolloutBatch, scores: TokenScores | None = None
+) -> RolloutBatch:
+    """Returns rollouts with what a KL term or the estimator reads of the frozen starting policy.
+
+    Args:
+        run: with a reference; without one, the rollouts stay as they are.
+        rollouts: at least one row.
+        scores: of the rollouts under the reference, where they are known.
+    """
+    whole = "reference" in run.method.estimator.reads
+    known = rollouts.reference_hidden is not None or not whole
+    if run.reference is None or (known and rollouts.reference_logprobs is not None):
+        return rollouts
+    if scores is None:
+        scores = score(run.reference, rollouts, micro_tokens=run.config.train.micro_tokens)
+    return rollouts.replace(
+        reference_logprobs=scores.logprobs,
+        reference_entropies=scores.entropies if whole else None,
+        reference_hidden=scores.hidden if whole else None,
+    )
+
+
+def _priced(run: Run, rollouts: RolloutBatch, reference: TokenScores | None) -> RolloutBatch:
     """Sets token rewards: the verifier's, less a penalty on length and each token's KL penalty."""
     sizes, loss = run.config.rollouts, run.config.loss
     rewards_B = rollouts.rewards
@@ -246,13 +274,9 @@ def _priced(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
         rewards_B = rewards_B - sizes.overlong_penalty * returns.overlong(
             lengths_B, sizes.max_new_tokens, sizes.overlong_buffer
         )
-    reference_BT, penalty_BT = None, None
-    if run.reference is not None:
-        # Also where the penalty is 0: the KL term of the loss reads the reference's log-probs.
-        micro_tokens = run.config.train.micro_tokens
-        reference_BT = score(run.reference, rollouts, micro_tokens=micro_tokens).logprobs
-        penalty_BT = loss.kl_penalty * kl_divergence(rollouts.logprobs, reference_BT, "k1")
-    return rollouts.replace(
-        reference_logprobs=reference_BT,
-        token_rewards=returns.token_rewards(rewards_B, rollouts.action_mask, penalty_BT),
-    )
+    rollouts, penalty_BT = with_reference(run, rollouts, reference), None
+    if rollouts.reference_logprobs is not None:
+        kl_BT = kl_divergence(rollouts.logprobs, rollouts.reference_logprobs, "k1")
+        penalty_BT = loss.kl_penalty * kl_BT
+    rewards_BT = returns.token_rewards(rewards_B, rollouts.action_mask, penalty_BT)
+    return rollouts.replace(token_rewards=rewards_BT)

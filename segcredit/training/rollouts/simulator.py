@@ -5,14 +5,14 @@ Letters as in ``segcredit.types``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from segcredit.errors import ShapeError
-from segcredit.protocols import Policy, Prompt, Simulator, Task
+from segcredit.protocols import Policy, Prompt, Reading, Simulator, Task, readable_scores
 from segcredit.training.distributed.all_gather import join_rows
 from segcredit.training.distributed.processes import CPU, Processes
 from segcredit.training.rollouts.completions import as_rollouts, complete, resume, score
@@ -31,6 +31,8 @@ class PolicySimulator(Simulator):
             stands before a position.
         micro_tokens: most tokens in one scoring pass.
         generator: where the draws come from.
+        reads: what the asker may see of scores, see ``ValueEstimator.reads``; None = all.
+        known: completion ids whose scores under the policy are known, and these scores.
     """
 
     policy: Policy
@@ -39,6 +41,8 @@ class PolicySimulator(Simulator):
     params: SamplingParams
     micro_tokens: int
     generator: torch.Generator
+    reads: Set[Reading] | None = None
+    known: tuple[Tensor, TokenScores] | None = None
     tokens: int = 0
     """Tokens sampled so far for whoever asked."""
 
@@ -107,8 +111,15 @@ class PolicySimulator(Simulator):
         )
 
     def score(self, rollouts: RolloutBatch) -> TokenScores:
-        """Computes log-probs, entropies and hidden states under the current policy."""
-        return score(self.policy, rollouts, micro_tokens=self.micro_tokens)
+        """Computes log-probs, entropies and hidden states under the current policy.
+
+        What ``reads`` does not name is NaN.
+        """
+        if self.known is not None and self.known[0] is rollouts.completion_ids:
+            scores = self.known[1]
+        else:
+            scores = score(self.policy, rollouts, micro_tokens=self.micro_tokens)
+        return scores if self.reads is None else readable_scores(scores, self.reads)
 
     def _prompt(self, key: str) -> Prompt:
         if key not in self.prompts:

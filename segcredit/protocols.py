@@ -152,7 +152,7 @@ def _names(classes: Iterable[type]) -> set[str]:
 
 
 Reading = Literal["hidden", "logprobs", "reference", "token_values"]
-"""What an estimator may read of rollouts and scores beyond tokens, texts and rewards.
+"""A part of rollouts and scores that an estimator reads beyond tokens, texts and rewards.
 
 ``hidden``: the current policy's hidden states. ``logprobs``: its log-probs and entropies, and the
 sampler's log-probs. ``reference``: hidden states, log-probs and entropies of the frozen starting
@@ -169,7 +169,7 @@ class ValueEstimator(Protocol):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """What the estimator reads of the policies, see ``Reading``; nothing (neutral answer).
+        """The parts of the policies' scores that the estimator reads; none (neutral answer).
 
         What it does not name is NaN in the rollouts and scores that it gets, or None. The loop
         computes the starting policy's scores where it is named, once a batch. An estimator that is

@@ -74,7 +74,15 @@ def toy(length: int = 5) -> Toy:
     policy = ToyPolicy(length=length, prompts=1, hidden_size=6)
     simulator = ToySimulator(fill(policy, seed=1, size=1.25), toy_table_reward)
     everything = simulator.enumerate()
-    expected_reward = policy(everything).logprobs.sum(1).exp() @ everything.rewards
+    scores = policy(everything)
+    expected_reward = scores.logprobs.sum(1).exp() @ everything.rewards
+    # As before the first step: the policy is its own reference, and each completion is alone.
+    everything = everything.replace(
+        reference_logprobs=scores.logprobs.detach(),
+        reference_entropies=scores.entropies.detach(),
+        reference_hidden=scores.hidden.detach(),
+        others_reward=torch.full_like(everything.rewards, torch.nan),
+    )
     return Toy(
         simulator=simulator,
         everything=everything,

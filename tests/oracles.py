@@ -75,13 +75,15 @@ def lambda_returns(
     gamma: float,
     lam: float,
     clock: str,
+    lam_clock: str = "segment",
 ) -> list[float]:
     """A + V of one row's segments by the recursion, last segment first."""
     returns, following, next_value = [], 0.0, 0.0
     for value, reward, length in reversed(list(zip(values, rewards, lengths, strict=True))):
         ticks = length if clock == "token" else 1
         delta = gamma ** (ticks - 1) * reward + gamma**ticks * next_value - value
-        following = delta + gamma**ticks * lam * following
+        kept = lam**length if lam_clock == "token" else lam
+        following = delta + gamma**ticks * kept * following
         returns.append(following + value)
         next_value = value
     return returns[::-1]

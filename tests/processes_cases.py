@@ -25,6 +25,7 @@ from segcredit.training.distributed.fsdp import full, shard_like
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.loop import _sampled_metrics
 from segcredit.training.optimizer import Trained
+from segcredit.training.pretraining import pretrain
 from segcredit.training.rollouts.sampling import Sampled, _share, sample
 from segcredit.training.update import improve
 from small import SMALL
@@ -191,6 +192,7 @@ def table_of(run: Any) -> Any:
 def alike(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:
     """Two steps, each process sampling for itself: whether all end with the same state."""
     run = build(load_config(preset, [*SMALL, *changes]), processes)
+    pretrain(run)
     batch: Any = None
     for step in (1, 2):
         batch = collect(run, step)
@@ -286,6 +288,12 @@ def refused(processes: Processes) -> dict[str, Any]:
     return {"heard": processes.gather(heard)}
 
 
+READER = [
+    "estimator={name='critic', network='reader'}",
+    "train.value.pretraining={completions=40, epochs=2, rows=8}",
+]
+
+
 def main() -> None:
     processes = Processes.started(2, cpu=True)
     cases: dict[str, Any] = {
@@ -296,6 +304,10 @@ def main() -> None:
         "alike_tracker": lambda: alike(processes, "single_stream", ["rollouts.prompts=6"]),
         "alike_varied": lambda: alike(processes, "dapo", ["rollouts.dynamic_sampling=true"]),
         "alike_critic": lambda: alike(processes, "sapo", FIVE),
+        "alike_reader": lambda: alike(processes, "ppo", [*FIVE, *READER]),
+        "sharded_reader": lambda: alike(
+            processes, "ppo", [*FIVE, *READER, "train.parallel=sharded"]
+        ),
         "moved": lambda: moved(processes, "ppo", ["estimator.network=backbone", *FIVE]),
         "refused": lambda: refused(processes),
         **{f"broken_{fault}": lambda fault=fault: broken(processes, fault) for fault in FAULTS},

@@ -112,7 +112,19 @@ def test_registered_samplers_keep_the_contract(check: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["critic"])
-@pytest.mark.parametrize("options", [{"network": "head"}, {"anchor": "last_token"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"network": "head"},
+        {"anchor": "last_token"},
+        {"objective": "bce", "low": -2.0, "high": 3.0},
+        {"network": "head", "objective": "hl_gauss", "high": 2.0},
+        {"network": "reader"},
+        {"network": "reader", "states": "live", "logprobs": "none", "group_mean": False},
+        {"network": "reader", "logprobs": "live", "tokens": 0, "objective": "hl_gauss"},
+        {"network": "reader", "ensemble": 3, "objective": "mse", "value_clip": 0.2},
+    ],
+)
 def test_options_keep_the_contract(name: str, options: dict[str, Any]) -> None:
     check_estimator(registry.estimators.build(name, **options))
 

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from segcredit import registry
+from segcredit import load_config, registry
 from segcredit.errors import RegistryError
 from segcredit.objective.returns import segment_values
 from segcredit.segmentation import Segmentation
 from segcredit.testing import make_rollouts
+from segcredit.training.build import build
+from segcredit.training.credit_assignment import collect
 from segcredit.types import SegmentValues
+from small import SMALL
 from strategies import cuts, normal
 
 
@@ -261,3 +264,17 @@ def test_senseless_options_are_refused(name: str, options: dict, sentence: str) 
     inner = {} if name == "gae" else {"inner": "full_return"}
     with pytest.raises(RegistryError, match=sentence):
         registry.advantages.build(name, **inner, **options)
+
+
+def test_a_clamp_tells_what_it_cut_off():
+    """Of squared credit, weighted as the loss weighs it; schemes without a bound have none."""
+    for clamp in (0.5, 100.0):
+        white = f"advantage={{name='whitened', clamp={clamp}, inner={{name='td'}}}}"
+        batch = collect(build(load_config("grpo", [*SMALL, "segmenter=newline", white])), 1)
+        bare = registry.advantages.build("whitened", inner={"name": "td"})(batch.values)
+        weights = batch.values.weights * batch.values.mask
+        kept = (bare.clamp(-clamp, clamp).square() * weights).sum()
+        want = float(1 - kept / (bare.square() * weights).sum())
+        assert want > 0.1 if clamp < 1 else want == 0
+        assert float(batch.clamped_share) == pytest.approx(want, abs=1e-6)
+    assert collect(build(load_config("grpo", SMALL)), 1).clamped_share is None

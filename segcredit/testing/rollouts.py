@@ -165,9 +165,9 @@ def pad_rollouts(rollouts: RolloutBatch, columns: int, *, seed: int = 0) -> Roll
     def noisy(x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
-        wide = _widen(x, columns, 0)
+        wide = torch.cat([x, x.new_zeros(len(x), columns, *x.shape[2:])], dim=1)
         noise = 1000 * torch.randn(wide.shape, generator=source, dtype=x.dtype)
-        return torch.where(padding_BT, noise, wide)
+        return torch.where(padding_BT if x.ndim == 2 else padding_BT[..., None], noise, wide)
 
     ids_BT = _widen(rollouts.completion_ids, columns, PAD_ID)
     highest = int(ids_BT.max()) if ids_BT.numel() else 0
@@ -178,6 +178,8 @@ def pad_rollouts(rollouts: RolloutBatch, columns: int, *, seed: int = 0) -> Roll
         logprobs=noisy(rollouts.logprobs),
         entropies=noisy(rollouts.entropies),
         reference_logprobs=noisy(rollouts.reference_logprobs),
+        reference_entropies=noisy(rollouts.reference_entropies),
+        reference_hidden=noisy(rollouts.reference_hidden),
         token_values=noisy(rollouts.token_values),
         token_rewards=_widen(rollouts.token_rewards, columns, 0),
         token_spans=torch.stack(

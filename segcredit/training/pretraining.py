@@ -60,7 +60,7 @@ Watch = Callable[[PretrainingProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class PretrainingCost:
-    """What it took to make a pretrained state, over all processes, whoever made it."""
+    """Cost of making a pretrained state, over all processes, whichever run made it."""
 
     tokens: int
     """Tokens sampled."""
@@ -252,7 +252,10 @@ def _of_tokens(run: Run) -> bool:
 
 
 def _key(run: Run) -> str:
-    """Returns the hash of everything that decides the pretrained state."""
+    """Returns the hash of everything that decides the pretrained state.
+
+    A penalty on the KL divergence from the starting policy does not: it is 0 under that policy.
+    """
     whole, code = _plain(run.config).identity(), plugin_identities(run.config)
     used = ["task", "policy", "sampler", "estimator", "process_reward"]
     used += [] if _of_tokens(run) else ["segmenter"]
@@ -266,7 +269,6 @@ def _key(run: Run) -> str:
             "code": {path: of for path, of in code.items() if path.split(".")[0] in used},
             "data": data_of(run.config),
             "rollouts": whole["rollouts"],
-            "kl_penalty": whole["loss"]["kl_penalty"],
             "pretraining": value["pretraining"],
             "aggregate": value["aggregate"],
             "processes": run.processes.count,

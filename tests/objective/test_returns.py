@@ -41,12 +41,15 @@ def values_with(starts: Tensor, mask: Tensor, seed: int) -> tuple[Segmentation, 
     return segmentation, segment_values(rollouts, segmentation, random_BS)
 
 
-@given(cuts(), st.integers(0, 99), GAMMAS, GAMMAS, st.sampled_from(["segment", "token"]))
+CLOCKS = st.sampled_from(["segment", "token"])
+
+
+@given(cuts(), st.integers(0, 99), GAMMAS, GAMMAS, CLOCKS, CLOCKS)
 def test_lambda_returns_agree_with_the_recursion(
-    cut: tuple[Tensor, Tensor], seed: int, gamma: float, lam: float, clock: str
+    cut: tuple[Tensor, Tensor], seed: int, gamma: float, lam: float, clock: str, lam_clock: str
 ) -> None:
     _, values = values_with(*cut, seed)
-    found = lambda_returns(values, gamma=gamma, lam=lam, clock=clock)
+    found = lambda_returns(values, gamma=gamma, lam=lam, clock=clock, lam_clock=lam_clock)
     assert bool((found[~values.mask] == 0).all())
     for b, count in enumerate(values.mask.sum(1).tolist()):
         want = oracles.lambda_returns(
@@ -56,6 +59,7 @@ def test_lambda_returns_agree_with_the_recursion(
             gamma=gamma,
             lam=lam,
             clock=clock,
+            lam_clock=lam_clock,
         )
         assert found[b, :count].tolist() == pytest.approx(want, abs=1e-10)
 
@@ -74,6 +78,28 @@ def test_a_segment_a_token_is_token_gae_across_holes(
         row = (values_BT[b].tolist(), rewards_BT[b].tolist(), mask[b].tolist())
         want = oracles.token_gae(*row, gamma=gamma, lam=lam)
         assert found[b].tolist() == pytest.approx(want, abs=1e-10)
+
+
+@given(masks(), st.integers(0, 99))
+def test_lambda_by_tokens_gives_every_definition_one_horizon(mask: Tensor, seed: int) -> None:
+    """Where the value moves at no token but the last, how a row is cut before it cannot matter."""
+    everywhere = Segmentation.from_starts(mask, mask)
+    values_BT = torch.zeros(mask.shape, dtype=torch.float64)
+    rewards_BT = normal(tuple(mask.shape), seed)
+    last_BT = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    rollouts = rollouts_with(mask, torch.where(last_BT, rewards_BT, 0.0))
+    coarse = Segmentation.from_starts(mask.cumsum(1) % 3 == 1, mask)
+    found = []
+    for cut in (everywhere, coarse):
+        values = segment_values(rollouts, cut, cut.reduce(values_BT, "first"))
+        returns_BS = lambda_returns(values, lam=0.8, lam_clock="token")
+        # Of each segment's first token; the last segment earns the reward at once.
+        found.append((cut, cut.spread(returns_BS)))
+    fine_BT, coarse_BT = (x_BT for _, x_BT in found)
+    starts_BT = coarse.starts & (coarse.segment_ids < coarse.counts[:, None] - 1)
+    rest_B = coarse.lengths.gather(1, (coarse.counts - 1).clamp(min=0)[:, None])[:, 0]
+    late_BT = fine_BT * (0.8 ** -(rest_B.double() - 1))[:, None]
+    assert torch.allclose(coarse_BT[starts_BT], late_BT[starts_BT], atol=1e-10)
 
 
 @given(cuts(), st.integers(0, 99))

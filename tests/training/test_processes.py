@@ -47,9 +47,11 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 SLOW = ["grpo", "summed", "tree", "sharded_ppo", "sharded_kl", "sharded_summed", "alike_critic"]
+SLOW += ["alike_reader", "sharded_reader"]
 """Cases that are much like others."""
 BROKEN = [f"broken_{fault}" for fault in FAULTS]
-OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "moved", "refused", *BROKEN]
+OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "alike_reader", "sharded_reader"]
+OTHERS += ["moved", "refused", *BROKEN]
 
 
 def outcomes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -119,8 +121,10 @@ def test_shares_may_differ(cases: Any) -> None:
 
 
 @pytest.mark.slow
-def test_critics_end_the_same(slow_cases: Any) -> None:
-    assert slow_cases["alike_critic"]["same"]
+@pytest.mark.parametrize("name", ["alike_critic", "alike_reader", "sharded_reader"])
+def test_critics_end_the_same(slow_cases: Any, name: str) -> None:
+    """Also where they were pretrained by two processes together, sharded or not."""
+    assert slow_cases[name]["same"]
 
 
 @pytest.mark.parametrize("name", ["alike_tracker", "alike_varied"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -18,8 +18,12 @@ from small import SMALL
 
 PAGE = Path(__file__).parent.parent / "docs" / "tables.md"
 ROW = re.compile(r"^\| `([\w.]+)` \| (\w+) \| (\S.*?) \| (\S.*?) \|$", re.MULTILINE)
-STOP = 'rollouts.stop="never said"'
-"""The one key that a config without it does not have."""
+OPTIONAL = [
+    'rollouts.stop="never said"',
+    "train.value.live_logprobs=true",
+    "train.value.pretraining={completions=16, epochs=1}",
+]
+"""Keys that a config without them does not have."""
 NAMES = ["runs", "steps", "completions", "segments", "tokens", "audit"]
 
 
@@ -42,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run of a method with a critic, with every option on that adds a column."""
     own = ["train.steps=2", "loss.kl_loss=0.01", "loss.bound.dual=3.0"]
     own += [
-        STOP,
+        *OPTIONAL,
         "loss.ratio_segmenter=whole",
         "process_reward=equations",
         "evaluate.completions=2",
@@ -55,16 +59,17 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
     """The dotted keys of a config, in whose plug-ins one does not look."""
     found = set()
     for name, field in model.model_fields.items():
-        kind: Any = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= keys_of(kind, f"{prefix}{name}.")
+        kinds: tuple[Any, ...] = get_args(field.annotation) or (field.annotation,)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if sections:
+            found |= keys_of(sections[0], f"{prefix}{name}.")
         else:
             found.add(f"{prefix}{name}")
     return found
 
 
 def test_every_key_of_a_config_is_on_the_page_and_no_other() -> None:
-    stored = set(flatten(load_config("sapo", [STOP]).identity())) & keys_of(RunConfig)
+    stored = set(flatten(load_config("sapo", OPTIONAL).identity())) & keys_of(RunConfig)
     assert set(documented("runs")) == stored | {"run", "status", "error"}
 
 
@@ -159,5 +164,5 @@ def test_the_code_of_the_page_runs(
 
 
 def test_flattened_configs_have_dotted_keys() -> None:
-    flat = flatten(load_config("sapo", [STOP]).model_dump())
+    flat = flatten(load_config("sapo", OPTIONAL).model_dump())
     assert {name for name in flat if name in keys_of(RunConfig)} == keys_of(RunConfig)

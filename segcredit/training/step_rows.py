@@ -16,6 +16,7 @@ from segcredit.records.image_files import image_name
 from segcredit.records.schemas import TableName
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
+from segcredit.training.rollouts.completions import score
 
 Columns = dict[str, Any]
 
@@ -68,7 +69,7 @@ def _own_tables(
     if wanted.completions:
         made["completions"] = _completions(batch, step, earlier)
     if wanted.segments:
-        made["segments"] = _segments(batch, step, earlier)
+        made["segments"] = _segments(run, batch, step, earlier)
     if wanted.tokens:
         made["tokens"] = _tokens(batch, step, earlier)
     return made
@@ -93,7 +94,7 @@ def _completions(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Colu
     }
 
 
-def _segments(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
+def _segments(run: Run, batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     """Builds a row for each segment; ``start`` and ``end`` are token positions, the end excluded.
 
     ``ratio`` is the segment's importance ratio after the step's update: the geometric mean over
@@ -104,7 +105,8 @@ def _segments(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns
     rows_N, _ = mask_BS.nonzero(as_tuple=True)
     starts_N = cut.anchors("start")[mask_BS]
     lasts_N = cut.anchors("last_token")[mask_BS]
-    after_BT = batch.simulator.score(rollouts).logprobs
+    # Not the simulator's, which shows an estimator what it reads, and may know the scores before.
+    after_BT = score(run.actor, rollouts, micro_tokens=run.config.train.micro_tokens).logprobs
     ratios_BS = cut.reduce(after_BT - rollouts.logprobs, "mean").exp()
     first_N = _list(rollouts.token_spans[rows_N, starts_N, 0])
     beyond_N = _list(rollouts.token_spans[rows_N, lasts_N, 1])

@@ -1,0 +1,82 @@
+"""What learned critics know of the true values, for what price: python critics.py OUTPUT [SEED ...]
+
+Audits the warm-started policy of each seed with every critic below, all pretrained on the same
+completions, on ``arithmetic`` plain and with filler, and writes a row a seed, task and critic to
+``metrics.csv`` beside this file. An audit that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import segcredit
+
+HERE = Path(__file__).parent
+TASKS: dict[str, dict[str, Any]] = {"plain": {}, "filler": {"filler": True}}
+READER = {"name": "critic", "network": "reader"}
+CRITICS: dict[str, tuple[dict[str, Any], float]] = {
+    "reader": (READER, 1e-2),
+    "reader, no group mean": (READER | {"group_mean": False}, 1e-2),
+    "head": ({"name": "critic", "network": "head"}, 1e-2),
+    "backbone": ({"name": "critic", "network": "backbone"}, 3e-3),
+}
+"""Estimators with the learning rate of their pretraining."""
+METRICS = {
+    ("values", "all", "explained_variance"): "EV",
+    ("values", "early", "explained_variance"): "EV early",
+    ("values", "late", "explained_variance"): "EV late",
+    ("credit", "token", "correlation"): "TD correlation",
+    ("credit", "gradient", "correlation"): "weighted TD correlation",
+    ("credit", "gradient", "sharpening"): "sharpening",
+    ("cost", "", "cpu_seconds"): "CPU-s",
+}
+
+
+def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
+    """The audit's metrics of one critic on one policy."""
+    estimator, rate = CRITICS[critic]
+    config = {
+        "method": "ppo",
+        "seed": seed,
+        "sampler": "lean",
+        "task": {"name": "arithmetic", **TASKS[task]},
+        "train": {
+            "value": {"pretraining": {"completions": 10_000, "epochs": 4, "learning_rate": rate}}
+        },
+        "audit": {
+            "segmenters": ["per_token"],
+            "estimators": [estimator],
+            "advantages": ["td"],
+            "gradient_samples": 0,
+        },
+    }
+    name = critic.replace(", ", "_").replace(" ", "_")
+    path = output / f"{task}_{seed}_{name}"
+    truth = output / f"truth_{task}_{seed}"
+    table = segcredit.read_runs(segcredit.audit(config, path, truth=truth)).audit
+    keys = pd.MultiIndex.from_frame(table[["section", "at", "metric"]].astype(str))
+    found = table.set_index(keys).loc[[key for key in METRICS if key in keys]]
+    wanted = [METRICS[key] for key in found.index]
+    rows = found[["value", "low", "high"]].reset_index(drop=True)
+    return rows.assign(metric=wanted, task=task, critic=critic, seed=seed)
+
+
+def main() -> None:
+    output, seeds = Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]] or [1, 2, 3, 4, 5]
+    cases = [(task, critic, seed) for task in TASKS for seed in seeds for critic in CRITICS]
+    found = []
+    for task, critic, seed in cases:
+        found.append(audited(output, task, critic, seed))
+        print(task, critic, seed, *found[-1][["metric", "value"]].to_numpy().tolist(), flush=True)
+    table = pd.concat(found).round(4)
+    table.to_csv(HERE / "metrics.csv", index=False)
+    by = table.pivot_table("value", ["task", "critic"], "metric", ["mean", "min", "max"], sort=False)
+    print(by.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

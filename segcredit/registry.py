@@ -219,6 +219,13 @@ class Registry(Generic[T]):
             origin = json.loads(point.dist.read_text("direct_url.json") or "{}")
             if not origin.get("dir_info", {}).get("editable", False):
                 return _distribution(point)
+        return self.code(plugin)
+
+    def code(self, plugin: type) -> str:
+        """Returns a hash of the file of a class's source, registered or not; see ``identity``."""
+        carried = {self._local[name]: identity for name, identity in self._carried.items()}
+        if plugin in carried:
+            return carried[cast("type[T]", plugin)]
         try:
             source = _source(plugin)
         except (OSError, TypeError):  # a class of a notebook's cell has no file

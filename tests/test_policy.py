@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import pickle
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,7 +30,9 @@ from segcredit.policy.causal_lm import Backbone, CausalPolicy
 from segcredit.policy.checkpoints.pretrained import Pretrained
 from segcredit.policy.samplers.generate import Generate, generation_config, seeded
 from segcredit.policy.tiny import tiny_lm as tiny_module
+from segcredit.policy.tiny import warm_start
 from segcredit.policy.tiny.tiny_lm import Tiny
+from segcredit.policy.tiny.tiny_vlm import TinyVLM
 from segcredit.protocols import Prompt, Sampler, Task, Verdict
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.types import RolloutBatch, SampledTokens, SamplingParams, TokenScores
@@ -395,6 +400,129 @@ def test_whatever_decides_the_weights_decides_the_file(source: Tiny, task: Task,
         _assert_same_weights(other, _load())
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged(Arithmetic):
+    """Calls the completions of each attempt right by its share, and demonstrations always.
+
+    Verdicts are asked for in this order: 32 demonstrations for the key; in each attempt the four
+    demonstrations, then 512 completions.
+    """
+
+    shares: tuple[float, ...] = (1.0,)
+    judged: ClassVar[list[str]] = []
+
+    def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
+        self.judged.append(text)
+        attempt, place = divmod(len(self.judged) - 33, 4 + 512)
+        right = attempt < 0 or place < 4 + 512 * self.shares[attempt]
+        return Verdict(1.0, True, process_correct=right)
+
+
+def _start(shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """Loads a policy with made-up shares; returns it, the seeds of its attempts, the warnings."""
+    _Judged.judged.clear()
+    seeds: list[int] = []
+    untrained = Tiny.untrained
+
+    def noted(self: Tiny, alphabet: Any, sampler: Any, temperature: float, seed: int) -> Any:
+        seeds.append(seed)
+        return untrained(self, alphabet, sampler, temperature, seed)
+
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
+        patched.setattr(Tiny, "untrained", noted)
+        warnings.simplefilter("always")
+        source = Tiny(steps=1, batch=4, **options)
+        found = source.load(_Judged(1, 1, shares=shares), Generate(), temperature=1.0, seed=7)
+    return found, seeds[1:], [str(warning.message) for warning in caught]
+
+
+def test_a_warm_start_that_misses_its_target_is_drawn_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(warm_start, "cache_folder", lambda: tmp_path)
+    first, seeds, said = _start((0.5, 0.8, 1.0), monkeypatch, target=0.75)
+    assert len(seeds) == 2, "the second attempt holds"
+    assert seeds[0] == 7, "the first attempt is that of the seed itself"
+    assert len(said) == 1
+    for part in ("0.50 of its completions", "expected 0.75", "attempt 1 of 4", "seed 7"):
+        assert part in said[0]
+    other = Tiny(steps=1, batch=4).load(
+        Arithmetic(1, 1), Generate(), temperature=1.0, seed=seeds[1]
+    )
+    _assert_same_weights(first, other)
+
+
+def test_where_no_warm_start_holds_the_best_is_taken_and_every_load_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(warm_start, "cache_folder", lambda: tmp_path)
+    shares = (0.25, 0.375, 0.5, 0.125)
+    first, seeds, said = _start(shares, monkeypatch, target=0.75)
+    assert len(set(seeds)) == 4
+    assert [f"attempt {n} of 4. It is drawn again" in said[n - 1] for n in (1, 2, 3)] == [True] * 3
+    again, none, repeated = _start(shares, monkeypatch, target=0.75)
+    assert none == [], "what is cached is not made again"
+    assert repeated == said[-1:]
+    assert "0.50 of its completions" in repeated[0]
+    assert "attempt 3 of 4. None reached it, and this was the best" in repeated[0]
+    _assert_same_weights(first, again)
+    third = Tiny(steps=1, batch=4).load(
+        Arithmetic(1, 1), Generate(), temperature=1.0, seed=seeds[2]
+    )
+    _assert_same_weights(first, third)
+
+
+@pytest.mark.parametrize("options", [{}, {"target": 0.0}])
+def test_short_warm_starts_have_no_target_unless_they_are_given_one(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(warm_start, "cache_folder", lambda: tmp_path)
+    _, seeds, said = _start((0.0,), monkeypatch, **options)
+    assert (seeds, said, len(_Judged.judged)) == ([7], [], 32)
+
+
+def test_the_default_recipe_has_a_target() -> None:
+    for steps, target in ((400, 0.7), (399, 0.0)):
+        assert Tiny(steps=steps).least_share() == target
+        assert TinyVLM(steps=steps).least_share() == target
+
+
+TASK_FILE = """
+import segcredit
+from dataclasses import dataclass
+from segcredit.tasks.arithmetic import Arithmetic
+
+@dataclass(frozen=True, slots=True)
+class Mine(Arithmetic):
+    pass
+"""
+
+
+def test_a_change_of_the_tasks_code_makes_another_warm_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(warm_start, "cache_folder", lambda: tmp_path)
+    source = Tiny(steps=1, batch=4)
+
+    def files(code: str) -> int:
+        (tmp_path / "mine.py").write_text(code)
+        spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "mine", module)
+        spec.loader.exec_module(module)
+        source.load(module.Mine(), Generate(), temperature=1.0, seed=0)
+        return len([*tmp_path.glob("*.safetensors")])
+
+    assert [files(TASK_FILE), files(TASK_FILE), files(TASK_FILE + "# other\n")] == [1, 1, 2]
+    # Code that the task calls, in another file: what it shows changes.
+    monkeypatch.setattr(Arithmetic, "tutor", lambda *_: "#1")
+    assert files(TASK_FILE) == 3
+    monkeypatch.setattr(warm_start, "_policy_code", lambda: "other code")
+    assert files(TASK_FILE) == 4
+
+
 def test_the_warm_start_learns_completions_alone() -> None:
     prompt, text = TASK.demonstrations(1, _generator())[0]
     ids, counted = tiny_module._tensors([(prompt.text, text), ("1", "2")], TASK.alphabet())
@@ -584,6 +712,6 @@ def test_empty_prompts_are_refused(policy: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_default_has_the_size_that_was_measured() -> None:
-    model = Tiny()._model(18, 0)
+    model = Tiny().untrained(TASK.alphabet(), Generate(), 1.0, 0).model
     assert isinstance(model, LlamaForCausalLM)
     assert sum(parameter.numel() for parameter in model.parameters()) == 84_544

@@ -9,30 +9,24 @@ An expression ``9-3+2`` is worked out a line a step, each restating the value so
 
 from __future__ import annotations
 
-import functools
 import random
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Le
 
 from segcredit.errors import TaskError
-from segcredit.protocols import Prompt, Task, Verdict
-from segcredit.rng import python_random
-from segcredit.tasks.data.prompt_streams import is_held_out
+from segcredit.protocols import Prompt, Verdict
+from segcredit.tasks.data.drawn_problems import DrawnProblems
 
 _FILLER = "abcdefgh"
 _STEP = re.compile(r"([+-])(\d)")
 _Step = tuple[str, int]
-_PATIENCE = 5000
-"""Draws without a new evaluation prompt after which there are taken to be no more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic(Task):
+class Arithmetic(DrawnProblems):
     """Chains of additions and subtractions modulo 10, with a warm start that is wrong on purpose.
 
     The tutor slips anywhere with ``tutor_error``, and with ``tutor_bug`` is off by one whenever
@@ -76,19 +70,6 @@ class Arithmetic(Task):
                     f" to {high}. Check it against the task's other options."
                 )
 
-    def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Draws training prompts, independently of each other."""
-        expressions = self._expressions(python_random(generator), evaluation=False)
-        return [_prompt(next(expressions)) for _ in range(count)]
-
-    def evaluation(self, count: int) -> Sequence[Prompt]:
-        """Returns the first ``count`` of one fixed list of held-out prompts, all different.
-
-        Raises:
-            TaskError: the options allow fewer of them.
-        """
-        return list(_evaluation(self, count))
-
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Gives reward 1 to a text that ends with its one answer line, which states the true value.
 
@@ -102,35 +83,30 @@ class Arithmetic(Task):
         process_correct = correct and shown == _working(prompt.key)
         return Verdict(float(correct), correct, process_correct, said)
 
-    def demonstrations(
-        self, count: int, generator: torch.Generator
-    ) -> Sequence[tuple[Prompt, str]]:
-        """Draws training prompts with completions by an imperfect tutor."""
-        chance = python_random(generator)
-        expressions = self._expressions(chance, evaluation=False)
-        drawn = [next(expressions) for _ in range(count)]
-        return [(_prompt(expression), self._tutor(expression, chance)) for expression in drawn]
-
     def alphabet(self) -> str:
         """Returns the digits, operators and line end, and the filler's letters where it is on."""
         return "0123456789+-=#\n" + (_FILLER if self.filler else "")
 
-    def _expressions(self, chance: random.Random, *, evaluation: bool) -> Iterator[str]:
-        """Yields endless expressions of one side of the split."""
+    def draw(self, chance: random.Random) -> str:
+        """Draws an expression."""
         operands = range(1, self.max_operand + 1)
         steps = [f"{sign}{operand}" for sign in "+-" for operand in operands]
         lengths = range(self.min_steps, self.max_steps + 1)
-        while True:
-            start = chance.choice("0123456789")
-            expression = start + "".join(chance.choices(steps, k=chance.choice(lengths)))
-            if is_held_out(expression) == evaluation:
-                yield expression
+        start = chance.choice("0123456789")
+        return start + "".join(chance.choices(steps, k=chance.choice(lengths)))
 
-    def _tutor(self, expression: str, chance: random.Random) -> str:
+    def prompt(self, problem: str) -> Prompt:
+        """Makes the prompt of an expression; its answer is the true value, a digit."""
+        answer = int(problem[0])
+        for sign, operand in _steps(problem):
+            answer += operand if sign == "+" else -operand
+        return Prompt(key=problem, text=f"{problem}=", answer=str(answer % 10))
+
+    def tutor(self, problem: str, chance: random.Random) -> str:
         """Returns a completion, consistent with its own mistakes."""
-        value = int(expression[0])
+        value = int(problem[0])
         lines: list[str] = []
-        for step in _steps(expression):
+        for step in _steps(problem):
             (sign, operand), result = self._tutor_step(value, step, chance)
             letter = chance.choice(_FILLER) if self.filler else ""
             lines.append(f"{letter}{value}{sign}{operand}={result}")
@@ -162,33 +138,6 @@ class Arithmetic(Task):
 
     def _without_filler(self, line: str) -> str:
         return line[1:] if self.filler and line[:1] in _FILLER else line
-
-
-@functools.lru_cache(maxsize=8)
-def _evaluation(task: Arithmetic, count: int) -> tuple[Prompt, ...]:
-    """Returns the held-out prompts; cached, since every evaluation asks for the same list."""
-    expressions = task._expressions(random.Random(0), evaluation=True)  # pyright: ignore[reportPrivateUsage]
-    found: dict[str, None] = {}
-    misses = 0
-    while len(found) < count:
-        before = len(found)
-        found[next(expressions)] = None
-        misses = misses + 1 if len(found) == before else 0
-        if misses > _PATIENCE:
-            raise TaskError(
-                f"the arithmetic task has about {len(found)} different evaluation prompts;"
-                f" {count} were asked for. Lower the number of evaluation prompts, or raise"
-                " task.max_steps."
-            )
-    return tuple(_prompt(expression) for expression in found)
-
-
-def _prompt(expression: str) -> Prompt:
-    """Makes the prompt of an expression; its answer is the true value, a digit."""
-    answer = int(expression[0])
-    for sign, operand in _steps(expression):
-        answer += operand if sign == "+" else -operand
-    return Prompt(key=expression, text=f"{expression}=", answer=str(answer % 10))
 
 
 def _working(expression: str) -> list[str]:

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segcredit.errors import TaskError
-from segcredit.protocols import Prompt, Task, Verdict
-from segcredit.rng import python_random
-from segcredit.tasks.data.drawing import chance, file_of, painted
-from segcredit.tasks.data.prompt_streams import is_held_out
+from segcredit.protocols import Prompt, Verdict
+from segcredit.tasks.data import drawing
+from segcredit.tasks.data.drawn_problems import DrawnProblems
 
 QUESTION = "="
 _NAMES = "ABCDEFGH"
@@ -34,12 +32,10 @@ _PITCH = 16
 """Pixels from bar to bar."""
 _UNIT = 6
 """Pixels of height a unit."""
-_PATIENCE = 100
-"""Draws for each evaluation prompt, after which there are taken to be no more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bars(Task):
+class Bars(DrawnProblems):
     """Bars of 1 to 9 units, whose sum is asked for.
 
     The tutor misreads a bar by one with ``misread``, loses ten with ``lost_ten`` where the running
@@ -77,31 +73,6 @@ class Bars(Task):
                     f" {high}. Lower it, or raise it."
                 )
 
-    def prompts(self, count: int, generator: torch.Generator) -> Sequence[Prompt]:
-        """Draws training prompts, independently of each other."""
-        charts = self._charts(python_random(generator), evaluation=False)
-        return [_prompt(next(charts)) for _ in range(count)]
-
-    def evaluation(self, count: int) -> Sequence[Prompt]:
-        """Returns the first ``count`` of one fixed list of held-out prompts, all different.
-
-        Raises:
-            TaskError: there are fewer of them.
-        """
-        charts = self._charts(random.Random(0), evaluation=True)
-        found: dict[str, None] = {}
-        for _ in range(_PATIENCE * count):
-            if len(found) == count:
-                break
-            found[next(charts)] = None
-        else:
-            raise TaskError(
-                f"the bars task has about {len(found)} different evaluation prompts with"
-                f" {self.bars} bars; {count} were asked for. Lower the number of evaluation"
-                " prompts, or raise task.bars."
-            )
-        return [_prompt(chart) for chart in found]
-
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Gives reward 1 to a text that ends with its one answer line, which states the true sum.
 
@@ -114,32 +85,25 @@ class Bars(Task):
         process_correct = correct and text == _working(heights, list(itertools.accumulate(heights)))
         return Verdict(float(correct), correct, process_correct, said)
 
-    def demonstrations(
-        self, count: int, generator: torch.Generator
-    ) -> Sequence[tuple[Prompt, str]]:
-        """Draws training prompts with completions by an imperfect tutor."""
-        draws = python_random(generator)
-        charts = self._charts(draws, evaluation=False)
-        drawn = [next(charts) for _ in range(count)]
-        return [(_prompt(chart), self._tutor(chart, draws)) for chart in drawn]
-
     def alphabet(self) -> str:
         """Returns the digits, names of bars, operators and line end."""
         return "0123456789+=#\n" + _NAMES[: self.bars]
 
-    def _charts(self, draws: random.Random, *, evaluation: bool) -> Iterator[str]:
-        """Yields endless heights, as digits, of one side of the split."""
-        while True:
-            chart = "".join(draws.choices("123456789", k=self.bars))
-            if is_held_out(chart) == evaluation:
-                yield chart
+    def draw(self, chance: random.Random) -> str:
+        """Draws heights, as digits."""
+        return "".join(chance.choices("123456789", k=self.bars))
 
-    def _tutor(self, chart: str, draws: random.Random) -> str:
+    def prompt(self, problem: str) -> Prompt:
+        """Makes the prompt of a chart; its key is the heights, its answer their sum."""
+        heights = [int(height) for height in problem]
+        return Prompt(problem, QUESTION, str(sum(heights)), (_picture(problem, heights),))
+
+    def tutor(self, problem: str, chance: random.Random) -> str:
         """Returns a completion, consistent with its own mistakes."""
-        read = [self._read(int(height), draws) for height in chart]
+        read = [self._read(int(height), chance) for height in problem]
         sums = [read[0]]
         for height in read[1:]:
-            sums.append(self._added(sums[-1], height, draws))
+            sums.append(self._added(sums[-1], height, chance))
         return _working(read, sums)
 
     def _read(self, height: int, draws: random.Random) -> int:
@@ -154,22 +118,16 @@ class Bars(Task):
         return exact + (draws.choice((-1, 1)) if draws.random() < self.slip else 0)
 
 
-def _prompt(chart: str) -> Prompt:
-    """Makes the prompt of a chart; its key is the heights, its answer their sum."""
-    heights = [int(height) for height in chart]
-    return Prompt(chart, QUESTION, str(sum(heights)), (_picture(chart, heights),))
-
-
 def _picture(chart: str, heights: Sequence[int]) -> bytes:
     """Draws bars on a common ground, each in a column of its own."""
-    draws = chance(chart)
+    draws = drawing.chance(chart)
     high = _PITCH * 4
     columns: list[NDArray[np.float64]] = []
     for height in heights:
         covered = np.zeros((high, _PITCH))
         covered[high - 2 - _UNIT * height : high - 2, 3:-3] = 1.0
-        columns.append(painted(covered, draws))
-    return file_of(np.hstack(columns), draws)
+        columns.append(drawing.painted(covered, draws))
+    return drawing.file_of(np.hstack(columns), draws)
 
 
 def _working(heights: Sequence[int], sums: Sequence[int]) -> str:

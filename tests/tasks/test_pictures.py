@@ -142,7 +142,7 @@ def test_a_misread_bar_stays_a_bar() -> None:
     [
         (lambda: Bars(bars=1), r"task\.bars of the bars task is 1; expected a number from 2"),
         (lambda: Bars(slip=1.5), r"task\.slip"),
-        (lambda: Bars(bars=2).evaluation(80), "different evaluation prompts with 2 bars; 80 were"),
+        (lambda: Bars(bars=2).evaluation(80), "different evaluation prompts; 80 were"),
         (lambda: Picture(square=4), r"task\.square of the picture task is 4"),
         (lambda: Picture(min_steps=9), r"task\.min_steps"),
     ],

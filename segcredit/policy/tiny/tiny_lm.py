@@ -6,71 +6,40 @@ the loss counts, ``V`` vocabulary, ``H`` hidden units.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, cast
+from typing import cast
 
 import torch
-from annotated_types import Interval
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from segcredit.policy.causal_lm import CausalPolicy
+from segcredit.policy.tiny.sft_loss import Demonstrations
 from segcredit.policy.tiny.warm_start import (
     BEGIN,
     END,
     PAD,
     SPECIALS,
-    alphabet_of,
+    WarmStarted,
     character_tokenizer,
-    fit,
-    require_alphabet,
     require_size,
-    with_cached_weights,
 )
-from segcredit.protocols import PolicySource, Sampler, Task
-from segcredit.rng import initialised, named_seed
-
-_FORMAT = 1
-"""Counts the changes of what a cached file holds or of how it comes to be."""
+from segcredit.protocols import Sampler
+from segcredit.rng import initialised
 
 
 @dataclass(frozen=True, slots=True)
-class Tiny(PolicySource):
+class Tiny(WarmStarted):
     """A Llama of some 86 thousand parameters, one token a character, that imitated the task.
 
-    The warm start takes 400 steps, 15 to 20 CPU-seconds on one thread. Its weights are kept in
+    The warm start takes 400 steps, 15 to 30 CPU-seconds on one thread. Its weights are kept in
     ``$SEGCREDIT_CACHE`` (``~/.cache/segcredit`` by default), under a hash of everything that
-    decides them; the number of threads may change their last bits.
+    decides them, code included; the number of threads may change their last bits.
 
     Assumption: the task has demonstrations, and an alphabet.
     """
-
-    hidden_size: Annotated[int, Interval(ge=1, le=4096)] = 64
-    layers: Annotated[int, Interval(ge=1, le=64)] = 2
-    heads: Annotated[int, Interval(ge=1, le=1024)] = 4
-    intermediate_size: Annotated[int, Interval(ge=1, le=16384)] = 128
-    initializer_range: Annotated[float, Interval(ge=0, le=100)] = 0.1
-    """Standard deviation of the first weights; the usual 0.02 learns slower at this width."""
-    rope_theta: Annotated[float, Interval(ge=1, le=1e9)] = 100.0
-    """Slowest wavelength of the rotary positions, over 2 pi. The usual 10000 leaves heads of 16
-    units too few that tell tokens of a short text apart, and learns lengths that vary late."""
-    steps: Annotated[int, Interval(ge=0, le=10**6)] = 400
-    """Batches of demonstrations, each seen once; 0 for no warm start."""
-    batch: Annotated[int, Interval(ge=1, le=10**4)] = 32
-    """Demonstrations a step."""
-    learning_rate: Annotated[float, Interval(ge=0, le=10)] = 4e-3
-    """Highest learning rate, of AdamW."""
-    final_lr_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.05
-    """Fraction of ``learning_rate`` that is left at the end of the cosine."""
-    warmup: Annotated[int, Interval(ge=0, le=10**6)] = 20
-    """Steps over which the learning rate rises to ``learning_rate``."""
-    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.98
-    weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.01
-    max_gradient_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] = 1.0
 
     def __post_init__(self) -> None:
         require_size(self.layers, self.hidden_size, self.intermediate_size)
@@ -79,37 +48,12 @@ class Tiny(PolicySource):
                 f"hidden_size is {self.hidden_size}; expected a multiple of the {self.heads} heads."
             )
 
-    def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
-        """Loads the warm-started policy, from the cache where it is there already.
-
-        Args:
-            task: gives alphabet and demonstrations.
-            sampler: draws the policy's completions.
-            temperature: divides the logits in sampling and scoring; greater than 0.
-            seed: decides the first weights and the demonstrations.
-
-        Raises:
-            PolicyError: the task's alphabet is empty or not that of its demonstrations, or the
-                cache cannot be written.
-            TaskError: the task has no demonstrations.
-        """
-        alphabet = alphabet_of(task)
-        model = self._model(len(SPECIALS) + len(alphabet), seed)
-        # The version, since another one may initialise or sum otherwise.
-        decisive = (_FORMAT, dataclasses.astuple(self), repr(task), seed, torch.__version__)
-        start = partial(self._warm_start, model, alphabet, task, seed)
-        with_cached_weights(model, "tiny", decisive, start)
-        return CausalPolicy(
-            model,
-            character_tokenizer(alphabet),
-            sampler,
-            temperature=temperature,
-            suppressed_ids=(PAD, BEGIN),
-        )
-
-    def _model(self, vocabulary: int, seed: int) -> LlamaForCausalLM:
+    def untrained(
+        self, alphabet: Sequence[str], sampler: Sampler, temperature: float, seed: int
+    ) -> CausalPolicy:
+        """Builds the policy with its first weights."""
         config = LlamaConfig(
-            vocab_size=vocabulary,
+            vocab_size=len(SPECIALS) + len(alphabet),
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
@@ -122,28 +66,21 @@ class Tiny(PolicySource):
             eos_token_id=END,
             bos_token_id=BEGIN,
         )
-        return initialised(lambda: LlamaForCausalLM(config), seed)
-
-    def _warm_start(
-        self, model: LlamaForCausalLM, alphabet: Sequence[str], task: Task, seed: int
-    ) -> None:
-        if not self.steps:
-            return
-        generator = torch.Generator().manual_seed(named_seed(seed, "demonstrations"))
-        pairs = task.demonstrations(self.steps * self.batch, generator)
-        demonstrations = _tensors([(prompt.text, text) for prompt, text in pairs], alphabet)
-        batches = zip(*(tensor.split(self.batch) for tensor in demonstrations), strict=True)
-        fit(
-            model,
-            (partial(_imitation_loss, model, *batch) for batch in batches),
-            steps=self.steps,
-            warmup=self.warmup,
-            learning_rate=self.learning_rate,
-            final_lr_fraction=self.final_lr_fraction,
-            betas=(self.beta1, self.beta2),
-            weight_decay=self.weight_decay,
-            max_gradient_norm=self.max_gradient_norm,
+        return CausalPolicy(
+            initialised(lambda: LlamaForCausalLM(config), seed),
+            character_tokenizer(alphabet),
+            sampler,
+            temperature=temperature,
+            suppressed_ids=(PAD, BEGIN),
         )
+
+    def losses(
+        self, policy: CausalPolicy, pairs: Demonstrations, alphabet: Sequence[str]
+    ) -> Iterator[Callable[[], Tensor]]:
+        """Yields a function for each batch in turn that computes its loss, with gradients."""
+        demonstrations = _tensors([(prompt.text, text) for prompt, text in pairs], alphabet)
+        for batch in zip(*(tensor.split(self.batch) for tensor in demonstrations), strict=True):
+            yield partial(_imitation_loss, cast(LlamaForCausalLM, policy.model), *batch)
 
 
 def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor) -> Tensor:
@@ -158,7 +95,6 @@ def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor)
 
 def _tensors(pairs: Sequence[tuple[str, str]], alphabet: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Encodes prompts with completions: (R,L) ids, right-padded, and which the loss counts."""
-    require_alphabet(pairs, alphabet)
     id_of = {character: index for index, character in enumerate(alphabet, len(SPECIALS))}
     rows: list[Tensor] = []
     counted: list[Tensor] = []

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any
 
-import torch
 import transformers as hf
 from annotated_types import Interval
-from torch import nn
+from torch import Tensor
 
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.image_processors import without_videos
-from segcredit.policy.samplers.generate import Generate
-from segcredit.policy.tiny.sft_loss import imitation_losses
+from segcredit.policy.tiny.sft_loss import Demonstrations, imitation_losses
 from segcredit.policy.tiny.warm_start import (
     BEGIN,
     END,
     PAD,
-    alphabet_of,
+    WarmStarted,
     character_tokenizer,
-    fit,
-    require_alphabet,
     require_size,
-    with_cached_weights,
 )
 from segcredit.policy.vlm import vision_policy
-from segcredit.protocols import PolicySource, Sampler, Task
-from segcredit.rng import initialised, named_seed
+from segcredit.protocols import Sampler
+from segcredit.rng import initialised
 
-_FORMAT = 1
-"""Counts the changes of what a cached file holds or of how it comes to be."""
 _IMAGE, _VIDEO, _START, _STOP = "<image>", "<video>", "<vision>", "</vision>"
 
 
 @dataclass(frozen=True, slots=True)
-class TinyVLM(PolicySource):
+class TinyVLM(WarmStarted):
     """A Llama behind a SigLIP tower, or a Qwen2.5-VL, one token a character and a square of pixels.
 
     It has some 180 thousand parameters with the defaults. Its weights after the warm start are kept
@@ -55,29 +46,7 @@ class TinyVLM(PolicySource):
     """Pixels of a side; other images are resized (``qwen2_5_vl``: to about as many pixels)."""
     square: Annotated[int, Interval(ge=1, le=1024)] = 16
     """Pixels of a side that become one token; divides ``image_size``."""
-    hidden_size: Annotated[int, Interval(ge=1, le=4096)] = 64
-    layers: Annotated[int, Interval(ge=1, le=64)] = 2
-    heads: Annotated[int, Interval(ge=1, le=1024)] = 4
-    intermediate_size: Annotated[int, Interval(ge=1, le=16384)] = 128
     vision_layers: Annotated[int, Interval(ge=1, le=64)] = 1
-    initializer_range: Annotated[float, Interval(ge=0, le=100)] = 0.1
-    """Standard deviation of the first weights."""
-    rope_theta: Annotated[float, Interval(ge=1, le=1e9)] = 100.0
-    """Slowest wavelength of the rotary positions, over 2 pi; see the tiny policy of text."""
-    steps: Annotated[int, Interval(ge=0, le=10**6)] = 400
-    """Batches of demonstrations, each seen once; 0 for no warm start."""
-    batch: Annotated[int, Interval(ge=1, le=10**4)] = 32
-    """Demonstrations a step."""
-    learning_rate: Annotated[float, Interval(ge=0, le=10)] = 4e-3
-    """Highest learning rate, of AdamW."""
-    final_lr_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.05
-    """Fraction of ``learning_rate`` that is left at the end of the cosine."""
-    warmup: Annotated[int, Interval(ge=0, le=10**6)] = 20
-    """Steps over which the learning rate rises to ``learning_rate``."""
-    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.98
-    weight_decay: Annotated[float, Interval(ge=0, le=1000)] = 0.01
-    max_gradient_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] = 1.0
 
     def __post_init__(self) -> None:
         if self.architecture not in _BUILDERS:
@@ -97,40 +66,26 @@ class TinyVLM(PolicySource):
                 f" {self.image_size}."
             )
 
-    def load(self, task: Task, sampler: Sampler, *, temperature: float, seed: int) -> nn.Module:
-        """Loads the warm-started policy, from the cache where it is there already.
-
-        Args:
-            task: gives alphabet and demonstrations.
-            sampler: draws the policy's completions.
-            temperature: divides the logits in sampling and scoring; greater than 0.
-            seed: decides the first weights and the demonstrations.
-
-        Raises:
-            PolicyError: the task's alphabet is empty or not that of its demonstrations, or the
-                cache cannot be written.
-            TaskError: the task has no demonstrations.
-        """
-        alphabet = alphabet_of(task)
-        model, processor = self._model(alphabet, seed)
-
-        def policy(sampler: Sampler, temperature: float) -> CausalPolicy:
-            return vision_policy(
-                model, processor, sampler, temperature=temperature, suppressed_ids=(PAD, BEGIN)
-            )
-
-        decisive = (_FORMAT, dataclasses.astuple(self), repr(task), seed, torch.__version__)
-        start = partial(self._warm_start, policy(Generate(), 1.0), alphabet, task, seed)
-        with_cached_weights(model, "tiny_vlm", decisive, start)
-        return policy(sampler, temperature)
-
-    def _model(self, alphabet: Sequence[str], seed: int) -> tuple[Any, Any]:
+    def untrained(
+        self, alphabet: Sequence[str], sampler: Sampler, temperature: float, seed: int
+    ) -> CausalPolicy:
+        """Builds the policy with its first weights."""
         words: Any = character_tokenizer(
             alphabet, image_token=_IMAGE, video_token=_VIDEO, start_token=_START, stop_token=_STOP
         )
         config, processor = _BUILDERS[self.architecture](self, words)
         build: Any = hf.AutoModelForImageTextToText
-        return initialised(lambda: build.from_config(config), seed), processor
+        model = initialised(lambda: build.from_config(config), seed)
+        return vision_policy(
+            model, processor, sampler, temperature=temperature, suppressed_ids=(PAD, BEGIN)
+        )
+
+    def losses(
+        self, policy: CausalPolicy, pairs: Demonstrations, alphabet: Sequence[str]
+    ) -> Iterator[Callable[[], Tensor]]:
+        """Yields a function for each batch in turn that computes its loss, with gradients."""
+        del alphabet  # the policy's tokenizer knows it
+        return imitation_losses(policy, pairs, self.batch)
 
     def _text(self, words: Any) -> dict[str, Any]:
         """Returns the settings of the language model, as transformers names them."""
@@ -147,26 +102,6 @@ class TinyVLM(PolicySource):
             "eos_token_id": END,
             "bos_token_id": BEGIN,
         }
-
-    def _warm_start(
-        self, policy: CausalPolicy, alphabet: Sequence[str], task: Task, seed: int
-    ) -> None:
-        if not self.steps:
-            return
-        generator = torch.Generator().manual_seed(named_seed(seed, "demonstrations"))
-        pairs = task.demonstrations(self.steps * self.batch, generator)
-        require_alphabet([(prompt.text, text) for prompt, text in pairs], alphabet)
-        fit(
-            policy.model,
-            imitation_losses(policy, pairs, self.batch),
-            steps=self.steps,
-            warmup=self.warmup,
-            learning_rate=self.learning_rate,
-            final_lr_fraction=self.final_lr_fraction,
-            betas=(self.beta1, self.beta2),
-            weight_decay=self.weight_decay,
-            max_gradient_norm=self.max_gradient_norm,
-        )
 
 
 def _llava(source: TinyVLM, words: Any) -> tuple[Any, Any]:

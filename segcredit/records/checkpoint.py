@@ -63,7 +63,7 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
             f"keep is {keep}; expected at least 1, since a run resumes from its last checkpoint."
         )
     _require_plain(state, "state")
-    path = path_dir / f"step_{step:06d}.pt"
+    path = path_dir / file_name(step)
     if path_dir.is_dir():
         remove_temporaries(path_dir)
     try:
@@ -75,6 +75,11 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
         raise unwritten(path, error.__context__ or error) from error
     _remove_replaced(path_dir, step, keep)
     return path
+
+
+def file_name(step: int) -> str:
+    """Returns the name of the checkpoint of a step."""
+    return f"step_{step:06d}.pt"
 
 
 def found(path_dir: Path) -> list[Path]:

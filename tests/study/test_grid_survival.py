@@ -55,14 +55,17 @@ def test_kills_at_random_moments_change_nothing(quiet: Path, tmp_path: Path) -> 
     killed = {"parent": 0, "worker": 0}
     grid = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while sum(killed.values()) < KILLS:
+        kind, parent = chance.choice(("parent", "worker", "worker")), psutil.Process(grid.pid)
+        # However long a loaded machine takes to start one.
+        while kind == "worker" and grid.poll() is None and not parent.children():
+            time.sleep(0.1)
         time.sleep(chance.uniform(3.0, 9.0))
         if grid.poll() is not None:
             assert grid.returncode == 1, f"the grid ended after {killed} kills: make it longer"
             grid = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             continue
-        parent = psutil.Process(grid.pid)
         workers = parent.children()
-        victim = chance.choice([parent, *workers])
+        victim = chance.choice(workers) if workers and kind == "worker" else parent
         victim.kill()
         killed["parent" if victim is parent else "worker"] += 1
         if victim is parent:

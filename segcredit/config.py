@@ -482,7 +482,9 @@ def read_source(source: Source) -> dict[str, Any]:
         return _shallow(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise ConfigError(
-            f"config {shown(str(path), plain=True)} cannot be read: {error.strerror}."
+            f"config {shown(str(path), plain=True)} cannot be read: {error.strerror};"
+            " expected a preset's name or a TOML file. Usually the path is mistyped, or a folder's:"
+            " of a run's directory, give the config.toml."
         ) from error
     except UNREADABLE as error:
         raise ConfigError(

@@ -51,6 +51,18 @@ def test_spans_are_in_order_and_apart(text: str, inline: bool) -> None:
     assert edges == sorted(edges)
 
 
+@given(text=TEXTS, inline=st.booleans())
+def test_a_text_that_need_not_be_searched_has_what_is_found_behind_a_formula(
+    text: str, inline: bool
+) -> None:
+    begin = "\\[a\\]\n"
+    found = [
+        (start - len(begin), end - len(begin))
+        for start, end in formulas(begin + text, inline=inline)
+    ]
+    assert list(formulas(text, inline=inline)) == found[1:]
+
+
 @given(text=TEXTS, later=TEXTS)
 def test_without_what_is_in_a_line_nothing_depends_on_what_comes_later(
     text: str, later: str

@@ -31,6 +31,8 @@ def damage(path: Path, steps: int) -> str:
     last = _last_consecutive(path)
     if last < steps:
         return f"{METRICS} ends at step {last} of {steps}"
+    if missing := missing_checkpoint(path, steps):
+        return f"{missing.relative_to(path)} is missing"
     try:
         manifest = read_manifest(path)
     except RecordError as error:
@@ -41,6 +43,20 @@ def damage(path: Path, steps: int) -> str:
     files = [path / STEPS, *(file for name in TABLES for file in table_files(path, name, None))]
     broken = next((file for file in files if not _has_end(file)), None)
     return "" if broken is None else f"{broken.relative_to(path)} cannot be read"
+
+
+def missing_checkpoint(path: Path, steps: int) -> Path | None:
+    """Returns the last checkpoint of a finished run where only earlier ones are left, else None.
+
+    A run without any is whole: its checkpoints were deleted to save space.
+
+    Args:
+        path: the run directory.
+        steps: the last step, after which every run saves one.
+    """
+    found = checkpoint.found(path / "checkpoints")
+    last = checkpoint.file_of(path / "checkpoints", steps)
+    return last if found and last not in found else None
 
 
 def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:

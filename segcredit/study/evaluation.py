@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,14 @@ from pathlib import Path
 import pandas as pd
 
 from segcredit.atomic_files import require_writable, write_atomically
-from segcredit.config import RunConfig, load_config
+from segcredit.config import RunConfig, load_config, presets
 from segcredit.errors import RecordError, StudyError
 from segcredit.records import checkpoint
-from segcredit.records.run_directory import RunRecords
 from segcredit.records.stored_config import CONFIG
 from segcredit.rng import stream
 from segcredit.study.export_tables import write_table
 from segcredit.study.statistics import bootstrap_interval
-from segcredit.study.stored_policy import stored_config
+from segcredit.study.stored_policy import last_checkpoint, stored_config
 from segcredit.training.build import Run, build, environment
 from segcredit.training.evaluate import Judged, by_prompt, judge, mean
 from segcredit.training.loop import run_directory
@@ -81,17 +81,20 @@ def evaluated_policy(
         trust: whether code that a run's stored config names may be run.
 
     Raises:
-        RecordError: the run has no checkpoint.
+        RecordError: the run has no checkpoint, or lacks its last.
         SegcreditError: the config cannot be read.
     """
     given = {"evaluate.prompts": prompts, "evaluate.completions": completions}
     more = [f"{key}={value}" for key, value in given.items() if value is not None]
-    is_run = (Path(source) / CONFIG).is_file()
+    # A run without its config is told as one; a folder may bear the name of a preset.
+    is_run = (Path(source) / CONFIG).is_file() or (
+        os.path.isdir(source) and source not in presets()
+    )
     if is_run:
         config = stored_config(Path(source), [*overrides, *more], trust=trust)
     else:
         config = load_config(source, [*overrides, *more])
-    found = saved or (_last_checkpoint(Path(source)) if is_run else None)
+    found = saved or (last_checkpoint(Path(source)) if is_run else None)
     step = 0 if found is None else int(checkpoint.load_run(found)["row"]["step"])
     directory = Path(source) if is_run else run_directory(config)
     return EvaluatedPolicy(
@@ -169,17 +172,6 @@ def _judged(run: Run, step: int, batch: int) -> list[Judged]:
             completions=run.config.evaluate.completions,
         )
     ]
-
-
-def _last_checkpoint(path: Path) -> Path:
-    found = checkpoint.found(RunRecords(path).checkpoints)
-    if not found:
-        raise RecordError(
-            f"the run {path} has no checkpoint; expected one, since its policy is in it. Usually it"
-            " stopped before checkpoint.every steps: evaluate its config.toml for the policy before"
-            " training, or name a file with --checkpoint."
-        )
-    return found[-1]
 
 
 def _require_possible(chosen: EvaluatedPolicy, ks: Sequence[int] | None) -> None:

@@ -11,7 +11,7 @@ from segcredit.errors import StudyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.checkpoints.lora import has_adapters, merge_adapters, save_adapters
 from segcredit.records import checkpoint
-from segcredit.study.stored_policy import stored_config
+from segcredit.study.stored_policy import last_checkpoint, stored_config
 from segcredit.training.master_weights import MasterWeights
 
 
@@ -30,17 +30,11 @@ def save_policy(
         The folder.
 
     Raises:
-        StudyError: the run has no checkpoint, its policy is no model of transformers, or the
-            folder holds something.
-        RecordError: config or checkpoint cannot be read.
+        StudyError: the run's policy is no model of transformers, or the folder holds something.
+        RecordError: config or checkpoint cannot be read, or the run lacks its last checkpoint.
     """
     run, folder = Path(run), Path(folder)
-    saved = checkpoint.found(run / "checkpoints")
-    if not saved:
-        raise StudyError(
-            f"the run {run} has no checkpoint; expected one, since the policy is in it. Usually"
-            " the run has hardly begun, or the directory holds several runs: name one of them."
-        )
+    saved = last_checkpoint(run)
     if folder.exists() and any(folder.iterdir()):
         raise StudyError(
             f"{folder} is not empty; expected a new folder for the policy, lest files of another"
@@ -48,8 +42,8 @@ def save_policy(
         )
     require_writable(folder / "config.json")
     policy = _loaded(stored_config(run, trust=trust))
-    with checkpoint.fitting(saved[-1]):
-        MasterWeights(policy).load_state_dict(checkpoint.load_run(saved[-1])["policy"]["module"])
+    with checkpoint.fitting(saved):
+        MasterWeights(policy).load_state_dict(checkpoint.load_run(saved)["policy"]["module"])
     _write(policy, folder, merged=merged)
     return folder
 

@@ -1,4 +1,4 @@
-"""The config of a run that a stranger may have made: no code that it names is run unasked."""
+"""The policy of a run that a stranger may have made: code that its config names waits for trust."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from segcredit.config import RunConfig, load_config
-from segcredit.errors import ConfigError
+from segcredit.errors import ConfigError, RecordError
 from segcredit.protocols import NamesCode
+from segcredit.records import checkpoint
+from segcredit.records.recovery import missing_checkpoint
+from segcredit.records.run_directory import RunRecords
 from segcredit.records.stored_config import read_config
 
 
@@ -39,6 +42,32 @@ def stored_config(run: Path, overrides: Sequence[str] = (), *, trust: bool = Fal
             " --trust (in Python trust=True) to run it."
         )
     return config
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Returns the file of a run's last checkpoint, in which its policy is.
+
+    Raises:
+        RecordError: there is none, or the run is finished and that of its last step is gone.
+    """
+    found = checkpoint.found(RunRecords(run).checkpoints)
+    if not found:
+        raise RecordError(
+            f"the run {run} has no checkpoint; expected one, since its policy is in it. Usually it"
+            " stopped before checkpoint.every steps, or the directory holds several runs: name one"
+            " of them, or evaluate its config.toml for the policy before training."
+        )
+    if RunRecords(run).finished:
+        missing = missing_checkpoint(run, load_config(read_config(run)).train.steps)
+        if missing is not None:
+            raise RecordError(
+                f"{missing} is missing; expected the last checkpoint of a finished run, since its"
+                f" policy is in it, and found none after {found[-1].name}. Usually it was deleted,"
+                " or the run was copied in part: copy it again, or run it again with --resume (or"
+                f" its grid), which goes on from {found[-1].name}. 'segcredit evaluate' takes an"
+                " earlier policy with --checkpoint."
+            )
+    return found[-1]
 
 
 def _named(path: str, plugin: object) -> Iterator[tuple[str, object]]:

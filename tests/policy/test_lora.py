@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from checkpoints import drawn, load, tiny_checkpoint
 from segcredit import load_config, read_runs, train
 from segcredit.cli import main
-from segcredit.errors import MissingPackageError, PolicyError, RegistryError, StudyError
+from segcredit.errors import MissingPackageError, PolicyError, RecordError, RegistryError
 from segcredit.policy.checkpoints.lora import LoRA, merge_adapters, save_adapters
 from segcredit.policy.module_copies import copy_of_trained, frozen_copy
 from segcredit.policy.samplers.lean import Lean
@@ -211,5 +211,5 @@ def test_a_tiny_policy_is_saved_too_and_nothing_is_not(tmp_path: Path) -> None:
     state = torch.load(run / "checkpoints" / "step_000001.pt")["policy"]["module"]
     loaded = load(save_policy(run, tmp_path / "model"))
     assert torch.equal(loaded.state_dict()["model.lm_head.weight"], state["model.lm_head.weight"])
-    with pytest.raises(StudyError, match="has no checkpoint; expected one"):
+    with pytest.raises(RecordError, match="has no checkpoint; expected one"):
         save_policy(tmp_path, tmp_path / "other")

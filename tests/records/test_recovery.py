@@ -21,6 +21,8 @@ from segcredit.records import checkpoint
 from segcredit.records.recovery import damage
 from segcredit.records.run_directory import RunRecords, read_status
 from segcredit.records.run_lock import run_lock
+from segcredit.study.evaluation import evaluate_policy, evaluated_policy
+from segcredit.study.export_policy import save_policy
 from segcredit.study.report import write_report
 from segcredit.training.loop import iterate
 from small import SMALL
@@ -148,6 +150,64 @@ def test_a_finished_run_with_a_flipped_or_missing_file_is_run_again(
     train(CONFIG, finished, resume=True)
     assert not damage(finished, STEPS)
     assert_same(finished, whole)
+
+
+def test_a_finished_run_whose_last_checkpoint_is_gone_is_not_taken_for_its_earlier_policy(
+    finished: Path, whole: Path, tmp_path: Path
+) -> None:
+    last, earlier = (finished / f"checkpoints/step_00000{step}.pt" for step in (4, 2))
+    last.unlink()
+    for use in (
+        lambda: evaluated_policy(str(finished)),
+        lambda: save_policy(finished, tmp_path / "model"),
+    ):
+        with pytest.raises(
+            RecordError, match=r"step_000004.pt is missing; expected .* step_000002"
+        ):
+            use()
+    assert evaluated_policy(str(finished), saved=earlier).step == 2
+    train(CONFIG, finished, resume=True)
+    assert last.exists()
+    assert_same(finished, whole)
+
+
+def test_a_finished_run_without_checkpoints_is_whole(finished: Path) -> None:
+    shutil.rmtree(finished / "checkpoints")
+    assert not damage(finished, STEPS)
+    train(CONFIG, finished, resume=True)
+    assert not (finished / "checkpoints").exists()
+
+
+USES: dict[str, Callable[[Path, Path], Any]] = {
+    "evaluate": lambda run, out: repr(evaluate_policy(evaluated_policy(str(run), output=out))),
+    "save-policy": lambda run, out: content(save_policy(run, out)),
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("harm", [Path.unlink, halve, flip])
+def test_whatever_reads_a_policy_names_a_harmed_file_or_does_as_without_the_harm(
+    whole: Path, tmp_path: Path, use: Callable[[Path, Path], Any], harm: Callable[[Path], None]
+) -> None:
+    expected, refused = use(whole, tmp_path / "expected"), set[str]()
+    for name in sorted(name for name, there in content(whole).items() if there):
+        run = Path(shutil.copytree(whole, tmp_path / "harmed" / name / "run"))
+        harm(run / name)
+        before, said = content(run), ""
+        try:
+            assert use(run, tmp_path / "made" / name) == expected, name
+        except RecordError as error:
+            said = str(error)
+            refused.add(name)
+        assert not said or name in said
+        assert content(run) == before
+    assert refused == {"config.toml", "checkpoints/step_000004.pt"}
 
 
 def test_what_a_kill_leaves_beside_the_files_is_removed(stopped: Path, whole: Path) -> None:

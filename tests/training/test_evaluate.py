@@ -12,7 +12,7 @@ import pytest
 
 from segcredit import load_config, read_runs, train
 from segcredit.cli import main
-from segcredit.study.evaluation import summary
+from segcredit.study.evaluation import evaluated_policy, summary
 from segcredit.training.evaluate import GREEDY, Judged, by_prompt, metrics
 from small import SMALL
 
@@ -138,3 +138,20 @@ def test_a_run_without_a_checkpoint(
     (tmp_path / "config.toml").write_bytes((run / "config.toml").read_bytes())
     assert call("evaluate", tmp_path) == 1
     assert "has no checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_without_its_config_is_told_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("evaluate", tmp_path) == 1
+    assert f"{tmp_path / 'config.toml'} cannot be read" in capsys.readouterr().err
+    assert call("train", tmp_path) == 1
+    assert "give the config.toml" in capsys.readouterr().err
+
+
+def test_a_folder_may_bear_the_name_of_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grpo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert evaluated_policy("grpo").checkpoint is None

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from segcredit.protocols import Segmenter as Segmenter
     from segcredit.protocols import Simulator as Simulator
     from segcredit.protocols import SupportsAlternatives as SupportsAlternatives
-    from segcredit.protocols import SupportsLogitGradients as SupportsLogitGradients
     from segcredit.protocols import SupportsBackbone as SupportsBackbone
+    from segcredit.protocols import SupportsLogitGradients as SupportsLogitGradients
     from segcredit.protocols import SupportsResume as SupportsResume
     from segcredit.protocols import Task as Task
     from segcredit.protocols import TextSegmenter as TextSegmenter

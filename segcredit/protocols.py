@@ -524,9 +524,7 @@ class SupportsLogitGradients(Protocol):
     """
 
     @abstractmethod
-    def logit_gradients(
-        self, rollouts: RolloutBatch, *, micro_tokens: int
-    ) -> Float[Tensor, "B T"]:
+    def logit_gradients(self, rollouts: RolloutBatch, *, micro_tokens: int) -> Float[Tensor, "B T"]:
         """Computes the squared norm of each log-prob's gradient by the logits.
 
         |e_a - p|² = 1 - 2 p_a + Σ_v p_v², a the token that is there and p the distribution sampled

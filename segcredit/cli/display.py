@@ -188,17 +188,22 @@ class AuditDisplay:
 
 
 def audit_table(audit: Any) -> Table:
-    """Returns the first headlines of credit and of gradients: a row a credit, with intervals."""
+    """Returns what the gradient feels of each credit, then what all tokens alike say of it.
+
+    The first two headlines of credit, their noise and their correlation, and the plain
+    correlation: a row a credit, with intervals.
+    """
     from segcredit.credit_audit.metric_list import headlines
 
-    shown = [headlines("credit")[0], headlines("gradient")[0]]
-    title = "credit beside the truth: metric and 95 % interval, over prompts (cosine: over batches)"
+    credit = headlines("credit")
+    shown = [*credit[:2], credit[-1]]
+    title = "credit beside the truth: metric and 95 % interval, over prompts"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     axes = ["segmenter", "estimator", "advantage"]
     for name in axes:
         table.add_column(name, overflow="fold", min_width=10)
-    for name, _ in shown:
-        table.add_column(name, justify="right", no_wrap=True)
+    for name, at in shown:
+        table.add_column(f"{name.replace('_', ' ')}\nby {at}", justify="right", no_wrap=True)
     credits = audit[audit["advantage"].notna()]
     for names, rows in credits.groupby(axes, observed=True, sort=False):
         places = rows.drop_duplicates(["metric", "at"]).set_index(["metric", "at"])

@@ -365,9 +365,7 @@ class CausalPolicy(_Deterministic):
         return torch.cat(drawn)
 
     @torch.no_grad()
-    def logit_gradients(
-        self, rollouts: RolloutBatch, *, micro_tokens: int
-    ) -> Float[Tensor, "B T"]:
+    def logit_gradients(self, rollouts: RolloutBatch, *, micro_tokens: int) -> Float[Tensor, "B T"]:
         """Computes |e_a - p|² of each token, in float32; 0 off the mask."""
         mask_BT = rollouts.action_mask
         found_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)

@@ -188,9 +188,7 @@ class ToyPolicy(nn.Module):
         return torch.multinomial(repeated_NV, 1, generator=generator)[:, 0] + 1
 
     @torch.no_grad()
-    def logit_gradients(
-        self, rollouts: RolloutBatch, *, micro_tokens: int
-    ) -> Float[Tensor, "B T"]:
+    def logit_gradients(self, rollouts: RolloutBatch, *, micro_tokens: int) -> Float[Tensor, "B T"]:
         """Computes |e_a - p|² of each symbol; 0 off the mask."""
         away_BTV = torch.softmax(self.output(self.states(rollouts)) / self.temperature, dim=-1)
         chosen_BT1 = (rollouts.completion_ids.clamp(1, _COUNT) - 1)[..., None]

@@ -42,8 +42,8 @@ def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Estimat
 
     Levels: each token's advantage with V(t+1) − V(t), at "gradient" weighed by w_t, the squared
     gradient of its log-prob by the logits, at "token" all alike; each segment's with the change
-    of V over it; the sum of a completion's segments' with R − V(s1). Taken about the means, since a constant
-    in all advantages leaves the expected gradient alone. Free of the noise in the truth.
+    of V over it; the sum of a completion's segments' with R − V(s1). Taken about the means, since
+    a constant in all advantages leaves the expected gradient alone. Free of noise in the truth.
 
     Returns:
         In [−1,1] but for noise; 0 for credit that does not vary.
@@ -229,7 +229,7 @@ def _energy(truth: Truth, advantages_BT: Floats) -> Floats:
 def _ratio(truth: Truth, noise: Floats, base: Floats) -> Estimate:
     """Estimates a ratio of two sums; NaN where that below is not distinguishable from 0."""
     below = of(truth, quotient, base, np.ones(len(truth.rewards)))
-    return of(truth, quotient, noise, base if below.low > 0 else np.zeros_like(base))
+    return of(truth, quotient, noise, base if below.low > 0 else np.full_like(base, np.nan))
 
 
 def _gradient(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Floats]:

@@ -139,9 +139,9 @@ def _credit(found: _Found, place: str) -> Iterator[Block]:
         f"A row a credit, with {found.confidence} over {unit or 'prompts'}"
         + (f" (those of gradients over {batches})" if batches else "")
         + ". At gradient tokens count by the squared gradient of their log-prob, at token all"
-        " alike, also those that the policy is sure of, whose credit moves nothing. Correlation, slope,"
-        " cosine and explained variance are best at 1, as is mass, which returns exceed; sign"
-        " agreement has a ceiling below 1. The noise ratio is 1 for a token a segment, and of"
+        " alike, also those that the policy is sure of, whose credit moves nothing. Correlation,"
+        " slope, cosine and explained variance are best at 1, as is mass, which returns exceed;"
+        " sign agreement has a ceiling below 1. The noise ratio is 1 for a token a segment, and of"
         " credits with equal slopes less is better; it is blank where such credit was not audited"
         " or is zero. Sharpening above 0 pays likely tokens for being likely. Credit of zero has 0."
         " Tokens are those sampled for the values."
@@ -253,7 +253,9 @@ def _values(found: _Found, place: str) -> Iterator[Block]:
         " 1; bias, error and noise at 0."
     )
     yield _table(found, caption, _pairs(rows), found.places(reported("values")))
-    name, part = next(iter(found.places([*headlines("values"), ("explained_variance", "late")])))
+    # Audits of the version before have no values before every token.
+    places = found.places([*headlines("values"), ("explained_variance", "late")])
+    name, part = next(iter(places), headlines("values")[0])
     says = {
         "tokens": "Explained variance before every token: the same states for every definition.",
         "late": "Explained variance at late anchors: an estimator that knows no more than how hard"

@@ -1,6 +1,6 @@
 """Measures how often the intervals of the audit's metrics hold the true one, on the toy policy.
 
-python docs/audit_coverage.py      writes docs/audit_coverage.csv (about 2.5 CPU-minutes)
+python docs/audit_coverage.py      writes docs/audit_coverage.csv (about 4 CPU-minutes)
 
 A thousand prompts with tables and rewards of their own are the population; all their completions
 are enumerated, weighed by probability, and give each metric its exact value. Each seed draws
@@ -22,10 +22,13 @@ from segcredit.credit_audit.metrics import (
     Credit,
     Estimate,
     Resampling,
+    Scores,
     Truth,
     baseline_bias,
     boundary_ratio,
     correlation,
+    credit_noise,
+    credit_noise_ratio,
     difference,
     gradient_metrics,
     jump_agreement,
@@ -39,9 +42,11 @@ from segcredit.credit_audit.metrics import (
     share_by_class,
     share_on_boundaries,
     share_within,
+    sharpening,
     sign_agreement,
     sign_ceiling,
     slope,
+    true_noise_ratio,
     value_consistency,
     value_metrics,
 )
@@ -62,7 +67,7 @@ class Population:
     values: np.ndarray  # (rows, E) exact
     shares: np.ndarray  # (rows,) probability of the completion under its prompt
     rewards: np.ndarray  # (rows,)
-    entropies: np.ndarray  # (rows, T)
+    scores: Scores  # (rows, T)
     ids: np.ndarray  # (rows, T) of symbols
     estimates: np.ndarray  # (rows, T) a biased, noisy value of each state
     gradients: np.ndarray  # (rows, T, D) of the log-prob, by the output layer's parameters
@@ -101,7 +106,11 @@ def population(prompts: int = POPULATION) -> Population:
         values=values,
         shares=shares,
         rewards=rewards,
-        entropies=rollouts.entropies.numpy(),
+        scores=Scores(
+            rollouts.logprobs.numpy(),
+            rollouts.entropies.numpy(),
+            policy.logit_gradients(rollouts, micro_tokens=0).numpy(),
+        ),
         ids=rollouts.completion_ids.numpy(),
         estimates=0.6 * values[:, :LENGTH] + 0.1 + errors[rows[:, None], numbers],
         gradients=_gradients(policy, rollouts),
@@ -134,7 +143,6 @@ class Sample:
 
     truth: Truth
     ids: np.ndarray
-    entropies: np.ndarray
     estimates: np.ndarray
     gradients: np.ndarray
     threshold: float
@@ -142,7 +150,7 @@ class Sample:
     @property
     def segments(self) -> np.ndarray:
         """A token with a high entropy ends its segment."""
-        ends = self.entropies > self.threshold
+        ends = self.truth.require_scores().entropies > self.threshold
         return np.concatenate([np.zeros((len(ends), 1), int), ends[:, :-1].cumsum(1)], axis=1)
 
     def credit(self, segments: np.ndarray) -> Credit:
@@ -155,7 +163,9 @@ class Sample:
         ends = np.concatenate([starts[:, 1:], np.ones((len(starts), 1), bool)], axis=1)
         places = np.where(ends, np.arange(LENGTH), LENGTH)[:, ::-1]
         last = np.minimum.accumulate(places, axis=1)[:, ::-1]
-        return Credit(segments, np.take_along_axis(after, last, axis=1) - values, values)
+        advantages = np.take_along_axis(after, last, axis=1) - values
+        each = np.append(self.estimates[:, 1:], self.truth.rewards[:, None], axis=1)
+        return Credit(segments, advantages, values, token_advantages=each - self.estimates)
 
 
 def sample(
@@ -179,11 +189,11 @@ def sample(
         everything.rewards[rows],
         np.ones(len(rows)) if weights is None else weights,
         resampling or Resampling(resamples=1),
+        everything.scores.select(rows),
     )
     return Sample(
         truth,
         everything.ids[rows],
-        everything.entropies[rows],
         everything.estimates[rows],
         everything.gradients[rows],
         everything.threshold,
@@ -236,23 +246,31 @@ def metrics(of: Sample) -> dict[str, Estimate]:
         "baseline_bias": baseline_bias(truth, segments),
         "mass_kept": mass_kept(truth, credit),
         "mass_error": mass_error(truth, credit),
+        "true_noise_ratio": true_noise_ratio(truth, segments),
+        "credit_noise": credit_noise(truth, credit),
+        "credit_noise_ratio": credit_noise_ratio(truth, credit),
+        "sharpening": sharpening(truth, credit),
     }
     for name, (share, ratio) in share_by_class(truth, of.ids - 1, CLASSES).items():
         found |= {f"share_by_class.{name}": share, f"share_by_class.{name}.ratio": ratio}
-    for q, found_lift in lift(truth, of.entropies, QUANTILES).items():
+    entropies = truth.require_scores().entropies
+    for q, found_lift in lift(truth, entropies, QUANTILES).items():
         found[f"lift.{q}"] = found_lift
-    for level in ("token", "segment", "completion"):
+    for level in ("gradient", "token", "segment", "completion"):
         found[f"correlation.{level}"] = correlation(truth, credit, level)
         found[f"slope.{level}"] = slope(truth, credit, level)
         found[f"noise.{level}"] = noise(truth, credit, level)
         found[f"sign_agreement.{level}"] = sign_agreement(truth, credit, level)
-    for part in ("all", "early", "late"):
+    for part in ("tokens", "all", "early", "late"):
         of_values = value_metrics(truth, credit, part)
         found |= {f"values.{part}.{name}": of_values[name] for name in of_values}
     consistency = value_consistency(truth, segments, of.estimates)
     found |= {f"consistency.{name}": consistency[name] for name in consistency}
     found["difference.correlation"] = difference(
         found["correlation.token"], correlation(truth, whole)
+    )
+    found["difference.correlation.gradient"] = difference(
+        found["correlation.gradient"], correlation(truth, whole, "gradient")
     )
     found["difference.share_within"] = difference(
         found["share_within"], share_within(truth, np.zeros_like(segments))
@@ -265,11 +283,12 @@ def noisy_metrics(of: Sample) -> dict[str, Estimate]:
     truth, segments = of.truth, of.segments
     credit = of.credit(segments)
     found = {"oracle_share": oracle_share(truth, segments)}
-    for q, found_lift in lift(truth, of.entropies, QUANTILES, threshold=JUMP).items():
+    entropies = truth.require_scores().entropies
+    for q, found_lift in lift(truth, entropies, QUANTILES, threshold=JUMP).items():
         found[f"lift_jumps.{q}"] = found_lift
     jumps = jump_agreement(truth, segments)
     found |= {f"jump_{name}": jumps[name] for name in jumps}
-    for level in ("token", "segment", "completion"):
+    for level in ("gradient", "token", "segment", "completion"):
         found[f"sign_ceiling.{level}"] = sign_ceiling(truth, credit, level)
     return found
 

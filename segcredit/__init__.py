@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from segcredit.protocols import Simulator as Simulator
     from segcredit.protocols import SupportsAlternatives as SupportsAlternatives
     from segcredit.protocols import SupportsBackbone as SupportsBackbone
+    from segcredit.protocols import SupportsLogitGradients as SupportsLogitGradients
     from segcredit.protocols import SupportsResume as SupportsResume
     from segcredit.protocols import Task as Task
     from segcredit.protocols import TextSegmenter as TextSegmenter
@@ -110,6 +111,7 @@ _HOMES = {
         "Segmenter",
         "Simulator",
         "SupportsAlternatives",
+        "SupportsLogitGradients",
         "SupportsBackbone",
         "SupportsResume",
         "Task",

@@ -473,7 +473,7 @@ class Policy(Protocol):
 
     An ``nn.Module`` whose call is the score with gradients: ``policy(rollouts) -> TokenScores``.
     What only some methods need are capabilities, protocols of their own: ``SupportsResume``,
-    ``SupportsBackbone``, ``SupportsAlternatives``.
+    ``SupportsBackbone``, ``SupportsAlternatives``, ``SupportsLogitGradients``.
     """
 
     hidden_size: int
@@ -582,6 +582,25 @@ class SupportsAlternatives(Protocol):
 
         As many for each token as ``counts_BT`` says, row by row and token by token: drawn from
         the policy's distribution there without the token that is there, renormalised.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsLogitGradients(Protocol):
+    """The capability to say how far credit of a token can move the policy.
+
+    The audit weighs tokens by it; without it the audit has no metrics at the level "gradient".
+    """
+
+    @abstractmethod
+    def logit_gradients(self, rollouts: RolloutBatch, *, micro_tokens: int) -> Float[Tensor, "B T"]:
+        """Computes the squared norm of each log-prob's gradient by the logits.
+
+        |e_a - p|² = 1 - 2 p_a + Σ_v p_v², a the token that is there and p the distribution sampled
+        from: logits divided by the temperature, suppressed ids of probability 0. Between
+        (1 - p_a)² and 2 (1 - p_a)²: 0 where the policy is certain. 0 off the mask. Itself without
+        gradients; at most ``micro_tokens`` tokens in one pass.
         """
         ...
 

@@ -65,18 +65,20 @@ MOVEMENT = [
     ("share_within", ""),
     ("random_share_within", ""),
     ("baseline_bias", "start"),
+    ("true_noise_ratio", "gradient"),
 ]
 VALUES = [
     *(
         (name, part)
         for name in ("explained_variance", "calibration_slope")
-        for part in ("all", "late")
+        for part in ("tokens", "all", "late")
     ),
     ("bias", "all"),
     ("error", "all"),
 ]
 CREDIT = [
-    *((name, at) for name in ("correlation", "slope") for at in ("token", "segment")),
+    *((name, at) for name in ("correlation", "slope") for at in ("gradient", "token", "segment")),
+    *((name, "gradient") for name in ("credit_noise_ratio", "sharpening")),
     ("sign_agreement", "token"),
     ("mass_kept", ""),
 ]

@@ -32,8 +32,13 @@ COLUMNS: dict[Section, dict[str, Place]] = {
         "within": ("share_within", ""),
         "within, chance": ("random_share_within", ""),
         "baseline bias": ("baseline_bias", "start"),
+        "true noise": ("true_noise_ratio", "gradient"),
     },
     "credit": {
+        "weighed": ("correlation", "gradient"),
+        "noise ratio": ("credit_noise_ratio", "gradient"),
+        "sharpening": ("sharpening", "gradient"),
+        "weighed slope": ("slope", "gradient"),
         "token": ("correlation", "token"),
         "segment": ("correlation", "segment"),
         "slope": ("slope", "token"),
@@ -47,7 +52,8 @@ COLUMNS: dict[Section, dict[str, Place]] = {
         "signal to noise": ("signal_to_noise", "all"),
     },
     "values": {
-        "explained": ("explained_variance", "all"),
+        "every token": ("explained_variance", "tokens"),
+        "anchors": ("explained_variance", "all"),
         "early": ("explained_variance", "early"),
         "late": ("explained_variance", "late"),
         "slope": ("calibration_slope", "all"),
@@ -79,6 +85,8 @@ def main() -> None:
         show("Where the value moves", found, ["segmenter"], "movement")
         best = found[(found["estimator"] == "measured") & (found["advantage"] == "td")]
         show("Credit of measured values, td", best, ["segmenter"], "credit")
+        wide(found, ("correlation", "gradient"))
+        wide(found, ("credit_noise_ratio", "gradient"))
         wide(found, ("correlation", "token"))
         wide(found, ("slope", "token"))
         show("Values", found, ["segmenter", "estimator"], "values")
@@ -86,7 +94,7 @@ def main() -> None:
         costs(found)
         differences(load_audit(path / run))
     chosen = table[table["run"] == "arithmetic"]
-    save(audit_intervals(chosen, "correlation", "token"), HERE / "credit.png")
+    save(audit_intervals(chosen, "correlation", "gradient"), HERE / "credit.png")
     save(audit_intervals(chosen, "cosine", "all"), HERE / "gradient.png")
     save(movement_shares(chosen), HERE / "movement.png")
 
@@ -155,10 +163,15 @@ def costs(table: pd.DataFrame) -> None:
 
 def differences(audit: Audit) -> None:
     """Prints whose credit differs, of segmenters with values as good as the truth's own."""
-    print("\n### Differences of the token's correlation, measured values and td\n")
-    pairs = compare_credits(audit)
-    pairs = pairs[(pairs["estimator"] == "measured") & (pairs["advantage"] == "td")]
     columns = ["first", "second", "difference", "low", "high"]
+    places = [("correlation", "gradient"), ("credit_noise_ratio", "gradient")]
+    for name, at in [*places, ("correlation", "token")]:
+        print(f"\n### Differences of {name} ({at}), measured values and td\n")
+        pairs = compare_credits(audit, name, at)
+        pairs = pairs[(pairs["estimator"] == "measured") & (pairs["advantage"] == "td")]
+        print(pairs[columns].round(3).to_markdown(index=False))
+    print("\n### Differences of the definitions' noise with exact values\n")
+    pairs = compare_credits(audit, "true_noise_ratio", "gradient")
     print(pairs[columns].round(3).to_markdown(index=False))
 
 

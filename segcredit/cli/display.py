@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -208,30 +210,45 @@ class AuditDisplay:
 
 
 def audit_table(audit: Any) -> Table:
-    """Returns the first headlines of credit and of gradients: a row a credit, with intervals."""
+    """Returns what the gradient feels of each credit, then what all tokens alike say of it.
+
+    A row a credit: correlation and noise ratio at the level "gradient" with intervals, and the
+    plain correlation without, for which a terminal has no room.
+    """
     from segcredit.credit_audit.metric_list import headlines
 
-    shown = [headlines("credit")[0], headlines("gradient")[0]]
-    title = "credit beside the truth: metric and 95 % interval, over prompts (cosine: over batches)"
+    credit = headlines("credit")
+    shown = [*credit[:2], credit[-1]]
+    title = "credit beside the truth: metric and 95 % interval, over prompts"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     axes = ["segmenter", "estimator", "advantage"]
     for name in axes:
-        table.add_column(name, overflow="fold", min_width=10)
-    for name, _ in shown:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, overflow="fold", min_width=8)
+    for name, at in shown:
+        heading = [*textwrap.wrap(name.replace("_", " "), 14), f"({at})"]
+        table.add_column("\n".join(heading), justify="right", no_wrap=True)
     credits = audit[audit["advantage"].notna()]
     for names, rows in credits.groupby(axes, observed=True, sort=False):
         places = rows.drop_duplicates(["metric", "at"]).set_index(["metric", "at"])
-        cells = (_with_interval(places, place) for place in shown)
+        *felt, (plain, _, _) = (_numbers_at(places, place) for place in shown)
+        cells = [*map(_with_interval, felt), "–" if isnan(plain) else f"{plain:.2f}"]
         table.add_row(*(escape(str(name)) for name in names), *cells)
     return table
 
 
-def _with_interval(places: Any, place: tuple[str, str]) -> str:
+def _numbers_at(places: Any, place: tuple[str, str]) -> tuple[float, float, float]:
+    """Returns value and ends of a metric; NaN where it was not measured."""
     if place not in places.index:
+        return nan, nan, nan
+    value, low, high = (float(places.loc[place, name]) for name in ("value", "low", "high"))
+    return value, low, high
+
+
+def _with_interval(numbers: tuple[float, float, float]) -> str:
+    value, low, high = numbers
+    if isnan(value):
         return "–"
-    value, low, high = (places.loc[place, name] for name in ("value", "low", "high"))
-    return f"{value:.2f} {low:.2f}–{high:.2f}" if low == low else f"{value:.2f}"
+    return f"{value:.2f}" if isnan(low) else f"{value:.2f} {low:.2f}–{high:.2f}"
 
 
 _FEW_PROMPTS = 10

@@ -26,7 +26,7 @@ Key = tuple[str, ...]
 
 
 def compare_credits(
-    audit: Audit, metric: str = "correlation", at: str = "token", *, between: Axis = "segmenter"
+    audit: Audit, metric: str = "correlation", at: str = "gradient", *, between: Axis = "segmenter"
 ) -> pd.DataFrame:
     """Compares every two plug-ins of one axis by a metric, all else equal, in pairs.
 
@@ -46,7 +46,8 @@ def compare_credits(
         (the first's less the second's), ``low``, ``high``.
 
     Raises:
-        StudyError: the metric, the place or the axis does not exist.
+        StudyError: the metric, the place or the axis does not exist, or an older audit or a
+            policy without ``logit_gradients`` has nothing at the place "gradient".
     """
     require_known("axis", [between], _AXES)
     found = _estimates(audit, metric, at)
@@ -78,7 +79,8 @@ def _of_credits(audit: Audit, judge: Truth, metric: str, at: str) -> Iterator[tu
         for scheme in found.advantages:
             key = (found.segmenter, found.estimator, scheme)
             if (metric, at) in CREDIT:
-                yield key, CREDIT[metric, at](judge, found.of(scheme))
+                credit = found.of(scheme, audit.bases.get(found.estimator))
+                yield key, CREDIT[metric, at](judge, credit)
             else:
                 moments = {at: {metric: found.gradients[scheme][at][metric]}}
                 made = metrics_of_moments(moments, resampling=audit.resampling)

@@ -5,8 +5,10 @@ Letters: ``B`` completions, ``T`` tokens, ``N`` batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from segcredit.credit_audit.metrics import Credit
 from segcredit.credit_audit.metrics.arrays import Floats, Ints
@@ -39,6 +41,33 @@ class Credits:
     cpu_seconds: float
     """Time of learning, sampling included, and of valuing; not of the gradients."""
 
-    def of(self, advantage: str) -> Credit:
-        """Returns the credit of one scheme, as the metrics take it."""
-        return Credit(self.segment_ids, self.advantages[advantage], self.state_values, self.anchor)
+    @property
+    def by_token(self) -> bool:
+        """Whether every token is a segment of its own."""
+        places_T = np.arange(self.segment_ids.shape[1])
+        return bool(((self.segment_ids == places_T) | (self.segment_ids < 0)).all())
+
+    def of(self, advantage: str, base: Credits | None = None) -> Credit:
+        """Returns the credit of one scheme, as the metrics take it.
+
+        Args:
+            advantage: the scheme.
+            base: credits by the same estimator with a segment for each token, see ``bases_of``.
+        """
+        return Credit(
+            self.segment_ids,
+            self.advantages[advantage],
+            self.state_values,
+            self.anchor,
+            self.token_values,
+            None if base is None else base.advantages[advantage],
+        )
+
+
+Bases = Mapping[str, Credits]
+"""By estimator, credits with a segment for each token: what credit noise is held against."""
+
+
+def bases_of(credits: Iterable[Credits]) -> Bases:
+    """Returns those of some credits that have a segment for each token, by estimator."""
+    return {found.estimator: found for found in reversed([*credits]) if found.by_token}

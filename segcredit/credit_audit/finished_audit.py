@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segcredit.credit_audit.credits import Credits
+from segcredit.credit_audit.credits import Bases, Credits, bases_of
 from segcredit.credit_audit.metrics import Resampling
 from segcredit.credit_audit.store import read_credits, table_label
 from segcredit.credit_audit.truth import StoredTruth, load_truth
@@ -21,6 +21,8 @@ class Audit:
     credits: list[Credits]
     resampling: Resampling
     """Confidence and draws of its intervals."""
+    bases: Bases
+    """What credit noise is held against; estimators without it have no ratio."""
 
 
 def load_audit(path: str | Path, truth: str | Path | None = None) -> Audit:
@@ -35,7 +37,8 @@ def load_audit(path: str | Path, truth: str | Path | None = None) -> Audit:
     """
     path = Path(path)
     label = table_label(path)
-    found = {name: read_credits(path, name) for name in label["credits"]}
+    bases = label.get("bases", [])  # older audits have none
+    found = {name: read_credits(path, name) for name in [*label["credits"], *bases]}
     missing = [name for name, credits in found.items() if credits is None]
     if missing:
         raise StudyError(
@@ -44,7 +47,9 @@ def load_audit(path: str | Path, truth: str | Path | None = None) -> Audit:
         )
     place = path / label["truth"] if truth is None else truth
     whole = [credits for credits in found.values() if credits is not None]
-    return Audit(path, load_truth(place), whole, Resampling(**label["resampling"]))
+    audited = whole[: len(label["credits"])]
+    resampling = Resampling(**label["resampling"])
+    return Audit(path, load_truth(place), audited, resampling, bases_of(whole))
 
 
 def failed_units(path: str | Path) -> dict[str, str]:

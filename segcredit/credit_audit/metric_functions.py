@@ -10,7 +10,7 @@ import numpy as np
 
 from segcredit.credit_audit import metrics
 from segcredit.credit_audit.credits import Batches
-from segcredit.credit_audit.metric_list import Place, lift_name, metric
+from segcredit.credit_audit.metric_list import GRADIENT, Place, lift_name, metric
 from segcredit.credit_audit.metrics import Credit, Estimate, Resampling, Truth
 from segcredit.credit_audit.metrics.arrays import Floats, Ints
 from segcredit.credit_audit.metrics.credit_quality import Level
@@ -44,6 +44,7 @@ MOVEMENT: dict[Place, Callable[[Truth, Ints], Estimate]] = {
     ("share_within", ""): metrics.share_within,
     ("random_share_within", ""): metrics.random_share_within,
     **_by_level(metrics.baseline_bias, "anchor"),
+    ("true_noise_ratio", GRADIENT): metrics.true_noise_ratio,
 }
 """Functions of segment ids (B,T) that say where the value moves; the oracle's aside."""
 
@@ -59,6 +60,9 @@ CREDIT: dict[Place, Callable[[Truth, Credit], Estimate]] = {
             metrics.sign_ceiling,
         )
     },
+    ("credit_noise_ratio", GRADIENT): metrics.credit_noise_ratio,
+    ("credit_noise", GRADIENT): metrics.credit_noise,
+    ("sharpening", GRADIENT): metrics.sharpening,
     ("mass_kept", ""): metrics.mass_kept,
     ("mass_error", ""): metrics.mass_error,
 }
@@ -74,7 +78,8 @@ def movement(judge: Truth, whole: Truth, ids_BT: Ints) -> Found:
         ids_BT: (B,T) the definition's segments.
     """
     for (name, at), function in MOVEMENT.items():
-        yield name, at, function(judge, ids_BT)
+        if measurable(judge, at):
+            yield name, at, function(judge, ids_BT)
     for fork in get_args(Fork):
         yield "oracle_share", fork, metrics.oracle_share(whole, ids_BT, fork=fork)
         for name, found in metrics.jump_agreement(judge, ids_BT, fork=fork).items():
@@ -84,22 +89,27 @@ def movement(judge: Truth, whole: Truth, ids_BT: Ints) -> Found:
 def credit(judge: Truth, given: Credit) -> Found:
     """Yields how good credit is."""
     for (name, at), function in CREDIT.items():
-        yield name, at, function(judge, given)
+        if measurable(judge, at):
+            yield name, at, function(judge, given)
 
 
-def values(judge: Truth, given: Credit, token_values_BT: Floats | None) -> Found:
-    """Yields how good an estimator's values are at its anchors, and along the segments.
+def measurable(judge: Truth, at: str) -> bool:
+    """Tells whether there are metrics at a level: at "gradient" where the policy gave scores."""
+    return at != GRADIENT or judge.scores is not None
+
+
+def values(judge: Truth, given: Credit) -> Found:
+    """Yields how good an estimator's values are: at its anchors, before every token, in segments.
 
     Args:
         judge: the splits of the truth that no plug-in has seen.
-        given: with the values at the anchors.
-        token_values_BT: (B,T) the same estimator's before every token; None = no consistency.
+        given: with the values at the anchors; consistency in segments where ``token_values`` are.
     """
     for part in get_args(Part):
         for name, found in metrics.value_metrics(judge, given, part).items():
             yield name, part, found
-    if token_values_BT is not None:
-        consistency = metrics.value_consistency(judge, given.segment_ids, token_values_BT)
+    if given.token_values is not None:
+        consistency = metrics.value_consistency(judge, given.segment_ids, given.token_values)
         for name, found in consistency.items():
             yield f"consistency_{name}", "", found
 

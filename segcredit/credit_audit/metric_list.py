@@ -34,8 +34,9 @@ class Metric:
     """Value for credit, or for values, of 0 everywhere."""
     bias: str = "no"
     """Bias by noise in the truth."""
-    headline: str | None = None
-    """Level at which credits are compared by it; None = read it beside those that are."""
+    headlines: tuple[str, ...] = ()
+    """Levels at which credits are compared by it, the first before all others'; none = read it
+    beside those that have some."""
     reported: tuple[str, ...] = ()
     """Levels in the report's table of its section."""
 
@@ -43,9 +44,11 @@ class Metric:
 SIGNALS = ("entropy", "surprisal")
 """Signals of the policy whose Lift is taken."""
 HIGH = float("inf")
-_LEVELS = ("token", "segment", "completion")
+GRADIENT = "gradient"
+"""Level at which tokens are weighed by w, the squared gradient of their log-prob by the logits."""
+_LEVELS = (GRADIENT, "token", "segment", "completion")
 _FORKS = ("end", "start")
-_PARTS = ("all", "early", "late")
+_PARTS = ("tokens", "all", "early", "late")
 
 
 def lift_name(signal: str, *, of_jumps: bool = False) -> str:
@@ -172,6 +175,13 @@ METRICS: tuple[Metric, ...] = (
         reported=("start",),
     ),
     Metric(
+        name="true_noise_ratio",
+        section="movement",
+        summary="Credit noise of exact values with td, over that of a token a segment.",
+        levels=(GRADIENT,),
+        reported=(GRADIENT,),
+    ),
+    Metric(
         name="correlation",
         section="credit",
         summary="Correlation of each token's advantage with its true one.",
@@ -179,7 +189,32 @@ METRICS: tuple[Metric, ...] = (
         best=1.0,
         chance=0.0,
         zero=0.0,
-        headline="token",
+        headlines=(GRADIENT, "token"),
+    ),
+    Metric(
+        name="credit_noise_ratio",
+        section="credit",
+        summary="Credit noise, over that of the same estimator and scheme with a token a segment.",
+        levels=(GRADIENT,),
+        zero=0.0,
+        headlines=(GRADIENT,),
+    ),
+    Metric(
+        name="credit_noise",
+        section="credit",
+        summary="Noise that credit puts into the gradient: Σ w A² of a completion.",
+        levels=(GRADIENT,),
+        zero=0.0,
+    ),
+    Metric(
+        name="sharpening",
+        section="credit",
+        summary="Slope of credit on the token's log-prob at equal true advantage, in deviations.",
+        levels=(GRADIENT,),
+        best=0.0,
+        chance=0.0,
+        zero=0.0,
+        headlines=(GRADIENT,),
     ),
     Metric(
         name="slope",
@@ -189,7 +224,7 @@ METRICS: tuple[Metric, ...] = (
         best=1.0,
         chance=0.0,
         zero=0.0,
-        headline="token",
+        headlines=(GRADIENT,),
     ),
     Metric(
         name="noise",
@@ -207,7 +242,7 @@ METRICS: tuple[Metric, ...] = (
         best="sign_ceiling",
         chance=0.0,
         zero=0.0,
-        headline="token",
+        headlines=("token",),
     ),
     Metric(
         name="sign_ceiling",
@@ -223,7 +258,7 @@ METRICS: tuple[Metric, ...] = (
         best=1.0,
         chance=0.0,
         zero=0.0,
-        headline="",
+        headlines=("",),
     ),
     Metric(
         name="mass_error",
@@ -241,7 +276,7 @@ METRICS: tuple[Metric, ...] = (
         best=1.0,
         chance=0.0,
         zero=0.0,
-        headline="late",
+        headlines=("tokens",),
         reported=_PARTS,
     ),
     Metric(
@@ -305,7 +340,7 @@ METRICS: tuple[Metric, ...] = (
         best=1.0,
         chance=0.0,
         zero=0.0,
-        headline="all",
+        headlines=("all",),
         reported=("all",),
     ),
     Metric(
@@ -335,7 +370,7 @@ METRICS: tuple[Metric, ...] = (
         best=HIGH,
         chance=0.0,
         zero=0.0,
-        headline="all",
+        headlines=("all",),
     ),
     Metric(
         name="reference_cosine",
@@ -347,7 +382,7 @@ METRICS: tuple[Metric, ...] = (
         name="tokens",
         section="cost",
         summary="Tokens sampled for an estimator's values.",
-        headline="",
+        headlines=("",),
         reported=("",),
     ),
     Metric(
@@ -381,9 +416,18 @@ def metric(name: str) -> Metric:
 
 
 def headlines(*sections: Section) -> list[Place]:
-    """Returns the places by which credits are compared, of some sections or of all."""
-    chosen = (one for one in METRICS if not sections or one.section in sections)
-    return [(one.name, one.headline) for one in chosen if one.headline is not None]
+    """Returns the places by which credits are compared, of some sections or of all.
+
+    The first level of every metric, in the order of the list, then the second ones.
+    """
+    chosen = [one for one in METRICS if not sections or one.section in sections]
+    ranks = range(max(len(one.headlines) for one in chosen))
+    return [
+        (one.name, one.headlines[rank])
+        for rank in ranks
+        for one in chosen
+        if rank < len(one.headlines)
+    ]
 
 
 def reported(section: Section) -> list[Place]:
@@ -403,7 +447,7 @@ def markdown() -> Iterator[str]:
     yield "| section | metric | at | what it is | best | chance | zero | biased by noise |"
     yield "|---|---|---|---|---|---|---|---|"
     for one in METRICS:
-        name = f"`{one.name}`" if one.headline is None else f"**`{one.name}`**"
+        name = f"**`{one.name}`**" if one.headlines else f"`{one.name}`"
         references = (_shown(value) for value in (one.best, one.chance, one.zero))
         levels = ", ".join(filter(None, one.levels)) or ("" if one.levels else "the audit's")
         cells = (one.section, name, levels, one.summary, *references, one.bias)

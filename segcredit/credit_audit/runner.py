@@ -1,7 +1,8 @@
 """From a config to an audit on disk: truth, reference gradient, credits, metrics.
 
     config.toml  environment.json  status.json    as of any run
-    truth/                  values of the frozen policy's completions, see truth.store
+    truth/                  values of the frozen policy's completions, and how far credit of each
+                            token can move it, see truth.store
     credits/  audit.parquet     see store
 
 Running an audit again does what is missing, or what changed: nothing is measured twice.
@@ -14,12 +15,12 @@ import os
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from segcredit import registry
-from segcredit.credit_audit.credits import Credits
+from segcredit.credit_audit.credits import Credits, bases_of
 from segcredit.credit_audit.frozen_policy import (
     FrozenPolicy,
     Practice,
@@ -35,7 +36,7 @@ from segcredit.credit_audit.truth import StoredTruth, TruthProgress, measure_tru
 from segcredit.errors import PluginError, RecordError, StorageError, StudyError
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.run_lock import run_lock
-from segcredit.training.build import build, environment
+from segcredit.training.build import build, environment, identities
 from segcredit.training.distributed.processes import Processes, stoppable
 from segcredit.training.out_of_memory import memory_advice
 
@@ -101,8 +102,7 @@ def audit_directory(config: AuditConfig, output: str | Path | None = None) -> Pa
 
 
 def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> None:
-    truth = _truth(config, place, tell)
-    frozen = _frozen_policy(config, truth)
+    truth, frozen = _frozen_policy(config, _truth(config, place, tell))
     found, failed = dict[str, Credits](), dict[str, str]()
     units = config.units()
     for number, unit in enumerate(units):
@@ -113,15 +113,19 @@ def _audit(config: AuditConfig, directory: Path, place: Path, tell: Watch) -> No
         except PluginError as error:
             failed[str(unit)] = memory_advice(error) or str(error)
     tell(AuditProgress("metrics", len(units), len(units)))
+    bases = _bases(config, directory, truth, frozen, found)
     if not found:
         raise StudyError(f"none of the {len(units)} units could be worked out: {failed}")
     label = {
         "credits": [*found],
+        "bases": [*bases],
         "failed": failed,
         "truth": _relative(place, directory),
         "resampling": dataclasses.asdict(config.audit.resampling),
     }
-    table = rows(truth, list(found.values()), config.audit, frozen.reference)
+    credits = list(found.values())
+    against = bases_of([*credits, *bases.values()])
+    table = rows(truth, credits, against, config.audit, frozen.reference)
     write_table(directory, table, label)
 
 
@@ -141,28 +145,54 @@ def _truth(config: AuditConfig, place: Path, tell: Watch) -> StoredTruth:
     )
 
 
+def _bases(
+    config: AuditConfig,
+    directory: Path,
+    truth: StoredTruth,
+    frozen: FrozenPolicy,
+    found: Mapping[str, Credits],
+) -> dict[str, Credits]:
+    """Returns credits with a segment for each token that the audit lacks, where they are cheap.
+
+    Of estimators that neither learned nor sampled for the credits that were found; to learn or
+    sample anew for every token is what users ask for with the segmenter ``per_token``.
+    """
+    cheap, bases = replace(frozen, reference=None), dict[str, Credits]()
+    there = bases_of(found.values())
+    for unit in config.token_units():
+        spent = [one.tokens for one in found.values() if one.estimator == unit.estimator]
+        if unit.estimator in there or not spent or any(spent):
+            continue
+        name = _name(config, unit, truth, base=True)
+        with suppress(PluginError):  # leaves the ratio blank, and the credits as they are
+            bases[name] = read_credits(directory, name) or _made(directory, name, cheap, unit)
+    return bases
+
+
 def _made(directory: Path, name: str, frozen: FrozenPolicy, unit: Unit) -> Credits:
     found = credits_of(frozen, unit)
     write_credits(directory, name, found)
     return found
 
 
-def _frozen_policy(config: AuditConfig, truth: StoredTruth) -> FrozenPolicy:
-    """Builds the policy, and all that is judged on it.
+def _frozen_policy(config: AuditConfig, truth: StoredTruth) -> tuple[StoredTruth, FrozenPolicy]:
+    """Builds the policy, and all that is judged on it; the truth gets its logit gradients.
 
     Raises:
         StudyError: the policy is not the truth's, or there is no credit to give.
     """
     run, asked = build(config.run), config.audit
-    truth.require_policy(run.actor, micro_tokens=config.run.train.micro_tokens)
+    micro_tokens = config.run.train.micro_tokens
+    truth.require_policy(run.actor, micro_tokens=micro_tokens)
     _require_variance(truth)
+    truth = truth.with_logit_gradients(run.actor, micro_tokens=micro_tokens)
     tables = zip(config.labels["advantages"], asked.advantages, strict=True)
     reference = None
     if asked.gradient_samples:
         file = truth.path / f"gradient_{asked.gradient_samples}.safetensors"
         of, samples = truth.hash, asked.gradient_samples
         reference = reference_gradient(run, truth.prompts, samples, file, of)
-    return FrozenPolicy(
+    frozen = FrozenPolicy(
         run=run,
         judged=frozen_rollouts(truth, SEEN, run.actor),
         practice=Practice(run, asked.training_steps),
@@ -170,10 +200,14 @@ def _frozen_policy(config: AuditConfig, truth: StoredTruth) -> FrozenPolicy:
         batches=batches_of(truth, asked.gradient_batches),
         reference=reference,
     )
+    return truth, frozen
 
 
-def _name(config: AuditConfig, unit: Unit, truth: StoredTruth) -> str:
-    """Names a unit's file: the hash of everything that decides its credits."""
+def _name(config: AuditConfig, unit: Unit, truth: StoredTruth, *, base: bool = False) -> str:
+    """Names a unit's file: the hash of everything that decides its credits.
+
+    That of a base (``_bases``) has no gradients, and a segmenter that the audit may not list.
+    """
     asked = config.audit
     code = config.plugin_identities()
     used = {
@@ -181,13 +215,17 @@ def _name(config: AuditConfig, unit: Unit, truth: StoredTruth) -> str:
         for path in code
         if not path.startswith("audit.") or _is_of(path, config, unit)
     }
+    if base:
+        listed = [("base", registry.segmenters, unit.config.segmenter)]
+        used |= identities(listed)
+    samples = 0 if base else asked.gradient_samples
     content = {
         "format": _FORMAT,
         "truth": truth.hash,
         "config": unit.config.identity(),
         "advantages": asked.advantages,
         "training_steps": asked.training_steps,
-        "gradients": [asked.gradient_samples, asked.gradient_batches],
+        "gradients": [samples, asked.gradient_batches],
         "code": sorted(used.values()),
     }
     return digest(content)[:16]

@@ -123,19 +123,24 @@ class AuditConfig:
 
     def units(self) -> list[Unit]:
         """Returns every segmenter with every estimator."""
-        pairs = product(range(len(self.audit.segmenters)), range(len(self.audit.estimators)))
-        return [self._unit(segmenter, estimator) for segmenter, estimator in pairs]
+        segmenters = zip(self.labels["segmenters"], self.audit.segmenters, strict=True)
+        pairs = product(segmenters, range(len(self.audit.estimators)))
+        return [self._unit(*segmenter, estimator) for segmenter, estimator in pairs]
 
-    def _unit(self, segmenter: int, estimator: int) -> Unit:
-        tables = {
-            "segmenter": self.audit.segmenters[segmenter],
-            "estimator": self.audit.estimators[estimator],
-        }
-        return Unit(
-            self.labels["segmenters"][segmenter],
-            self.labels["estimators"][estimator],
-            self.run.model_copy(update=tables),
-        )
+    def token_units(self) -> list[Unit]:
+        """Returns a segment for each token with every estimator, for credit noise to compare with.
+
+        They are no part of the audit, but where ``per_token`` is one of its segmenters.
+        """
+        table = registry.segmenters.resolve("per_token", {})
+        label = plugin_label(registry.segmenters, table)
+        every = range(len(self.audit.estimators))
+        return [self._unit(label, table, estimator) for estimator in every]
+
+    def _unit(self, label: str, segmenter: Table, estimator: int) -> Unit:
+        tables = {"segmenter": segmenter, "estimator": self.audit.estimators[estimator]}
+        estimator_label = self.labels["estimators"][estimator]
+        return Unit(label, estimator_label, self.run.model_copy(update=tables))
 
     def _listed(self) -> Iterator[tuple[str, Registry[Any], Table]]:
         for axis, plugins in _LISTS.items():

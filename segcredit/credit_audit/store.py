@@ -82,6 +82,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], label: Mapping[st
         path: the audit's directory.
         rows: by column of ``STORED["audit"]``.
         label: what the table is of: ``credits``, the names of its units in their order;
+            ``bases``, those that are no part of the audit, which credit noise is held against;
             ``failed``, the units that are not there, with the reason; ``truth``, where that is,
             from ``path``; ``resampling``, how the intervals were made.
     """

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from segcredit.credit_audit import metric_functions
-from segcredit.credit_audit.credits import Credits
-from segcredit.credit_audit.metrics import Estimate, Resampling, Truth
+from segcredit.credit_audit.credits import Bases, Credits
+from segcredit.credit_audit.metrics import Estimate, Resampling, Scores, Truth
 from segcredit.credit_audit.metrics.arrays import Floats, Ints
 from segcredit.credit_audit.policy_gradients import Parameters
 from segcredit.credit_audit.settings import AuditSettings
@@ -31,12 +31,20 @@ def arrays(truth: StoredTruth, resampling: Resampling) -> Truth:
         prompts=truth.prompt_numbers.numpy(),
         rewards=truth.rollouts.rewards.numpy(),
         resampling=resampling,
+        scores=None
+        if truth.logit_gradients is None
+        else Scores(
+            truth.rollouts.logprobs.numpy(),
+            truth.rollouts.entropies.numpy(),
+            truth.logit_gradients.numpy(),
+        ),
     )
 
 
 def rows(
     truth: StoredTruth,
     credits: Sequence[Credits],
+    bases: Bases,
     settings: AuditSettings,
     reference: Parameters | None,
 ) -> Iterator[Row]:
@@ -45,6 +53,7 @@ def rows(
     Args:
         truth: with the split that plug-ins have seen, and those that judge.
         credits: of every unit.
+        bases: credits with a segment for each token, which credit noise is held against.
         settings: quantiles, classes, and how intervals are made.
         reference: (2,D) splits of the reference gradient; None where there is none.
     """
@@ -57,18 +66,17 @@ def rows(
             seen.add(found.segmenter)
             labels = _labels(found, "movement", segmenter_alone=True)
             yield from _rows(labels, metric_functions.movement(judge, whole, found.segment_ids))
-        yield from _of_unit(judge, found)
+        yield from _of_unit(judge, found, bases.get(found.estimator))
 
 
-def _of_unit(judge: Truth, found: Credits) -> Iterator[Row]:
+def _of_unit(judge: Truth, found: Credits, base: Credits | None) -> Iterator[Row]:
     first = found.of(next(iter(found.advantages)))
-    values = metric_functions.values(judge, first, found.token_values)
-    yield from _rows(_labels(found, "values"), values)
+    yield from _rows(_labels(found, "values"), metric_functions.values(judge, first))
     costs = {"tokens": float(found.tokens), "cpu_seconds": found.cpu_seconds}
     yield from _plain(_labels(found, "cost"), costs)
     for scheme in found.advantages:
         labels = _labels(found, "credit", scheme)
-        yield from _rows(labels, metric_functions.credit(judge, found.of(scheme)))
+        yield from _rows(labels, metric_functions.credit(judge, found.of(scheme, base)))
         moments = found.gradients.get(scheme, {})
         labels = _labels(found, "gradient", scheme)
         yield from _rows(labels, metric_functions.gradients(moments, judge.resampling))

@@ -364,6 +364,28 @@ class CausalPolicy(_Deterministic):
                 drawn.append(_draws(shares_MV, counts_N[piece], generator))
         return torch.cat(drawn)
 
+    @torch.no_grad()
+    def logit_gradients(self, rollouts: RolloutBatch, *, micro_tokens: int) -> Float[Tensor, "B T"]:
+        """Computes |e_a - p|² of each token, in float32; 0 off the mask."""
+        mask_BT = rollouts.action_mask
+        found_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+        width = rollouts.prompt_ids.shape[1] + mask_BT.shape[1]
+        every = torch.arange(len(rollouts), device=mask_BT.device)
+        for rows in every.split(max(micro_tokens // width, 1)):
+            mask_RT, some = mask_BT[rows], rollouts.select(rows)
+            if not mask_RT.any():
+                continue
+            states_NH = token_states(self.model.base_model, some, self.inputs)[mask_RT]
+            taken_N = some.completion_ids[mask_RT]
+            norms: list[Tensor] = []
+            for piece in torch.arange(len(taken_N), device=taken_N.device).split(256):
+                away_MV = self._shares(states_NH[piece])
+                # p_a - 1 before the square: 1 - 2 p_a + ... cancels where p_a is nearly 1.
+                away_MV[torch.arange(len(piece)), taken_N[piece]] -= 1
+                norms.append(away_MV.square().sum(1))
+            found_BT[rows] = found_BT[rows].masked_scatter(mask_RT, torch.cat(norms))
+        return found_BT
+
     def _shares(self, hidden_NH: Tensor) -> Tensor:
         """Computes (N,V) probabilities of the distributions sampled from."""
         output = _output_layer(self.model)

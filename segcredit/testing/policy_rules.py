@@ -20,6 +20,7 @@ from segcredit.protocols import (
     Prompt,
     SupportsAlternatives,
     SupportsBackbone,
+    SupportsLogitGradients,
     SupportsResume,
 )
 from segcredit.testing.checked_plugin import CheckedPlugin, shuffled
@@ -458,6 +459,27 @@ def _alternatives_are_other_tokens(checked: CheckedPolicy) -> None:
         )
 
 
+def _logit_gradients_follow_the_scores(checked: CheckedPolicy) -> None:
+    rollouts = checked.generate(each=2)
+    mask_BT = rollouts.action_mask
+    with checked.using("logit_gradients()"):
+        found_BT = checked.plugin.logit_gradients(rollouts, micro_tokens=_MICRO_TOKENS)
+    # The rest of the distribution, 1 - p, is on at least one other token.
+    rest_BT = -torch.expm1(checked.score(rollouts).logprobs.double()).clamp(max=0.0)
+    fits = found_BT.shape == mask_BT.shape and not found_BT.requires_grad
+    if fits:
+        low_BT, high_BT = rest_BT.square() - 1e-5, 2 * rest_BT.square() + 1e-5
+        inside_BT = (low_BT <= found_BT) & (found_BT <= high_BT)
+        fits = bool(torch.where(mask_BT, inside_BT, found_BT == 0).all())
+    if not fits:
+        checked.broke(
+            "logit_gradients() lies between (1 - p)² and 2 (1 - p)², and is 0 off the mask",
+            found=f"{found_BT.tolist()} for 1 - p = {rest_BT.masked_fill(~mask_BT, 0).tolist()}",
+            expected=f"numbers of shape {tuple(mask_BT.shape)}, without gradients, in that range",
+            cause="logits before the temperature or with the suppressed ids, or a norm not squared",
+        )
+
+
 def _backbone_states(checked: CheckedPolicy, rollouts: RolloutBatch) -> Float[Tensor, "B T H"]:
     with checked.using("backbone()(rollouts)"), torch.no_grad():
         states_BTH = checked.plugin.backbone()(rollouts)
@@ -502,6 +524,7 @@ POLICY_RULES: tuple[PolicyRule, ...] = (
 CAPABILITY_RULES: dict[type, tuple[PolicyRule, ...]] = {
     SupportsResume: (_resume_reproduces_greedy_completions, _resume_puts_a_token_instead),
     SupportsAlternatives: (_alternatives_are_other_tokens,),
+    SupportsLogitGradients: (_logit_gradients_follow_the_scores,),
     SupportsBackbone: (_backbone_is_a_copy,),
 }
 """Rules of the policies that offer a capability."""

@@ -188,6 +188,14 @@ class ToyPolicy(nn.Module):
         return torch.multinomial(repeated_NV, 1, generator=generator)[:, 0] + 1
 
     @torch.no_grad()
+    def logit_gradients(self, rollouts: RolloutBatch, *, micro_tokens: int) -> Float[Tensor, "B T"]:
+        """Computes |e_a - p|² of each symbol; 0 off the mask."""
+        away_BTV = torch.softmax(self.output(self.states(rollouts)) / self.temperature, dim=-1)
+        chosen_BT1 = (rollouts.completion_ids.clamp(1, _COUNT) - 1)[..., None]
+        away_BTV = away_BTV.scatter_add(2, chosen_BT1, -torch.ones_like(away_BTV[..., :1]))
+        return away_BTV.square().sum(-1).masked_fill(~rollouts.action_mask, 0)
+
+    @torch.no_grad()
     def _next(self, prompts_B: Tensor, numbers_B: Tensor) -> Tensor:
         """Returns probabilities of the next symbol after these prefixes, (B,V)."""
         states_BH = self.states.table(prompts_B * self.states.prefixes + numbers_B)

@@ -183,7 +183,7 @@ def _require_capabilities(config: RunConfig, method: Method, policy: Policy) -> 
         capability(policy, SupportsResume, "rollouts.layout='tree'")
 
 
-_USES = ("generate", "resume", "alternatives")
+_USES = ("generate", "resume", "alternatives", "logit_gradients")
 """Names of the methods that run a policy's network, besides its call."""
 
 

@@ -18,10 +18,13 @@ from segcredit.credit_audit.metric_list import METRICS
 from segcredit.credit_audit.metrics import (
     Credit,
     Resampling,
+    Scores,
     Truth,
     baseline_bias,
     boundary_ratio,
     correlation,
+    credit_noise,
+    credit_noise_ratio,
     difference,
     estimate,
     gradient_metrics,
@@ -37,15 +40,19 @@ from segcredit.credit_audit.metrics import (
     share_by_class,
     share_on_boundaries,
     share_within,
+    sharpening,
     sign_agreement,
     sign_ceiling,
     slope,
+    true_noise_ratio,
     value_consistency,
     value_metrics,
 )
 from segcredit.credit_audit.metrics.estimates import quotient
 from segcredit.credit_audit.metrics.moments import ids_from, segment_gains, square
+from segcredit.credit_audit.truth import exact_truth
 from segcredit.errors import StudyError
+from segcredit.testing.toy import ToySimulator
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 WIDTH = 7
@@ -674,7 +681,7 @@ def test_what_the_table_of_metrics_refers_to_is_there() -> None:
     references = [x for one in METRICS for x in (one.best, one.chance, one.zero)]
     assert {x for x in references if isinstance(x, str)} <= set(names)
     for one in METRICS:
-        read = {*one.reported, *([] if one.headline is None else [one.headline])}
+        read = {*one.reported, *one.headlines}
         assert read <= set(one.levels or ["all"]), one.name
 
 
@@ -685,3 +692,199 @@ def test_the_page_says_what_the_functions_say() -> None:
     )
     assert tried > 40
     assert not failed
+
+
+# What the gradient feels.
+
+
+def with_scores(truth: Truth, seed: int = 0) -> Truth:
+    """The same with tokens drawn from distributions over four symbols, some nearly certain."""
+    generator = np.random.default_rng(seed)
+    sharpness = generator.choice([0.5, 4.0], size=truth.mask.shape)[..., None]
+    shares = np.exp(sharpness * generator.normal(size=(*truth.mask.shape, 4)))
+    shares /= shares.sum(-1, keepdims=True)
+    drawn = (generator.random(truth.mask.shape)[..., None] > shares.cumsum(-1)).sum(-1)
+    chosen = np.take_along_axis(shares, drawn[..., None], -1)[..., 0]
+    w = 1 - 2 * chosen + (shares**2).sum(-1)
+    scores = Scores(np.log(chosen), -(shares * np.log(shares)).sum(-1), w)
+    return dataclasses.replace(truth, scores=scores)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_level_gradient_is_that_of_loops_with_weights(seed: int) -> None:
+    truth = with_scores(make_truth(seed, spread=0.05), seed)
+    credit = make_credit(truth, seed)
+    w = truth.scores.logit_gradients[truth.mask]
+    pairs = [
+        (credit.advantages[b, t], truth.values[b, :, t + 1] - truth.values[b, :, t])
+        for b, t in np.argwhere(truth.mask)
+    ]
+    x, D = np.array([a for a, _ in pairs]), np.array([d for _, d in pairs])
+    y, yy = D.mean(1), np.array([times(d, d) for d in D])
+    w = w / w.sum()
+    mean_x, mean_y = w @ x, w @ y
+    cov, var_x = w @ (x * y) - mean_x * mean_y, w @ x**2 - mean_x**2
+    var_y = w @ yy - mean_y**2
+    r = cov / math.sqrt(var_x * var_y)
+    assert correlation(truth, credit, "gradient").value == pytest.approx(r)
+    assert slope(truth, credit, "gradient").value == pytest.approx(cov / var_y)
+    signed = w @ (np.sign(x) * y) / math.sqrt(w @ yy)
+    assert sign_agreement(truth, credit, "gradient").value == pytest.approx(signed)
+    assert abs(r - correlation(truth, credit, "token").value) > 1e-3
+
+
+def test_credit_noise_of_two_tokens_by_hand() -> None:
+    """Two symbols, p = .8 and .6: w = 2 (1 - p)² = .08 and .32; D = .1 and .4."""
+    V = np.array([[0.5, 0.6, 1.0]])
+    p = np.array([[0.8, 0.6]])
+    entropies = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    scores = Scores(np.log(p), entropies, 2 * (1 - p) ** 2)
+    truth = Truth(np.stack([V, V], 1), np.ones((1, 2), bool), [0], [1.0], scores=scores)
+    apart = Credit([[0, 1]], [[0.1, 0.4]])
+    joined = Credit([[0, 0]], [[0.5, 0.5]], token_advantages=[[0.1, 0.4]])
+    assert credit_noise(truth, apart).value == pytest.approx(0.08 * 0.01 + 0.32 * 0.16)
+    assert credit_noise(truth, joined).value == pytest.approx(0.40 * 0.25)
+    # The mean of w over both symbols: .8 * .08 + .2 * 1.28, and .6 * .32 + .4 * .72.
+    assert scores.expected_gradients == pytest.approx(np.array([[0.32, 0.48]]))
+    # One prompt has no interval, so that nothing is known to differ from 0.
+    assert math.isnan(credit_noise_ratio(truth, joined).value)
+    twice = dataclasses.replace(truth.select([0, 0, 0]), prompts=np.arange(3))
+    three = Credit([[0, 0]] * 3, [[0.5, 0.5]] * 3, token_advantages=[[0.1, 0.4]] * 3)
+    assert credit_noise_ratio(twice, three).value == pytest.approx(0.1 / 0.052)
+    assert true_noise_ratio(twice, three.segment_ids).value == pytest.approx(0.1 / 0.052)
+    assert true_noise_ratio(twice, [[0, 1]] * 3).value == pytest.approx(1)
+
+
+def test_noise_ratios_are_those_of_the_loops_and_blank_where_nothing_moves() -> None:
+    truth = with_scores(make_truth(3, rows=60, spread=0.05))
+    ids, w = make_ids(truth, 3), truth.scores.logit_gradients
+    summed = every = 0.0
+    for b in range(len(ids)):
+        D = np.diff(truth.values[b], axis=1)
+        every += sum(w[b, t] * times(D[:, t], D[:, t]) for t in range(truth.lengths[b]))
+        for segment in runs(ids[b]):
+            gain = D[:, segment].sum(1)
+            summed += sum(w[b, t] for t in segment) * times(gain, gain)
+    assert true_noise_ratio(truth, ids).value == pytest.approx(summed / every)
+    credit = make_credit(truth, 3)
+    base = np.random.default_rng(0).normal(size=ids.shape)
+    one = dataclasses.replace(credit, token_advantages=base)
+    sums = [(w * x**2)[truth.mask].sum() for x in (credit.advantages, base)]
+    assert credit_noise(truth, credit).value == pytest.approx(sums[0] / 60)
+    assert credit_noise_ratio(truth, one).value == pytest.approx(sums[0] / sums[1])
+    # Without a base, with one of nothing, and with one of a single prompt.
+    single = np.where(truth.prompts[:, None] == 3, base, 0.0)
+    for nothing in (None, 0 * base, single):
+        blank = dataclasses.replace(credit, token_advantages=nothing)
+        assert math.isnan(credit_noise_ratio(truth, blank).value)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sharpening_is_the_weighed_regression_on_log_probs_and_truth(seed: int) -> None:
+    truth = with_scores(make_truth(seed, rows=60, spread=0.0), seed)
+    credit = make_credit(truth, seed)
+    x = credit.advantages[truth.mask]
+    D = truth.advantages[:, 0][truth.mask]
+    log_probs = (truth.scores.logprobs + truth.scores.entropies)[truth.mask]
+    w = truth.scores.expected_gradients[truth.mask]
+    columns = np.stack([np.ones_like(D), D, log_probs], 1) * np.sqrt(w)[:, None]
+    line = np.linalg.lstsq(columns, x * np.sqrt(w), rcond=None)[0]
+    spread = [math.sqrt(np.average((y - np.average(y, weights=w)) ** 2, weights=w))
+              for y in (log_probs, x)]  # fmt: skip
+    found = sharpening(truth, credit).value
+    assert found == pytest.approx(line[2] * spread[0] / spread[1])
+
+
+def test_sharpening_is_credit_for_being_likely_and_nothing_else() -> None:
+    exact = with_scores(make_truth(5, rows=900, spread=0.0))
+    noisy = dataclasses.replace(make_truth(5, rows=900, spread=0.2), scores=exact.scores)
+    ids, D = per_token(exact), exact.advantages[:, 0]
+    likely = exact.scores.logprobs
+    for truth in (exact, noisy):
+        for scale in (1.0, 0.3):
+            true = sharpening(truth, Credit(ids, scale * D))
+            assert true.low <= 1e-9
+            assert true.high >= -1e-9
+            assert abs(true.value) < (1e-9 if truth is exact else 0.1)
+        assert sharpening(truth, Credit(ids, D + 0.1 * likely)).low > 0.1
+        assert sharpening(truth, Credit(ids, D - 0.1 * likely)).high < -0.1
+    zero = sharpening(exact, Credit(ids, 0 * D))
+    assert (zero.value, zero.low, zero.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("cut", [(), (1,), (2,), (1, 2, 3)])
+def test_true_credit_has_no_sharpening_under_any_causal_definition(cut: tuple[int, ...]) -> None:
+    """On the toy, whose completions are all enumerated: the true advantages of other tokens, and
+    a baseline of the past, have nothing to do with how likely a token was."""
+    simulator = ToySimulator()
+    simulator.policy.double()
+    rollouts = simulator.enumerate()
+    found = exact_truth(simulator, rollouts)
+    logprobs = rollouts.logprobs.numpy()
+    truth = Truth(
+        found.values.numpy(),
+        rollouts.action_mask.numpy(),
+        found.prompt_numbers.numpy(),
+        rollouts.rewards.numpy(),
+        np.exp(logprobs.sum(1)),
+        scores=Scores(logprobs, rollouts.entropies.numpy(), found.logit_gradients.numpy()),
+    )
+    ids = np.broadcast_to(np.isin(np.arange(4), cut).cumsum(), logprobs.shape)
+    gains = segment_gains(truth, ids)[:, 0]
+    true = np.take_along_axis(gains, ids, 1)
+    assert sharpening(truth, Credit(ids, true)).value == pytest.approx(0, abs=1e-6)
+    baseline = np.take_along_axis(truth.states[:, 0], ids, 1)
+    assert sharpening(truth, Credit(ids, true + baseline)).value == pytest.approx(0, abs=1e-6)
+    assert sharpening(truth, Credit(ids, true + 0.1 * logprobs)).value > 0.05
+
+
+@pytest.mark.parametrize("anchor", ["start", "last_token"])
+def test_values_before_every_token_hold_until_the_next_anchor(anchor: str) -> None:
+    truth = make_truth(6, rows=30, spread=0.05)
+    credit = dataclasses.replace(make_credit(truth, 6), anchor=anchor)
+    credit.state_values[5] = np.nan
+    held, own = [], []
+    tokens = np.random.default_rng(0).normal(size=truth.mask.shape)
+    for b in range(len(truth.rewards)):
+        value = None
+        for segment in runs(credit.segment_ids[b]):
+            for t in segment:
+                if t == (segment[0] if anchor == "start" else segment[-1]):
+                    value = credit.state_values[b, t]
+                if value is not None and not math.isnan(value):
+                    held.append((value, truth.values[b, :, t]))
+                own.append((tokens[b, t], truth.values[b, :, t]))
+    learned = dataclasses.replace(credit, token_values=tokens)
+    for pairs, valued in ((held, credit), (own, learned)):
+        at, found = spread_of(pairs), value_metrics(truth, valued, "tokens")
+        explained = 1 - (at["error"] - (at["x"] - at["y"]) ** 2) / at["var_y"]
+        assert found["explained_variance"].value == pytest.approx(explained)
+        assert found["bias"].value == pytest.approx(at["x"] - at["y"])
+    every = Credit(per_token(truth), tokens, tokens)
+    whole_part = value_metrics(truth, every, "all")["explained_variance"].value
+    assert value_metrics(truth, every, "tokens")["explained_variance"].value == whole_part
+
+
+def test_the_level_gradient_needs_scores_and_knows_no_padding() -> None:
+    truth = make_truth(7, rows=60, spread=0.05)
+    credit = make_credit(truth, 7)
+    for ask in (sharpening, credit_noise, credit_noise_ratio):
+        with pytest.raises(StudyError, match=r"no scores of its tokens.*run it again"):
+            ask(truth, credit)
+    with pytest.raises(StudyError, match="no scores"):
+        correlation(truth, credit, "gradient")
+    scored = with_scores(truth)
+    short = Scores(*(getattr(scored.scores, x)[:, 1:] for x in Scores.__slots__))
+    with pytest.raises(StudyError, match="logprobs has shape"):
+        dataclasses.replace(truth, scores=short)
+    # What stands behind a completion's end is read by nothing.
+    behind = Scores(*(np.where(truth.mask, getattr(scored.scores, x), -7.0)
+                      for x in Scores.__slots__))  # fmt: skip
+    padded = dataclasses.replace(truth, scores=behind)
+    credit = dataclasses.replace(credit, token_advantages=np.ones(truth.mask.shape))
+    for ask in (sharpening, credit_noise, credit_noise_ratio):
+        assert ask(padded, credit).value == ask(scored, credit).value
+    assert correlation(padded, credit, "gradient") .value == pytest.approx(
+        correlation(scored, credit, "gradient").value)  # fmt: skip
+    ids = credit.segment_ids
+    assert true_noise_ratio(padded, ids).value == true_noise_ratio(scored, ids).value

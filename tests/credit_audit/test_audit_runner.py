@@ -33,6 +33,7 @@ from segcredit.credit_audit.metrics import correlation, share_on_boundaries
 from segcredit.credit_audit.policy_gradients import parameter_groups, policy_gradient
 from segcredit.credit_audit.runner import TRUTH
 from segcredit.credit_audit.table import JUDGES, arrays, token_classes
+from segcredit.credit_audit.truth.store import LOGIT_GRADIENTS
 from segcredit.errors import ConfigError, RegistryError, StudyError
 from segcredit.records.run_directory import read_status
 from segcredit.records.schemas import AUDIT, RENAMED, RENAMED_METRICS, STORED
@@ -206,6 +207,74 @@ def test_pairs_have_the_interval_of_their_difference(done):
         compare_credits(found, "correlatoin")
     with pytest.raises(StudyError, match=r"no place of correlation 'tokens'.*token"):
         compare_credits(found, "correlation", "tokens")
+
+
+def test_credit_noise_is_held_against_a_token_a_segment_where_that_is_cheap(done):
+    """Not asked for, since it costs neither sampling nor learning; a critic would learn anew."""
+    found = load_audit(done)
+    assert list(found.bases) == ["measured"]
+    base = found.bases["measured"]
+    assert base.segmenter == "per_token"
+    assert base.by_token
+    table = estimates(done, metric="credit_noise_ratio", at="gradient")
+    assert "per_token" not in set(table["segmenter"])
+    assert table[table["estimator"] == "critic"]["value"].isna().all()
+    assert table[table["estimator"] == "measured"]["value"].notna().all()
+    w = found.truth.logit_gradients.numpy()
+    for credit in found.credits:
+        if credit.estimator == "measured":
+            sums = [(w * x.advantages["td"] ** 2).sum() for x in (credit, base)]
+            where = (table["segmenter"] == credit.segmenter) & (table["advantage"] == "td")
+            where &= table["estimator"] == "measured"
+            (value,) = table[where]["value"]
+            assert value == pytest.approx(sums[0] / sums[1])
+
+
+def test_an_audit_without_logit_gradients_is_read_says_so_and_is_completed(done, tmp_path):
+    old = tmp_path / "out"
+    shutil.copytree(done, old)
+    before = segcredit.read_runs(done).audit
+    (old / TRUTH / LOGIT_GRADIENTS).unlink()
+    label, rows = read_checksummed(old / AUDIT)
+    for name in label.pop("bases"):
+        (old / "credits" / f"{name}.parquet").unlink()
+    kept = [row for row in rows if row["at"] not in ("gradient", "tokens")]
+    write_checksummed(old / AUDIT, kept, STORED["audit"], label)
+    found = load_audit(old)
+    assert found.truth.logit_gradients is None
+    assert not compare_credits(found, "correlation", "token").empty
+    with pytest.raises(StudyError, match="made by an older version: run it again, which adds"):
+        compare_credits(found)
+    written = {file: file.stat().st_mtime_ns for file in (old / "credits").iterdir()}
+    parts = {file: file.stat().st_mtime_ns for file in old.glob("truth/parts/*.parquet")}
+    audit(load_audit_config("sapo", [*QUICK, *AXES]), old)
+    after = segcredit.read_runs(old).audit
+    costs = before["metric"] == "cpu_seconds"
+    columns = [name for name in before if name != "run"]
+    assert before[~costs][columns].equals(after[~costs][columns])
+    files = written | parts
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    # A file of another truth, or one that the disk spoilt, is none.
+    file = old / TRUTH / LOGIT_GRADIENTS
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    assert load_audit(old).truth.logit_gradients is None
+
+
+def test_a_policy_without_logit_gradients_is_audited_without_that_level(
+    done, tmp_path, monkeypatch
+):
+    lacking = type("Lacking", (), {})
+    monkeypatch.setattr("segcredit.credit_audit.truth.store.SupportsLogitGradients", lacking)
+    copied = tmp_path / "truth"
+    shutil.copytree(done / TRUTH, copied)
+    (copied / LOGIT_GRADIENTS).unlink()
+    asked = [*QUICK, "audit.segmenters=whole", "audit.estimators=group_mean"]
+    path = audit(load_audit_config("sapo", asked), tmp_path / "out", truth=copied)
+    table = segcredit.read_runs(path).audit
+    assert "gradient" not in set(table["at"])
+    assert "token" in set(table["at"])
+    assert not (copied / LOGIT_GRADIENTS).exists()
 
 
 def test_only_learned_values_have_a_consistency_and_cost_tokens(done):

@@ -357,6 +357,32 @@ def test_alternatives_follow_the_distribution_without_the_token_that_is_there(ti
     assert abs(statistic - degrees) < 4 * math.sqrt(2 * degrees)
 
 
+def test_logit_gradients_are_those_of_autograd_by_the_logits(tiny):
+    """Row by row without padding, through log_softmax of the logits that are sampled from."""
+    policy, rollouts = tiny
+    row = int(rollouts.action_mask.sum(1).argmax())
+    mask = rollouts.action_mask.clone()
+    mask[row, 1] = False  # an environment's answer: read, and not the policy's
+    some = rollouts.replace(action_mask=mask)
+    found = policy.logit_gradients(some, micro_tokens=60)
+    assert not found.requires_grad
+    assert not found[~mask].any()
+    assert float(found.max()) > 0.1
+    for row in range(len(some)):
+        prompt = some.prompt_ids[row][some.prompt_mask[row]]
+        ids = torch.cat([prompt, some.completion_ids[row]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids[None]).logits[0] / policy.temperature
+        logits[:, list(policy.suppressed_ids)] = -torch.inf
+        for t in mask[row].nonzero()[:, 0].tolist():
+            at = logits[len(prompt) + t - 1].clone().requires_grad_()
+            torch.log_softmax(at, 0)[ids[len(prompt) + t]].backward()
+            expected = float(at.grad.nan_to_num().square().sum())
+            assert float(found[row, t]) == pytest.approx(expected, abs=1e-5)
+    empty = policy.logit_gradients(some.replace(action_mask=mask & False), micro_tokens=60)
+    assert not empty.any()
+
+
 def test_the_smallest_chance_draws_nothing_impossible(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, 0.0).double())
     shares = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.0, 0.1]])

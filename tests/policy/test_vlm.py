@@ -245,6 +245,17 @@ def test_alternatives_see_the_images(policy: Any, rollouts: RolloutBatch) -> Non
     assert (drawn.view(-1, 20) != rollouts.completion_ids[:, :1]).all()
 
 
+def test_logit_gradients_see_the_images(policy: Any, rollouts: RolloutBatch) -> None:
+    found = policy.logit_gradients(rollouts, micro_tokens=10_000)
+    alone = [policy.logit_gradients(rollouts.select([row]), micro_tokens=1) for row in (0, GROUP)]
+    for row, single in zip((0, GROUP), alone, strict=True):
+        torch.testing.assert_close(found[row], single[0], atol=1e-4, rtol=0)
+    # Between (1 - p)² and twice that, p with the images.
+    rest = -torch.expm1(rollouts.logprobs).masked_fill(~rollouts.action_mask, 0)
+    assert (found >= rest.square() - 1e-4).all()
+    assert (found <= 2 * rest.square() + 1e-4).all()
+
+
 def test_the_images_of_a_prompt_are_seen_once_whatever_the_group(name: str, policy: Any) -> None:
     with _images_seen(policy) as seen:
         _sampled(policy, (PROMPTS[0],))

@@ -66,11 +66,12 @@ def test_an_audit_alone_is_a_page_without_training(tmp_path: Path) -> None:
     assert list(page.text)[1:] == ["runs", *of_audit(1), *WHAT]
     assert "1 credit audit in" in page.of("")
     assert "accuracy" not in "".join(page.text.values())
-    assert page.tags["figure"] == 7  # correlation, cosine, shares, lift, explained, two completions
+    # correlation, noise ratio, cosine, shares, lift, explained variance, two completions
+    assert page.tags["figure"] == 8
     text = page.of("audit-1-credit")
     assert text.startswith(
         "Credit 3 segmenters with 2 estimators under 2 advantage schemes, judged on a frozen"
-        " policy. By token, credit correlates"
+        " policy. As the gradient weighs tokens, credit correlates"
     )
     assert "The splits of the truth correlate by token at" in text
     assert "90% intervals over 64 prompts (those of gradients over 8 batches)" in text
@@ -88,10 +89,16 @@ def test_every_credit_has_its_row_of_headline_metrics(tmp_path: Path) -> None:
             for scheme in SCHEMES:
                 both = pair | {"advantage": scheme}
                 metrics = [
-                    *(one(f, "token", **both) for f in ("correlation", "slope", "sign_agreement")),
+                    *(
+                        one(name, "gradient", **both)
+                        for name in ("correlation", "credit_noise_ratio", "sharpening", "slope")
+                    ),
+                    one("sign_agreement", "token", **both),
                     one("mass_kept", "", **both),
-                    one("explained_variance", "late", **pair),
+                    one("explained_variance", "tokens", **pair),
                     *(one(f, "all", **both) for f in ("cosine", "signal_to_noise")),
+                    one("tokens", "", **pair),
+                    one("correlation", "token", **both),
                 ]
                 row = " ".join(map(shown, metrics))
                 name = segmenter if causal else f"{segmenter}†"
@@ -199,6 +206,17 @@ def test_without_gradients_or_credits_on_disk_the_rest_is_there(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_an_audit_that_was_not_weighed_by_the_gradient_says_so(tmp_path: Path) -> None:
+    older = [row for row in rows() if row["at"] not in ("gradient", "tokens")]
+    write_audit(tmp_path, older).finish()
+    page = Page(write_report(tmp_path))
+    credit = page.of("audit-1-credit")
+    assert "no metrics at the level gradient: an older version made it" in credit
+    assert "By token, credit correlates" in credit
+    assert "at late anchors" in page.of("audit-1-values")
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_metrics_without_a_value_are_dashes(tmp_path: Path) -> None:
     nothing = {"value": math.nan, "low": math.nan, "high": math.nan}
     late = ("explained_variance", "late")
@@ -263,7 +281,7 @@ def test_what_users_wrote_is_shown_and_never_run(
     write_audit(tmp_path, rows({EVIL: True, "_": False}), method=EVIL).finish()
     page = Page(write_report(tmp_path))
     assert (page.tags["script"], page.tags["style"], page.tags["img"]) == (1, 1, 0)
-    assert page.tags["figure"] == 7
+    assert page.tags["figure"] == 8
     assert EVIL in page.of("audit-1-credit")
     assert f"to the prompt {EVIL}" in page.of("audit-1-completions")
     assert "1337" not in page.source

@@ -167,6 +167,11 @@ class SameToken(ToyPolicy):
         return rollouts.completion_ids.flatten().repeat_interleave(counts_BT.flatten())
 
 
+class GradientNotSquared(ToyPolicy):
+    def logit_gradients(self, rollouts, **options):
+        return super().logit_gradients(rollouts, **options).sqrt()
+
+
 class SharedBackbone(ToyPolicy):
     def backbone(self):
         return self.states
@@ -188,6 +193,7 @@ WRONG = [
     (CountsNewTokens, "resume_reproduces_greedy_completions", "goes on as it did"),
     (ForgetsInstead, "resume_puts_a_token_instead", "in the place of the token before"),
     (SameToken, "alternatives_are_other_tokens", "as many other tokens"),
+    (GradientNotSquared, "logit_gradients_follow_the_scores", "between (1 - p)² and 2 (1 - p)²"),
     (SharedBackbone, "backbone_is_a_copy", "leaves the policy as it is"),
 ]
 

@@ -9,16 +9,20 @@ docs/audit.md.
     correlation(truth, Credit(segment_ids_BT, advantages_BT))
 """
 
-from segcredit.credit_audit.metrics.arrays import Credit, Truth
+from segcredit.credit_audit.metrics.arrays import Credit, Scores, Truth
 from segcredit.credit_audit.metrics.credit_quality import (
     baseline_bias,
     correlation,
+    credit_noise,
+    credit_noise_ratio,
     mass_error,
     mass_kept,
     noise,
+    sharpening,
     sign_agreement,
     sign_ceiling,
     slope,
+    true_noise_ratio,
 )
 from segcredit.credit_audit.metrics.estimates import Estimate, Resampling, difference, estimate
 from segcredit.credit_audit.metrics.gradient import (
@@ -42,10 +46,13 @@ __all__ = [
     "Credit",
     "Estimate",
     "Resampling",
+    "Scores",
     "Truth",
     "baseline_bias",
     "boundary_ratio",
     "correlation",
+    "credit_noise",
+    "credit_noise_ratio",
     "difference",
     "estimate",
     "gradient_metrics",
@@ -63,9 +70,11 @@ __all__ = [
     "share_by_class",
     "share_on_boundaries",
     "share_within",
+    "sharpening",
     "sign_agreement",
     "sign_ceiling",
     "slope",
+    "true_noise_ratio",
     "value_consistency",
     "value_metrics",
 ]

@@ -24,6 +24,41 @@ Anchor = Literal["start", "last_token"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Scores of the tokens by the policy that chose them: what their credit can move.
+
+    Args:
+        logprobs: (B,T) in nats.
+        entropies: (B,T) in nats, of the distributions that the tokens were drawn from.
+        logit_gradients: (B,T) w = |e_a − p|² = 1 − 2 p_a + Σ_v p_v², the squared norm of the
+            log-prob's gradient by the logits (``SupportsLogitGradients``).
+    """
+
+    logprobs: Floats
+    entropies: Floats
+    logit_gradients: Floats
+
+    def __post_init__(self) -> None:
+        for name in ("logprobs", "entropies", "logit_gradients"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+
+    @property
+    def expected_gradients(self) -> Floats:
+        """(B,T) Σ_a p_a w_a = 1 − Σ_v p_v², the mean of w over the tokens that might have come."""
+        return np.maximum(2 - 2 * np.exp(self.logprobs) - self.logit_gradients, 0.0)
+
+    @property
+    def surprises(self) -> Floats:
+        """(B,T) log-probs less their expectation, −entropy: above 0 where a likely token came."""
+        return self.logprobs + self.entropies
+
+    def select(self, rows: ArrayLike) -> Scores:
+        """Returns the same of some of the completions."""
+        index = np.asarray(rows)
+        return Scores(self.logprobs[index], self.entropies[index], self.logit_gradients[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Truth:
     """The true value of every state of some completions, in independent splits.
 
@@ -39,6 +74,7 @@ class Truth:
         weights: (B,) how much each completion counts, ones by default: probabilities where all
             completions of a prompt were enumerated.
         resampling: how the intervals of all metrics are made.
+        scores: of the tokens, by the policy; None = no metrics at the level "gradient".
 
     Raises:
         StudyError: the arrays do not fit, there are fewer than two splits, tokens lie behind a
@@ -51,6 +87,7 @@ class Truth:
     rewards: Floats
     weights: Floats = field(default_factory=lambda: np.empty(0))
     resampling: Resampling = field(default_factory=Resampling)
+    scores: Scores | None = None
 
     def __post_init__(self) -> None:
         arrays = {"values": np.float64, "mask": np.bool_, "prompts": np.int64}
@@ -88,7 +125,24 @@ class Truth:
         """Returns the same with some of the completions."""
         index = np.asarray(rows)
         names = ("values", "mask", "prompts", "rewards", "weights")
-        return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
+        chosen = {name: getattr(self, name)[index] for name in names}
+        scores = None if self.scores is None else self.scores.select(index)
+        return dataclasses.replace(self, **chosen, scores=scores)
+
+    def require_scores(self) -> Scores:
+        """Returns the scores of the tokens.
+
+        Raises:
+            StudyError: there are none.
+        """
+        if self.scores is None:
+            raise StudyError(
+                "the truth has no scores of its tokens; expected log-probs, entropies and squared"
+                " gradients by the logits, by which the level 'gradient' weighs. Usually the audit"
+                " was made by an older version: run it again, which adds them and keeps the rest."
+                " A policy without logit_gradients() has no such metrics."
+            )
+        return self.scores
 
     def _require(self) -> None:
         if self.values.ndim != 3 or self.mask.ndim != 2:
@@ -100,6 +154,8 @@ class Truth:
         shapes = {"mask": (rows, states - 1), "prompts": (rows,)}
         for name, shape in (shapes | {"rewards": (rows,), "weights": (rows,)}).items():
             require_shape(name, getattr(self, name), shape)
+        for name in () if self.scores is None else Scores.__slots__:
+            require_shape(name, getattr(self.scores, name), self.mask.shape)
         if splits < 2:
             raise StudyError(
                 "the truth has one split; expected at least two independent ones, since a square is"
@@ -131,22 +187,29 @@ class Credit:
             there is none; None for an estimator that values no state.
         anchor: the state that was valued: before the segment ("start") or before its last token
             ("last_token").
+        token_values: (B,T) the estimator's value of the state before each token; None where it
+            values anchors alone.
+        token_advantages: (B,T) credit by the same estimator and scheme with a segment for each
+            token, which credit noise is held against; None = no ratio.
     """
 
     segment_ids: Ints
     advantages: Floats
     state_values: Floats | None = None
     anchor: Anchor = "start"
+    token_values: Floats | None = None
+    token_advantages: Floats | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segment_ids", np.asarray(self.segment_ids, dtype=np.int64))
         advantages = np.asarray(self.advantages, dtype=np.float64)
         require_shape("advantages", advantages, self.segment_ids.shape)
         object.__setattr__(self, "advantages", np.where(self.segment_ids >= 0, advantages, 0.0))
-        if self.state_values is not None:
-            values = np.asarray(self.state_values, dtype=np.float64)
-            require_shape("state_values", values, self.segment_ids.shape)
-            object.__setattr__(self, "state_values", values)
+        for name in ("state_values", "token_values", "token_advantages"):
+            if getattr(self, name) is not None:
+                found = np.asarray(getattr(self, name), dtype=np.float64)
+                require_shape(name, found, self.segment_ids.shape)
+                object.__setattr__(self, name, found)
         if self.anchor not in ("start", "last_token"):
             raise StudyError(
                 f"the anchor is {self.anchor!r}; expected 'start' or 'last_token', the state that"

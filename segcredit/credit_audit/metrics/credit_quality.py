@@ -34,15 +34,16 @@ from segcredit.credit_audit.metrics.moments import (
 from segcredit.credit_audit.metrics.noise_corrected import Matched
 from segcredit.records.tables import require_known
 
-Level = Literal["token", "segment", "completion"]
+Level = Literal["gradient", "token", "segment", "completion"]
 
 
 def correlation(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
     """Computes Pearson's correlation of the advantages with the true ones, over all places.
 
-    Levels: each token's advantage with V(t+1) − V(t); each segment's with the change of V over it;
-    the sum of a completion's segments' with R − V(s1). Taken about the means, since a constant
-    in all advantages leaves the expected gradient alone. Free of the noise in the truth.
+    Levels: each token's advantage with V(t+1) − V(t), at "gradient" weighed by w_t, the squared
+    gradient of its log-prob by the logits, at "token" all alike; each segment's with the change
+    of V over it; the sum of a completion's segments' with R − V(s1). Taken about the means, since
+    a constant in all advantages leaves the expected gradient alone. Free of noise in the truth.
 
     Returns:
         In [−1,1] but for noise; 0 for credit that does not vary.
@@ -77,7 +78,7 @@ def sign_agreement(truth: Truth, credit: Credit, level: Level = "token") -> Esti
     changes are equally large. Compare definitions on one truth.
     """
     at = _matched(truth, credit, level)
-    return Matched(np.sign(at.estimate), at.true, at.there).metric(truth, _sign)
+    return Matched(np.sign(at.estimate), at.true, at.weights).metric(truth, _sign)
 
 
 def sign_ceiling(truth: Truth, credit: Credit, level: Level = "token") -> Estimate:
@@ -88,9 +89,73 @@ def sign_ceiling(truth: Truth, credit: Credit, level: Level = "token") -> Estima
     at = _matched(truth, credit, level)
     signs_BHN = np.sign(at.true)
     # Σ_{h ≠ g} sign(D_h) D_g over H (H − 1), the same product of different splits.
-    signed_BN = np.where(at.there, product(signs_BHN, at.true), 0.0)
-    squares_BN = np.where(at.there, square(at.true), 0.0)
-    return of(truth, _scaled, at.there, signed_BN, squares_BN)
+    there_BN = at.weights > 0
+    signed_BN = at.weights * np.where(there_BN, product(signs_BHN, at.true), 0.0)
+    squares_BN = at.weights * np.where(there_BN, square(at.true), 0.0)
+    return of(truth, _scaled, at.weights, signed_BN, squares_BN)
+
+
+def credit_noise(truth: Truth, credit: Credit) -> Estimate:
+    """Computes N = E Σ_t w_t A_t² over completions: the noise that credit puts into the gradient.
+
+    w_t = |e_a − p|² is the squared norm of the log-prob's gradient by the logits
+    (``Scores.logit_gradients``), so that w_t A_t² is that of the token's term A_t ∇ log π in the
+    logits; those of different states are different logits and add up. The gradient's expectation
+    is the same for all unbiased credit: less is better among such, and credit of 0 has none, so
+    read it beside the slope. In squared units of the advantage; compare within a scheme.
+    """
+    return of(truth, quotient, _energy(truth, credit.advantages), np.ones(len(truth.rewards)))
+
+
+def credit_noise_ratio(truth: Truth, credit: Credit) -> Estimate:
+    """Computes ``credit_noise`` over that of the same estimator and scheme, a token a segment.
+
+    NaN without ``Credit.token_advantages``, and where the interval of their noise holds 0: such
+    credit moves nothing, and a ratio to it would be any number.
+    """
+    base_BT = np.zeros(truth.mask.shape)
+    if credit.token_advantages is not None:
+        base_BT = np.where(truth.mask, credit.token_advantages, 0.0)
+    return _ratio(truth, _energy(truth, credit.advantages), _energy(truth, base_BT))
+
+
+def true_noise_ratio(truth: Truth, segment_ids: ArrayLike) -> Estimate:
+    """Computes the ratio of credit noise that segments would have with exact values and ``td``.
+
+    Σ_k w(k) Δ_k² / Σ_t w_t D_t², Δ_k the change of V over segment k, w(k) the sum of its tokens'
+    w. Squares are products of splits. 1 for a segment a token. Above 1: credit of several
+    uncertain tokens is added up, and each takes the others' chance as noise. It needs no
+    estimator: how far definitions can differ for the gradient at all.
+    """
+    ids_BT = require_ids(truth, segment_ids)
+    weights_BT = np.where(truth.mask, truth.require_scores().logit_gradients, 0.0)
+    summed_BS = segment_sums(weights_BT, ids_BT) * square(segment_gains(truth, ids_BT))
+    return _ratio(truth, summed_BS, weights_BT * square(truth.advantages))
+
+
+def sharpening(truth: Truth, credit: Credit) -> Estimate:
+    """Computes how far credit follows the token's own log-prob beyond the true advantage.
+
+    The slope of A on l at equal D, in standard deviations of A and of l (no unit)::
+
+        (cov(A, l) var D − cov(A, D) cov(D, l)) / (var D var l − cov(D, l)²) · √(var l / var A)
+
+    l_t = log p(a_t) + H_t is the log-prob less its expectation, and moments are weighed by
+    Σ_a p_a w_a = 1 − Σ_v p_v²: both know nothing of the past but the state. So credit of the past,
+    such as a baseline's, and true advantages summed over a segment have 0 in expectation.
+
+    Above 0, credit pays likely tokens for being likely, and the policy becomes more confident
+    whatever it earns; below 0 it flattens. Credit of 0 has 0. var D is a product of splits.
+    """
+    scores = truth.require_scores()
+    weights_BT = np.where(truth.mask, scores.expected_gradients, 0.0)
+    x_BT, z_BT = credit.advantages, scores.surprises
+    y_BT, squares_BT = truth.advantages.mean(1), square(truth.advantages)
+    moments = np.ones_like(x_BT), x_BT, y_BT, z_BT, x_BT**2, squares_BT, z_BT**2
+    moments = *moments, x_BT * y_BT, x_BT * z_BT, y_BT * z_BT
+    there_BT = truth.mask
+    columns = (weights_BT * np.where(there_BT, moment_BT, 0.0) for moment_BT in moments)
+    return of(truth, noise_corrected.partial, *columns)
 
 
 def mass_kept(truth: Truth, credit: Credit) -> Estimate:
@@ -155,6 +220,23 @@ def _matched(truth: Truth, credit: Credit, level: Level) -> Matched:
     return Matched(*_LEVELS[level](truth, credit))
 
 
+def _energy(truth: Truth, advantages_BT: Floats) -> Floats:
+    """Computes (B,T) w_t A_t²."""
+    weights_BT = np.where(truth.mask, truth.require_scores().logit_gradients, 0.0)
+    return weights_BT * advantages_BT**2
+
+
+def _ratio(truth: Truth, noise: Floats, base: Floats) -> Estimate:
+    """Estimates a ratio of two sums; NaN where that below is not distinguishable from 0."""
+    below = of(truth, quotient, base, np.ones(len(truth.rewards)))
+    return of(truth, quotient, noise, base if below.low > 0 else np.full_like(base, np.nan))
+
+
+def _gradient(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Floats]:
+    weights_BT = np.where(truth.mask, truth.require_scores().logit_gradients, 0.0)
+    return credit.advantages, truth.advantages, weights_BT
+
+
 def _tokens(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
     return credit.advantages, truth.advantages, truth.mask
 
@@ -173,7 +255,12 @@ def _completions(truth: Truth, credit: Credit) -> tuple[Floats, Floats, Bools]:
     return means_BS.sum(1, keepdims=True), gains_BH1, np.ones((len(means_BS), 1), dtype=bool)
 
 
-_LEVELS = {"token": _tokens, "segment": _segments, "completion": _completions}
+_LEVELS = {
+    "gradient": _gradient,
+    "token": _tokens,
+    "segment": _segments,
+    "completion": _completions,
+}
 
 
 def _sign(moments: Floats) -> Floats:

@@ -23,16 +23,18 @@ class Matched:
     """(B,N)"""
     true: Floats
     """(B,H,N)"""
-    there: Bools
-    """(B,N) where the completion has such a place."""
+    weights: Floats | Bools
+    """(B,N) how much each place counts; 0 where the completion has no such place."""
 
     def metric(self, truth: Truth, combine: Combine) -> Estimate:
         """Estimates a function of number, sums and products, see ``Spread``."""
-        estimate_BN = np.where(self.there, self.estimate, 0.0)
-        true_BHN = np.where(self.there[:, None], self.true, 0.0)
+        there_BN = self.weights > 0
+        estimate_BN = np.where(there_BN, self.estimate, 0.0)
+        true_BHN = np.where(there_BN[:, None], self.true, 0.0)
         mean_BN = true_BHN.mean(1)
         products = estimate_BN**2, square(true_BHN), estimate_BN * mean_BN
-        return of(truth, combine, self.there, estimate_BN, mean_BN, *products)
+        moments = np.ones_like(mean_BN), estimate_BN, mean_BN, *products
+        return of(truth, combine, *(self.weights * moment_BN for moment_BN in moments))
 
 
 class Spread:
@@ -66,6 +68,23 @@ def residual(moments: Floats) -> Floats:
     """Computes (var x − cov² / var y) / var y: what of x is no straight line in y, over var y."""
     at = Spread(moments)
     return (at.var_x - at.cov**2 / at.var_y) / at.var_y
+
+
+def partial(moments: Floats) -> Floats:
+    """Computes the slope of x on z at equal y, in standard deviations of x and of z.
+
+    With x an estimate, y the truth, z known without noise::
+
+        (cov(x, z) var y − cov(x, y) cov(y, z)) / (var y var z − cov(y, z)²) · √(var z / var x)
+
+    Moments: number, x, y, z, xx, yy, zz, xy, xz, yz. 0 where x does not vary.
+    """
+    number, *rest = np.moveaxis(moments, -1, 0)
+    x, y, z, xx, yy, zz, xy, xz, yz = (moment / number for moment in rest)
+    var_x, var_y, var_z = _no_rounding(xx - x**2, xx), yy - y**2, zz - z**2
+    cov_xy, cov_xz, cov_yz = xy - x * y, xz - x * z, yz - y * z
+    slope = (cov_xz * var_y - cov_xy * cov_yz) / (var_y * var_z - cov_yz**2)
+    return np.where(var_x == 0, 0.0, slope * np.sqrt(var_z / var_x))
 
 
 def calibration(moments: Floats) -> Floats:

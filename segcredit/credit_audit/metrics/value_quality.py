@@ -26,20 +26,25 @@ from segcredit.credit_audit.metrics.noise_corrected import Matched
 from segcredit.errors import StudyError
 from segcredit.records.tables import require_known
 
-Part = Literal["all", "early", "late"]
-"""Anchors in the first half of their completion (2t < n for the state before token t of n), or in
-the second."""
+Part = Literal["tokens", "all", "early", "late"]
+"""The state before every token; or anchors: all, those in the first half of their completion
+(2t < n for the state before token t of n), those in the second."""
 
 
 def value_metrics(truth: Truth, credit: Credit, part: Part = "all") -> dict[str, Estimate]:
-    """Compares the estimator's values at the anchors of its segments with the true values there.
+    """Compares the estimator's values with the true ones, at its anchors or before every token.
 
-    One place a segment. Products with the truth are debiased.
+    At anchors there is one place a segment, so that definitions are compared on states of their
+    own, and ``whole`` at the prompt alone. "tokens" are the same states for all: where an
+    estimator values anchors alone, an anchor's value holds until the next, and the tokens before
+    the first are left out (there are some only where the anchor is the last token). Products with
+    the truth are debiased.
 
     Args:
         truth: of the completions.
-        credit: with ``state_values``; anchors without a value (NaN) are left out.
-        part: which anchors.
+        credit: with ``state_values``; anchors without a value (NaN) are left out. At "tokens" its
+            ``token_values`` count, where it has them.
+        part: which states.
 
     Returns:
         - ``explained_variance``: 1 − var(V − v) / var V; 1 is best, 0 any constant, below 0 worse
@@ -54,7 +59,7 @@ def value_metrics(truth: Truth, credit: Credit, part: Part = "all") -> dict[str,
         StudyError: the credit has no values, or the part does not exist.
     """
     require_known("part of a completion", [part], _PARTS)
-    at = _anchored(truth, credit, part)
+    at = _at_tokens(truth, credit) if part == "tokens" else _anchored(truth, credit, part)
     return {name: at.metric(truth, combine) for name, combine in _METRICS.items()}
 
 
@@ -91,16 +96,35 @@ def value_consistency(
     return {name: of(truth, _per_variance, x_B, *variance) for name, x_B in spreads.items()}
 
 
-def _anchored(truth: Truth, credit: Credit, part: Part) -> Matched:
-    """Returns values and truth at the anchors, (B,S)."""
+def _at_tokens(truth: Truth, credit: Credit) -> Matched:
+    """Returns values and truth before every token, (B,T)."""
+    ids_BT = require_ids(truth, credit.segment_ids)
+    values_BT = credit.token_values
+    if values_BT is None:
+        places_BS = anchors(ids_BT, credit.anchor)
+        anchored_BS = np.take_along_axis(_state_values(credit), places_BS, axis=1)
+        own_BT = np.take_along_axis(places_BS, np.maximum(ids_BT, 0), axis=1)
+        # Before its own segment's anchor a token still has the value of the one before.
+        held_BT = ids_BT - (np.arange(ids_BT.shape[1]) < own_BT)
+        values_BT = np.take_along_axis(anchored_BS, np.maximum(held_BT, 0), axis=1)
+        values_BT = np.where(held_BT >= 0, values_BT, np.nan)
+    return Matched(values_BT, truth.states, truth.mask & ~np.isnan(values_BT))
+
+
+def _state_values(credit: Credit) -> Floats:
     if credit.state_values is None:
         raise StudyError(
             "the credit has no state_values; expected the estimator's value at each anchor. An"
             " estimator that values no state, such as a group's mean, has no such metrics."
         )
+    return credit.state_values
+
+
+def _anchored(truth: Truth, credit: Credit, part: Part) -> Matched:
+    """Returns values and truth at the anchors, (B,S)."""
     ids_BT = require_ids(truth, credit.segment_ids)
     places_BS = anchors(ids_BT, credit.anchor)
-    estimate_BS = np.take_along_axis(credit.state_values, places_BS, axis=1)
+    estimate_BS = np.take_along_axis(_state_values(credit), places_BS, axis=1)
     true_BHS = np.take_along_axis(truth.states, places_BS[:, None], axis=2)
     early_BS = 2 * places_BS < truth.lengths[:, None]
     there_BS = (segment_lengths(ids_BT) > 0) & ~np.isnan(estimate_BS)
@@ -108,7 +132,7 @@ def _anchored(truth: Truth, credit: Credit, part: Part) -> Matched:
     return Matched(estimate_BS, true_BHS, chosen_BS[part])
 
 
-_PARTS = ("all", "early", "late")
+_PARTS = ("tokens", "all", "early", "late")
 _METRICS: dict[str, Combine] = {
     "explained_variance": noise_corrected.explained,
     "calibration_slope": noise_corrected.calibration,

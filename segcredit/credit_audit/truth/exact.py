@@ -37,4 +37,5 @@ def exact_truth(
         jump_errors=torch.zeros(rows, splits, width, dtype=torch.float64),
         counts=torch.zeros(rows, splits, width, dtype=torch.long),
         tokens=0,
+        logit_gradients=simulator.policy.logit_gradients(rollouts, micro_tokens=rows * width),
     )

@@ -123,23 +123,23 @@ def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> Ro
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
     numbers = [int(row["prompt_number"]) for row in rows]
     first = {number: place for place, number in reversed(list(enumerate(numbers)))}
-    starts_BT, ends_BT = (_padded(rows, name, torch.long) for name in ("starts", "ends"))
+    starts_BT, ends_BT = (padded(rows, name, torch.long) for name in ("starts", "ends"))
     # Padding begins and ends where the text of its row does.
     last_B1 = ends_BT.amax(1, keepdim=True)
     spans_BT2 = torch.stack(
         [starts_BT.where(mask_BT, last_B1), ends_BT.where(mask_BT, last_B1)], dim=2
     )
-    prompt_ids = _padded(rows, "prompt_ids", torch.long, left=True)
+    prompt_ids = padded(rows, "prompt_ids", torch.long, left=True)
     prompt_lengths = torch.tensor([len(row["prompt_ids"]) for row in rows])
     width = prompt_ids.shape[1]
     return RolloutBatch(
         prompt_ids=prompt_ids,
         prompt_mask=torch.arange(width) >= width - prompt_lengths[:, None],
         prompt_keys=tuple(prompts[number].key for number in numbers),
-        completion_ids=_padded(rows, "token_ids", torch.long),
+        completion_ids=padded(rows, "token_ids", torch.long),
         action_mask=mask_BT,
-        logprobs=_padded(rows, "logprobs", torch.float32),
-        entropies=_padded(rows, "entropies", torch.float32),
+        logprobs=padded(rows, "logprobs", torch.float32),
+        entropies=padded(rows, "entropies", torch.float32),
         group=torch.tensor([first[number] for number in numbers]),
         texts=tuple(str(row["text"]) for row in rows),
         token_spans=spans_BT2,
@@ -159,9 +159,10 @@ def by_split(rows: Sequence[dict[str, Any]], name: str, fill: float = torch.nan)
     )
 
 
-def _padded(
+def padded(
     rows: Sequence[dict[str, Any]], name: str, kind: torch.dtype, *, left: bool = False
 ) -> Tensor:
+    """Returns (B,·) a column of lists, padded with 0."""
     entries = [torch.tensor(row[name], dtype=kind) for row in rows]
     side = "left" if left else "right"
     return torch.nn.utils.rnn.pad_sequence(entries, batch_first=True, padding_side=side)

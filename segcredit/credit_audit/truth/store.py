@@ -3,6 +3,7 @@
     truth.json      what it is the truth of (``identity``) and the hash of that; its prompts; the
                     environment; when it is finished, tokens and CPU-seconds spent
     parts/          part_00000.parquet, ...: the completions of a few prompts and their values
+    logit_gradients.parquet     what ``with_logit_gradients`` adds; absent from older truths
 
 A part appears whole or not at all, and draws from generators of its own: what a killed process
 left is taken as it is, what is damaged is measured again, and the result is the same, bit for bit
@@ -14,22 +15,31 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 import torch
 from torch import nn
 
 from segcredit.atomic_files import remove_temporaries
 from segcredit.config import RunConfig
+from segcredit.credit_audit.checksummed_parquet import read_checksummed, write_checksummed
 from segcredit.credit_audit.truth.identity import Identity, hash_of, require_same, whose
-from segcredit.credit_audit.truth.parts import Part, by_split, read_part, rollouts_of, write_part
+from segcredit.credit_audit.truth.parts import (
+    Part,
+    by_split,
+    padded,
+    read_part,
+    rollouts_of,
+    write_part,
+)
 from segcredit.credit_audit.truth.plan import PROMPTS_A_PART, Plan, measure_part, plan_truth
 from segcredit.credit_audit.truth.valued_completions import ValuedCompletions
 from segcredit.errors import StudyError
-from segcredit.protocols import Policy, Prompt
+from segcredit.protocols import Policy, Prompt, SupportsLogitGradients
 from segcredit.records.manifest import read_signed, write_signed
 from segcredit.records.run_lock import run_lock
 from segcredit.training.build import build, environment
@@ -38,6 +48,9 @@ from segcredit.types import RolloutBatch
 
 TRUTH = "truth.json"
 PARTS = "parts"
+LOGIT_GRADIENTS = "logit_gradients.parquet"
+_GRADIENTS_FORMAT = 1
+"""Counts the changes of what that file holds."""
 _NEAR = 0.01
 """Nats by which the log-probs of the same policy may differ on average, on another machine."""
 
@@ -75,6 +88,27 @@ class StoredTruth(ValuedCompletions):
             StudyError: it does not.
         """
         _require_policy(self.path, policy, self.rollouts, self.prompts, micro_tokens)
+
+    def with_logit_gradients(self, policy: Policy, *, micro_tokens: int) -> StoredTruth:
+        """Returns the same with the squared gradients of its tokens' log-probs by the logits.
+
+        Taken from the truth's directory, or computed and written there, also beside a truth that
+        an older version measured. A policy without the capability has none.
+
+        Raises:
+            StorageError: the disk refuses the file.
+        """
+        if self.logit_gradients is not None or not isinstance(policy, SupportsLogitGradients):
+            return self
+        device = next(cast(nn.Module, policy).parameters()).device
+        whole = with_extras(self.rollouts.to(device), policy, self.prompts)
+        found_BT = policy.logit_gradients(whole, micro_tokens=micro_tokens).float().cpu()
+        pairs = zip(found_BT, self.rollouts.action_mask, strict=True)
+        rows = [{"logit_gradients": found_T[mask_T].tolist()} for found_T, mask_T in pairs]
+        label = {"truth": self.hash, "format": _GRADIENTS_FORMAT}
+        schema = pa.schema({"logit_gradients": pa.list_(pa.float32())})
+        write_checksummed(self.path / LOGIT_GRADIENTS, rows, schema, label)
+        return replace(self, logit_gradients=found_BT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +198,19 @@ def load_truth(path: str | Path) -> StoredTruth:
         tokens=sum(part.tokens for part in whole),
         completion_tokens=sum(part.completion_tokens for part in whole),
         cpu_seconds=sum(part.cpu_seconds for part in whole),
+        logit_gradients=_logit_gradients(path, hash_of(found["identity"])),
     )
+
+
+def _logit_gradients(path: Path, truth: str) -> torch.Tensor | None:
+    """Reads (B,T) squared gradients; None where there are none, another truth's, or damaged."""
+    try:
+        label, rows = read_checksummed(path / LOGIT_GRADIENTS)
+    except StudyError:
+        return None
+    if label != {"truth": truth, "format": _GRADIENTS_FORMAT}:
+        return None
+    return padded(rows, "logit_gradients", torch.float32)
 
 
 def _begin(path: Path, plan: Plan) -> None:

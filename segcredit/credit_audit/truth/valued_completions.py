@@ -33,3 +33,5 @@ class ValuedCompletions:
     """Continuations that left at each token."""
     tokens: int
     """Tokens sampled for the values; 0 where nothing was."""
+    logit_gradients: Float[Tensor, "B T"] | None = None
+    """Squared norms of the log-probs' gradients by the logits; None where they are not known."""

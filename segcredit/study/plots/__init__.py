@@ -8,7 +8,7 @@
 Those of an audit take its table, or the arrays of one completion:
 
     audit = segcredit.read_runs("runs/audit").audit
-    audit_intervals(audit, "correlation", "token")
+    audit_intervals(audit, "correlation", "gradient")
 
 Every function returns a matplotlib ``Figure`` of a column's or a page's width, with its legend and
 a line that says what is drawn and over what its intervals are. Groups are told apart by colour and

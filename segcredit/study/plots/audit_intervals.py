@@ -61,7 +61,7 @@ def audit_intervals(
         audit: as ``read_runs(path).audit`` gives it.
         metric: a name of the column ``metric``.
         at: where it was taken, as in the column ``at``; by default the first place, such as
-            "token" of a correlation.
+            "gradient" of a correlation.
         run: which audit, where the table holds several.
         width: in inches; ``COLUMN`` or ``PAGE``.
 

@@ -15,7 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from segcredit.credit_audit.metric_list import Place, Section, headlines, metric, reported
+from segcredit.credit_audit.metric_list import (
+    GRADIENT,
+    Place,
+    Section,
+    headlines,
+    metric,
+    reported,
+)
 from segcredit.records.tables import Runs
 from segcredit.study.plots import audit_intervals, lift_curves, movement_shares
 from segcredit.study.plots.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
@@ -30,8 +37,8 @@ from segcredit.study.report.view import Section as PageSection
 Places = Sequence[Place]
 """Metrics with the level at which each is read, as in the columns ``metric`` and ``at``."""
 
-LEADING = headlines("credit")[0]
-"""The metric that orders credits."""
+LEADING = [place for place in headlines("credit") if place[0] == "correlation"]
+"""The metric that orders credits: as the gradient weighs them, or by token in older audits."""
 KEYS = ("segmenter", "estimator", "advantage")
 """Columns that name a row of a table; the first of them, or all."""
 
@@ -131,12 +138,23 @@ def _credit(found: _Found, place: str) -> Iterator[Block]:
     caption = (
         f"A row a credit, with {found.confidence} over {unit or 'prompts'}"
         + (f" (those of gradients over {batches})" if batches else "")
-        + ". Correlation, slope, cosine and explained variance are best at 1, as is mass, which"
-        " returns exceed; sign agreement has a ceiling below 1. Credit of zero has 0. Tokens are"
-        " those sampled for the values."
+        + ". At gradient tokens count by the squared gradient of their log-prob, at token all"
+        " alike, also those that the policy is sure of, whose credit moves nothing. Correlation,"
+        " slope, cosine and explained variance are best at 1, as is mass, which returns exceed;"
+        " sign agreement has a ceiling below 1. The noise ratio is 1 for a token a segment, and of"
+        " credits with equal slopes less is better; it is blank where such credit was not audited"
+        " or is zero. Sharpening above 0 pays likely tokens for being likely. Credit of zero has 0."
+        " Tokens are those sampled for the values."
     )
+    if LEADING[0] not in found.places(LEADING):
+        yield Note(
+            "This audit has no metrics at the level gradient: an older version made it, or its"
+            " policy has no logit_gradients(). Credit is compared by token, which counts tokens"
+            " that the policy is sure of; run the audit again, which adds what is missing."
+        )
     yield _table(found, caption, _credits(credits), found.places(headlines()))
-    for name, at in (LEADING, headlines("gradient")[0]):
+    noise = headlines("credit")[1]
+    for name, at in (*found.places(LEADING)[:1], noise, headlines("gradient")[0]):
         if found.places([(name, at)]):
             yield drawn(
                 f"{place}-{name}",
@@ -157,15 +175,17 @@ def _lead(found: _Found, credits: pd.DataFrame) -> str:
         f" {view.counted(counts['estimator'], 'estimator')} under"
         f" {view.counted(counts['advantage'], 'advantage scheme')}, judged on a frozen policy."
     )
-    by_token = _leading(credits)
-    ordered = by_token.dropna(subset=["value"]).sort_values("value", kind="stable")
+    leading = _leading(found, credits)
+    ordered = leading.dropna(subset=["value"]).sort_values("value", kind="stable")
     if len(ordered):
         ends = [ordered.iloc[0], ordered.iloc[-1]]
         low, high = (
             f"{view.number(row['value'], 2)} ({', '.join(str(row[key]) for key in KEYS)})"
             for row in ends
         )
-        said += f" By token, credit correlates with the true advantages from {low} to {high}."
+        weighed = ordered["at"].iloc[0] == GRADIENT
+        how = "As the gradient weighs tokens" if weighed else "By token"
+        said += f" {how}, credit correlates with the true advantages from {low} to {high}."
     checks = {
         "split_correlation": "The splits of the truth correlate by token at",
         "reference_cosine": "The splits of the reference gradient have a cosine of",
@@ -227,15 +247,24 @@ def _values(found: _Found, place: str) -> Iterator[Block]:
     caption = (
         "A row an estimator at a definition's anchors: its values beside the true ones, with"
         f" {found.confidence} over {units_of(rows) or 'prompts'}. Early and late: anchors in the"
-        " first half of their completion, and the rest. Slope and explained variance are best at"
+        " first half of their completion, and the rest. Tokens: the states before all tokens, where"
+        " an anchor's value holds until the next, so that definitions are compared on the same"
+        " states. Slope and explained variance are best at"
         " 1; bias, error and noise at 0."
     )
     yield _table(found, caption, _pairs(rows), found.places(reported("values")))
+    # Audits of the version before have no values before every token.
+    places = found.places([*headlines("values"), ("explained_variance", "late")])
+    name, part = next(iter(places), headlines("values")[0])
+    says = {
+        "tokens": "Explained variance before every token: the same states for every definition.",
+        "late": "Explained variance at late anchors: an estimator that knows no more than how hard"
+        " a prompt is does well early on, and gives no credit inside a completion.",
+    }
     yield drawn(
         f"{place}-explained",
-        lambda width: audit_intervals(found.table, *headlines("values")[0], width=width),
-        "Explained variance at late anchors: an estimator that knows no more than how hard a"
-        " prompt is does well early on, and gives no credit inside a completion.",
+        lambda width: audit_intervals(found.table, name, part, width=width),
+        says[part],
     )
 
 
@@ -254,20 +283,20 @@ def _costs(found: _Found, _: str) -> Iterator[Block]:
 def _completions(found: _Found, path: Path, place: str) -> Iterator[Block]:
     """Yields completions of the scheme that leads, averaged over its credits."""
     rows = found.of("credit")
-    by_token = _leading(rows)
+    leading = _leading(found, rows)
     schemes = in_order(rows["advantage"])
     if not schemes:
         yield Note("No completion is drawn: the audit has no credit.")
     else:
-        means = by_token.groupby(by_token["advantage"].astype(str))["value"].mean().fillna(-1.0)
+        means = leading.groupby(leading["advantage"].astype(str))["value"].mean().fillna(-1.0)
         yield from completions_drawn(
             path, place, max(schemes, key=lambda one: means.get(one, -1.0))
         )
 
 
-def _leading(rows: pd.DataFrame) -> Any:
+def _leading(found: _Found, rows: pd.DataFrame) -> Any:
     """Returns the rows of the leading metric."""
-    name, at = LEADING
+    name, at = next(iter(found.places(LEADING)), LEADING[0])
     return rows[(rows["metric"] == name) & (rows["at"] == at)]
 
 

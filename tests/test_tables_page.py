@@ -60,7 +60,9 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
     found = set()
     for name, field in model.model_fields.items():
         kinds: tuple[Any, ...] = get_args(field.annotation) or (field.annotation,)
-        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        sections = [
+            kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
         if sections:
             found |= keys_of(sections[0], f"{prefix}{name}.")
         else:

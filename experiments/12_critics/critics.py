@@ -1,4 +1,6 @@
-"""What learned critics know of the true values, for what price: python critics.py OUTPUT [SEED ...]
+"""What learned critics know of the true values, and their price.
+
+    python critics.py OUTPUT [SEED ...]
 
 Audits the warm-started policy of each seed with every critic below, all pretrained on the same
 completions, on ``arithmetic`` plain and with filler, and writes a row a seed, task and critic to
@@ -45,7 +47,7 @@ def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
         "sampler": "lean",
         "task": {"name": "arithmetic", **TASKS[task]},
         "train": {
-            "value": {"pretraining": {"completions": 10_000, "epochs": 4, "learning_rate": rate}}
+            "value": {"pretraining": {"completions": 10_000, "epochs": 6, "learning_rate": rate}}
         },
         "audit": {
             "segmenters": ["per_token"],
@@ -66,6 +68,7 @@ def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
 
 
 def main() -> None:
+    """Audits every case, writes the rows, and prints means and ranges over seeds."""
     output, seeds = Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]] or [1, 2, 3, 4, 5]
     cases = [(task, critic, seed) for task in TASKS for seed in seeds for critic in CRITICS]
     found = []
@@ -74,7 +77,9 @@ def main() -> None:
         print(task, critic, seed, *found[-1][["metric", "value"]].to_numpy().tolist(), flush=True)
     table = pd.concat(found).round(4)
     table.to_csv(HERE / "metrics.csv", index=False)
-    by = table.pivot_table("value", ["task", "critic"], "metric", ["mean", "min", "max"], sort=False)
+    by = table.pivot_table(
+        "value", ["task", "critic"], "metric", ["mean", "min", "max"], sort=False
+    )
     print(by.round(3).to_string())
 
 

@@ -43,7 +43,7 @@ class Credits:
 
     @property
     def by_token(self) -> bool:
-        """Whether every token is a segment of its own."""
+        """True where every token is a segment of its own."""
         places_T = np.arange(self.segment_ids.shape[1])
         return bool(((self.segment_ids == places_T) | (self.segment_ids < 0)).all())
 
@@ -65,7 +65,7 @@ class Credits:
 
 
 Bases = Mapping[str, Credits]
-"""By estimator, credits with a segment for each token: what credit noise is held against."""
+"""By estimator, credits with a segment for each token, which credit noise is held against."""
 
 
 def bases_of(credits: Iterable[Credits]) -> Bases:

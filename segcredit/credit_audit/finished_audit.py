@@ -22,7 +22,7 @@ class Audit:
     resampling: Resampling
     """Confidence and draws of its intervals."""
     bases: Bases
-    """What credit noise is held against; estimators without it have no ratio."""
+    """Credits that credit noise is held against; estimators without them have no ratio."""
 
 
 def load_audit(path: str | Path, truth: str | Path | None = None) -> Audit:

@@ -230,7 +230,7 @@ class PretrainingConfig(_Section):
 
     completions: int = Field(10_000, ge=1, le=10**8)
     """Completions, sampled in groups of ``rollouts.completions``; rounded up to whole steps."""
-    epochs: int = Field(6, ge=1, le=10**4)
+    epochs: int = Field(5, ge=1, le=10**4)
     """Passes over them. Each ends with a checkpoint in the cache."""
     rows: Count = 64
     """Completions of a minibatch."""

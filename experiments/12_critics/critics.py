@@ -47,7 +47,7 @@ def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
         "sampler": "lean",
         "task": {"name": "arithmetic", **TASKS[task]},
         "train": {
-            "value": {"pretraining": {"completions": 10_000, "epochs": 6, "learning_rate": rate}}
+            "value": {"pretraining": {"completions": 10_000, "epochs": 5, "learning_rate": rate}}
         },
         "audit": {
             "segmenters": ["per_token"],

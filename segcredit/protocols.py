@@ -273,11 +273,6 @@ def readable_scores(scores: TokenScores, reads: Set[Reading]) -> TokenScores:
     return scores.replace(**changes)
 
 
-def reads_scores(estimator: ValueEstimator) -> bool:
-    """Tells whether an estimator reads anything of the current policy's scores."""
-    return not estimator.reads.isdisjoint(("hidden", "logprobs"))
-
-
 @runtime_checkable
 class AdvantageScheme(Protocol):
     """The third axis: from values and rewards to credit."""

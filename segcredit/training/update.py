@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segcredit.errors import TrainingError, blame
 from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
-from segcredit.protocols import readable, readable_scores, reads_scores
+from segcredit.protocols import readable, readable_scores
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
@@ -237,7 +237,7 @@ def _scores(run: Run, batch: TrainingBatch, rows: Tensor, gradients: bool) -> To
     kept, known = batch.sampled.scores, batch.simulator.known
     if gradients and kept is not None and kept.logprobs.requires_grad:
         return kept.select(rows)
-    if not gradients and not reads_scores(run.method.estimator):
+    if not gradients and run.method.estimator.reads.isdisjoint(("hidden", "logprobs")):
         return _unread(run, batch.rollouts.select(rows))
     if known is not None:
         return known[1].select(rows)

@@ -11,7 +11,7 @@ from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.objective import returns
 from segcredit.objective.group_statistics import group_std
 from segcredit.objective.policy_loss import kl_divergence
-from segcredit.protocols import Prompt, PromptStream, checked_prompts, reads_scores
+from segcredit.protocols import Prompt, PromptStream, checked_prompts
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.rollouts.completions import (
@@ -83,7 +83,7 @@ def _sampled(run: Run, step: int) -> Sampled:
         # Until the first step has been made, the policy is its own reference.
         reference = scores.detached() if step <= 0 else None
         priced = _priced(run, with_scores(unscored, scores), reference)
-    again = scores.logprobs.requires_grad or reads_scores(run.method.estimator)
+    again = scores.logprobs.requires_grad or "hidden" in run.method.estimator.reads
     kept = scores if again else None
     timeouts = sum(verdict.timed_out for verdict in found.verdicts)
     return Sampled(priced, found.prompts, tokens, rounds, kept, timeouts)

@@ -227,7 +227,7 @@ class _NoCredit(AdvantageScheme):
 
 def _sampling(run: Run) -> Run:
     """Returns the run as it samples here: plain groups, of prompts that no step loses by it."""
-    segmenter = _EveryToken() if _of_tokens(run) else run.method.segmenter
+    segmenter = run.method.segmenter if _needs_segments(run) else _EveryToken()
     with blame("task", run.config.task["name"], run.task):
         prompts = run.task.stream(derived_seed(run.config.seed, "pretraining prompts"))
     return replace(
@@ -247,8 +247,10 @@ def _plain(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"rollouts": rollouts})
 
 
-def _of_tokens(run: Run) -> bool:
-    return run.method.estimator.value_states == "tokens"
+def _needs_segments(run: Run) -> bool:
+    """Tells whether the run's segments decide what is learned: its states, or its rewards."""
+    of_tokens = run.method.estimator.value_states == "tokens"
+    return not of_tokens or run.method.process_reward is not None
 
 
 def _key(run: Run) -> str:
@@ -258,7 +260,7 @@ def _key(run: Run) -> str:
     """
     whole, code = _plain(run.config).identity(), plugin_identities(run.config)
     used = ["task", "policy", "sampler", "estimator", "process_reward"]
-    used += [] if _of_tokens(run) else ["segmenter"]
+    used += ["segmenter"] if _needs_segments(run) else []
     value = whole["train"]["value"]
     return digest(
         {

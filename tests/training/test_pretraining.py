@@ -82,6 +82,14 @@ def test_a_critic_at_anchors_is_pretrained_for_its_segmenter() -> None:
     assert stages(*wanted, "segmenter=newline") == []
 
 
+def test_process_rewards_of_segments_are_learned_with_the_segments() -> None:
+    rewarded = ["process_reward=equations", "segmenter=newline"]
+    first = state_of(*rewarded)
+    assert stages(*rewarded) == []
+    assert stages("process_reward=equations", "segmenter=whole") != []
+    assert not same(first, state_of())
+
+
 def test_a_stopped_fit_goes_on_with_the_same_state(cache: Path) -> None:
     whole = state_of()
     for folder in cache.iterdir():

@@ -153,7 +153,7 @@ class RolloutsConfig(_Section):
         found = write(self)
         # Runs that were stored before there were stop strings keep their identity.
         if not self.stop:
-            del found["stop"]
+            found.pop("stop", None)
         return found
 
     @model_validator(mode="after")
@@ -263,8 +263,8 @@ class ValueConfig(_Section):
         found = write(self)
         # Runs that were stored before there were these keys keep their identity.
         for name in ("pretraining", "live_logprobs"):
-            if not found[name]:
-                del found[name]
+            if not found.get(name):
+                found.pop(name, None)
         return found
 
 

@@ -10,11 +10,12 @@ Letters as in ``segcredit.types``.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
@@ -29,6 +30,8 @@ from segcredit.errors import (
     TaskError,
     blame,
     require_type,
+    shown,
+    told,
 )
 from segcredit.segmentation import Anchor, Segmentation
 from segcredit.types import (
@@ -460,6 +463,29 @@ class Task(Protocol):
     def alphabet(self) -> str:
         """Returns every character of prompts and completions; '' where any may come."""
         return ""
+
+
+def judged(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
+    """Returns a task's verdict, once it is known to be one with a finite reward.
+
+    Raises:
+        TaskError: the verifier raised; says on which prompt and completion.
+    """
+    try:
+        verdict = task.verify(prompt, text, truncated=truncated)
+        require_type("verify", verdict, Verdict)
+        reward: object = verdict.reward
+        if not isinstance(reward, Real) or not math.isfinite(reward):
+            raise ShapeError(
+                f"verify returned the reward {shown(reward)}; expected a finite number."
+            )
+        return verdict
+    except (Exception, SystemExit) as error:
+        raise TaskError(
+            f"the verifier of task {type(task).__name__!r} raised {told(error)} on prompt"
+            f" {prompt.key!r} with the completion {text[:200]!r}. A verifier must judge any text;"
+            " give what it cannot read a reward of 0."
+        ) from error
 
 
 @runtime_checkable

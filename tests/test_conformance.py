@@ -269,7 +269,7 @@ class ByPlace(ValueEstimator):
 
 class ByWidth(ValueEstimator):
     def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
-        return rollouts.logprobs.mean(1, keepdim=True) * segmentation.mask
+        return rollouts.token_rewards.mean(1, keepdim=True) * segmentation.mask
 
 
 class Overwrites(ValueEstimator):

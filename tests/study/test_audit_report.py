@@ -323,7 +323,7 @@ def test_it_opens_from_disk_and_never_scrolls_sideways(
             return {width: box.width, scale: box.width / (svg.viewBox.baseVal.width * 96 / 72)};
           }).filter(each => each.width > 0))"""
     )
-    assert len(drawn) == 14
+    assert len(drawn) == 16
     for figure in drawn:
         assert len(figure) == 1
         assert 250 < figure[0]["width"] <= width

@@ -28,7 +28,7 @@ from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.sft_loss import Demonstrations
-from segcredit.protocols import PolicySource, Sampler, Task, Verdict
+from segcredit.protocols import PolicySource, Sampler, Task, Verdict, judged
 from segcredit.rng import derived_seed, named_seed, stream
 from segcredit.types import SamplingParams
 
@@ -210,7 +210,7 @@ class WarmStarted(PolicySource):
         A few demonstrations with their verdicts stand for code that the task's own calls.
         """
         shown = task.demonstrations(_SHOWN, stream(seed, "warm start key")) if self.steps else ()
-        verdicts = [task.verify(prompt, text, truncated=False) for prompt, text in shown]
+        verdicts = [judged(task, *pair, truncated=False) for pair in shown]
         kinds = [kind for kind in type(task).__mro__ if kind is not Task and issubclass(kind, Task)]
         decisive = (
             *(_FORMAT, repr(self), repr(task), seed),
@@ -231,7 +231,7 @@ class WarmStarted(PolicySource):
             pairs = self._imitated(policy, task, alphabet, own)
             if not pairs or not target:
                 return _file(policy.model)
-            taught = [task.verify(*pair, truncated=False) for pair in pairs[:_TAUGHT]]
+            taught = [judged(task, *pair, truncated=False) for pair in pairs[:_TAUGHT]]
             needed = target * _share(taught)
             reached = _share(_completed(policy, task, pairs, own))
             if reached >= needed:
@@ -297,7 +297,7 @@ def _completed(policy: CausalPolicy, task: Task, pairs: Demonstrations, seed: in
     made = policy.generate(ids, mask, extras, params=longest, generator=generator)
     texts, _ = policy.decode(made.ids, made.mask)
     rows = zip(prompts, texts, made.truncated.tolist(), strict=True)
-    return [task.verify(prompt, text, truncated=cut) for prompt, text, cut in rows]
+    return [judged(task, *row) for row in rows]
 
 
 def _share(verdicts: Sequence[Verdict]) -> float:

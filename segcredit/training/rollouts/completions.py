@@ -6,21 +6,26 @@ Letters as in ``segcredit.types``.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segcredit.errors import ShapeError, TaskError, require_type, shown, told
 from segcredit.objective.returns import token_rewards
-from segcredit.protocols import Policy, Prompt, SupportsResume, Task, Verdict, capability
+from segcredit.protocols import (
+    Policy,
+    Prompt,
+    SupportsResume,
+    Task,
+    Verdict,
+    capability,
+    judged,
+)
 from segcredit.types import RolloutBatch, RowTable, SamplingParams, TokenScores
 
 
@@ -237,31 +242,12 @@ def verify(
     Raises:
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    judge = functools.partial(_judge, task)
+    judge = functools.partial(judged, task)
     rows = (prompts, texts, map(bool, _integers(truncated)))
     if task.judges() == 1:
         return tuple(map(judge, *rows))
     with ThreadPoolExecutor(task.judges()) as threads:
         return tuple(threads.map(judge, *rows))
-
-
-def _judge(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
-    try:
-        verdict = task.verify(prompt, text, truncated=truncated)
-        require_type("verify", verdict, Verdict)
-        _require_reward(verdict.reward)
-        return verdict
-    except (Exception, SystemExit) as error:
-        raise TaskError(
-            f"the verifier of task {type(task).__name__!r} raised {told(error)} on prompt"
-            f" {prompt.key!r} with the completion {text[:200]!r}. A verifier must judge any text;"
-            " give what it cannot read a reward of 0."
-        ) from error
-
-
-def _require_reward(reward: object) -> None:
-    if not isinstance(reward, Real) or not math.isfinite(reward):
-        raise ShapeError(f"verify returned the reward {shown(reward)}; expected a finite number.")
 
 
 def as_rollouts(completions: Completions, policy: Policy, *, micro_tokens: int) -> RolloutBatch:

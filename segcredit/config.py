@@ -230,11 +230,11 @@ class PretrainingConfig(_Section):
 
     completions: int = Field(10_000, ge=1, le=10**8)
     """Completions, sampled in groups of ``rollouts.completions``; rounded up to whole steps."""
-    epochs: int = Field(5, ge=1, le=10**4)
+    epochs: int = Field(8, ge=1, le=10**4)
     """Passes over them. Each ends with a checkpoint in the cache."""
     rows: Count = 64
     """Completions of a minibatch."""
-    learning_rate: Rate = 1e-2
+    learning_rate: Rate = 5e-3
     """The highest; it rises over the first 5 % of the minibatches and falls along a cosine."""
     final_rate: float = Field(0.02, ge=0, le=1)
     """Share of ``learning_rate`` that is left at the end."""

@@ -93,6 +93,9 @@ class Reader(nn.Module):
         self.input = nn.Linear(inputs, width)
         # On CPUs half the time of a GRU.
         self.memory = nn.LSTM(width, width, batch_first=True)
+        # Forget gates begin open (Jozefowicz, Zaremba & Sutskever 2015).
+        biases = dict(self.memory.named_parameters())["bias_ih_l0"]
+        nn.init.ones_(biases.detach()[width : 2 * width])
         self.hidden = nn.Linear(width, width)
         self.output = _zero_output(width, outputs)
 

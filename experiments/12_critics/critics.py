@@ -21,9 +21,9 @@ HERE = Path(__file__).parent
 TASKS: dict[str, dict[str, Any]] = {"plain": {}, "filler": {"filler": True}}
 READER = {"name": "critic", "network": "reader"}
 CRITICS: dict[str, tuple[dict[str, Any], float]] = {
-    "reader": (READER, 1e-2),
-    "reader, no group mean": (READER | {"group_mean": False}, 1e-2),
-    "head": ({"name": "critic", "network": "head"}, 1e-2),
+    "reader": (READER, 5e-3),
+    "reader, no group mean": (READER | {"group_mean": False}, 5e-3),
+    "head": ({"name": "critic", "network": "head"}, 5e-3),
     "backbone": ({"name": "critic", "network": "backbone"}, 3e-3),
 }
 """Estimators with the learning rate of their pretraining."""
@@ -47,7 +47,7 @@ def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
         "sampler": "lean",
         "task": {"name": "arithmetic", **TASKS[task]},
         "train": {
-            "value": {"pretraining": {"completions": 10_000, "epochs": 5, "learning_rate": rate}}
+            "value": {"pretraining": {"completions": 10_000, "epochs": 8, "learning_rate": rate}}
         },
         "audit": {
             "segmenters": ["per_token"],
@@ -70,7 +70,7 @@ def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
 def main() -> None:
     """Audits every case, writes the rows, and prints means and ranges over seeds."""
     output, seeds = Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]] or [1, 2, 3, 4, 5]
-    cases = [(task, critic, seed) for task in TASKS for seed in seeds for critic in CRITICS]
+    cases = [(task, critic, seed) for critic in CRITICS for seed in seeds for task in TASKS]
     found = []
     for task, critic, seed in cases:
         found.append(audited(output, task, critic, seed))

@@ -182,10 +182,10 @@ class Critic(ValueEstimator):
     Args:
         network: ``backbone``, a copy of the policy's network under its output layer (``trunk`` is
             an older name of it), ``head``, a small network on the policy's detached hidden
-            states, or ``reader``, a recurrent network that reads along the states of a policy,
-            from 10,000 completions on far better than the others: see docs/critics.md for what it
-            was measured to know. ``reader`` is trained at every token, whatever the segments, so
-            that one serves every segmenter; the others at the segments' anchors.
+            states, or ``reader``, a recurrent network that reads along the states of a policy:
+            see docs/critics.md for what it was measured to know. ``reader`` is trained at every
+            token, whatever the segments, so that one serves every segmenter; the others at the
+            segments' anchors.
         width: hidden units of ``head`` (128 by default) or of ``reader`` (64).
         states: of ``reader``: hidden states of the frozen starting policy, or the current one's.
         logprobs: of ``reader``: log-probs and entropies that it reads, of the starting policy, the

@@ -131,6 +131,11 @@ def test_rules_see_what_the_preset_sets_and_the_options_of_plug_ins(tmp_path):
     ]
 
 
+def test_plug_ins_inside_a_plug_in_are_named_in_labels_as_it_is(tmp_path):
+    grid = {"advantage": [{"name": "whitened", "inner": {"name": "gae", "lam": 0.9}}]}
+    assert labels(plan({"method": "ppo", "grid": grid}, tmp_path)) == ["advantage=whitened/gae/0.9"]
+
+
 def test_a_rule_may_use_the_keys_of_an_earlier_version_that_the_grid_uses(tmp_path):
     grid = {
         "loss.clip_high": [0.2, 0.3],

@@ -167,5 +167,5 @@ def _cell(settings: Settings, layer: Mapping[str, Any], output: Path) -> Cell:
 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "/".join(str(part) for part in value.values())
+        return "/".join(_short(part) for part in value.values())
     return str(value)

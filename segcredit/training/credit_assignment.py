@@ -93,41 +93,15 @@ def _assigned(run: Run, sampled: Sampled, step: int, in_hindsight: bool) -> Trai
         estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
     with processes.error_barrier():
         segmentation, ratio_segmentation = _segmentations(run, rollouts)
-        states = segmentation
-        if estimator.value_states == "tokens":
-            states = Segmentation.from_starts(rollouts.action_mask, rollouts.action_mask)
-        earned_BS = _process(run, rollouts, segmentation)
-        joined = partial(returns.segment_values, rollouts, token_weights=weights_BT)
-        earned_BN = earned_BS
-        if earned_BS is not None and states is not segmentation:  # by a segment's last token
-            earned_BN = states.reduce(segmentation.spread(earned_BS) * segmentation.ends)
-        if in_hindsight:
-            nothing_BN = torch.zeros(states.mask.shape).to(rollouts.token_rewards)
-            known = joined(states, nothing_BN, process_rewards_BS=earned_BN)
-            values_BN = returns.lambda_returns(known)
-        else:
-            values_BN = _values(run, rollouts, states, simulator)
-        values = state_values = joined(
-            segmentation,
-            _at_anchors(run, states, segmentation, values_BN),
-            process_rewards_BS=earned_BS,
+        states, values, state_values = _valued(
+            run, rollouts, segmentation, simulator, weights_BT, in_hindsight=in_hindsight
         )
-        if states is not segmentation:
-            state_values = joined(states, values_BN, process_rewards_BS=earned_BN)
     # Schemes read statistics of the whole batch, such as a standard deviation: every process
     # computes the advantages of all rows, and keeps its own.
     whole, size = all_rows(processes, values), values.mask.shape
     whole_states = whole if states is segmentation else all_rows(processes, state_values)
     with processes.error_barrier():
-        with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
-            every_target_BN = estimator.targets(whole_states)
-            known = (whole.values, whole.rewards)
-            require_values("targets", every_target_BN, whole_states.mask, *known)
-        with blame("advantage", config.advantage["name"], run.method.advantage):
-            every_BS = run.method.advantage(whole)
-            require_values("the advantage scheme", every_BS, whole.mask, *known)
-            unclamped_BS = run.method.advantage.unclamped(whole)
-            clamped = None if unclamped_BS is None else _cut(every_BS, unclamped_BS, whole)
+        every_target_BN, every_BS, clamped = _credited(run, whole, whole_states)
     # The widest process decides the columns of all rows; beyond its own there are no segments.
     own_BS = own_rows(processes, every_BS, len(rollouts))[:, : size[1]]
     targets_BN = own_rows(processes, every_target_BN, len(rollouts))[:, : states.width]
@@ -148,6 +122,52 @@ def _assigned(run: Run, sampled: Sampled, step: int, in_hindsight: bool) -> Trai
         whole=whole_states,
         clamped_share=clamped,
     )
+
+
+def _valued(
+    run: Run,
+    rollouts: RolloutBatch,
+    segmentation: Segmentation,
+    simulator: PolicySimulator,
+    weights_BT: Tensor,
+    *,
+    in_hindsight: bool,
+) -> tuple[Segmentation, SegmentValues, SegmentValues]:
+    """Returns the states that the estimator values, and the values of segments and of states."""
+    joined = partial(returns.segment_values, rollouts, token_weights=weights_BT)
+    states = segmentation
+    if run.method.estimator.value_states == "tokens":
+        states = Segmentation.from_starts(rollouts.action_mask, rollouts.action_mask)
+    earned_BS = earned_BN = _process(run, rollouts, segmentation)
+    if earned_BS is not None and states is not segmentation:  # by a segment's last token
+        earned_BN = states.reduce(segmentation.spread(earned_BS) * segmentation.ends)
+    if in_hindsight:
+        nothing_BN = torch.zeros(states.mask.shape).to(rollouts.token_rewards)
+        values_BN = returns.lambda_returns(joined(states, nothing_BN, process_rewards_BS=earned_BN))
+    else:
+        values_BN = _values(run, rollouts, states, simulator)
+    state_values = joined(states, values_BN, process_rewards_BS=earned_BN)
+    if states is segmentation:
+        return states, state_values, state_values
+    values_BS = _at_anchors(run, states, segmentation, values_BN)
+    return states, joined(segmentation, values_BS, process_rewards_BS=earned_BS), state_values
+
+
+def _credited(
+    run: Run, whole: SegmentValues, whole_states: SegmentValues
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Computes the states' regression targets, the segments' advantages and the share clamped."""
+    config, estimator, scheme = run.config, run.method.estimator, run.method.advantage
+    known = (whole.values, whole.rewards)
+    with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
+        targets_BN = estimator.targets(whole_states)
+        require_values("targets", targets_BN, whole_states.mask, *known)
+    with blame("advantage", config.advantage["name"], scheme):
+        advantages_BS = scheme(whole)
+        require_values("the advantage scheme", advantages_BS, whole.mask, *known)
+        unclamped_BS = scheme.unclamped(whole)
+        clamped = None if unclamped_BS is None else _cut(advantages_BS, unclamped_BS, whole)
+    return targets_BN, advantages_BS, clamped
 
 
 def _with_what_is_read(run: Run, rollouts: RolloutBatch) -> RolloutBatch:

@@ -17,7 +17,13 @@ from small import SMALL
 GRID = Path(__file__).parents[1] / "experiments" / "03_every_method" / "grid.toml"
 TREE = ["rollouts.branches=[2,2]"]
 ONE_A_PROMPT = ["rollouts.prompts=16", "rollouts.completions=1"]
-REDUCED = {"spo_tree": TREE, "remax": ONE_A_PROMPT, "single_stream": ONE_A_PROMPT}
+PRETRAINED = ["train.value.pretraining.completions=32", "train.value.pretraining.epochs=1"]
+REDUCED = {
+    "spo_tree": TREE,
+    "remax": ONE_A_PROMPT,
+    "single_stream": ONE_A_PROMPT,
+    "segment_td": PRETRAINED,
+}
 
 
 @pytest.fixture(scope="module")

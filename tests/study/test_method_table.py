@@ -21,7 +21,7 @@ NAMED = [
     *("reinforce", "reinforce_pp", "reinforce_pp_baseline", "rloo", "remax", "opo", "grpo"),
     *("dr_grpo", "dapo", "gspo", "gspo_token", "gmpo", "cispo", "soft_gate", "ppo", "vc_ppo"),
     *("vapo", "vineppo", "spo_chain", "spo_tree", "single_stream", "pure", "sapo"),
-    *("sapo_released", "high_entropy_mask"),
+    *("sapo_released", "high_entropy_mask", "segment_td"),
 ]
 PUBLISHED = {
     "gspo": {"loss.bound.low": 3e-4, "loss.bound.high": 4e-4, "loss.ratio.name": "sequence"},
@@ -34,6 +34,13 @@ PUBLISHED = {
     "vineppo": {"estimator.continuations": 9, "loss.kl_loss": 1e-4, "advantage.inner.name": "td"},
     "spo_chain": {"segmenter.below": 0.9, "segmenter.every": 5, "loss.tokens": "low_probability"},
     "single_stream": {"rollouts.completions": 1, "rollouts.prompt_choice": "weighted"},
+    "segment_td": {
+        "advantage.inner.name": "td",
+        "advantage.clamp": None,
+        "estimator.network": "reader",
+        "estimator.lam": 1.0,
+        "train.value.warmup_iterations": 0,
+    },
     "pure": {"process_reward.inner.temperature": 0.1},
     "sapo": {
         "estimator.anchor": "start",

@@ -3,12 +3,13 @@
     python critics.py OUTPUT [SEED ...]
 
 Audits the warm-started policy of each seed with every critic below, all pretrained on the same
-completions, on ``arithmetic`` plain and with filler, and writes a row a seed, task and critic to
-``metrics.csv`` beside this file. An audit that is there already is not made again.
+completions, on ``arithmetic`` plain and with filler, and adds its metrics to ``metrics.csv`` beside
+this file. What has its rows there already is not audited again.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pandas as pd
 
 import segcredit
 
-HERE = Path(__file__).parent
+ROWS = Path(__file__).parent / "metrics.csv"
 TASKS: dict[str, dict[str, Any]] = {"plain": {}, "filler": {"filler": True}}
 READER = {"name": "critic", "network": "reader"}
 CRITICS: dict[str, tuple[dict[str, Any], float]] = {
@@ -68,17 +69,19 @@ def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Audits every case, writes the rows, and prints means and ranges over seeds."""
+    """Audits every case that has no rows yet, and prints means and ranges over seeds."""
     output, seeds = Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]] or [1, 2, 3, 4, 5]
-    cases = [(task, critic, seed) for critic in CRITICS for seed in seeds for task in TASKS]
-    found = []
-    for task, critic, seed in cases:
-        found.append(audited(output, task, critic, seed))
-        print(task, critic, seed, *found[-1][["metric", "value"]].to_numpy().tolist(), flush=True)
-    table = pd.concat(found).round(4)
-    table.to_csv(HERE / "metrics.csv", index=False)
+    table = pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=["task", "critic", "seed"])
+    for seed, critic, task in itertools.product(seeds, CRITICS, TASKS):
+        known = table[["task", "critic", "seed"]].drop_duplicates().itertuples(index=False)
+        if (task, critic, seed) in map(tuple, known):
+            continue
+        found = audited(output, task, critic, seed)
+        print(task, critic, seed, *found[["metric", "value"]].to_numpy().tolist(), flush=True)
+        table = pd.concat([table, found]).round(4) if len(table) else found.round(4)
+        table.to_csv(ROWS, index=False)
     by = table.pivot_table(
-        "value", ["task", "critic"], "metric", ["mean", "min", "max"], sort=False
+        "value", ["task", "critic"], "metric", ["mean", "min", "max", "count"], sort=False
     )
     print(by.round(3).to_string())
 

@@ -1,190 +1,223 @@
-"""The tables of README.md: training by definition, planned differences, and what audits foretold.
+"""The tables of README.md, from the steps of every run and the metrics of every audit.
 
-    python tables.py TASK RUNS [AUDITS]
+    python tables.py [RUNS_OR_AUDITS ...]
 
-RUNS has the cells of definitions.toml and grpo.toml on one task, AUDITS a directory a seed of
-audit.toml. Writes one row a run and one row an audited definition to ``TASK_runs.csv`` and
-``TASK_audits.csv`` beside this file.
+Adds what finished in the directories given to ``steps.csv.gz`` and ``audits.csv.gz`` beside this
+file, then prints every table from these two alone.
 """
 
 # pandas ships no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import segcredit
-from segcredit.records.tables import Runs
-from segcredit.study.statistics.comparison import compare
-from segcredit.study.statistics.paired import holm
+from segcredit import registry
+from segcredit.registry import plugin_label
+from segcredit.study.statistics import paired
+from segcredit.study.statistics.intervals import student_interval
 
 HERE = Path(__file__).parent
-TOKEN, GRPO = "per_token", "grpo"
+STEPS, AUDITS = HERE / "steps.csv.gz", HERE / "audits.csv.gz"
+READER, TD = "critic(network=reader)", "whitened(inner=td)"
+ARM = ["task", "method", "definition", "critic", "credit"]
+"""What tells arms apart; their seeds are paired."""
+MEASURED = [
+    *("step", "reward", "accuracy", "entropy", "segments_per_completion", "clamped_share"),
+    *("token_explained_variance", "cpu_seconds", "pretraining_cpu_seconds"),
+]
 UNIFORM = {
-    "entropy(top_fraction=0.3)": "random(fraction=0.3)",
-    "entropy(fork=starts, top_fraction=0.3)": "random(fraction=0.3)",
-    "entropy(fork=isolate, top_fraction=0.15)": "random(fraction=0.3)",
-    "probability": "random(fraction=0.3)",
-    "fixed_length(tokens=3)": "random(fraction=0.3)",
+    "entropy": "random",
+    "entropy(fork=starts)": "random",
+    "entropy(top_fraction=0.15, fork=isolate)": "random",
+    "probability": "random",
+    "fixed_length(tokens=3)": "random",
     "entropy(top_fraction=0.15)": "random(fraction=0.15)",
     "newline": "random(fraction=0.15)",
 }
 """Definitions, and uniform cuts of about as many segments."""
-MEASURES = {"mean reward": ("reward", "area"), "accuracy at the end": ("accuracy", "last")}
 FORETELLERS = {
-    "credit noise, gradient": ("credit", "gradient", "credit_noise_ratio", -1),
-    "correlation, gradient": ("credit", "gradient", "correlation", 1),
-    "correlation, tokens": ("credit", "token", "correlation", 1),
-    "slope, gradient": ("credit", "gradient", "slope", 1),
-    "EV, tokens": ("values", "tokens", "explained_variance", 1),
-    "segments": ("movement", "", "segments", 1),
+    ("credit", "gradient", "credit_noise_ratio"): -1,
+    ("credit", "gradient", "correlation"): 1,
+    ("credit", "gradient", "slope"): 1,
+    ("credit", "token", "correlation"): 1,
+    ("credit", "gradient", "sharpening"): -1,
+    ("movement", "gradient", "true_noise_ratio"): -1,
 }
-"""Metrics of an audit: section, place, name, and 1 where more is better, -1 where less is."""
+"""Metrics of an audit, with 1 where more should be better and -1 where less should."""
 
 
-def labelled(runs: Runs) -> Runs:
-    """Adds the column ``definition``: the segmenter and its options, or ``grpo``."""
-    names = []
-    for row in runs.runs.to_dict("records"):
-        options = {
-            name: row.get(f"segmenter.{name}")
-            for name in ("fork", "fraction", "tokens", "top_fraction")
-        }
-        shown = [
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in options.items()
-            if not pd.isna(value) and value != "ends" and row["segmenter"] != "probability"
-        ]
-        name = row["segmenter"] + (f"({', '.join(shown)})" if shown else "")
-        names.append(GRPO if row["method"] == GRPO else name)
-    runs.runs["definition"] = names
-    return runs
+def steps_of(directory: Path) -> pd.DataFrame:
+    """Reads one finished run: a row a step, with the arm and the seed."""
+    config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+    task = {key: value for key, value in config["task"].items() if key != "filler"}
+    arm = {
+        "task": plugin_label(registry.tasks, task)
+        + " with filler" * config["task"].get("filler", False),
+        "method": config["method"],
+        "definition": plugin_label(registry.segmenters, config["segmenter"]),
+        "critic": plugin_label(registry.estimators, config["estimator"]),
+        "credit": plugin_label(registry.advantages, config["advantage"]),
+        "seed": config["seed"],
+    }
+    steps = segcredit.read_runs(directory).steps
+    return steps.reindex(columns=MEASURED).assign(**arm)
 
 
-def share_pretraining(runs: Runs) -> None:
-    """Adds to each run's ``cpu_seconds`` its share of the seed's pretraining, equal for its users."""
-    users = runs.runs[runs.runs["definition"] != GRPO].groupby("seed").size()
-    seeds = runs.runs.set_index(runs.runs["run"].astype(str))["seed"]
-    spent = runs.steps.groupby("run", observed=True)["pretraining_cpu_seconds"].transform("max")
-    sharing = runs.steps["run"].astype(str).map(seeds).map(users)
-    runs.steps["cpu_seconds"] += spent.fillna(0) / sharing
+def audited(directory: Path) -> pd.DataFrame:
+    """Reads one audit: a row a definition, critic and metric that might foretell."""
+    config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+    table = segcredit.read_runs(directory).audit
+    table = table.astype(dict.fromkeys(("segmenter", "estimator", "section", "at", "metric"), str))
+    keys = pd.MultiIndex.from_frame(table[["section", "at", "metric"]])
+    found = table[keys.isin(list(FORETELLERS)) | (table["metric"] == "segments")]
+    columns = ["segmenter", "estimator", "section", "at", "metric", "value", "low", "high"]
+    name = config["task"]["name"] + " with filler" * config["task"].get("filler", False)
+    return found[columns].assign(task=name, seed=config["seed"])
 
 
-def planned(runs: Runs, metric: str, measure: str, per: str = "step") -> pd.DataFrame:
-    """Paired differences from a token a segment, from ``grpo``, and from as many uniform cuts.
+def add(file: Path, rows: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
+    """Adds rows to a table on disk, in the place of those with the same key."""
+    known = [pd.read_csv(file)] if file.exists() else []
+    if not rows:
+        return pd.concat(known)
+    table = pd.concat([*known, *rows]).drop_duplicates(key, keep="last").sort_values(key)
+    table.round(5).to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+    return pd.read_csv(file)
 
-    Corrected (Holm) over all of them together.
-    """
-    found = [
-        compare(runs, ["definition"], metric, measure=measure, per=per, baseline=baseline)
-        for baseline in (TOKEN, GRPO)
+
+def collected(paths: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the steps of all runs and the metrics of all audits, those at ``paths`` added."""
+    runs, audits = [], []
+    for status in (file for path in paths for file in path.rglob("status.json")):
+        if '"finished"' not in status.read_text(encoding="utf-8"):
+            continue
+        is_audit = (status.parent / "audit.parquet").exists()
+        (audits if is_audit else runs).append((audited if is_audit else steps_of)(status.parent))
+    return (
+        add(STEPS, runs, [*ARM, "seed", "step"]),
+        add(AUDITS, audits, ["task", "seed", "section", "at", "metric", "segmenter", "estimator"]),
+    )
+
+
+def measures(steps: pd.DataFrame) -> pd.DataFrame:
+    """Computes one row a run: mean reward over all steps, and accuracy at the end."""
+    runs = steps.sort_values("step").groupby([*ARM, "seed"], dropna=False)
+    found = runs.agg(
+        reward=("reward", "mean"),
+        accuracy=("accuracy", "last"),
+        start=("accuracy", "first"),
+        entropy=("entropy", "last"),
+        segments=("segments_per_completion", "mean"),
+        clamped=("clamped_share", "mean"),
+        cpu_seconds=("cpu_seconds", "max"),
+        pretraining=("pretraining_cpu_seconds", "max"),
+    )
+    return found.reset_index()
+
+
+def difference(runs: pd.DataFrame, a: dict[str, str], b: dict[str, str], by: str) -> dict[str, Any]:
+    """Computes b less a over the seeds that both arms have."""
+    of = [
+        runs[np.logical_and.reduce([runs[key] == value for key, value in arm.items()])].set_index(
+            "seed"
+        )[by]
+        for arm in (a, b)
     ]
-    for definition, uniform in UNIFORM.items():
-        pair = runs.runs[runs.runs["definition"].isin([definition, uniform])]
-        if pair["definition"].nunique() == 2:
-            two = labelled(runs.select(pair["run"]))
-            found.append(
-                compare(two, ["definition"], metric, measure=measure, per=per, baseline=uniform)
-            )
-    table = pd.concat(found, ignore_index=True)
-    table = table[~((table["a"] == GRPO) & (table["b"] == TOKEN))]
-    adjusted = holm(table["p"].tolist())
-    columns = ["a", "b", "difference", "low", "high", "shared_seeds", "p", "seeds_needed"]
-    return table[columns].assign(p_adjusted=adjusted)
+    found = (of[1] - of[0]).dropna()
+    low, high = student_interval(found) if len(found) > 1 else (np.nan, np.nan)
+    return {
+        "difference": found.mean(),
+        "low": low,
+        "high": high,
+        "seeds": len(found),
+        "p": paired.sign_flip_p(found),
+        "seeds needed": paired.seeds_needed(found) if len(found) > 1 else np.nan,
+    }
 
 
-def rows_of(runs: Runs) -> pd.DataFrame:
-    """One row a run: its definition, seed and measures."""
-    steps = runs.steps.groupby("run", observed=True)
-    found = pd.DataFrame(
-        {
-            "reward": steps["reward"].mean(),
-            "accuracy": steps["accuracy"].last(),
-            "start": steps["accuracy"].first(),
-            "segments": steps["segments_per_completion"].mean(),
-            "cpu_seconds": steps["cpu_seconds"].max(),
-            "pretraining_cpu_seconds": steps["pretraining_cpu_seconds"].max(),
-        }
-    )
-    names = runs.runs.set_index("run")[["definition", "seed", "status"]]
-    return names.join(found).sort_values(["definition", "seed"]).reset_index(drop=True)
+def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
+    """Compares definitions with a token a segment, with ``grpo``, and with uniform cuts.
 
-
-def audited(path: Path) -> pd.DataFrame:
-    """One row a definition, estimator and seed, with the metrics that might foretell."""
-    rows = []
-    for place in sorted(path.iterdir()):
-        runs = segcredit.read_runs(place)
-        seed = int(runs.runs["seed"].iloc[0])
-        table = runs.audit.astype({c: str for c in ("segmenter", "estimator", "section", "at")})
-        for name, (section, at, metric, _) in FORETELLERS.items():
-            chosen = table[
-                (table["section"] == section) & (table["at"] == at) & (table["metric"] == metric)
-            ]
-            rows += [
-                (seed, row.segmenter, row.estimator, name, row.value)
-                for row in chosen.itertuples()
-            ]
-    return pd.DataFrame(rows, columns=["seed", "definition", "estimator", "metric", "value"])
-
-
-def foretold(runs: pd.DataFrame, audits: pd.DataFrame, draws: int = 2000) -> pd.DataFrame:
-    """Spearman's rank correlation over definitions of a metric and the mean reward that came.
-
-    Intervals draw the seeds anew, of audits and of training alike.
+    All with one reader and lambda 0; corrected (Holm) over all of them together.
     """
-    reward = runs[runs["definition"] != GRPO].pivot_table("reward", "seed", "definition")
-    chance = np.random.default_rng(0)
+    td = {"task": task, "critic": READER, "credit": TD}
+    grpo = {"task": task, "method": "grpo"}
+    own = runs[(runs["task"] == task) & (runs["critic"] == READER) & (runs["credit"] == TD)]
     rows = []
-    for (metric, estimator), table in audits.groupby(["metric", "estimator"], sort=False):
-        values = FORETELLERS[metric][3] * table.pivot_table("value", "seed", "definition")
-        shared = reward.columns.intersection(values.columns)
-        seeds = reward.index.intersection(values.index)
-        a, b = values.loc[seeds, shared].to_numpy(), reward.loc[seeds, shared].to_numpy()
+    for definition in own.groupby("definition")["reward"].mean().sort_values().index[::-1]:
+        arm = {**td, "definition": definition}
+        others = {"grpo": grpo}
+        if definition != "per_token":
+            others["per_token"] = {**td, "definition": "per_token"}
+        if definition in UNIFORM:
+            others[UNIFORM[definition]] = {**td, "definition": UNIFORM[definition]}
+        for name, other in others.items():
+            rows.append(
+                {"definition": definition, "less": name, **difference(runs, other, arm, by)}
+            )
+    table = pd.DataFrame(rows)
+    return table.assign(corrected=paired.holm(table["p"])) if rows else table
 
-        def agreement(
-            at_a: np.ndarray, at_b: np.ndarray, a: np.ndarray = a, b: np.ndarray = b
-        ) -> float:
-            means = pd.Series(a[at_a].mean(0)), pd.Series(b[at_b].mean(0))
-            return float(means[0].corr(means[1], method="spearman"))
 
-        every = np.arange(len(seeds))
-        found = [
-            agreement(*(chance.choice(every, len(every)) for _ in range(2))) for _ in range(draws)
+def foretold(
+    runs: pd.DataFrame, audits: pd.DataFrame, task: str, draws: int = 2000
+) -> pd.DataFrame:
+    """Computes the rank correlation over definitions of an audit's metric and the mean reward.
+
+    Spearman's; intervals draw the seeds of audits and of training anew.
+    """
+    own = runs[(runs["task"] == task) & (runs["critic"] == READER) & (runs["credit"] == TD)]
+    reward = own.pivot_table("reward", "seed", "definition").dropna()
+    chance, rows = np.random.default_rng(0), []
+    table = audits[(audits["task"] == task)].fillna({"estimator": "", "at": ""})
+    for (section, at, metric), sign in FORETELLERS.items():
+        of = table[
+            (table["section"] == section) & (table["at"] == at) & (table["metric"] == metric)
         ]
-        low, high = np.nanquantile(found, [0.025, 0.975])
-        rows.append((metric, estimator, agreement(every, every), low, high, len(shared)))
-    return pd.DataFrame(
-        rows, columns=["metric", "estimator", "rank correlation", "low", "high", "definitions"]
-    )
+        for critic, each in of.groupby("estimator", sort=False):
+            values = sign * each.pivot_table("value", "seed", "segmenter")
+            shared = reward.columns.intersection(values.columns)
+            a, b = values[shared].to_numpy(), reward[shared].to_numpy()
+
+            def agreement(at_a: Any, at_b: Any, a: Any = a, b: Any = b) -> float:
+                means = pd.Series(a[at_a].mean(0)), pd.Series(b[at_b].mean(0))
+                return float(means[0].corr(means[1], method="spearman"))
+
+            drawn = [
+                agreement(*(chance.choice(len(x), len(x)) for x in (a, b))) for _ in range(draws)
+            ]
+            low, high = np.nanquantile(drawn, [0.025, 0.975])
+            whole = agreement(slice(None), slice(None))
+            rows.append([metric, at, critic, whole, low, high, len(shared), len(a)])
+    columns = ["metric", "at", "critic", "rank correlation", "low", "high", "definitions", "audits"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def main() -> None:
-    """Writes the rows of runs and audits, and prints every table."""
-    task, runs = sys.argv[1], labelled(segcredit.read_runs(sys.argv[2]))
-    rows = rows_of(runs)
-    rows.round(4).to_csv(HERE / f"{task}_runs.csv", index=False)
-    means = rows.groupby("definition").agg(
-        {"reward": "mean", "accuracy": "mean", "segments": "mean", "cpu_seconds": "mean", "seed": "size"}
+    """Collects, and prints every table."""
+    steps, audits = collected([Path(name) for name in sys.argv[1:]])
+    runs = measures(steps)
+    arms = runs.groupby(ARM).agg(
+        dict.fromkeys(runs.columns[len(ARM) + 1 :], "mean") | {"seed": "size"}
     )
-    print(means.sort_values("reward", ascending=False).round(3).to_string())
-    for title, (metric, measure) in MEASURES.items():
-        print(f"\n{title}: paired differences, b less a, corrected over all")
-        print(planned(runs, metric, measure).round(4).to_string(index=False))
-    print("\nmean reward at equal CPU-seconds, pretraining shared by a seed's definitions")
-    share_pretraining(runs)
-    print(planned(runs, "reward", "area", "cpu_seconds").round(4).to_string(index=False))
-    if len(sys.argv) > 3:
-        audits = audited(Path(sys.argv[3]))
-        audits.round(4).to_csv(HERE / f"{task}_audits.csv", index=False)
-        print("\nDoes the audit's order foretell training's?")
-        print(foretold(rows, audits).round(2).to_string(index=False))
+    print(arms.round(3).to_string())
+    for task in dict.fromkeys(runs["task"]):
+        for by in ("reward", "accuracy"):
+            print(f"\n{task}: paired differences of {by}, {READER}, {TD}")
+            print(planned(runs, task, by).round(4).to_string(index=False))
+        if not audits.empty and (audits["task"] == task).any():
+            print(f"\n{task}: does the audit's order foretell training's?")
+            print(foretold(runs, audits, task).round(2).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from segcredit.atomic_files import write_atomically
 from segcredit.records.tables import require_known
-from segcredit.study.plots.style import STYLE
+from segcredit.study.plots.style import styled
 
 _UNDATED: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
@@ -98,8 +98,8 @@ def _drawn(figure: Figure, kind: str, *, outlines: bool) -> bytes:
     buffer = io.BytesIO()
     title = str(figure.get_label())
     named = {"Title": title} if title else {}
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "path" if outlines else "none"}):
-        figure.savefig(buffer, format=kind, dpi=300, metadata={**_UNDATED[kind], **named})
+    with matplotlib.rc_context({**styled(), "svg.fonttype": "path" if outlines else "none"}):
+        figure.savefig(buffer, format=kind, metadata={**_UNDATED[kind], **named})
     return buffer.getvalue()
 
 

@@ -27,11 +27,11 @@ from segcredit.study.plots.audits import audit_intervals as audit_intervals
 from segcredit.study.plots.audits import lift_curves as lift_curves
 from segcredit.study.plots.audits import movement_shares as movement_shares
 from segcredit.study.plots.completion_credit import completion_credit as completion_credit
-from segcredit.study.plots.results import comparison as comparison
-from segcredit.study.plots.results import heat_map as heat_map
+from segcredit.study.plots.dots import comparison as comparison
 from segcredit.study.plots.style import COLUMN as COLUMN
 from segcredit.study.plots.style import PAGE as PAGE
 from segcredit.study.plots.style import PALETTE as PALETTE
+from segcredit.study.plots.training import heat_map as heat_map
 from segcredit.study.plots.training import learning_curves as learning_curves
 from segcredit.study.plots.training import segment_shapes as segment_shapes
 from segcredit.study.plots.training import stability as stability

@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ from segcredit.study.statistics import (
     student_intervals,
 )
 from segcredit.study.statistics.groups import columns_of, group_name, varying
+from segcredit.study.statistics.groups import groups_of as grouped
 
 Floats = NDArray[np.float64]
 
@@ -100,12 +101,11 @@ def groups_of(runs: Runs, by: Sequence[str] | str, *, most: int | None = LOOKS) 
     """
     columns = columns_of(runs, by)
     named = varying(runs, columns)
-    found: dict[Any, tuple[str, list[str]]] = {}
-    for row in runs.runs.to_dict("records"):
-        key = tuple(_order(row[column]) for column in columns)
-        name = group_name({column: row[column] for column in named})
-        found.setdefault(key, (name, []))[1].append(str(row["run"]))
-    groups = [Group(found[key][0], n, tuple(found[key][1])) for n, key in enumerate(sorted(found))]
+    unmeasured = pd.DataFrame({"run": pd.Series(dtype=str), "value": pd.Series(dtype=float)})
+    groups = [
+        Group(group_name({name: one.settings[name] for name in named}), n, tuple(one.runs["run"]))
+        for n, one in enumerate(grouped(runs, columns, unmeasured))
+    ]
     if most is not None and len(groups) > most:
         raise StudyError(
             f"The columns {', '.join(columns)} make {len(groups)} groups of the {len(runs)} runs;"
@@ -130,12 +130,7 @@ def failed_runs(runs: Runs) -> set[str]:
 
 
 def curves_of(
-    runs: Runs,
-    groups: Sequence[Group],
-    metric: str,
-    per: str = "step",
-    *,
-    window: int = 1,
+    runs: Runs, groups: Sequence[Group], metric: str, per: str = "step", *, window: int = 1
 ) -> list[Curve]:
     """Returns the curves of those groups in which some run recorded the metric; may be none.
 
@@ -173,10 +168,7 @@ def curves_of(
 
 
 def curve_of(
-    group: Group,
-    values: pd.DataFrame,
-    places: pd.DataFrame,
-    limits: tuple[float, float] | None,
+    group: Group, values: pd.DataFrame, places: pd.DataFrame, limits: tuple[float, float] | None
 ) -> Curve:
     """Returns a curve of values and their places (points x runs) that lie inside ``limits``."""
     ends = stated_ends(*student_intervals(values), values, limits, fewest=BAND_FROM)
@@ -230,14 +222,10 @@ def draw_curve(
         known = np.pad(~np.isnan(curve.low), 1)
         alone = known[1:-1] & ~known[:-2] & ~known[2:]
         if alone.any():  # a band without width is invisible
-            ends = (values[alone] for values in (curve.place, curve.low, curve.high))
-            axes.vlines(*ends, **colour, linewidth=0.8, label="_lone interval")
-    axes.plot(
-        curve.place,
-        curve.mean,
-        **{"markevery": _marks(curve, drawstyle), "drawstyle": drawstyle, "zorder": 3} | style,
-        label="_mean",
-    )
+            place, low, high = (ends[alone] for ends in (curve.place, curve.low, curve.high))
+            axes.vlines(place, low, high, **colour, linewidth=0.8, label="_lone interval")
+    how: Any = {"markevery": _marks(curve, drawstyle), "drawstyle": drawstyle, "label": "_mean"}
+    axes.plot(curve.place, curve.mean, **({"zorder": 3} | how | style))
 
 
 def _marks(curve: Curve, drawstyle: str) -> tuple[float, float]:
@@ -311,18 +299,11 @@ def curve_note(runs: Runs, curves: Sequence[Curve], *parts: str, spread: bool = 
     ``parts`` are what else is to be said; ``spread``, whether bands and runs are drawn.
     """
     unit = unit_of(runs, [curve.values.columns for curve in curves])
-    counts = {curve.seeds for curve in curves}
-    every = f" (n = {next(iter(counts))})" if len(counts) == 1 else ""
-    said = [f"Line: mean over {unit}s{every}"]
     drawn = {run for curve in curves for run in curve.values.columns}
+    said = [f"Line: mean over {unit}s"]
     if spread:
-        each = np.concatenate([curve.values.notna().sum(axis=1).to_numpy() for curve in curves])
-        bands = [f"95% Student interval from {BAND_FROM} {unit}s on"] * bool(max(each) >= BAND_FROM)
-        bands += [f"range of fewer than {BAND_FROM}"] * bool(
-            ((each > 1) & (each < BAND_FROM)).any()
-        )
-        said += [f"thin: {unit}s", f"band: {', '.join(bands)}" if bands else "no bands of one"]
-        said += ["×: where a run failed"] * bool(drawn & failed_runs(runs))
+        said += [f"thin: {unit}s", f"band: 95% Student interval, of 2 to {BAND_FROM - 1} the range"]
+        said += ["×: where a run failed"] if drawn & failed_runs(runs) else []
     ends = runs.runs.set_index(runs.runs["run"].astype(str))["status"].loc[sorted(drawn)]
     unfinished = int((ends != "finished").sum())
     said += [f"{unfinished} of {len(runs)} runs did not finish"] if unfinished else []
@@ -332,26 +313,12 @@ def curve_note(runs: Runs, curves: Sequence[Curve], *parts: str, spread: bool = 
 
 
 def names_of(curves: Sequence[Curve]) -> dict[int, str]:
-    """Returns the name of each group by its number, with its runs' number where they differ."""
-    alike = len({curve.seeds for curve in curves}) == 1
-    return {
-        curve.group.number: curve.group.name + ("" if alike else f" (n = {curve.seeds})")
-        for curve in curves
-    }
+    """Returns the name of each group, with the number of its runs, by the group's number."""
+    return {one.group.number: f"{one.group.name} (n = {one.seeds})" for one in curves}
 
 
 def fullest(panels: Iterable[Sequence[Curve]]) -> list[Curve]:
     """Returns a curve of each group in some panel, that of the most runs, for the legend."""
-    best: dict[int, Curve] = {}
-    for curve in (curve for curves in panels for curve in curves):
-        found = best.setdefault(curve.group.number, curve)
-        if len(curve.values.columns) > len(found.values.columns):
-            best[curve.group.number] = curve
+    every = sorted(itertools.chain(*panels), key=lambda curve: len(curve.values.columns))
+    best = {curve.group.number: curve for curve in every}
     return [best[number] for number in sorted(best)]
-
-
-def _order(value: Any) -> tuple[int, Any]:
-    """Sorts numbers by value, then everything else as text, then what is missing."""
-    if pd.isna(value):
-        return (2, "")
-    return (0, value) if isinstance(value, Real) else (1, str(value))

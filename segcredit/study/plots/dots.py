@@ -1,7 +1,9 @@
-"""Dots with their intervals, a row of them for each of several things."""
+"""Dots with their intervals, a row of them for each of several things; a comparison of groups."""
 
-# matplotlib types little of what is used here.
+# pandas and matplotlib type little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
 
 from __future__ import annotations
 
@@ -11,10 +13,18 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from segcredit.study.plots.style import COLUMN, look, wrapped
+from segcredit.errors import StudyError
+from segcredit.records.tables import Runs, require_known
+from segcredit.study.plots.curves import groups_of, require_curves, unit_of
+from segcredit.study.plots.sheet import Canvas, sheet
+from segcredit.study.plots.style import COLUMN, PAGE, label, letters, look, wrapped
+from segcredit.study.statistics import compare, headline, run_values, summarise
+from segcredit.study.statistics.groups import columns_of, group_name, setting_text, varying
 
 MOST_KINDS = 14
 """Kinds of dots that can be told apart without colour: by marker, filled or open."""
@@ -23,6 +33,8 @@ _SPREAD, _APART = 0.76, 0.3
 _BEYOND, _USUAL = 0.5, 2.0
 """Stretch of the axis to each side by intervals, at most: a share of the range of the dots, or
 widths of the median interval, whichever is more."""
+_LEVEL = 0.05
+"""Of the tests."""
 _LARGE = 1e4
 """From which numbers on an axis are 10k."""
 
@@ -125,3 +137,96 @@ def _limits(dots: Sequence[Dot], mark: float | None) -> tuple[float, float]:
     low, high = max(low - beyond, min([low, *ends])), min(high + beyond, max([high, *ends]))
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin
+
+
+def comparison(
+    runs: Runs,
+    *,
+    metric: str = "accuracy",
+    by: Sequence[str] | str = ("method", "segmenter"),
+    baseline: str | None = None,
+    width: float = PAGE,
+    figure: Canvas | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws where groups end as dots with intervals, the highest on top, and their differences.
+
+    First the mean of the last recorded values over the runs of a group, with its 95% interval (of
+    two runs their range, of one nothing; of a share inside [0, 1]) and a tick a run. Then, beside
+    or below, the mean difference from one group over shared seeds, as ``compare`` of
+    ``segcredit.study.statistics`` has it: filled where the seeds separate the two after Holm's
+    correction, open where they do not. Judge by the differences: pairing by seed takes out what
+    seeds do to both. Where runs cannot be paired there are none, and the note says why.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        metric: a column of ``runs.steps``.
+        by: the columns of ``runs.runs`` whose values tell the groups apart.
+        baseline: the group that the others are compared with, its values joined by spaces; by
+            default the highest, the correction then being over all pairs.
+        width: in inches; ``COLUMN`` or ``PAGE``.
+        figure: a figure or subfigure to draw the panels into; best with layout="constrained".
+        ax: one panel, for the last values alone.
+
+    Raises:
+        StudyError: a column, the metric or the baseline is unknown, or no run recorded the metric.
+    """
+    columns = columns_of(runs, by)
+    ends = run_values(runs, metric)
+    require_curves(runs, ends["run"].tolist(), "comparison", f"'{metric}'")
+    last = dict(zip(ends["run"].astype(str), ends["value"], strict=True))
+    table: Any = summarise(runs, columns, metric).dropna(subset="mean")
+    table = table.sort_values("mean", ascending=False, kind="stable")
+    settings = table[columns].to_dict("records")
+    keys = [" ".join(map(setting_text, one.values())) for one in settings]
+    if baseline is not None:
+        require_known("group", [baseline], keys)
+    named = varying(runs, columns)
+    names = [group_name({name: one[name] for name in named}) for one in settings]
+    members = {group.name: group.runs for group in groups_of(runs, columns, most=None)}
+    dots = [
+        Dot(row, 0, *ends, points=[last[run] for run in members[names[row]] if run in last])
+        for row, ends in enumerate(zip(table["mean"], table["low"], table["high"], strict=True))
+    ]
+    pairs: Any = None
+    unit = unit_of(runs, members.values())
+    note = (
+        f"Dots: means; bars: 95% Student interval over {unit}s, of two their range; ticks: {unit}s."
+    )
+    unfinished = list(runs.runs["status"] != "finished").count(True)
+    note += f" {unfinished} of {len(runs)} runs did not finish." if unfinished else ""
+    try:
+        pairs = compare(runs, columns, metric, baseline=baseline) if ax is None else None
+    except StudyError as error:
+        note += f" No differences: {error}" if len(names) > 1 else ""
+    across = 1 if pairs is None or width < 1.5 * COLUMN else 2
+    shown = row_names(names, width)
+    height = rows_height(shown) * (1 if pairs is None else 2 // across)
+    described = f"{label(metric)} at the end by {', '.join(columns)}, and differences"
+    with sheet(width, height, described, figure=figure, ax=ax) as page:
+        panes = page.panels(1 if pairs is None else 2, across, sharey=True)
+        draw_dots(panes[0], dots, shown, mark=None)
+        panes[0].set_xlabel(f"{label(metric)} at the end")
+        if pairs is not None:
+            reference = baseline or keys[0]
+            draw_dots(panes[1], _differences(pairs, keys, reference), shown)
+            other = f"minus {names[keys.index(reference)]}, over shared seeds"
+            panes[1].set_xlabel(wrapped(other, letters(width / (across + 1))))
+            note += f" Minus: filled where the seeds separate the two (corrected p ≤ {_LEVEL})."
+        page.finish(headline(runs, columns, metric, label(metric)), note)
+    return page.figure
+
+
+def _differences(pairs: pd.DataFrame, keys: Sequence[str], reference: str) -> list[Dot]:
+    """Returns the difference of each other group from one."""
+    found: list[Dot] = []
+    for pair in pairs.to_dict("records"):
+        if reference in (pair["a"], pair["b"]):
+            ends = [pair[name] for name in ("difference", "low", "high")]
+            other = pair["b"]
+            if pair["b"] == reference:
+                other, ends = pair["a"], [-ends[0], -ends[2], -ends[1]]
+            if other in keys:
+                is_open = not pair["p_adjusted"] <= _LEVEL
+                found.append(Dot(keys.index(other), 0, *ends, is_open=is_open))
+    return found

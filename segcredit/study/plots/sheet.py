@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from segcredit.errors import StudyError
-from segcredit.study.plots.style import letters, look, styled, wrapped
+from segcredit.study.plots.style import STYLE, letters, look, styled, wrapped
 
 Canvas = Figure | SubFigure
 """What takes several panels: a figure, or a part of one."""
@@ -100,7 +100,7 @@ class Sheet:
         # With a height of its own the layout makes no room for it: ``_fit`` does.
         place: Any = {"x": 0.04 / inches, "y": 1.0 if self.is_own else None, "ha": "left"}
         above = self.canvas.suptitle(wrapped(title, letters(inches, 1.15)), va="top", **place)
-        text = wrapped(note, letters(inches, 0.78))
+        text = wrapped(note, letters(inches, 0.85))
         small: Any = {"x": 0.04 / inches, "ha": "left", "size": "small", "color": "0.3"}
         if self.is_own:
             below = self.figure.text(y=0.0, s=text, va="bottom", label="_note", **small)
@@ -154,7 +154,7 @@ def sheet(
     *,
     figure: Canvas | None = None,
     ax: Axes | None = None,
-) -> Iterator[Sheet]:
+) -> Generator[Sheet]:
     """Yields a sheet to draw on while the figures' style is in force.
 
     Args:
@@ -175,6 +175,7 @@ def sheet(
     with matplotlib.rc_context(styled()):
         given = ax.figure if ax is not None else figure
         if given is None:
+            height *= max(1.0, matplotlib.rcParams["font.size"] / STYLE["font.size"])
             own = Figure(figsize=(width, height), layout="constrained")
             own.set_label(label)
             yield Sheet(own, None, True)

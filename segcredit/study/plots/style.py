@@ -61,7 +61,8 @@ def styled() -> dict[Any, Any]:
     What differs from matplotlib's defaults was set by a style sheet, a ``matplotlibrc`` or the
     program, and holds.
     """
-    now, default = matplotlib.rcParams, matplotlib.rcParamsDefault
+    now: Any = matplotlib.rcParams
+    default: Any = matplotlib.rcParamsDefault
     return {name: value for name, value in STYLE.items() if now[name] == default[name]}
 
 
@@ -72,7 +73,7 @@ def label(metric: str) -> str:
 
 def colour_of(number: int) -> str:
     """Returns the colour of the group of a number: of ``PALETTE``, or of the user's own cycle."""
-    cycle = matplotlib.rcParams["axes.prop_cycle"]
+    cycle: Any = matplotlib.rcParams["axes.prop_cycle"]
     is_users = cycle != matplotlib.rcParamsDefault["axes.prop_cycle"] and "color" in cycle.keys
     colours = cycle.by_key()["color"] if is_users else PALETTE
     return colours[number % len(colours)]

@@ -1,4 +1,4 @@
-"""Figures of training: learning curves, stability, learned values, and the shapes of segments."""
+"""Figures of training: curves of what was measured, shapes of segments, maps of two settings."""
 
 # pandas and matplotlib type little of what is used here.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -7,13 +7,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from segcredit.errors import StudyError
 from segcredit.records.tables import Runs
 from segcredit.study.plots.curves import (
     MOST_SPREADS,
@@ -33,11 +39,12 @@ from segcredit.study.plots.curves import (
     require_curves,
     scale,
     spans_decades,
+    unit_of,
 )
 from segcredit.study.plots.sheet import Canvas, nothing, sheet
 from segcredit.study.plots.style import COLUMN, PAGE, colour_of, label, letters, wrapped
-from segcredit.study.statistics import headline, sentences
-from segcredit.study.statistics.groups import columns_of, varying
+from segcredit.study.statistics import FEWEST, headline, sentences, summarise
+from segcredit.study.statistics.groups import columns_of, setting_text, varying
 
 STABILITY = (
     "entropy",
@@ -52,12 +59,21 @@ _POINTS = 25
 """About how many points a line has where the caller names no window."""
 _MOST_MARKED = 12
 """Points up to which a line in a panel of its own has a marker at each."""
-_GREY = {"color": "0.78", "linewidth": 0.7, "zorder": 1}
+_GREY = {"color": "0.78", "linewidth": 0.7, "zorder": 1, "label": "_other"}
 LENGTHS = "segment lengths"
 """Name of the panel of lengths, which are over no steps."""
 _MOST_LENGTHS = 200
 """Most lengths at which a distribution is drawn; where more occur, these are spread evenly over
 their ranks."""
+_WIDTHS, _HEIGHT = (0.88, 1.5), 0.5
+"""The least and the most width of a field, and its height, in inches: three lines to read."""
+_NAMES = 1.0
+"""Inches for the names of the rows."""
+_NAME_LETTERS = 13
+"""In a line of a row's or column's name."""
+_SHADES = LinearSegmentedColormap.from_list("blues", ["#EAF2FA", "#6BAED6", "#08306B"])
+_DARK = 0.7
+"""The shade from which text on it is white."""
 
 
 def learning_curves(
@@ -241,9 +257,81 @@ def segment_shapes(
     return _metrics_figure(runs, panels, columns, named, width, figure)
 
 
+def heat_map(
+    runs: Runs,
+    *,
+    rows: str = "segmenter",
+    columns: str = "estimator",
+    metric: str = "accuracy",
+    width: float = COLUMN,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draws the last recorded value of a metric for every pair of two settings.
+
+    A field holds the mean over its runs, the 95% interval of that mean and the runs' number ``n``;
+    its shade is the mean, from the lowest of the map to the highest. The unit of the interval is
+    the run, normally a seed; where the runs of a field differ in more than the seed, such as in
+    the method, the note says so. A field without runs is hatched; one whose runs never recorded
+    the metric says that instead. Shades do not rank: compare the intervals.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        rows: the column of ``runs.runs`` whose values are the rows.
+        columns: the one whose values are the columns; another than ``rows``.
+        metric: a column of ``runs.steps``.
+        width: in inches, ``COLUMN`` or ``PAGE``. The figure is wider where its fields could not be
+            read otherwise, and less wide where they are few.
+        ax: the axes to draw into, without the note.
+
+    Raises:
+        StudyError: a column or the metric is unknown, both columns are the same, or no run
+            recorded the metric.
+    """
+    if rows == columns:
+        raise StudyError(
+            f"Both the rows and the columns of the heat map are {rows!r}; expected two different"
+            " config columns, such as 'segmenter' and 'estimator'."
+        )
+    down, across = (
+        [group.name for group in groups_of(runs, axis, most=None)] for axis in (rows, columns)
+    )
+    pairs = groups_of(runs, (rows, columns), most=None)
+    table: Any = summarise(runs, [rows, columns], metric)
+    require_curves(runs, table["mean"].dropna().tolist(), "heat map", f"'{metric}'")
+    fields = table.to_dict("records")
+    keys: Any = runs.runs[[rows, columns]].map(setting_text)
+    sizes = Counter(keys.itertuples(index=False, name=None))
+    least, most = (_NAMES + len(across) * field for field in _WIDTHS)
+    height = 0.5 + len(down) * _HEIGHT
+    named = f"Heat map of {label(metric)}: {rows} by {columns}"
+    with sheet(min(max(width, least), most), height, named, ax=ax) as page:
+        (axes,) = page.panels()
+        _draw_names(axes, down, across)
+        axes.set(xlabel=columns, ylabel=rows)
+        lowest, highest = table["mean"].min(), table["mean"].max()
+        digits = _digits([lowest, highest])
+        for field in fields:
+            pair = (setting_text(field[rows]), setting_text(field[columns]))
+            shade = (field["mean"] - lowest) / ((highest - lowest) or 1.0)
+            known = not math.isnan(shade)
+            ink = "white" if shade > _DARK else "black" if known else "0.3"
+            row, column = down.index(pair[0]), across.index(pair[1])
+            ground: Any = {"facecolor": _SHADES(shade) if known else "0.93", "edgecolor": "white"}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **ground, linewidth=1))
+            middle: Any = {"ha": "center", "va": "center", "size": "small", "color": ink}
+            axes.text(column, row, _numbers(field, sizes[pair], digits), **middle, linespacing=1.25)
+        unit = unit_of(runs, [group.runs for group in pairs])
+        mixed = "" if unit == "seed" else ", which may differ in more than the seed"
+        note = f"Mean, 95% Student interval over {unit}s{mixed}, and their number n."
+        hatched = " Hatched: no run." if len(fields) < len(down) * len(across) else ""
+        page.finish(headline(runs, (rows, columns), metric, label(metric)), note + hatched)
+    return page.figure
+
+
 def _window(runs: Runs, window: int | None) -> int:
     """Returns the window that was asked for, or one that leaves ``_POINTS`` of the longest run."""
-    return max(1, round(float(runs.steps["step"].max()) / _POINTS)) if window is None else window
+    longest: Any = runs.steps["step"].max()
+    return max(1, round(longest / _POINTS)) if window is None else window
 
 
 def _metrics_figure(
@@ -310,3 +398,32 @@ def _draw_lengths(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.set_xscale("log")
         number_decades(axes.xaxis, lengths)
         axes.set_xlim(lengths.min() / 1.2, lengths.max() * 1.2)
+
+
+def _draw_names(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Draws rows from above, columns from the left, hatched as long as nothing lies on them."""
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(range(len(columns)), [wrapped(name, _NAME_LETTERS) for name in columns])
+    axes.set_yticks(range(len(rows)), [wrapped(name, _NAME_LETTERS) for name in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    ground: Any = {"facecolor": "white", "edgecolor": "0.75", "hatch": "////", "linewidth": 0}
+    axes.add_patch(Rectangle((-0.5, -0.5), len(columns), len(rows), **ground, zorder=0))
+
+
+def _numbers(field: dict[Any, Any], all_runs: int, digits: int) -> str:
+    """Writes mean, interval and number of runs, a line each."""
+    measured = int(field["seeds"])
+    if not measured:
+        return f"not recorded\n(n = 0 of {all_runs})"
+    low, high = (f"{field[end]:.{digits}f}" for end in ("low", "high"))
+    interval = f"range {low}–{high}" if measured < FEWEST else f"[{low}, {high}]"
+    interval = "no interval" if measured == 1 else interval
+    number = f"n = {measured}" if measured == all_runs else f"n = {measured} of {all_runs}"
+    return f"{field['mean']:.{digits}f}\n{interval}\n{number}"
+
+
+def _digits(means: Sequence[float]) -> int:
+    """Counts the decimals that show three digits of the largest mean."""
+    largest = max(map(abs, means))
+    return min(8, max(0, 2 - math.floor(math.log10(largest)))) if largest else 2

@@ -29,7 +29,7 @@ _BOTH = {"wide": PAGE, "narrow": COLUMN}
 _PIXELS = 96
 """CSS pixels an inch."""
 _MOST_POINTS = 20_000
-"""Most points of single runs' lines in one figure; as vectors, half a megabyte."""
+"""Most points of thin lines in one figure; as vectors, half a megabyte."""
 
 Draw = Callable[[float], Figure]
 """Makes a figure, given its width in inches."""
@@ -139,9 +139,9 @@ def _image(figure: Figure, kind: str, prefix: str, *, outlines: bool) -> Image:
 
 
 def _lighten(figure: Figure) -> None:
-    """Makes the thin lines of single runs an image where they are many: a page is to stay small."""
+    """Makes thin lines an image where they are many: a page is to stay small."""
     lines: list[Any] = [line for axes in figure.axes for line in axes.lines]
-    single = [line for line in lines if line.get_label() in ("_seed", "_failed")]
+    single = [line for line in lines if line.get_label() in ("_seed", "_failed", "_other")]
     if sum(len(line.get_xydata()) for line in single) > _MOST_POINTS:
         for line in single:
             line.set_rasterized(True)

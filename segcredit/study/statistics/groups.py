@@ -111,7 +111,7 @@ def columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
 
 def varying(runs: Runs, columns: Sequence[str]) -> list[str]:
     """Returns those of some config columns that tell runs apart; all where none does."""
-    table = runs.runs[list(columns)].astype(object)
+    table: Any = runs.runs[list(columns)].astype(object)
     varied = [name for name in columns if table[name].nunique(dropna=False) > 1]
     return varied or list(columns)
 

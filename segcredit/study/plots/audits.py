@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from segcredit.credit_audit.metric_list import METRICS, SIGNALS, lift_name, with_references
@@ -30,6 +31,7 @@ NOT_CAUSAL = f"{DAGGER}: not causal, so that its baseline may bias the gradient.
 _KINDS = ("definition", "random cuts", "oracle")
 _BOUNDARIES = with_references("share_on_boundaries")
 _WITHIN = with_references("share_within")
+_KIND_OF = dict(zip([*_BOUNDARIES, *_WITHIN], [*_KINDS, *_KINDS[:2]], strict=True))
 
 
 def audit_intervals(
@@ -40,15 +42,14 @@ def audit_intervals(
     run: str = "",
     width: float = PAGE,
     figure: Canvas | None = None,
-    ax: Axes | None = None,
 ) -> Figure:
     """Draws a metric of an audit as dots with intervals: a row a segmenter, a mark an estimator.
 
     Each advantage scheme has a panel, all of one scale; metrics that no scheme has a part in have
-    one panel, those of the segmenter alone one marker. The segmenter with the highest mean of its
-    dots stands on top. The thin line is at what blind credit or chance has (0; 1 of ratios, see
-    ``MARKS``). A pair that was not audited, or has no such metric, leaves a gap. Two intervals that
-    do not overlap differ; two that do may differ as well:
+    one panel, those of the segmenter alone one marker. On top stands the segmenter with the highest
+    value of the first estimator in the first panel. The thin line is at what blind credit or chance
+    has (0; 1 of ratios, see ``MARKS``). A pair that was not audited, or has no such metric, leaves
+    a gap. Two intervals that do not overlap differ; two that do may differ as well:
     ``segcredit.credit_audit.metrics.difference``.
 
     Args:
@@ -59,30 +60,33 @@ def audit_intervals(
         run: which audit, where the table holds several.
         width: in inches; ``COLUMN`` or ``PAGE``.
         figure: a figure or subfigure to draw the panels into; best with layout="constrained".
-        ax: one panel, for an audit of one advantage scheme or a metric of none.
 
     Raises:
         StudyError: the table is empty or holds several audits of which none was named; the
-            metric, the place or the audit is unknown; no segmenter has the metric; there are more
-            estimators than can be told apart; or one panel was given for several schemes.
+            metric, the place or the audit is unknown; no segmenter has the metric; or there are
+            more estimators than can be told apart.
     """
     whole = _one_audit(audit, run)
     place = _place_of(whole, metric, at)
     rows = whole.loc[(whole["metric"] == metric) & (whole["at"] == place), :]
-    means = rows.groupby(rows["segmenter"].astype(object), sort=False)["value"].mean()
-    names = _sorted(marked_segmenters(rows), means)
-    estimators, schemes = in_order(rows["estimator"]), in_order(rows["advantage"]) or [""]
-    _require_drawable(metric, names, estimators, schemes, ax)
-    panels: dict[str, list[Dot]] = {scheme: [] for scheme in schemes}
-    for one in rows.to_dict("records"):
-        scheme = "" if pd.isna(one["advantage"]) else str(one["advantage"])
-        kind = 0 if pd.isna(one["estimator"]) else estimators.index(str(one["estimator"]))
-        panels[scheme].append(_dot(one, list(names).index(str(one["segmenter"])), kind))
+    if not marked_segmenters(rows):
+        raise StudyError(
+            f"The metric {metric!r} is of no segmenter, so that there are no rows to draw; expected"
+            " one such as 'correlation' or 'share_on_boundaries'. Those of the policy's signals"
+            " are drawn by 'lift_curves'."
+        )
+    estimators = in_order(rows["estimator"])
+    if len(estimators) > MOST_KINDS:
+        raise StudyError(
+            f"There are {len(estimators)} estimators; expected at most {MOST_KINDS}, which can be"
+            " told apart. Draw a part of the table: audit[audit['estimator'].isin([...])]."
+        )
+    panels, kinds = (rows[name].astype(object).fillna("") for name in ("advantage", "estimator"))
     said = f"{label(metric)} ({place})" if place else label(metric)
-    how: Any = {"names": names, "kinds": estimators, "axis": said, "by": "estimator"}
-    how |= {"mark": MARKS.get(metric, 0.0), "title": _extremes(rows, said)}
+    how: Any = {"kinds": estimators, "by": "estimator", "mark": MARKS.get(metric, 0.0)}
+    how |= {"axis": said, "title": _extremes(rows, said)}
     named = f"{said} by segmenter, estimator and advantage"
-    return _dots_figure(rows, panels, named, width, figure, ax, **how)
+    return _dots_figure(rows.assign(panel=panels, kind=kinds), named, width, figure, **how)
 
 
 def movement_shares(
@@ -120,27 +124,18 @@ def movement_shares(
             " 'share_on_boundaries'. Usually a part of it was chosen that leaves them out."
         )
     require_known("side of a boundary (fork)", [fork], [at for at in in_order(rows["at"]) if at])
-    own = rows.loc[(rows["metric"] == _BOUNDARIES[0]) & (rows["at"] == fork), :]
-    names = _sorted(marked_segmenters(rows), own.set_index("segmenter")["value"])
-    panels: dict[str, list[Dot]] = {}
-    for title, metrics, at in (
-        (f"on boundaries ({fork})", _BOUNDARIES, fork),
-        ("inside segments", _WITHIN, ""),
-    ):
-        chosen = rows.loc[rows["metric"].isin(metrics) & (rows["at"] == at), :]
-        panels[title] = [
-            _dot(one, list(names).index(str(one["segmenter"])), metrics.index(str(one["metric"])))
-            for one in chosen.to_dict("records")
-        ]
-    first = {(dot.row, dot.kind): dot for dot in panels[f"on boundaries ({fork})"]}
-    ahead = sum(dot.low > first[row, 1].high for (row, kind), dot in first.items() if kind == 0)
-    how: Any = {"names": names, "kinds": _KINDS, "axis": "share of squared value change"}
-    how |= {
-        "title": f"{ahead} of {len(names)} definitions cut where the value moves more than"
-        " random cuts do"
-    }
+    on, inside = f"on boundaries ({fork})", "inside segments"
+    metrics = rows["metric"].astype(str)
+    kinds = metrics.map(_KIND_OF)
+    rows = rows.assign(panel=metrics.isin(_BOUNDARIES).map({True: on, False: inside}), kind=kinds)
+    rows = rows.loc[(rows["at"] == fork) | (rows["panel"] == inside), :]
+    own = rows.loc[rows["panel"] == on, :]
+    ends = own.pivot(index="segmenter", columns="kind", values=["low", "high"])
+    ahead = list(ends["low", _KINDS[0]] > ends["high", _KINDS[1]]).count(True)
+    title = f"{ahead} of {len(ends)} definitions cut where the value moves more than random cuts do"
+    how: Any = {"kinds": _KINDS, "axis": "share of squared value change", "title": title}
     named = "Share of the true squared value change on boundaries and inside segments"
-    return _dots_figure(rows, panels, named, width, figure, None, **how)
+    return _dots_figure(rows, named, width, figure, **how)
 
 
 def lift_curves(
@@ -249,30 +244,38 @@ def interval_note(rows: pd.DataFrame, is_cut: bool, *parts: str) -> str:
 
 def _dots_figure(
     rows: pd.DataFrame,
-    panels: Mapping[str, Sequence[Dot]],
     named: str,
     width: float,
     figure: Canvas | None,
-    ax: Axes | None,
     *,
-    names: Mapping[str, str],
     kinds: Sequence[str],
     axis: str,
     title: str,
     by: str = "",
     mark: float = 0.0,
 ) -> Figure:
-    """Draws a panel of dots for each title, all on one scale, with a row for each name."""
+    """Draws the rows' dots, in the panel and of the kind that two more columns name.
+
+    All panels are on one scale; segmenters are sorted by their mean in the first.
+    """
+    panels = in_order(rows["panel"])
+    first = rows.loc[(rows["panel"] == panels[0]) & (rows["kind"] == rows["kind"].iloc[0]), :]
+    means = first.groupby(first["segmenter"].astype(str))["value"].mean().dropna()
+    segmenters = marked_segmenters(rows)
+    order = sorted(segmenters, key=lambda name: -means.get(name, -math.inf))
+    shown, count = row_names([segmenters[name] for name in order], width), max(len(kinds), 1)
+    dots: dict[str, list[Dot]] = {panel: [] for panel in panels}
+    for row in rows.to_dict("records"):
+        dots[row["panel"]].append(_dot(row, order, kinds))
+    everything = list(itertools.chain(*dots.values()))
     across = min(len(panels), 2 if width < 1.5 * COLUMN else 4)
-    shown, count = row_names(names.values(), width), max(len(kinds), 1)
     height = -(-len(panels) // across) * rows_height(shown, count)
-    everything = [dot for dots in panels.values() for dot in dots]
-    with sheet(width, height, named, figure=figure, ax=ax) as page:
+    with sheet(width, height, named, figure=figure) as page:
         panes = page.panels(len(panels), across, sharex=True, sharey=True)
         cuts: list[bool] = []
-        for number, (axes, (scheme, dots)) in enumerate(zip(panes, panels.items(), strict=True)):
-            cuts += [draw_dots(axes, dots, shown, kinds=count, mark=mark, scale=everything)]
-            axes.set_title(wrapped(scheme, letters(width / (across + 1))))
+        for number, (axes, panel) in enumerate(zip(panes, panels, strict=True)):
+            cuts += [draw_dots(axes, dots[panel], shown, kinds=count, mark=mark, scale=everything)]
+            axes.set_title(wrapped(panel, letters(width / (across + 1))))
             if number + across >= len(panels):
                 axes.set_xlabel(wrapped(axis, letters(width / (across + 1))))
         note = interval_note(rows, any(cuts), f"thin line: {mark:g}")
@@ -280,23 +283,18 @@ def _dots_figure(
     return page.figure
 
 
-def _dot(row: Mapping[Any, Any], place: int, kind: int) -> Dot:
+def _dot(row: Mapping[Any, Any], segmenters: Sequence[str], kinds: Sequence[str]) -> Dot:
     """Returns one row of an audit's table as a dot; the ends of a share stay inside [0, 1]."""
     value, low, high = (float(row[name]) for name in ("value", "low", "high"))
     if "share" in str(row["metric"]).split("_"):  # an estimate corrected for noise may be below 0
         low, high = max(low, min(value, 0.0)), min(high, max(value, 1.0))
-    return Dot(place, kind, value, low, high)
-
-
-def _sorted(names: Mapping[str, str], values: pd.Series) -> dict[str, str]:
-    """Returns segmenters by a value, the highest first; without one, last."""
-    found = {str(name): -value for name, value in values.items() if not pd.isna(value)}
-    return {name: names[name] for name in sorted(names, key=lambda name: found.get(name, 1e300))}
+    kind = kinds.index(row["kind"]) if row["kind"] in kinds else 0
+    return Dot(segmenters.index(str(row["segmenter"])), kind, value, low, high)
 
 
 def _extremes(rows: pd.DataFrame, said: str) -> str:
     """Returns the title of a figure: where a metric is highest and lowest."""
-    known = rows.dropna(subset="value").sort_values("value")
+    known: Any = rows.dropna(subset="value").sort_values("value")
     if len(known) < 2:
         return said
     ends: list[str] = []
@@ -304,34 +302,9 @@ def _extremes(rows: pd.DataFrame, said: str) -> str:
         row = known.iloc[place]
         keys = [row[key] for key in ("segmenter", "estimator", "advantage")]
         keys = keys if known["advantage"].nunique() > 1 else keys[:2]
-        shown = ", ".join(str(key) for key in keys if not pd.isna(key))
+        shown = ", ".join(in_order(keys))
         ends.append(f"with {shown} ({row['value']:.2g})")
     return f"{said[:1].upper()}{said[1:]} is highest {ends[0]}, lowest {ends[1]}"
-
-
-def _require_drawable(
-    metric: str,
-    names: Mapping[str, str],
-    estimators: Sequence[str],
-    schemes: Sequence[str],
-    ax: Axes | None,
-) -> None:
-    if not names:
-        raise StudyError(
-            f"The metric {metric!r} is of no segmenter, so that there are no rows to draw; expected"
-            " one such as 'correlation' or 'share_on_boundaries'. Those of the policy's signals"
-            " are drawn by 'lift_curves'."
-        )
-    if len(estimators) > MOST_KINDS:
-        raise StudyError(
-            f"There are {len(estimators)} estimators; expected at most {MOST_KINDS}, which can be"
-            " told apart. Draw a part of the table: audit[audit['estimator'].isin([...])]."
-        )
-    if ax is not None and len(schemes) > 1:
-        raise StudyError(
-            f"The audit has {len(schemes)} advantage schemes ({', '.join(schemes)}), a panel each;"
-            " expected one for ax=. Give figure= instead, or draw a part of the table."
-        )
 
 
 def _require_rows(audit: pd.DataFrame) -> None:

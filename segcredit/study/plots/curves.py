@@ -218,6 +218,7 @@ def draw_curve(
     if spread:
         step = "post" if drawstyle == "steps-post" else None
         band: Any = {**colour, "label": "_interval", "alpha": 0.15, "linewidth": 0, "step": step}
+        band |= {"zorder": 0.9}  # below all lines
         axes.fill_between(curve.place, curve.low, curve.high, **band)
         known = np.pad(~np.isnan(curve.low), 1)
         alone = known[1:-1] & ~known[:-2] & ~known[2:]

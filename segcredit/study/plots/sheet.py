@@ -86,7 +86,7 @@ class Sheet:
             beside: whether the legend may be beside the panels.
             style: how a group of a number is drawn.
         """
-        inches = self.canvas.bbox.width / self.figure.dpi
+        inches = (self.axes or self.canvas).bbox.width / self.figure.dpi
         handles = [Line2D([], [], **style(number)) for number in names or {}]
         shown = [wrapped(name, 26) for name in (names or {}).values()]
         # The handle is long enough for a whole period of the longest dashes.

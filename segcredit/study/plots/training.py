@@ -59,7 +59,7 @@ _POINTS = 25
 """About how many points a line has where the caller names no window."""
 _MOST_MARKED = 12
 """Points up to which a line in a panel of its own has a marker at each."""
-_GREY = {"color": "0.78", "linewidth": 0.7, "zorder": 1, "label": "_other"}
+_GREY = {"color": "0.78", "linewidth": 0.7, "zorder": 1.9, "label": "_other"}
 LENGTHS = "segment lengths"
 """Name of the panel of lengths, which are over no steps."""
 _MOST_LENGTHS = 200
@@ -330,7 +330,7 @@ def heat_map(
 
 def _window(runs: Runs, window: int | None) -> int:
     """Returns the window that was asked for, or one that leaves ``_POINTS`` of the longest run."""
-    longest: Any = runs.steps["step"].max()
+    longest = np.nan_to_num(runs.steps["step"].max())
     return max(1, round(longest / _POINTS)) if window is None else window
 
 

@@ -99,14 +99,15 @@ class Sheet:
             return
         # With a height of its own the layout makes no room for it: ``_fit`` does.
         place: Any = {"x": 0.04 / inches, "y": 1.0 if self.is_own else None, "ha": "left"}
-        above = self.canvas.suptitle(wrapped(title, letters(inches, 1.15)), va="top", **place)
-        text = wrapped(note, letters(inches, 0.85))
+        above = self.canvas.suptitle(title, va="top", **place)
+        _wrap(above, title, inches)
         small: Any = {"x": 0.04 / inches, "ha": "left", "size": "small", "color": "0.3"}
         if self.is_own:
-            below = self.figure.text(y=0.0, s=text, va="bottom", label="_note", **small)
+            below = self.figure.text(y=0.0, s=note, va="bottom", label="_note", **small)
+            _wrap(below, note, inches)
             self._fit(above, below, how, beside=beside and inches >= _BESIDE_FROM)
             return
-        self.canvas.supxlabel(text, **small)
+        _wrap(self.canvas.supxlabel(note, **small), note, inches)
         if handles:
             self.canvas.legend(loc="outside right upper", **how)
 
@@ -187,6 +188,15 @@ def nothing(axes: Axes, text: str) -> None:
     """Draws an empty panel that says why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
     axes.set(xticks=[], yticks=[])
+
+
+def _wrap(text: Text, words: str, inches: float) -> None:
+    """Breaks a text into as few lines as a width takes."""
+    count = letters(inches, 0.75)
+    text.set_text(wrapped(words, count))
+    while count > 10 and _inches(text).width > inches - 0.1:
+        count -= 2
+        text.set_text(wrapped(words, count))
 
 
 def _inches(artist: Any) -> Any:

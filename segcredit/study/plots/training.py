@@ -119,7 +119,7 @@ def learning_curves(
     title = headline(runs, columns, metric, label(metric))
     across = min(len(curves), 2 if width < 1.5 * COLUMN else 3 if len(curves) in (5, 6, 9) else 4)
     last = (len(curves) - 1) // across * across
-    height = max(1.2, 0.66 * width / across) * (last // across + 1)
+    height = max(1.35, 0.66 * width / across) * (last // across + 1)
     named = f"Learning curves: {label(metric)} over {label(per)} by {', '.join(columns)}"
     with sheet(width, height, named, figure=figure, ax=ax) as page:
         if ax is not None:

@@ -1,10 +1,5 @@
 """Figures of audits: credit and movement by segmenter, and Lift of the policy's signals."""
 
-# pandas and matplotlib type little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false
-
 from __future__ import annotations
 
 import itertools
@@ -19,7 +14,7 @@ from segcredit.credit_audit.metric_list import METRICS, SIGNALS, lift_name, with
 from segcredit.errors import StudyError
 from segcredit.records.tables import require_known
 from segcredit.study.plots.dots import MOST_KINDS, Dot, dot_style, draw_dots, row_names, rows_height
-from segcredit.study.plots.sheet import Canvas, sheet
+from segcredit.study.plots.sheet import Canvas, room, sheet
 from segcredit.study.plots.style import COLUMN, LOOKS, PAGE, label, letters, look, wrapped
 
 MARKS = {one.name: one.chance for one in METRICS if isinstance(one.chance, float)}
@@ -181,7 +176,7 @@ def lift_curves(
             f"There are {len(runs)} audits; expected at most {LOOKS}, which can be told apart."
             " Choose some: audit[audit['run'].isin([...])]."
         )
-    across = len(names) if width > 1.5 * COLUMN else 1
+    across = len(names) if room(width, figure) > 1.5 * COLUMN else 1
     named = "Lift over quantiles of the policy's signals"
     with sheet(width, 2.0 * len(names) / across, named, figure=figure) as page:
         panes = page.panels(len(names), across, sharey=True)
@@ -198,10 +193,9 @@ def lift_curves(
             if number % across == 0:
                 axes.set_ylabel("Lift (jumps)" if of_jumps else "Lift")
         top = rows.sort_values("value").iloc[-1]
-        title = (
-            f"The value moves up to {top['value']:.3g} times as much as on average: above quantile"
-            f" {top['at']} of {names[str(top['metric'])]}"
-        )
+        what = "Jumps of the value are" if of_jumps else "The squared value change is"
+        where = f"above quantile {top['at']} of {names[str(top['metric'])]}"
+        title = f"{what} up to {top['value']:.3g} times the average: {where}"
         note = interval_note(rows, False, "thin line: 1, chance").replace("Bars", "Bands")
         page.finish(title, note, dict(enumerate(runs)) if len(runs) > 1 else {}, "audit")
     return page.figure
@@ -227,13 +221,7 @@ def units_of(rows: pd.DataFrame) -> str:
 
 
 def interval_note(rows: pd.DataFrame, is_cut: bool, *parts: str) -> str:
-    """Returns the sentence below a figure: its intervals' units, and what else is to be said.
-
-    Args:
-        rows: those that are drawn.
-        is_cut: whether an interval goes on beyond the frame.
-        parts: what else.
-    """
+    """Returns the sentence below a figure: its intervals' units, whether one is cut, and parts."""
     unit = units_of(rows)
     said = [f"Bars: the audit's intervals over {unit}" if unit else "No intervals"]
     said += ["where one reaches the frame, it goes on"] if is_cut else []
@@ -256,9 +244,9 @@ def _dots_figure(
 ) -> Figure:
     """Draws the rows' dots, in the panel and of the kind that two more columns name.
 
-    All panels are on one scale; segmenters are sorted by their mean in the first.
+    All panels are on one scale; segmenters are sorted by the first kind in the first panel.
     """
-    panels = in_order(rows["panel"])
+    panels, width = in_order(rows["panel"]), room(width, figure)
     first = rows.loc[(rows["panel"] == panels[0]) & (rows["kind"] == rows["kind"].iloc[0]), :]
     means = first.groupby(first["segmenter"].astype(str))["value"].mean().dropna()
     segmenters = marked_segmenters(rows)

@@ -4,10 +4,6 @@ Letters: ``T`` tokens, ``E`` = T + 1 states (before each token, and the end), ``
 truth.
 """
 
-# matplotlib types little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import itertools
@@ -242,7 +238,7 @@ def _note(
     if credit:
         parts += [f"bars: true advantage, lines: credit, {scale}"]
     parts += [f"one token in {every} is named"] if every > 1 else []
-    signs = dict.fromkeys(sign for token in tokens for sign in map(_SIGNS.get, token) if sign)
-    names = {"↵": "newline", "⇥": "tab"}
-    parts += [f"{sign}: {names[sign]}" for sign in signs]
+    letters = set("".join(tokens))
+    parts += ["↵: newline"] if letters & {"\n", "\r"} else []
+    parts += ["⇥: tab"] if "\t" in letters else []
     return "; ".join(parts) + "."

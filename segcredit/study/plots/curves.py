@@ -1,10 +1,5 @@
 """A metric of groups of runs over training: mean, interval and seeds, computed and drawn."""
 
-# pandas ships no types, and matplotlib types little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
-
 from __future__ import annotations
 
 import itertools

@@ -1,10 +1,5 @@
 """Dots with their intervals, a row of them for each of several things; a comparison of groups."""
 
-# pandas and matplotlib type little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
-
 from __future__ import annotations
 
 import math
@@ -21,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from segcredit.errors import StudyError
 from segcredit.records.tables import Runs, require_known
 from segcredit.study.plots.curves import groups_of, require_curves, unit_of
-from segcredit.study.plots.sheet import Canvas, sheet
+from segcredit.study.plots.sheet import Canvas, room, sheet
 from segcredit.study.plots.style import COLUMN, PAGE, label, letters, look, wrapped
 from segcredit.study.statistics import compare, headline, run_values, summarise
 from segcredit.study.statistics.groups import columns_of, group_name, setting_text, varying
@@ -83,18 +78,9 @@ def draw_dots(
 ) -> bool:
     """Draws a panel of dots and intervals, with a row for each name, kinds one below the other.
 
-    Each artist's label says which it is: _dot, _interval, _point, _mark or _part.
-
-    Args:
-        axes: where.
-        dots: NaN values are left out.
-        names: of the rows, from above, as ``row_names`` gives them.
-        kinds: how many dots a row may have.
-        mark: the number at which a thin line is; None for no line.
-        scale: dots whose numbers are on the axis as well, such as those of other panels.
-
-    Returns:
-        Whether some interval goes on beyond the frame.
+    Each artist's label says which it is: _dot, _interval, _point, _mark or _part. Dots of NaN are
+    left out; ``mark`` is where a thin line is; ``scale``, dots of other panels on the same axis.
+    Returns whether some interval goes on beyond the frame.
     """
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names)
@@ -199,6 +185,7 @@ def comparison(
         pairs = compare(runs, columns, metric, baseline=baseline) if ax is None else None
     except StudyError as error:
         note += f" No differences: {error}" if len(names) > 1 else ""
+    width = room(width, figure)
     across = 1 if pairs is None or width < 1.5 * COLUMN else 2
     shown = row_names(names, width)
     height = rows_height(shown) * (1 if pairs is None else 2 // across)

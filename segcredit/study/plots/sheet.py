@@ -1,9 +1,5 @@
 """The paper a figure is drawn on: its panels, title, legend and note."""
 
-# matplotlib types little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
@@ -76,15 +72,9 @@ class Sheet:
         """Adds title, legend and note, makes room for them, and fixes the layout.
 
         Of the caller's axes the title and the legend are those of the axes, and no note is added;
-        of the caller's figure the layout stays theirs, and "constrained" makes the room.
-
-        Args:
-            title: what was found, in a sentence.
-            note: what the figure shows, in a sentence below it.
-            names: those in the legend, by number of the group.
-            by: the legend's title.
-            beside: whether the legend may be beside the panels.
-            style: how a group of a number is drawn.
+        of the caller's figure the layout stays theirs, and "constrained" makes the room. ``names``
+        are those in the legend by number of the group, ``by`` is its title; it may stand beside
+        the panels or only below. ``style`` says how a group of a number is drawn.
         """
         inches = (self.axes or self.canvas).bbox.width / self.figure.dpi
         handles = [Line2D([], [], **style(number)) for number in names or {}]
@@ -156,14 +146,10 @@ def sheet(
     figure: Canvas | None = None,
     ax: Axes | None = None,
 ) -> Generator[Sheet]:
-    """Yields a sheet to draw on while the figures' style is in force.
+    """Yields a sheet to draw on, of our own or the caller's, while the figures' style is in force.
 
-    Args:
-        width: of a figure of our own, in inches.
-        height: of its panels, in inches; title, legend and note come on top.
-        label: names the figure to those who do not see it.
-        figure: the caller's, or a part of it, to draw into.
-        ax: the caller's only panel.
+    Width and height are of the panels of a figure of our own, in inches; title, legend and note
+    come on top. ``label`` names the figure to those who do not see it.
 
     Raises:
         StudyError: the width is below an inch, or no number.
@@ -182,6 +168,11 @@ def sheet(
             yield Sheet(own, None, True)
         else:
             yield Sheet(given, ax, False)
+
+
+def room(width: float, figure: Canvas | None) -> float:
+    """Returns the width to draw in, in inches: of the caller's figure, where there is one."""
+    return width if figure is None else figure.bbox.width / figure.get_figure(root=True).dpi
 
 
 def nothing(axes: Axes, text: str) -> None:

@@ -1,9 +1,5 @@
 """Style of the figures: sizes, fonts, colours, and what tells groups apart."""
 
-# matplotlib types little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import re

@@ -1,10 +1,5 @@
 """Figures of training: curves of what was measured, shapes of segments, maps of two settings."""
 
-# pandas and matplotlib type little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
-
 from __future__ import annotations
 
 import math
@@ -41,7 +36,7 @@ from segcredit.study.plots.curves import (
     spans_decades,
     unit_of,
 )
-from segcredit.study.plots.sheet import Canvas, nothing, sheet
+from segcredit.study.plots.sheet import Canvas, nothing, room, sheet
 from segcredit.study.plots.style import COLUMN, PAGE, colour_of, label, letters, wrapped
 from segcredit.study.statistics import FEWEST, headline, sentences, summarise
 from segcredit.study.statistics.groups import columns_of, setting_text, varying
@@ -105,8 +100,8 @@ def learning_curves(
         per: the horizontal axis: "step", "tokens_sampled" or "cpu_seconds".
         width: in inches; ``COLUMN`` or ``PAGE``.
         figure: a figure or subfigure to draw the panels into; best with layout="constrained".
-        ax: one panel for all groups, with a legend and without a note. Of more than three groups it
-            shows the means alone, since bands would cover each other.
+        ax: one panel for all groups, with a legend and no note; of more than three the means alone,
+            since bands would cover each other.
 
     Raises:
         StudyError: the metric, a column or the cost is unknown, or nothing was recorded.
@@ -117,9 +112,10 @@ def learning_curves(
     require_curves(runs, curves, "learning curves", wanted)
     names, failed = names_of(curves), failed_runs(runs)
     title = headline(runs, columns, metric, label(metric))
+    width = room(width, figure)
     across = min(len(curves), 2 if width < 1.5 * COLUMN else 3 if len(curves) in (5, 6, 9) else 4)
     last = (len(curves) - 1) // across * across
-    height = max(1.35, 0.66 * width / across) * (last // across + 1)
+    height = min(2.6, max(1.35, 0.66 * width / across)) * (last // across + 1)
     named = f"Learning curves: {label(metric)} over {label(per)} by {', '.join(columns)}"
     with sheet(width, height, named, figure=figure, ax=ax) as page:
         if ax is not None:
@@ -330,7 +326,7 @@ def heat_map(
 
 def _window(runs: Runs, window: int | None) -> int:
     """Returns the window that was asked for, or one that leaves ``_POINTS`` of the longest run."""
-    longest = np.nan_to_num(runs.steps["step"].max())
+    longest: Any = np.nan_to_num(runs.steps["step"].max())
     return max(1, round(longest / _POINTS)) if window is None else window
 
 
@@ -344,7 +340,7 @@ def _metrics_figure(
     window: int = 1,
 ) -> Figure:
     """Draws a panel a metric, with title, note and legend; the title is of the first recorded."""
-    is_wide, drawn = width >= 1.5 * COLUMN, fullest(panels.values())
+    is_wide, drawn = room(width, figure) >= 1.5 * COLUMN, fullest(panels.values())
     few = len(panels) == 2
     across = (2 if is_wide else 1) if few else (3 if is_wide else 2)
     height = (2.1 if is_wide else 1.8) if few else 1.3

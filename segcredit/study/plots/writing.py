@@ -1,8 +1,5 @@
 """Figures as files for a paper and as SVG for a page; the same figure gives the same bytes."""
 
-# matplotlib types little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import hashlib
@@ -37,8 +34,7 @@ _ID = re.compile(r'(\sid="|href="#|url\(#)')
 def save(figure: Figure, path: Path | str, *, outlines: bool = True) -> Path:
     """Writes a figure to a file, whole or not at all; its extension is .pdf, .svg or .png.
 
-    Fonts are embedded as TrueType in PDF. The same figure gives the
-    same bytes: no date is stored.
+    Fonts are embedded as TrueType in PDF. The same figure gives the same bytes: no date is stored.
 
     Args:
         figure: as the functions of this package return it, or any other of matplotlib's.

@@ -9,10 +9,11 @@ import matplotlib as mpl
 import pytest
 
 from segcredit.records.run_directory import RunRecords
+from segcredit.records.tables import read_runs
 from segcredit.study.statistics import student_interval
 
 PAGE = Path(__file__).parent.parent / "docs" / "analyse.md"
-(CODE,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+CODE, READY_MADE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def accuracy(segmenter: str, seed: int, step: int) -> float:
@@ -28,7 +29,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             run = RunRecords.create(tmp_path / "runs" / f"{segmenter}{seed}", config, {})
             for step in range(7):
                 value = None if step % 2 else accuracy(segmenter, seed, step)
-                run.metrics({"step": step, "accuracy": value})
+                run.metrics({"step": step, "accuracy": value, "tokens_sampled": 100 * step})
             run.finish()
     monkeypatch.chdir(tmp_path)
     backend = mpl.get_backend()
@@ -73,3 +74,10 @@ def test_the_lines_of_the_text_are_true() -> None:
     runs = segcredit.read_runs("runs")
     differing = runs.runs.drop(columns="run").nunique()
     assert differing[differing > 1].to_dict() == {"seed": 3, "segmenter": 2}
+
+
+@pytest.mark.usefixtures("grid")
+def test_the_ready_made_figures_are_drawn_from_the_same_runs() -> None:
+    made: dict = {"runs": read_runs("runs")}
+    exec(READY_MADE, made)
+    assert Path("comparison.pdf").read_bytes().startswith(b"%PDF")

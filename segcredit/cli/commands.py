@@ -298,7 +298,8 @@ def results(
         str, typer.Option(help="What --export writes; another table: runs, steps, ...")
     ] = "summary",
     figure: Annotated[
-        Path | None, typer.Option(help="Also draw learning curves (PNG, PDF or SVG).")
+        Path | None,
+        typer.Option(help="Also draw learning curves, or with --compare, groups (PNG, ...)."),
     ] = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Leave out runs with damaged files.")
@@ -337,10 +338,11 @@ def results(
         for sentence in found["comparison"]["finding"]:
             out.print(_escaped(sentence), soft_wrap=True, highlight=False)
     if figure is not None:
-        from segcredit.study.plots import learning_curves, save
+        from segcredit.study.plots import comparison, learning_curves, save
 
-        drawn = save(learning_curves(runs, metric=metric, by=columns), figure)
-        out.print(f"Learning curves: {drawn}", soft_wrap=True, highlight=False)
+        draw, what = (comparison, "Comparison") if compare else (learning_curves, "Learning curves")
+        drawn = save(draw(runs, metric=metric, by=columns), figure)
+        out.print(f"{what}: {drawn}", soft_wrap=True, highlight=False)
     if export is not None:
         written = write_table(table_of(runs, table, found), export)
         out.print(f"Table {table}: {written}", soft_wrap=True, highlight=False)

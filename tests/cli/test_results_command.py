@@ -174,3 +174,14 @@ def test_a_damaged_run_is_refused_or_left_out(
     assert "0.600" in shown  # of run0 and run2
     (row,) = (words for words in lines_of(shown) if words and words[0] == "a")
     assert row[:3] == ["a", "0.600", "0.600"]
+
+
+def test_with_compare_the_figure_is_the_comparison(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by = ["--by", "segmenter,estimator"]
+    for compared, said in ((["--compare"], "Comparison: "), ([], "Learning curves: ")):
+        figure = tmp_path / f"{len(compared)}.svg"
+        assert call("results", grid, *by, *compared, "--figure", figure) == 0
+        assert f"{said}{figure}" in capsys.readouterr().out
+        assert ("and differences" in figure.read_text()) == bool(compared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ def test_what_users_wrote_is_shown_and_never_run(
     assert page.tags["figure"] == 8
     assert EVIL in page.of("audit-1-credit")
     assert f"to the prompt {EVIL}" in page.of("audit-1-completions")
-    assert "1337" not in page.source
+    assert "1337" not in re.sub(r"\d*\.\d+", "", page.source)  # not those of coordinates
     assert "\x00" not in page.source
     assert not any(name.startswith("on") for name, _ in page.attributes)
 

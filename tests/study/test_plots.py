@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -29,7 +30,9 @@ from segcredit.records.tables import Runs, read_runs
 from segcredit.study.plots import (
     COLUMN,
     PAGE,
+    PALETTE,
     as_svg,
+    comparison,
     heat_map,
     learning_curves,
     save,
@@ -37,11 +40,9 @@ from segcredit.study.plots import (
     stability,
     value_consistency,
 )
-from segcredit.study.plots.curves import curves_of
-from segcredit.study.plots.drawing import draw_curve
-from segcredit.study.plots.groups import groups_of
+from segcredit.study.plots.curves import curves_of, draw_curve, groups_of
 from segcredit.study.plots.style import LOOKS, look, wrapped
-from segcredit.study.statistics import bootstrap_interval, student_interval, summarise
+from segcredit.study.statistics import compare, headline, student_interval, summarise
 
 DRAW: dict[str, Callable[..., Figure]] = {
     "learning curves": learning_curves,
@@ -49,6 +50,7 @@ DRAW: dict[str, Callable[..., Figure]] = {
     "stability": stability,
     "value consistency": value_consistency,
     "segment shapes": segment_shapes,
+    "comparison": comparison,
 }
 
 
@@ -115,10 +117,8 @@ def row(step: int, method: str, number: int, rng: np.random.Generator) -> dict[s
     return found
 
 
-def slow(
-    runs: Runs, by: str, metric: str, interval: Any = student_interval
-) -> dict[str, dict[int, tuple[float, float, float]]]:
-    """Mean and interval by group and step, from the files, one value at a time."""
+def slow(runs: Runs, by: str, metric: str) -> dict[str, dict[int, tuple[float, float, float]]]:
+    """Mean and ends of the band by group and step, from the files, one value at a time."""
     values: dict[str, dict[int, list[float]]] = {}
     for run, setting in zip(runs.runs["run"], runs.runs[by], strict=True):
         for recorded in read_metrics(runs.directories[run]):
@@ -127,18 +127,16 @@ def slow(
                 values.setdefault(setting, {}).setdefault(recorded["step"], []).append(value)
     return {
         group: {
-            step: (sum(found) / len(found), *stated(found, metric, interval))
+            step: (sum(found) / len(found), *stated(found, metric))
             for step, found in sorted(by_step.items())
         }
         for group, by_step in values.items()
     }
 
 
-def stated(
-    values: Sequence[float], metric: str, interval: Callable[..., tuple[float, float]]
-) -> tuple[float, float]:
-    """Ends as figures have them: of two values their range, of a share inside [0, 1]."""
-    low, high = (min(values), max(values)) if len(values) == 2 else interval(values)
+def stated(values: Sequence[float], metric: str) -> tuple[float, float]:
+    """Ends of a band: of one value none, of two to four their range, of a share inside [0, 1]."""
+    low, high = (min(values), max(values)) if 1 < len(values) < 5 else student_interval(values)
     return (max(low, 0.0), min(high, 1.0)) if metric == "accuracy" else (low, high)
 
 
@@ -147,7 +145,10 @@ def artists(axes: Axes, what: str) -> list[Any]:
 
 
 def names(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+    """Of the groups: in the legend, or above the panels."""
+    if figure.legends:
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+    return [axes.get_title().replace("\n", " ") for axes in figure.axes]
 
 
 def note(figure: Figure) -> str:
@@ -182,37 +183,57 @@ def assert_drawn(axes: Axes, wanted: Sequence[dict[int, tuple[float, float, floa
             np.testing.assert_allclose(drawn[step], ends, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("interval", "slow_interval"),
-    [("student", student_interval), ("bootstrap", bootstrap_interval)],
-)
-def test_learning_curves_are_means_and_intervals_of_the_files(
-    runs: Runs, interval: Any, slow_interval: Any
-) -> None:
-    figure = learning_curves(runs, by="method", interval=interval)
-    (axes,) = figure.axes
-    wanted = slow(runs, "method", "accuracy", slow_interval)
-    assert_drawn(axes, [wanted["grpo"], wanted["sapo"]])
-    assert [name.split(" ")[0] for name in names(figure)] == ["grpo", "sapo"]
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_a_panel_has_its_group_bold_and_the_other_means_in_grey(tmp_path: Path, seeds: int) -> None:
+    runs = make_runs(tmp_path, methods=("sapo", "grpo", "rloo"), seeds=seeds)
+    figure = learning_curves(runs, by="method")
+    wanted = slow(runs, "method", "accuracy")
+    assert [name.split(" ")[0] for name in names(figure)] == sorted(wanted)
+    for axes, name in zip(figure.axes, sorted(wanted), strict=True):
+        assert_drawn(axes, [wanted[name]])
+        others = [found for other, found in sorted(wanted.items()) if other != name]
+        for line, group in zip(artists(axes, "other"), others, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), [mean for mean, _, _ in group.values()])
+            assert line.get_linewidth() < artists(axes, "mean")[0].get_linewidth()
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    assert "band: 95% Student interval, of 2 to 4 the range" in note(figure)
 
 
 def test_every_run_is_a_thin_line_and_a_failed_one_ends_in_a_cross(runs: Runs) -> None:
     figure = learning_curves(runs, by="method")
-    (axes,) = figure.axes
-    drawn = [list(line.get_ydata()) for line in artists(axes, "seed")]
-    for run, path in runs.directories.items():
-        rows = read_metrics(path)
-        assert [x for r in rows if not math.isnan(x := r["accuracy"])] in drawn, run
-    crosses = [(*line.get_xdata(), *line.get_ydata()) for line in artists(axes, "failed")]
-    ends = [read_metrics(runs.directories[run])[-1]["accuracy"] for run in ("grpo1", "sapo1")]
-    assert crosses == [(3, ends[0]), (3, ends[1])]
+    for axes, method in zip(figure.axes, ("grpo", "sapo"), strict=True):
+        drawn = [list(line.get_ydata()) for line in artists(axes, "seed")]
+        for run, path in runs.directories.items():
+            values = [x for r in read_metrics(path) if not math.isnan(x := r["accuracy"])]
+            assert (values in drawn) == run.startswith(method)
+        (cross,) = artists(axes, "failed")
+        end = read_metrics(runs.directories[f"{method}1"])[-1]["accuracy"]
+        assert (*cross.get_xdata(), *cross.get_ydata()) == (3, end)
     assert "×: where a run failed" in note(figure)
+    assert "6 of 6 runs did not finish" in note(figure)
+
+
+def test_the_title_says_who_ends_where_and_what_the_seeds_separate(tmp_path: Path) -> None:
+    for seed, (a, b) in enumerate([(0.2, 0.5), (0.3, 0.55), (0.25, 0.6), (0.2, 0.4)] * 2):
+        for method, value in (("a", a), ("b", b), ("c", b + 0.001 * (-1) ** seed)):
+            row = [{"step": 1, "accuracy": value}]
+            make_run(tmp_path / f"{method}{seed}", row, method=method, seed=seed, segmenter="s")
+    runs = read_runs(tmp_path)
+    pairs = compare(runs, ["method", "segmenter"], "accuracy")
+    assert (pairs["p_adjusted"] <= 0.05).sum() == 2
+    title = learning_curves(runs).get_suptitle().replace("\n", " ")
+    assert title == (
+        "Accuracy at the end: highest with c (0.512), lowest with a (0.237); the seeds separate"
+        " 2 of 3 pairs"
+    )
+    # Several runs of a seed cannot be paired.
+    assert "pairs" not in headline(runs, "segmenter", "accuracy")
 
 
 tables = st.lists(
     st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=5),
     min_size=1,
-    max_size=4,
+    max_size=6,
 ).filter(lambda rows: any(x is not None for row in rows for x in row))
 
 
@@ -258,7 +279,7 @@ def test_no_interval_is_claimed_of_one_run(tmp_path: Path) -> None:
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([3], [0.5])
     assert line.get_marker() not in ("", "None")  # else one point would be invisible
     assert not ends_of(artists(axes, "interval")[0])
-    assert "one seed each, so no intervals" in note(figure)
+    assert names(figure) == ["m (n = 1)"]
 
 
 def test_the_interval_of_a_single_step_is_a_line(tmp_path: Path) -> None:
@@ -267,47 +288,48 @@ def test_the_interval_of_a_single_step_is_a_line(tmp_path: Path) -> None:
     (axes,) = learning_curves(read_runs(tmp_path), by="method").axes
     (bar,) = artists(axes, "lone interval")
     ((_, low), (_, high)) = bar.get_segments()[0]
-    assert (low, high) == (0, 1)  # Student's is -.06 to 1.26, and accuracy a share
+    assert (low, high) == (0.4, 0.9)
 
 
-def test_a_wide_band_does_not_flatten_the_lines(tmp_path: Path) -> None:
-    for seed in range(2):  # Student's interval of two is 12.7 standard errors to each side
-        rows = [{"step": step, "accuracy": 0.1 * step + 0.2 * seed} for step in range(4)]
+def test_a_band_of_a_share_stays_inside_its_range(tmp_path: Path) -> None:
+    for seed, value in enumerate((0.9, 1.0, 1.0, 1.0, 0.98)):
+        rows = [{"step": step, "accuracy": value * step} for step in range(2)]
         make_run(tmp_path / str(seed), rows, method="m", seed=seed)
     (axes,) = learning_curves(read_runs(tmp_path), by="method").axes
-    low, high = axes.get_ylim()
-    assert -0.3 < low < 0
-    assert 0.5 < high < 0.8
+    ends = ends_of(artists(axes, "interval")[0])
+    assert student_interval((0.9, 1.0, 1.0, 1.0, 0.98))[1] > 1
+    assert ends[1][1] == 1
+    assert ends[1][0] < 0.976
 
 
-def test_the_note_names_unit_and_number(runs: Runs) -> None:
+def test_the_note_names_unit_and_number(runs: Runs, tmp_path: Path) -> None:
     figure = learning_curves(runs, by="method")
-    assert "95% Student interval over seeds (n = 3)" in note(figure)
+    assert "mean over seeds; thin: seeds; band: 95% Student interval" in note(figure)
     assert names(figure) == ["grpo (n = 2–3)", "sapo (n = 2–3)"]
     # Runs of two methods in one group: the same seed twice.
-    mixed = learning_curves(runs, by="estimator", interval="bootstrap")
-    assert "95% bootstrap interval over runs" in note(mixed)
-    assert "thin: runs" in note(mixed)
-
-
-def test_a_group_like_most_is_not_counted_in_the_legend(tmp_path: Path) -> None:
-    for method, seeds in (("a", 2), ("b", 2), ("c", 4)):
+    mixed = learning_curves(runs, by="estimator")
+    assert "mean over runs; thin: runs" in note(mixed)
+    for method, seeds in (("a", 2), ("b", 2)):
         for seed in range(seeds):
             row = {"step": 1, "accuracy": 0.5}
             make_run(tmp_path / f"{method}{seed}", [row], method=method, seed=seed)
     make_run(tmp_path / "none", [], method="a", seed=9)
     figure = learning_curves(read_runs(tmp_path), by="method")
-    assert names(figure) == ["a", "b", "c (n = 4)"]
-    assert "(n = 2)" in note(figure)
-    assert "1 of 9 runs recorded none" in note(figure)
+    assert names(figure) == ["a (n = 2)", "b (n = 2)"]
+    assert "1 of 5 runs recorded none" in note(figure)
 
 
 def test_groups_keep_their_look_from_figure_to_figure(tmp_path: Path) -> None:
     runs = make_runs(tmp_path, methods=("a", "grpo", "sapo"))
-    curves = artists(learning_curves(runs, by="method").axes[0], "mean")
+    panels = learning_curves(runs, by="method").axes
+    curves = [artists(axes, "mean")[0].get_color() for axes in panels]
     losses = artists(value_consistency(runs).axes[0], "mean")
-    assert [line.get_color() for line in losses] == [curves[0].get_color(), curves[2].get_color()]
-    assert losses[1].get_marker() == curves[2].get_marker()
+    assert [line.get_color() for line in losses] == [curves[0], curves[2]]
+    together = artists(
+        learning_curves(runs, by="method", ax=Figure().add_subplot()).axes[0], "mean"
+    )
+    assert [line.get_color() for line in together] == curves
+    assert losses[1].get_marker() == together[2].get_marker()
 
 
 def test_looks_differ_without_colour() -> None:
@@ -317,6 +339,142 @@ def test_looks_differ_without_colour() -> None:
     # Up to a dozen groups, the marker alone is enough.
     white = [(one["marker"], one["markerfacecolor"] == "white") for one in looks]
     assert len(set(white[:12])) == 12
+
+
+def test_a_comparison_is_sorted_and_pairs_by_seed(tmp_path: Path) -> None:
+    for seed, (a, b) in enumerate([(0.2, 0.5), (0.3, 0.55), (0.25, 0.6), (0.2, 0.4)] * 2):
+        for method, value in (("a", a), ("b", b), ("c", b + 0.002 + 0.001 * (-1) ** seed)):
+            row = [{"step": 1, "accuracy": value}]
+            make_run(tmp_path / f"{method}{seed}", row, method=method, seed=seed)
+    make_run(tmp_path / "alone", [{"step": 1, "accuracy": 0.9}], method="d", seed=0)
+    runs = read_runs(tmp_path)
+    figure = comparison(runs, by="method", baseline="a")
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["d", "c", "b", "a"]
+    table = summarise(runs, ["method"], "accuracy").set_index("method")
+    ends = {line.get_ydata()[0]: tuple(line.get_xdata()) for line in artists(left, "interval")}
+    assert ends == {
+        row: pytest.approx((table["low"][name], table["high"][name]))
+        for row, name in enumerate("dcba")
+        if name != "d"  # of one run there is no interval
+    }
+    assert [len(line.get_xdata()) for line in artists(left, "point")] == [1, 8, 8, 8]
+    pairs = compare(runs, ["method"], "accuracy", baseline="a").set_index("b")
+    dots = {line.get_ydata()[0]: line for line in artists(right, "dot")}
+    for row, name in enumerate("dcb"):
+        assert dots[row].get_xdata()[0] == pytest.approx(pairs["difference"][name])
+        separated = pairs["p_adjusted"][name] <= 0.05
+        assert (dots[row].get_markerfacecolor() == "white") != separated
+    assert 3 not in dots
+    assert len(comparison(runs, by="method", ax=Figure().add_subplot()).axes) == 1
+
+
+def test_without_a_baseline_groups_are_compared_with_the_highest(tmp_path: Path) -> None:
+    for seed, method in itertools.product(range(2), "ab"):
+        row = [{"step": 1, "accuracy": 0.5 + (method == "b") * (0.1 + 0.1 * seed)}]
+        make_run(tmp_path / f"{method}{seed}", row, method=method, seed=seed)
+    figure = comparison(read_runs(tmp_path), by="method")
+    (dot,) = artists(figure.axes[1], "dot")
+    (bar,) = artists(figure.axes[1], "interval")
+    assert dot.get_xdata()[0] == pytest.approx(-0.15)
+    assert sorted(bar.get_xdata()) == pytest.approx([-0.2, -0.1])  # of two seeds, the range
+    assert "minus b" in figure.axes[1].get_xlabel()
+
+
+def test_what_cannot_be_paired_has_no_differences_and_the_note_says_why(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, methods=("a", "b", "c"))  # two of them with one segmenter
+    figure = comparison(runs, by="segmenter")
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "accuracy at the end"
+    assert "No differences: Group 'newline' has 2 runs with seed 0" in note(figure)
+
+
+PROTAN, DEUTAN, TRITAN = (
+    np.array(rows)
+    for rows in (
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ],
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ],
+    )
+)
+"""Machado, Oliveira and Fernandes, 2009: what is seen of linear RGB without one kind of cone."""
+
+
+def lab(colours: Any) -> Any:
+    """CIE L*a*b* (D65) of linear RGB, a row a colour."""
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    x, y, z = np.cbrt(np.clip(colours, 1e-4, 1) @ to_xyz.T / to_xyz.sum(1)).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
+
+@pytest.mark.parametrize("sight", [np.eye(3), PROTAN, DEUTAN, TRITAN])
+def test_colours_stay_apart_in_grey_print_and_with_every_colour_blindness(sight: Any) -> None:
+    srgb = np.array([to_rgb(colour) for colour in PALETTE])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    lightness = np.sort(lab(linear)[:, 0])
+    assert np.diff(lightness).min() > 9  # of 100; Okabe and Ito's colours have .8
+    assert lightness[-1] < 80  # seen on white
+    seen = lab(linear @ sight.T)
+    apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(apart) > 18  # a difference of 2.3 is just noticed; theirs have 16
+
+
+def test_what_the_user_has_set_wins(runs: Runs) -> None:
+    with matplotlib.rc_context({"font.size": 11, "axes.linewidth": 2, "lines.linewidth": 3}):
+        user = stability(runs, by="method")
+        with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=["red", "blue"])}):
+            cycled = stability(runs, by="method")
+    ours = stability(runs, by="method")
+    assert user.axes[0].yaxis.label.get_fontsize() == 11
+    assert ours.axes[0].yaxis.label.get_fontsize() < 8
+    assert user.axes[0].spines["left"].get_linewidth() == 2
+    line, own = (artists(figure.axes[0], "mean")[0] for figure in (user, ours))
+    assert (line.get_linewidth(), own.get_linewidth()) == (3, 1.2)
+    assert [line.get_color() for line in artists(cycled.axes[0], "mean")] == ["red", "blue"]
+    assert own.get_color() == PALETTE[0]
+    assert_readable(user)
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_a_part_of_the_users_figure_is_drawn_into(runs: Runs, name: str) -> None:
+    whole = Figure(figsize=(9, 4), layout="constrained")
+    left, right = whole.subfigures(1, 2)
+    if name == "heat map":
+        axes = left.subplots()
+        assert heat_map(runs, ax=axes) is whole
+        assert axes.get_title("left")
+    else:
+        assert DRAW[name](runs, figure=left) is whole
+        assert left.axes
+        assert left.get_suptitle()
+    assert not right.axes
+    assert list(whole.get_size_inches()) == [9, 4]
+    whole.draw_without_rendering()
+
+
+def test_one_axes_takes_all_groups_with_their_legend(runs: Runs) -> None:
+    axes = Figure(layout="constrained").add_subplot()
+    assert learning_curves(runs, by="method", ax=axes) is axes.figure
+    wanted = slow(runs, "method", "accuracy")
+    assert_drawn(axes, [wanted["grpo"], wanted["sapo"]])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "grpo (n = 2–3)",
+        "sapo (n = 2–3)",
+    ]
 
 
 @pytest.mark.parametrize("width", [COLUMN, PAGE])
@@ -442,9 +600,9 @@ def test_segment_lengths_are_the_share_at_most_as_long(runs: Runs) -> None:
                 shares.append(sum(own["end"] - own["start"] <= length) / len(own))
             assert share == pytest.approx(sum(shares) / 3)
             # Steps: at a jump the band has the corners of both sides.
-            low, high = student_interval(shares)
-            assert ends[length][0] <= max(low, 0) + 1e-9
-            assert ends[length][1] >= min(high, 1) - 1e-9
+            low, high = stated(shares, "accuracy")
+            assert ends[length][0] <= low + 1e-9
+            assert ends[length][1] >= high - 1e-9
             assert 0 <= ends[length][0] <= ends[length][1] <= 1
 
 
@@ -477,6 +635,7 @@ def test_nothing_covers_anything_with_twelve_groups(twelve: Runs, name: str, wid
     assert_readable(figure)
     if name != "heat map":
         assert figure.get_figwidth() == width
+    if name not in ("heat map", "comparison"):
         assert len(names(figure)) == 12
 
 
@@ -502,7 +661,7 @@ def test_names_cannot_hide_or_become_formulae(tmp_path: Path) -> None:
     for number, method in enumerate(("_hidden", "a $x$ b")):
         make_run(tmp_path / str(number), [{"step": 0, "accuracy": 0.5}], method=method)
     figure = learning_curves(read_runs(tmp_path), by="method")
-    assert [name.strip() for name in names(figure)] == ["_hidden", r"a \$x\$ b"]
+    assert [name.strip() for name in names(figure)] == ["_hidden (n = 1)", r"a \$x\$ b (n = 1)"]
     assert "<path" in as_svg(figure)
 
 
@@ -630,7 +789,8 @@ def test_a_cost_that_was_not_recorded_is_named(tmp_path: Path) -> None:
         (learning_curves, {"by": ()}, "No column to group by"),
         (learning_curves, {"metric": "acuracy"}, "did you mean 'accuracy'"),
         (learning_curves, {"per": "tokens"}, "did you mean 'tokens_sampled'"),
-        (learning_curves, {"interval": "studnt"}, "did you mean 'student'"),
+        (comparison, {"metric": "acuracy"}, "did you mean 'accuracy'"),
+        (comparison, {"by": "method", "baseline": "gpro"}, "did you mean 'grpo'"),
         (learning_curves, {"width": 0}, "width of a figure is 0"),
         (learning_curves, {"width": math.nan}, "width of a figure is nan"),
         (heat_map, {"rows": "segmentr"}, "did you mean 'segmenter'"),
@@ -660,4 +820,4 @@ def test_groups_are_in_the_order_of_their_settings(tmp_path: Path) -> None:
         config = {} if option is None else {"segmenter": {"name": "s", "tokens": option}}
         make_run(tmp_path / str(number), [{"step": 0, "accuracy": 0.5}], **config)
     figure = learning_curves(read_runs(tmp_path), by="segmenter.tokens")
-    assert names(figure) == ["2", "9", "10", "none"]
+    assert [name.split(" ")[0] for name in names(figure)] == ["2", "9", "10", "none"]

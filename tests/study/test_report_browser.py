@@ -212,7 +212,7 @@ def test_every_figure_is_seen_once_at_a_size_that_can_be_read(
               drawn: svg.querySelectorAll("path, use").length};
           }).filter(each => each.width > 0))"""
     )
-    assert len(shown) == 6  # two of learning curves
+    assert len(shown) == 7  # two of learning curves
     for figure in shown:
         assert len(figure) == 1
         assert figure[0]["width"] <= width

@@ -4,17 +4,13 @@ Letters: ``T`` tokens, ``E`` = T + 1 states (before each token, and the end), ``
 truth.
 """
 
-# matplotlib types little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,23 +19,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from segcredit.errors import StudyError
 from segcredit.records.tables import require_known
-from segcredit.study.plots.groups import Group
-from segcredit.study.plots.sheet import finish, new_axes, new_sheet
-from segcredit.study.plots.style import LOOKS, NOTE_SIZE, PAGE, STYLE, look, wrapped
+from segcredit.study.plots.sheet import Canvas, sheet
+from segcredit.study.plots.style import LOOKS, PAGE, look, wrapped
 
 Floats = NDArray[np.float64]
 
-MOST_LABELS_LETTERS = 12
+_MOST_LETTERS = 12
 """Most characters of a token along the axis; the rest is '…'."""
 _SIGNS = {"\n": "↵", "\r": "↵", "\t": "⇥"}
-_PITCH = NOTE_SIZE
+_PITCH = 6.5
 """Points that a token's label takes along the axis: from the highest to the lowest ink."""
 _SHADES = ("0.55", "0.82")
 """Greys of segments, by turns."""
 _NAME_LETTERS = 16
 """In a line of a strip's name."""
-_LETTER, _LINE = 0.062, 0.11
-"""Inches that a letter is wide and a line high, of the smallest text."""
 _MARKS = 6
 """About how many markers a line of credit carries."""
 _ERRORS = 1.96
@@ -56,6 +49,7 @@ def completion_credit(
     title: str = "",
     normalised: bool = False,
     width: float = PAGE,
+    figure: Canvas | None = None,
 ) -> Figure:
     """Draws the true value along one completion, each segmenter's cuts, and each method's credit.
 
@@ -81,6 +75,7 @@ def completion_credit(
             completion: for credit in other units, such as that scaled by a group's spread. By
             default all are in reward units, and on one scale.
         width: in inches; ``COLUMN`` or ``PAGE``.
+        figure: a figure or subfigure to draw the panels into; best with layout="constrained".
 
     Raises:
         StudyError: there is no token; an array does not fit; a segmenter of ``credit`` is not one
@@ -93,26 +88,29 @@ def completion_credit(
         name: {who: _fitting(f"{name}, {who}", x, len(tokens)) for who, x in by_name.items()}
         for name, by_name in credit.items()
     }
-    looks = _looks(given)
-    with matplotlib.rc_context(STYLE):
-        heights = [1.25, *([_strips_height(ids)] if ids else []), *(0.62 for _ in given)]
-        sheet = new_sheet(width, sum(heights) + 0.75, title or "Credit along one completion")
-        shape: Any = {"sharex": True, "height_ratios": heights}
-        panes = new_axes(sheet, len(heights), **shape)
+    looks = {name: n for n, name in enumerate(dict.fromkeys(itertools.chain(*given.values())))}
+    if len(looks) > LOOKS:
+        raise StudyError(
+            f"There are {len(looks)} credits; expected at most {LOOKS}, which can be told apart."
+            " Draw fewer: four in a panel are as many as are easily read."
+        )
+    lines = max((wrapped(name, _NAME_LETTERS).count("\n") + 1 for name in ids), default=0)
+    strips = [len(ids) * (0.11 * lines + 0.04)] if ids else []
+    heights = [1.25, *strips, *(0.62 for _ in given)]
+    named = title or "Credit along one completion"
+    with sheet(width, sum(heights) + 0.75, named, figure=figure) as page:
+        panes = page.panels(len(heights), sharex=True, height_ratios=heights)
         _draw_values(panes[0], values_E, errors_E)
         if ids:
             _draw_strips(panes[1], ids)
-        rows = panes[len(panes) - len(given) :] if given else []
-        _draw_credit(rows, np.diff(values_E), given, looks, normalised=normalised)
+        _draw_credit(panes[1 + len(strips) :], np.diff(values_E), given, looks, normalised)
         for axes in panes[:-1]:
-            axes.tick_params(axis="x", length=0)
-        panes[0].set_title(wrapped(title, int(width * 15)), loc="left", size=8)
-        every = _label_tokens(panes[-1], tokens, width - _margin(ids))
-        splits = np.asarray(values_HE).shape[0]
-        note = _note(tokens, splits, every, bool(ids), bool(given), normalised)
-        legend = [(Group(name, number, ()), "") for name, number in looks.items()]
-        finish(sheet, note, legend, beside=False)
-    return sheet
+            axes.tick_params(axis="x", length=0, labelbottom=False)
+        every = _label_tokens(page.figure, panes[-1], tokens)
+        note = _note(tokens, len(np.asarray(values_HE)), every, ids, given, normalised)
+        names = {number: name for name, number in looks.items()}
+        page.finish(title, note, names, beside=False)
+    return page.figure
 
 
 def shown_token(text: str) -> str:
@@ -121,8 +119,7 @@ def shown_token(text: str) -> str:
         return "␣" * min(len(text), 3)
     signs = "".join(_SIGNS.get(letter, letter) for letter in text)
     printed = "".join(letter if letter.isprintable() else "�" for letter in signs).strip()
-    most = MOST_LABELS_LETTERS
-    return printed if len(printed) <= most else f"{printed[: most - 1]}…"
+    return printed if len(printed) <= _MOST_LETTERS else f"{printed[: _MOST_LETTERS - 1]}…"
 
 
 def _mean(
@@ -154,63 +151,30 @@ def _fitting(name: str, array: ArrayLike, count: int) -> NDArray[Any]:
     return x_T
 
 
-def _looks(given: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Returns a number for every name, in the order of appearance."""
-    names = dict.fromkeys(name for by_name in given.values() for name in by_name)
-    if len(names) > LOOKS:
-        raise StudyError(
-            f"There are {len(names)} credits; expected at most {LOOKS}, which can be told apart."
-            " Draw fewer: four in a panel are as many as are easily read."
-        )
-    return {name: number for number, name in enumerate(names)}
-
-
 def _draw_values(axes: Axes, values_E: Floats, errors_E: Floats) -> None:
     places_E = np.arange(len(values_E))
     band: Any = {"color": "0.78", "linewidth": 0, "label": "_band"}
     away_E = _ERRORS * errors_E
     axes.fill_between(places_E, values_E - away_E, values_E + away_E, **band)
     size = 2.2 if len(values_E) <= 80 else 0.0
-    axes.plot(
-        places_E,
-        values_E,
-        "o-",
-        color="black",
-        linewidth=1,
-        markersize=size,
-        clip_on=False,
-        label="_value",
-    )
-    axes.set_ylabel("true value", size=7)
+    line: Any = {"color": "black", "linewidth": 1, "markersize": size, "label": "_value"}
+    axes.plot(places_E, values_E, "o-", **line, clip_on=False)
+    axes.set_ylabel("true value", size="small")
     axes.set_xlim(0, len(values_E) - 1)
-
-
-def _strips_height(ids: Mapping[str, Any]) -> float:
-    """Returns the inches of all strips, each as high as the longest name needs."""
-    lines = max(wrapped(name, _NAME_LETTERS).count("\n") + 1 for name in ids)
-    return len(ids) * (lines * _LINE + 0.04)
 
 
 def _draw_strips(axes: Axes, ids: Mapping[str, NDArray[Any]]) -> None:
     """Draws a strip a segmenter, from above; what belongs to no segment stays blank."""
     for row, ids_T in enumerate(ids.values()):
-        runs = _runs(ids_T)
-        shades = [_SHADES[int(ids_T[start]) % 2] for start, _ in runs]
-        ranges = [(start, end - start) for start, end in runs]
+        edges = [*np.flatnonzero(np.diff(ids_T, prepend=ids_T[0] - 1)).tolist(), len(ids_T)]
+        pieces = [pair for pair in itertools.pairwise(edges) if ids_T[pair[0]] >= 0]
+        shades = [_SHADES[int(ids_T[start]) % 2] for start, _ in pieces]
         look: Any = {"facecolors": shades, "linewidth": 0, "label": "_segments"}
-        axes.broken_barh(ranges, (row - 0.4, 0.8), **look)
+        axes.broken_barh([(start, end - start) for start, end in pieces], (row - 0.4, 0.8), **look)
     axes.set_ylim(len(ids) - 0.5, -0.5)
-    axes.set_yticks(range(len(ids)), [wrapped(name, _NAME_LETTERS) for name in ids], size=NOTE_SIZE)
+    axes.set_yticks(range(len(ids)), [wrapped(name, _NAME_LETTERS) for name in ids], size="small")
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
-
-
-def _runs(ids_T: NDArray[Any]) -> list[tuple[int, int]]:
-    """Returns the start and the end of each segment."""
-    starts = np.flatnonzero(np.diff(ids_T, prepend=ids_T[0] - 1))
-    ends = [*starts[1:], len(ids_T)]
-    found = zip(starts.tolist(), map(int, ends), strict=True)
-    return [(start, end) for start, end in found if ids_T[start] >= 0]
 
 
 def _draw_credit(
@@ -218,9 +182,9 @@ def _draw_credit(
     truth_T: Floats,
     given: Mapping[str, Mapping[str, NDArray[Any]]],
     looks: Mapping[str, int],
-    *,
     normalised: bool,
 ) -> None:
+    """Draws a panel a segmenter, all of one scale."""
     edges = np.arange(len(truth_T) + 1)
     true_T = _scaled(truth_T, normalised)
     extremes = [0.0, true_T.min(), true_T.max()]
@@ -232,17 +196,17 @@ def _draw_credit(
             credit_T = _scaled(x_T.astype(np.float64), normalised)
             extremes += [credit_T.min(), credit_T.max()]
             shift = looks[name] / 5 % 1 / _MARKS
-            line: Any = look(looks[name]) | {"linewidth": 1.1, "markersize": 2.8}
+            line: Any = look(looks[name]) | {"linewidth": 1.1}
             line |= {"markevery": (shift, 1 / _MARKS), "drawstyle": "steps-post"}
             axes.plot(edges, np.append(credit_T, credit_T[-1]), **line, label="_credit")
-        axes.set_title(wrapped(segmenter, 80), loc="left", size=7, pad=2)
+        axes.set_title(wrapped(segmenter, 80), loc="left", size="small", pad=2)
         axes.yaxis.set_major_locator(MaxNLocator(3))
     margin = 0.05 * (max(extremes) - min(extremes)) or 0.5
     for axes in rows:
         axes.set_ylim(min(extremes) - margin, max(extremes) + margin)
     if rows:
         said = "advantage over its r.m.s." if normalised else "advantage"
-        rows[len(rows) // 2].set_ylabel(said, size=7)
+        rows[len(rows) // 2].set_ylabel(said, size="small")
 
 
 def _scaled(x_T: Floats, normalised: bool) -> Floats:
@@ -250,39 +214,31 @@ def _scaled(x_T: Floats, normalised: bool) -> Floats:
     return x_T / (np.sqrt(np.mean(x_T**2)) or 1.0) if normalised else x_T
 
 
-def _margin(ids: Mapping[str, Any]) -> float:
-    """Estimates the inches that names and numbers take beside the axes."""
-    lines = [line for name in ids for line in wrapped(name, _NAME_LETTERS).split("\n")]
-    return max(0.55, 0.2 + _LETTER * max(map(len, lines), default=0))
-
-
-def _label_tokens(axes: Axes, tokens: Sequence[str], room: float) -> int:
+def _label_tokens(figure: Figure, axes: Axes, tokens: Sequence[str]) -> int:
     """Writes every n-th token below its place, as many as fit; returns n."""
-    every = max(1, math.ceil(len(tokens) * _PITCH / (room * 72)))
+    figure.draw_without_rendering()  # sets how wide the axes are, beside the names
+    room = axes.get_window_extent().width / figure.dpi * 72
+    every = max(1, math.ceil(len(tokens) * _PITCH / room))
     labelled = range(0, len(tokens), every)
     names = [shown_token(tokens[number]).replace("$", r"\$") for number in labelled]
     upright = max(map(len, names)) <= 1
     places = [number + 0.5 for number in labelled]
-    axes.set_xticks(places, names, rotation=0 if upright else 90, size=NOTE_SIZE)
+    axes.set_xticks(places, names, rotation=0 if upright else 90, size="small")
     axes.tick_params(axis="x", length=1.5, pad=1.5)
     return every
 
 
 def _note(
-    tokens: Sequence[str],
-    splits: int,
-    every: int,
-    strips: bool,
-    credits: bool,
-    normalised: bool,
+    tokens: Sequence[str], splits: int, every: int, strips: object, credit: object, normalised: bool
 ) -> str:
+    """Returns the sentence below the figure."""
     parts = [f"Above: mean of the truth's {splits} parts, and ±{_ERRORS} standard errors of it"]
     parts += ["strips: segments, in two shades by turns"] if strips else []
     scale = "each over its root mean square" if normalised else "all in reward units on one scale"
-    if credits:
+    if credit:
         parts += [f"bars: true advantage, lines: credit, {scale}"]
     parts += [f"one token in {every} is named"] if every > 1 else []
-    signs = dict.fromkeys(sign for token in tokens for sign in map(_SIGNS.get, token) if sign)
-    names = {"↵": "newline", "⇥": "tab"}
-    parts += [f"{sign}: {names[sign]}" for sign in signs]
+    letters = set("".join(tokens))
+    parts += ["↵: newline"] if letters & {"\n", "\r"} else []
+    parts += ["⇥: tab"] if "\t" in letters else []
     return "; ".join(parts) + "."

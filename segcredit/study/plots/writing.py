@@ -1,8 +1,5 @@
 """Figures as files for a paper and as SVG for a page; the same figure gives the same bytes."""
 
-# matplotlib types little of what is used here.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import hashlib
@@ -10,14 +7,14 @@ import io
 import re
 from pathlib import Path
 from typing import Any
-from xml.dom import minidom
+from xml.sax.saxutils import escape
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from segcredit.atomic_files import write_atomically
 from segcredit.records.tables import require_known
-from segcredit.study.plots.style import STYLE
+from segcredit.study.plots.style import styled
 
 _UNDATED: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
@@ -26,14 +23,18 @@ _UNDATED: dict[str, dict[str, Any]] = {
 }
 """Metadata by format: without the time of drawing, the same runs give the same bytes."""
 
-_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+# Text and attributes hold no '<' and no '>' of their own, which matplotlib escapes.
+_OUTSIDE = re.compile(r"<metadata.*?</metadata>|<style.*?</style>|<!--.*?-->|(?<=>)\s+(?=<)", re.S)
+"""What an SVG inside a page does without."""
+_TAG = re.compile(r"<[^>]+>")
+_ID = re.compile(r'(\sid="|href="#|url\(#)')
+"""What comes before an id or a reference to one."""
 
 
 def save(figure: Figure, path: Path | str, *, outlines: bool = True) -> Path:
     """Writes a figure to a file, whole or not at all; its extension is .pdf, .svg or .png.
 
-    Fonts are embedded as TrueType in PDF. The same figure gives the
-    same bytes: no date is stored.
+    Fonts are embedded as TrueType in PDF. The same figure gives the same bytes: no date is stored.
 
     Args:
         figure: as the functions of this package return it, or any other of matplotlib's.
@@ -81,58 +82,23 @@ def as_svg(figure: Figure, *, prefix: str | None = None, outlines: bool = True) 
     Returns:
         One line of text without XML declaration, doctype, metadata and comments.
     """
-    data = _drawn(figure, "svg", outlines=outlines)
-    prefix = prefix or f"f{hashlib.sha256(data).hexdigest()[:10]}"
-    document = minidom.parseString(data)
-    root: Any = document.documentElement
-    for name in ("metadata", "style"):
-        for element in list(root.getElementsByTagName(name)):
-            element.parentNode.removeChild(element)
-    _strip(root)
-    _rename_ids(root, prefix)
-    _describe(root, str(figure.get_label()) or "Figure")
-    return root.toxml()
+    text = _drawn(figure, "svg", outlines=outlines).decode()
+    prefix = prefix or f"f{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    text = _OUTSIDE.sub("", text[text.index("<svg") :])
+    # What style sheet said of all elements of the page, the element says of its own.
+    style = "stroke-linejoin: round; stroke-linecap: butt; max-width: 100%; height: auto"
+    named = escape(_title(figure), {'"': "&quot;"})
+    head = f'<svg role="img" aria-label="{named}" style="{style}"'
+    return head + _TAG.sub(lambda tag: _ID.sub(rf"\g<1>{prefix}-", tag[0]), text)[len("<svg") :]
 
 
 def _drawn(figure: Figure, kind: str, *, outlines: bool) -> bytes:
     buffer = io.BytesIO()
-    title = str(figure.get_label())
-    named = {"Title": title} if title else {}
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "path" if outlines else "none"}):
-        figure.savefig(buffer, format=kind, dpi=300, metadata={**_UNDATED[kind], **named})
+    with matplotlib.rc_context({**styled(), "svg.fonttype": "path" if outlines else "none"}):
+        figure.savefig(buffer, format=kind, metadata={**_UNDATED[kind], "Title": _title(figure)})
     return buffer.getvalue()
 
 
-def _strip(node: Any) -> None:
-    """Removes comments and the white space between elements."""
-    for child in list(node.childNodes):
-        if child.nodeType == child.COMMENT_NODE or (
-            child.nodeType == child.TEXT_NODE and not child.data.strip()
-        ):
-            node.removeChild(child)
-        else:
-            _strip(child)
-
-
-def _rename_ids(root: Any, prefix: str) -> None:
-    """Puts the prefix before every id and before every reference to one."""
-    for element in [root, *root.getElementsByTagName("*")]:
-        for name, value in list(element.attributes.items()):
-            if name == "id":
-                element.setAttribute(name, f"{prefix}-{value}")
-            elif name.endswith("href") and value.startswith("#"):
-                element.setAttribute(name, f"#{prefix}-{value[1:]}")
-            else:
-                element.setAttribute(name, _REFERENCE.sub(rf"url(#{prefix}-\1)", value))
-
-
-def _describe(root: Any, text: str) -> None:
-    """Names the image, and takes over what its style sheet said of all elements of the page."""
-    title = root.ownerDocument.createElement("title")
-    title.appendChild(root.ownerDocument.createTextNode(text))
-    root.insertBefore(title, root.firstChild)
-    root.setAttribute("role", "img")
-    root.setAttribute("aria-label", text)
-    root.setAttribute(
-        "style", "stroke-linejoin: round; stroke-linecap: butt; max-width: 100%; height: auto"
-    )
+def _title(figure: Figure) -> str:
+    """Returns what names a figure to those who do not see it."""
+    return str(figure.get_label()) or "Figure"

@@ -25,7 +25,7 @@ from segcredit.credit_audit.metric_list import (
 )
 from segcredit.records.tables import Runs
 from segcredit.study.plots import audit_intervals, lift_curves, movement_shares
-from segcredit.study.plots.audit_rows import NOT_CAUSAL, in_order, marked_segmenters, units_of
+from segcredit.study.plots.audits import NOT_CAUSAL, in_order, marked_segmenters, units_of
 from segcredit.study.plots.style import label
 from segcredit.study.report import view
 from segcredit.study.report.audit_completions import completions_drawn

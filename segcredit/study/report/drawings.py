@@ -15,6 +15,7 @@ from segcredit.errors import SegcreditError
 from segcredit.records.tables import Runs
 from segcredit.study.plots import (
     as_svg,
+    comparison,
     heat_map,
     learning_curves,
     segment_shapes,
@@ -29,7 +30,7 @@ _BOTH = {"wide": PAGE, "narrow": COLUMN}
 _PIXELS = 96
 """CSS pixels an inch."""
 _MOST_POINTS = 20_000
-"""Most points of single runs' lines in one figure; as vectors, half a megabyte."""
+"""Most points of thin lines in one figure; as vectors, half a megabyte."""
 
 Draw = Callable[[float], Figure]
 """Makes a figure, given its width in inches."""
@@ -42,8 +43,8 @@ def curves_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
         drawn(
             "curves",
             lambda width: learning_curves(runs, metric=metric, by=by, width=width),
-            f"The {name} over policy steps. Where bands overlap, see the comparisons: these are"
-            " paired by seed, which the bands are not.",
+            f"The {name} over policy steps, a panel a group. To compare groups read the"
+            " comparisons: these are paired by seed, which the bands are not.",
         ),
         drawn(
             "curves-tokens",
@@ -54,6 +55,16 @@ def curves_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
         ),
     ]
     return Section("curves", "Learning curves", blocks)
+
+
+def comparison_drawing(runs: Runs, by: Sequence[str], metric: str) -> Block:
+    """Draws where groups end, sorted, and their differences from the highest."""
+    return drawn(
+        "comparison",
+        lambda width: comparison(runs, metric=metric, by=by, width=width),
+        f"The last recorded {label(metric)}, and differences from the highest over shared seeds."
+        " Intervals are of one pair alone; filled dots are corrected for all pairs.",
+    )
 
 
 def heat_map_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
@@ -139,9 +150,9 @@ def _image(figure: Figure, kind: str, prefix: str, *, outlines: bool) -> Image:
 
 
 def _lighten(figure: Figure) -> None:
-    """Makes the thin lines of single runs an image where they are many: a page is to stay small."""
+    """Makes thin lines an image where they are many: a page is to stay small."""
     lines: list[Any] = [line for axes in figure.axes for line in axes.lines]
-    single = [line for line in lines if line.get_label() in ("_seed", "_failed")]
+    single = [line for line in lines if line.get_label() in ("_seed", "_failed", "_other")]
     if sum(len(line.get_xydata()) for line in single) > _MOST_POINTS:
         for line in single:
             line.set_rasterized(True)

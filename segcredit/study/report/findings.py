@@ -1,4 +1,4 @@
-"""The sections of a report on what was found: results, comparisons and costs, as tables."""
+"""The sections of a report on what was found: results, comparisons and costs."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -15,6 +15,7 @@ from segcredit.errors import StudyError
 from segcredit.records.tables import Runs
 from segcredit.study.plots.style import label
 from segcredit.study.report import view
+from segcredit.study.report.drawings import comparison_drawing
 from segcredit.study.report.grouping import comparable, config_cells
 from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
 from segcredit.study.statistics import compare, learning_areas, summarise
@@ -66,7 +67,7 @@ def _large_credit(runs: Runs) -> list[Block]:
 
 
 def comparisons_section(runs: Runs, by: Sequence[str], metric: str) -> Section:
-    """Builds the findings of each pair of groups: a sentence, and a row of a table."""
+    """Builds the findings of each pair of groups: a dot, a sentence, and a row of a table."""
     return Section("comparisons", "Comparisons", list(_comparisons(runs, by, metric)))
 
 
@@ -158,6 +159,7 @@ def _comparisons(runs: Runs, by: Sequence[str], metric: str) -> Iterator[Block]:
     except StudyError as error:
         yield Note(f"Nothing is compared: {error}")
         return
+    yield comparison_drawing(runs, by, metric)
     yield Listing(pairs["finding"].tolist(), open=8)
     yield _pairs_table(pairs, metric)
 

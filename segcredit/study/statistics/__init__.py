@@ -8,7 +8,7 @@
 Formulas, sources, and how often each interval covers what it should: docs/statistics.md.
 """
 
-from segcredit.study.statistics.comparison import compare
+from segcredit.study.statistics.comparison import compare, headline
 from segcredit.study.statistics.improvement import probability_of_improvement
 from segcredit.study.statistics.intervals import (
     FEWEST,
@@ -41,6 +41,7 @@ __all__ = [
     "bootstrap_interval",
     "bootstrap_intervals",
     "compare",
+    "headline",
     "holm",
     "interquartile_mean",
     "known_metric",

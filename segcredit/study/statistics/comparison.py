@@ -12,11 +12,20 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from segcredit.errors import StudyError
 from segcredit.records.tables import Runs, require_interval, require_known
-from segcredit.study.statistics.groups import Group, differing, groups_of, note_of
+from segcredit.study.statistics.groups import (
+    Group,
+    columns_of,
+    differing,
+    group_name,
+    groups_of,
+    note_of,
+    varying,
+)
 from segcredit.study.statistics.improvement import improvement
 from segcredit.study.statistics.paired import (
     holm,
@@ -32,7 +41,7 @@ from segcredit.study.statistics.run_values import (
     limits_of,
     run_values,
 )
-from segcredit.study.statistics.sentences import finding
+from segcredit.study.statistics.sentences import finding, title
 from segcredit.study.statistics.stratified import IntervalKind, interval_of
 from segcredit.study.statistics.summary import budget_note
 
@@ -122,6 +131,7 @@ def compare(
     pairs = _pairs(groups, baseline)
     sides = {group.name: _one_each(group, list(pair_on)) for group in groups}
     shared = [_shared(sides[a.name], sides[b.name], list(pair_on)) for a, b in pairs]
+    notes: dict[tuple[str, ...], str] = {}
     bound = budget_note(values) if measure != "last" and budget is None else ""
     table = pd.DataFrame(
         {
@@ -129,7 +139,7 @@ def compare(
             "b": [b.name for _, b in pairs],
             "shared_seeds": [len(rows) for rows in shared],
             "note": [
-                _pair_note(*pair, rows, pair_on, bound)
+                _pair_note(*pair, rows, pair_on, bound, notes)
                 for pair, rows in zip(pairs, shared, strict=True)
             ],
         }
@@ -144,6 +154,37 @@ def compare(
     table["seeds_needed"] = [_needed(rows, power, level, test) for rows in shared]
     sentences = [finding(row, confidence, power, tested, test) for row in table.to_dict("records")]
     return table.assign(finding=sentences).reindex(columns=list(COLUMNS))
+
+
+def headline(runs: Runs, by: Sequence[str] | str, metric: str, said: str = "") -> str:
+    """Returns what the last values of a metric show, in one sentence, as a figure's title.
+
+    Which groups end highest and lowest, and how many of all pairs their shared seeds separate at
+    the level .05, as ``compare`` finds; without the latter where it cannot compare them.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        by: columns of ``runs.runs`` whose values make the groups.
+        metric: a column of ``runs.steps``; some run recorded it.
+        said: the metric's name in the sentence.
+
+    Raises:
+        StudyError: the metric or a column is unknown.
+    """
+    named = varying(runs, columns_of(runs, by))
+    groups = [
+        group for group in groups_of(runs, by, run_values(runs, metric)) if len(group.measured)
+    ]
+    means = {
+        group_name({name: group.settings[name] for name in named}): group.measured["value"].mean()
+        for group in groups
+    }
+    p: Any = np.array([])
+    if "seed" in runs.runs and not any(one.measured["seed"].duplicated().any() for one in groups):
+        sides = [group.measured.set_index("seed")["value"] for group in groups]
+        differences = [(b - a).dropna() for a, b in itertools.combinations(sides, 2)]
+        p = np.array([sign_flip_p(one) for one in differences if len(one) > 1])
+    return title(said or metric, means, len(p), int((holm(p) <= 0.05).sum()))
 
 
 def _pairs(groups: list[Group], baseline: str | None) -> list[tuple[Group, Group]]:
@@ -223,16 +264,26 @@ def _needed(rows: Any, power: float, level: float, test: Test) -> float:
     return max(needed, math.ceil(1 - math.log2(level))) if test == "sign_flip" else needed
 
 
-def _pair_note(a: Group, b: Group, rows: Any, pair_on: Sequence[str], bound: str) -> str:
+def _pair_note(
+    a: Group,
+    b: Group,
+    rows: Any,
+    pair_on: Sequence[str],
+    bound: str,
+    notes: dict[tuple[str, ...], str],
+) -> str:
     """Notes what must be known of the runs compared, and of those that have no value.
 
-    Seeds that only one group was run with do not matter here.
+    Seeds that only one group was run with do not matter here. ``notes`` keeps what was said of the
+    same runs of a group in another pair, since it takes most of a comparison's time.
     """
     parts = [bound]
     for group, side in ((a, "run_a"), (b, "run_b")):
-        used = group.runs[group.runs["run"].isin(rows[side]) | group.runs["value"].isna()]
-        said = note_of(Group(group.name, group.settings, used, group.config), pair_on)
-        parts += [f"{group.name}: {said}"] if said else []
+        key = (group.name, *sorted(rows[side]))
+        if key not in notes:
+            used = group.runs[group.runs["run"].isin(rows[side]) | group.runs["value"].isna()]
+            notes[key] = note_of(Group(group.name, group.settings, used, group.config), pair_on)
+        parts += [f"{group.name}: {notes[key]}"] if notes[key] else []
     ends = [last_steps(rows[side]) for side in ("step_a", "step_b")]
     if ends[0] != ends[1]:
         parts.append(f"{a.name} ends at step {ends[0]}, {b.name} at {ends[1]}")

@@ -109,6 +109,13 @@ def columns_of(runs: Runs, by: Sequence[str] | str) -> list[str]:
     return columns
 
 
+def varying(runs: Runs, columns: Sequence[str]) -> list[str]:
+    """Returns those of some config columns that tell runs apart; all where none does."""
+    table: Any = runs.runs[list(columns)].astype(object)
+    varied = [name for name in columns if table[name].nunique(dropna=False) > 1]
+    return varied or list(columns)
+
+
 def _missing(group: Group) -> Iterator[str]:
     """Runs that do not count among the seeds."""
     absent = group.runs[group.runs["value"].isna()]
@@ -146,6 +153,24 @@ def differing(runs: Any, config: Sequence[str]) -> str:
     return (
         f"which differ in {shown}" if names else "alike in config: usually, versions of a plug-in"
     )
+
+
+def group_name(settings: Mapping[str, Any]) -> str:
+    """Returns a group's name in a figure: its settings, with the names of plug-ins' options.
+
+    An option that the group does not have is left out: "entropy, top_fraction=0.15".
+
+    Args:
+        settings: values by config column.
+    """
+    if len(settings) == 1:
+        return setting_text(next(iter(settings.values())))
+    parts = [
+        f"{name.rpartition('.')[2]}={setting_text(value)}" if "." in name else setting_text(value)
+        for name, value in settings.items()
+        if "." not in name or not pd.isna(value)
+    ]
+    return ", ".join(parts) or "none"
 
 
 def setting_text(value: Any) -> str:

@@ -16,6 +16,8 @@ from segcredit.records.tables import require_interval
 
 Floats = NDArray[np.float64]
 
+FEWEST = 3
+"""Seeds, prompts or documents from which an interval is made."""
 _DRAWS_AT_ONCE = 4_000_000
 """Bounds the memory of one batch of resamples, in drawn values."""
 
@@ -130,11 +132,16 @@ def student_intervals(matrix: ArrayLike, *, confidence: float = 0.95) -> tuple[F
 
 
 def stated_ends(
-    low: ArrayLike, high: ArrayLike, matrix: ArrayLike, limits: tuple[float, float] | None = None
+    low: ArrayLike,
+    high: ArrayLike,
+    matrix: ArrayLike,
+    limits: tuple[float, float] | None = None,
+    *,
+    fewest: int = FEWEST,
 ) -> tuple[Floats, Floats]:
     """Returns the ends of intervals as tables and figures state them.
 
-    Fewer than ``FEWEST`` values make no interval: their range stands in its place. No end is beyond
+    Fewer than ``fewest`` values make no interval: their range stands in its place. No end is beyond
     what the metric can be, which takes nothing from how often the true value is inside.
 
     Args:
@@ -142,20 +149,17 @@ def stated_ends(
         high: the upper ends.
         matrix: the values, rows x units; NaN where one is absent.
         limits: of the metric, such as (0, 1) for a share; None = it has none.
+        fewest: values from which an interval is made.
     """
     rows = np.atleast_2d(np.asarray(matrix, dtype=np.float64))
     lower, upper = (np.array(ends, dtype=np.float64, ndmin=1) for ends in (low, high))
     count = (~np.isnan(rows)).sum(axis=1)
-    few = (count > 1) & (count < FEWEST)
+    few = (count > 1) & (count < fewest)
     if few.any():
         lower[few], upper[few] = np.nanmin(rows[few], axis=1), np.nanmax(rows[few], axis=1)
     if limits is not None:
         lower, upper = lower.clip(*limits), upper.clip(*limits)
     return lower, upper
-
-
-FEWEST = 3
-"""Seeds, prompts or documents from which an interval is made."""
 
 
 def percentiles(draws: Floats, confidence: float) -> Floats:

@@ -1,4 +1,4 @@
-"""Findings of a comparison, in sentences that may stand alone."""
+"""Findings of a comparison, in sentences that may stand alone or above a figure."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ def finding(row: Mapping[str, Any], confidence: float, power: float, pairs: int,
     """
     note = f" Note: {row['note']}." if row["note"] else ""
     return _found(row, 1 - confidence, power, pairs, test) + note
+
+
+def title(metric: str, means: Mapping[str, float], tested: int, apart: int) -> str:
+    """Returns which groups end highest and lowest, and how many pairs the seeds separate.
+
+    Args:
+        metric: its name, as on an axis.
+        means: of the groups, by name; at least one.
+        tested: how many pairs have a p value.
+        apart: how many of these are separated.
+    """
+    ordered = sorted(means, key=means.__getitem__)
+    low, high = (f"{name} ({means[name]:.3g})" for name in (ordered[0], ordered[-1]))
+    metric = f"{metric[:1].upper()}{metric[1:]} at the end"
+    if len(ordered) == 1:
+        return f"{metric}: {high}"
+    found = f"{metric}: highest with {high}, lowest with {low}"
+    if tested == 1:
+        return f"{found}; the seeds {'' if apart else 'do not '}separate them"
+    return f"{found}; the seeds separate {apart or 'none'} of {tested} pairs" if tested else found
 
 
 def _found(row: Mapping[str, Any], level: float, power: float, pairs: int, test: str) -> str:

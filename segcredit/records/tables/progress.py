@@ -40,9 +40,9 @@ def progress_frame(settings: pd.DataFrame, directories: Mapping[str, Path]) -> p
     """
     table: Any = settings.reindex(columns=[*_WHAT])
     asked = [name for name in settings if str(name).startswith("audit.")]
-    trained = ~settings[asked].notna().any(axis=1) if asked else settings["run"].notna()
+    audited: Any = settings[asked].notna().any(axis=1)
     of_config: Any = settings.get("train.steps", pd.Series(pd.NA, settings.index))
-    steps = of_config.astype("Int64").where(trained)
+    steps = of_config.astype("Int64").mask(audited)
     names = [str(run) for run in table["run"]]
     done = [
         math.nan if known is pd.NA else last_step(directories[run]) or 0

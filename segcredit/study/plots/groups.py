@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs
+from segcredit.records.tables import Runs, setting_text
 from segcredit.study.plots.style import LOOKS
-from segcredit.study.statistics.groups import columns_of, setting_text
+from segcredit.study.statistics.groups import columns_of
 
 
 @dataclass(frozen=True, slots=True)

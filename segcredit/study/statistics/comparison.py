@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
 from segcredit.errors import StudyError
 from segcredit.records.tables import Runs, require_interval, require_known
-from segcredit.study.statistics.groups import Group, differing, groups_of, note_of
+from segcredit.study.statistics.groups import Group, differing, groups_of, named_groups, note_of
 from segcredit.study.statistics.improvement import improvement
 from segcredit.study.statistics.paired import (
     holm,
@@ -59,7 +59,7 @@ COLUMNS = (
 
 def compare(
     runs: Runs,
-    by: Sequence[str],
+    by: Sequence[str] | Mapping[str, Iterable[str]],
     metric: str,
     *,
     baseline: str | None = None,
@@ -80,7 +80,8 @@ def compare(
 
     Args:
         runs: as ``read_runs`` returns them.
-        by: columns of ``runs.runs`` whose values make the groups.
+        by: columns of ``runs.runs`` whose values make the groups; or the groups themselves, the
+            names of their runs by those of the groups.
         metric: a column of ``runs.steps``, such as "accuracy".
         baseline: the name of the group (its values joined by spaces, 'none' for a missing option)
             that each other is compared with; by default all pairs are.
@@ -118,7 +119,8 @@ def compare(
     require_known("config column", pair_on, runs.runs.columns)
     require_known("test", [test], _TESTS)
     values = run_values(runs, metric, measure, per=per, budget=budget)
-    groups = groups_of(runs, by, values)
+    named = isinstance(by, Mapping)
+    groups = named_groups(runs, by, values) if named else groups_of(runs, by, values)
     pairs = _pairs(groups, baseline)
     sides = {group.name: _one_each(group, list(pair_on)) for group in groups}
     shared = [_shared(sides[a.name], sides[b.name], list(pair_on)) for a, b in pairs]

@@ -408,7 +408,7 @@ def compare(
         found, sides = two_sides(a, b, folder)
         settings = differing_settings(found, sides)
         page.table("settings", settings, settings_table(settings, a, b))
-        difference = compare_groups(
+        difference: Any = compare_groups(
             found, sides, metric, measure=measure, per=per, pair_on=_names(pair_on)
         )
         page.table("comparison", difference, comparison_table(difference, metric))

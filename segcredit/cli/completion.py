@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 from importlib.resources import files
 
+import typer
+
 _AXES = {
     "task": "tasks",
     "policy": "policies",
@@ -27,12 +29,17 @@ def preset(incomplete: str) -> list[str]:
     return _begun(incomplete, (name.removesuffix(".toml") for name in names if name != "base.toml"))
 
 
-def override(incomplete: str) -> list[str]:
-    """Returns keys that name a plug-in, and behind such a key the plug-ins."""
+def override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Returns keys that name a plug-in, each with those that there are."""
     key, equals, value = incomplete.partition("=")
-    if equals:
-        return [f"{key}={name}" for name in _plugins(_AXES.get(key, ""), value)]
-    return _begun(key, (f"{name}=" for name in _AXES))
+    # For bash the sign of equality is a word, and what is behind it the word to complete.
+    before: list[str] = [*(ctx.params.get("overrides") or ()), ""]
+    if incomplete == "=" or before[-2:-1] == ["="]:
+        words = [word for word in before if word not in ("", "=")]
+        return _plugins(_AXES.get(words[-1] if words else "", ""), value or key)
+    # With the plug-ins of each, lest the shell put a space behind the sign.
+    keys = [key] if equals else _begun(key, _AXES)
+    return [f"{one}={name}" for one in keys for name in _plugins(_AXES.get(one, ""), value)]
 
 
 def segmenter(incomplete: str) -> list[str]:

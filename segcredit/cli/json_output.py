@@ -68,7 +68,8 @@ def printed(out: Console, *, as_json: bool) -> Generator[Printed]:
 
 def json_rows(table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns a table's rows with its column names; what JSON lacks (NaN, infinity) is None."""
-    rows: Any = table if isinstance(table, Sequence) else table.to_dict("records")
+    given: Any = table
+    rows = given if isinstance(table, Sequence) else given.to_dict("records")
     return [{str(name): _plain(value) for name, value in row.items()} for row in rows]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -390,8 +390,11 @@ def compare(
     ] = "runs",
     metric: Metric = "accuracy",
     measure: Annotated[
-        Literal["last", "area", "at_cost"],
-        typer.Option(help="The last value, the area under the learning curve, or that at a cost."),
+        str,
+        typer.Option(
+            help="last (value), area (under the learning curve), or at_cost.",
+            autocompletion=completion.measure,
+        ),
     ] = "last",
     per: Annotated[str, typer.Option(help="Cost of --measure: step, tokens_sampled, ...")] = "step",
     pair_on: Annotated[
@@ -409,7 +412,7 @@ def compare(
         settings = differing_settings(found, sides)
         page.table("settings", settings, settings_table(settings, a, b))
         difference: Any = compare_groups(
-            found, sides, metric, measure=measure, per=per, pair_on=_names(pair_on)
+            found, sides, metric, measure=cast("Any", measure), per=per, pair_on=_names(pair_on)
         )
         page.table("comparison", difference, comparison_table(difference, metric))
         for sentence in difference["finding"]:
@@ -426,7 +429,10 @@ def results(
     directory: RunsBelow,
     by: Annotated[str, typer.Option(help="Config columns, comma-separated.")] = "method,segmenter",
     metric: Metric = "accuracy",
-    statistic: Annotated[str, typer.Option(help="Over seeds: mean, iqm or median.")] = "mean",
+    statistic: Annotated[
+        str,
+        typer.Option(help="Over seeds: mean, iqm or median.", autocompletion=completion.statistic),
+    ] = "mean",
     compare: Annotated[
         bool, typer.Option("--compare", help="Also say which differences the seeds show.")
     ] = False,

@@ -1,4 +1,4 @@
-"""What a shell completes: presets, plug-ins and runs, from names alone; nothing is imported."""
+"""Names that a shell completes: presets, plug-ins, runs; no plug-in is imported for them."""
 
 from __future__ import annotations
 
@@ -66,6 +66,16 @@ def metric(incomplete: str) -> list[str]:
     from segcredit.records.schemas import STEP_COLUMNS
 
     return _begun(incomplete, STEP_COLUMNS)
+
+
+def measure(incomplete: str) -> list[str]:
+    """Returns what a run's value may be."""
+    return _begun(incomplete, ("last", "area", "at_cost"))
+
+
+def statistic(incomplete: str) -> list[str]:
+    """Returns statistics over seeds."""
+    return _begun(incomplete, ("mean", "iqm", "median"))
 
 
 def _plugins(group: str, incomplete: str) -> list[str]:

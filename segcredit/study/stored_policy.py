@@ -14,7 +14,7 @@ from segcredit.records import checkpoint
 from segcredit.records.recovery import missing_checkpoint
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.stored_config import CONFIG, read_config
-from segcredit.records.tables import named_path, runs_beginning
+from segcredit.records.tables import named_path
 
 
 def stored_config(run: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
@@ -53,14 +53,14 @@ def stored_run(source: str) -> Path | None:
         source: a run directory or the beginning of a run's name, a preset's name or a TOML file.
 
     Raises:
-        StudyError: several runs are named so.
+        StudyError: several runs are named so, or nothing is.
     """
     # A run without its config is told as one; a folder may bear the name of a preset.
     if (Path(source) / CONFIG).is_file() or (os.path.isdir(source) and source not in presets()):
         return Path(source)
-    if os.path.exists(source) or source in presets() or not runs_beginning(source):
+    if os.path.exists(source) or source in presets() or source.endswith(".toml"):
         return None
-    return named_path(source)
+    return named_path(source, other=presets())
 
 
 def last_checkpoint(run: Path) -> Path:

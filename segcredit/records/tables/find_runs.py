@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from segcredit.errors import RecordError, StudyError, did_you_mean, shown
@@ -12,7 +12,7 @@ from segcredit.records.run_directory import ENVIRONMENT, read_status
 from segcredit.records.stored_config import CONFIG, read_config
 
 RUNS = Path("runs")
-"""Where runs are recorded unless they are told otherwise."""
+"""Folder that runs are recorded in, unless --output says another."""
 _FEW = 8
 
 
@@ -25,12 +25,13 @@ def find_runs(path: Path) -> Iterator[Path]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
 
 
-def named_path(text: str | Path) -> Path:
+def named_path(text: str | Path, other: Iterable[str] = ()) -> Path:
     """Returns the path that a user means: one that exists, or the run whose name begins so.
 
     Args:
         text: a path, or the beginning of one's last part (``runs/study/0e8``); or that of a run's
             name, by itself (``0e8``) or with folders below ``runs`` (``study/0e8``).
+        other: names that could have been meant as well, such as presets, to be told as nearest.
 
     Raises:
         StudyError: there is none, and the nearest name is told; or several runs are named so.
@@ -50,9 +51,10 @@ def named_path(text: str | Path) -> Path:
     folder = Path(text).parent
     near = [str(folder / name) for name in os.listdir(folder)] if folder.is_dir() else []
     below = [path.relative_to(RUNS) for path in find_runs(RUNS)]
-    names = [*near, *map(str, below), *(path.name for path in below)]
+    names = [*near, *map(str, below), *(path.name for path in below), *other]
     raise StudyError(
-        f"{shown(str(text))} is not a directory, and begins no run's name"
+        f"{shown(str(text))} is {'no preset, no' if other else 'no'} directory, and begins no run's"
+        " name"
         f"{did_you_mean(str(text), names)} Expected a run's directory, one that holds runs, or the"
         " beginning of a run's name: `segcredit runs DIR` lists them."
     )

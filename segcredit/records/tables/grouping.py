@@ -1,4 +1,4 @@
-"""Which settings tell runs apart, and how a setting is written."""
+"""Settings that tell runs apart, and how a setting is written."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

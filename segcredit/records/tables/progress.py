@@ -1,4 +1,4 @@
-"""How far runs have come: a row a run, from the ends of files that it has anyway."""
+"""Progress of runs: a row a run, from the ends of files that it has anyway."""
 
 # pandas ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

@@ -486,7 +486,7 @@ def read_source(source: Source) -> dict[str, Any]:
             f"config {shown(str(path), plain=True)} cannot be read: {error.strerror}"
             f"{did_you_mean(str(path), _files_beside(path))}"
             " Expected a preset's name or a TOML file. Usually the path is mistyped, or a folder's:"
-            " of a run's directory, give the config.toml."
+            " of a run's directory, give the config.toml, or continue it with --resume."
         ) from error
     except UNREADABLE as error:
         raise ConfigError(

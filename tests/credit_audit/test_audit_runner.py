@@ -489,4 +489,5 @@ def test_the_table_as_json_and_nothing_else(done, capsys):
     assert list(found["audit"][0]) == list(table.columns)
     values = [row["value"] for row in found["audit"]]
     assert values == [value if np.isfinite(value) else None for value in table["value"]]
-    assert found["left_out"] == []
+    left_out = {row["unit"]: row["error"] for row in found["left_out"]}
+    assert left_out == failed_units(done)

@@ -165,6 +165,7 @@ TASKS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "imports": ("nothing: the imports alone", lambda path: None),
     "find": ("read_runs(path)", _read),
     "runs": (".runs", lambda path: _read(path).runs),
+    "progress": (".progress", lambda path: _read(path).progress),
     "steps": (".steps", lambda path: _read(path).steps),
     "first": (".runs and .steps", lambda path: [(r := _read(path)).runs, r.steps]),
     "unpacked": (".runs and .steps, runs still going on", unpacked),

@@ -474,23 +474,31 @@ def read_source(source: Source) -> dict[str, Any]:
     path = Path(source)
     if path.suffix != ".toml" and not os.path.exists(path):  # which bears names of any length
         names = presets()
+        near = did_you_mean(str(source), [*names, *_files_beside(path)])
         raise ConfigError(
-            f"there is no preset {shown(str(source))}{did_you_mean(str(source), names)} Presets are"
+            f"there is no preset {shown(str(source))}{near} Presets are"
             f" {', '.join(names)}; anything else must be the path of a TOML file."
         )
     try:
         return _shallow(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise ConfigError(
-            f"config {shown(str(path), plain=True)} cannot be read: {error.strerror};"
-            " expected a preset's name or a TOML file. Usually the path is mistyped, or a folder's:"
-            " of a run's directory, give the config.toml."
+            f"config {shown(str(path), plain=True)} cannot be read: {error.strerror}"
+            f"{did_you_mean(str(path), _files_beside(path))}"
+            " Expected a preset's name or a TOML file. Usually the path is mistyped, or a folder's:"
+            " of a run's directory, give the config.toml, or continue it with --resume."
         ) from error
     except UNREADABLE as error:
         raise ConfigError(
             f"config {path} is not TOML: {parser_words(error)}. Strings need quotes, and tables"
             " square brackets."
         ) from error
+
+
+def _files_beside(path: Path) -> list[str]:
+    """Returns the TOML files in the folder of one that is not there."""
+    there = os.path.isdir(path.parent) and not os.path.exists(path)
+    return sorted(map(str, path.parent.glob("*.toml"))) if there else []
 
 
 def presets() -> list[str]:

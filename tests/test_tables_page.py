@@ -161,10 +161,42 @@ def test_the_code_of_the_page_runs(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "segmenters").symlink_to(runs.path)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     exec(code, {})
 
 
 def test_flattened_configs_have_dotted_keys() -> None:
     flat = flatten(load_config("sapo", OPTIONAL).model_dump())
     assert {name for name in flat if name in keys_of(RunConfig)} == keys_of(RunConfig)
+
+
+def test_polars_and_duckdb_read_the_same_files(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other code of the page, over runs of which one has fewer columns."""
+    _, code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    place = tmp_path / "runs" / "segmenters"
+    place.mkdir(parents=True)
+    (place / "full").symlink_to(next(iter(runs.directories.values())))
+    plain = ["train.steps=2", "record.tokens=false"]
+    train(load_config("grpo", [*SMALL, *plain]), place / "plain")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    ours = Runs(place, [place / "full", place / "plain"])
+    assert len(ours) == 2
+    steps = ours.steps.dropna(subset=["accuracy"])
+    theirs = found["accuracy"].sort("run", "step")
+    assert theirs["run"].to_list() == [str(run) for run in steps["run"]]
+    assert theirs["step"].to_list() == steps["step"].tolist()
+    assert theirs["accuracy"].to_list() == steps["accuracy"].tolist()
+    rewards = ours.completions.groupby(["run", "step"], observed=True)["reward"].mean()
+    theirs = found["rewards"].set_index(["run", "step"])["reward"]
+    assert theirs.to_dict() == pytest.approx(rewards.to_dict())
+    segments = found["duckdb"].sql(
+        f"SELECT count(*), sum(advantage) FROM '{place}/*/segments/*.parquet'"
+    )
+    advantage = ours.segments["advantage"]
+    assert segments.fetchall()[0] == (len(advantage), pytest.approx(advantage.sum()))
+    whole = found["polars"].from_pandas(ours.steps)
+    assert whole["loss"].drop_nans().sum() == pytest.approx(ours.steps["loss"].sum())

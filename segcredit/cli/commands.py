@@ -8,17 +8,21 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from segcredit.cli import completion
+from segcredit.cli.json_output import Json, printed
 from segcredit.cli.plugin_commands import with_plugin_commands
 from segcredit.errors import ConfigError, SegcreditError, shown
 
@@ -27,7 +31,25 @@ if TYPE_CHECKING:
 
 
 class _Stopped(SegcreditError):
-    """An interrupted command; may say why."""
+    """An interrupted command; may say why.
+
+    Args:
+        reason: as a sentence; "" where it was stopped from the keyboard.
+        going_on: the command that goes on; "" for the same once more.
+    """
+
+    def __init__(self, reason: str, going_on: str = "") -> None:
+        super().__init__(reason or "stopped.")
+        self.going_on = going_on
+
+
+@contextmanager
+def _resumed_by(command: str) -> Generator[None]:
+    """Says which command goes on, should what is inside be interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise _Stopped(str(stop), command) from stop
 
 
 class _Commands(TyperGroup):
@@ -37,7 +59,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            raise _Stopped(str(stop) or "stopped.") from stop
+            raise _Stopped(str(stop)) from stop
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,7 +72,6 @@ def _print_version(wanted: bool) -> None:
 
 app = typer.Typer(
     cls=_Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -68,12 +89,29 @@ def about(
 
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="dotted.key=value, laid over the config.")
+    list[str] | None,
+    typer.Argument(
+        help="dotted.key=value, laid over the config.", autocompletion=completion.override
+    ),
 ]
 Code = Annotated[
     list[str] | None, typer.Option("--code", help="A Python file that registers plug-ins.")
 ]
 
+RunsBelow = Annotated[
+    str,
+    typer.Argument(
+        help="A folder with runs at any depth, or a run; the beginning of its name will do.",
+        autocompletion=completion.run,
+    ),
+]
+Metric = Annotated[
+    str, typer.Option(help="A column of the steps.", autocompletion=completion.metric)
+]
+_SIDE = (
+    "A run, a folder of runs or the beginning of a run's name; or settings as"
+    ' "method=sapo segmenter=newline".'
+)
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the code that the run's stored config names.")
 ]
@@ -81,7 +119,13 @@ Trust = Annotated[
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A preset's name or a TOML file.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A preset's name or a TOML file; with --resume also a run.",
+            autocompletion=completion.preset_or_run,
+        ),
+    ],
     overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option(help="The run directory; default runs/HASH.")
@@ -89,24 +133,33 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last checkpoint.")
     ] = False,
+    trust: Trust = False,
     code: Code = None,
 ) -> None:
     """Trains one run; under torchrun, in as many processes as it starts."""
     from segcredit.cli.display import training_progress
     from segcredit.config import load_run
     from segcredit.register import load_code
+    from segcredit.study.stored_policy import stored_config, stored_run
     from segcredit.training.build import started_processes
     from segcredit.training.loop import iterate, run_directory
 
     load_code(code or [])
-    checked = load_run(config, overrides or [])
-    directory = run_directory(checked, output)
+    run = stored_run(config) if resume else None
+    if run is None:
+        checked = load_run(config, overrides or [])
+        directory = run_directory(checked, output)
+    else:
+        checked = stored_config(run, overrides or [], trust=trust)
+        directory = output or run
     shown = out if started_processes(checked).first else Console(quiet=True)
-    training_progress(
-        shown,
-        lambda watch: iterate(checked, directory, resume=resume, watch=watch),
-        checked.train.steps,
-    )
+    more = [part for file in code or [] for part in ("--code", file)] + ["--trust"] * trust
+    with _resumed_by(shlex.join(["segcredit", "train", str(directory), "--resume", *more])):
+        training_progress(
+            shown,
+            lambda watch: iterate(checked, directory, resume=resume, watch=watch),
+            checked.train.steps,
+        )
     shown.print(f"Recorded in {directory}", soft_wrap=True)
     shown.print(
         f"Next: segcredit report {directory}; segcredit evaluate {directory}", soft_wrap=True
@@ -116,7 +169,11 @@ def train(
 @app.command()
 def evaluate(
     source: Annotated[
-        str, typer.Argument(help="A run's directory; or a config, for its policy before training.")
+        str,
+        typer.Argument(
+            help="A run, or the beginning of its name; a config, for its untrained policy.",
+            autocompletion=completion.preset_or_run,
+        ),
     ],
     overrides: Overrides = None,
     prompts: Annotated[
@@ -141,6 +198,7 @@ def evaluate(
         bool, typer.Option("--overwrite", help="Replace the evaluation that is there.")
     ] = False,
     trust: Trust = False,
+    as_json: Json = False,
     code: Code = None,
 ) -> None:
     """Judges a policy on held-out prompts: accuracy, pass@k, maj@k."""
@@ -159,9 +217,11 @@ def evaluate(
         output=output,
         trust=trust,
     )
-    found = evaluate_policy(chosen, ks=ks, batch=batch, overwrite=overwrite)
-    out.print(evaluation_table(found, chosen.step))
-    out.print(f"Recorded in {chosen.output}", soft_wrap=True)
+    with printed(out, as_json=as_json) as page:
+        found = evaluate_policy(chosen, ks=ks, batch=batch, overwrite=overwrite)
+        rows = [{"step": chosen.step, **asdict(one)} for one in found]
+        page.table("evaluation", rows, evaluation_table(found, chosen.step))
+        out.print(f"Recorded in {chosen.output}", soft_wrap=True)
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:
@@ -189,38 +249,45 @@ def grid(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every cell, print the plan, run nothing.")
     ] = False,
+    as_json: Json = False,
     code: Code = None,
 ) -> None:
     """Runs every cell of an ablation grid; running it again continues."""
-    from segcredit.cli.display import GridDisplay, plan_lines
+    from segcredit.cli.display import GridDisplay, cell_rows, plan_lines
     from segcredit.register import load_code
     from segcredit.study.grid import plan, run_grid, survey
 
     load_code(code or [])
-    before = survey(plan(config, output, overrides or []))
-    for line in plan_lines(before):
-        out.print(line, soft_wrap=True)
-    if dry_run:
-        for cell in before.cells:
-            out.print(f"  {before.states[cell.directory]:9} {_escaped(cell.label)}", soft_wrap=True)
-        return
-    with GridDisplay(out) as display:
-        display.known(before)
-        after = run_grid(
-            config,
-            output,
-            workers=workers,
-            ray=ray,
-            retry_failed=retry_failed,
-            overrides=overrides or [],
-            code=code or [],
-            watch=display.show,
-        )
-    _conclude(after, output)
+    with printed(out, as_json=as_json) as page:
+        before = survey(plan(config, output, overrides or []))
+        for line in plan_lines(before):
+            out.print(line, soft_wrap=True)
+        if dry_run:
+            page.keep("cells", cell_rows(before))
+            lines = [f"  {before.states[c.directory]:9} {_escaped(c.label)}" for c in before.cells]
+            out.print("\n".join(lines), soft_wrap=True)
+            ended = True
+        else:
+            with GridDisplay(out) as display:
+                display.known(before)
+                after = run_grid(
+                    config,
+                    output,
+                    workers=workers,
+                    ray=ray,
+                    retry_failed=retry_failed,
+                    overrides=overrides or [],
+                    code=code or [],
+                    watch=display.show,
+                )
+            page.keep("cells", cell_rows(after))
+            ended = _concluded(after, output)
+    if not ended:
+        raise typer.Exit(1)
 
 
-def _conclude(progress: GridProgress, output: Path) -> None:
-    """Prints each cell that is not done, with its reason; then the counts, last."""
+def _concluded(progress: GridProgress, output: Path) -> bool:
+    """Prints each cell that is not done, with its reason, then the counts; tells if all ended."""
     for cell in progress.of("failed"):
         out.print(f"[red]failed[/] {_escaped(f'{cell.label}: {cell.error()}')}", soft_wrap=True)
     stopped = progress.of("new", "begun", "damaged")
@@ -236,13 +303,17 @@ def _conclude(progress: GridProgress, output: Path) -> None:
     out.print(
         f"{counts}{finished} of {len(progress.cells)} cells finished, in {output}", soft_wrap=True
     )
-    if failed or stopped:
-        raise typer.Exit(1)
+    return not failed and not stopped
 
 
 @app.command()
 def audit(
-    config: Annotated[str, typer.Argument(help="A preset's name or a TOML file with [audit].")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A preset's name or a TOML file with [audit].", autocompletion=completion.preset
+        ),
+    ],
     overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option(help="The audit's directory; default runs/HASH.")
@@ -252,8 +323,14 @@ def audit(
     ] = None,
     segmenter: Annotated[
         list[str] | None,
-        typer.Option("--segmenter", "-s", help="Judge these instead of the config's."),
+        typer.Option(
+            "--segmenter",
+            "-s",
+            help="Judge these instead of the config's.",
+            autocompletion=completion.segmenter,
+        ),
     ] = None,
+    as_json: Json = False,
     code: Code = None,
 ) -> None:
     """Judges segmenters, estimators and advantages on a frozen policy, without training it."""
@@ -267,14 +344,18 @@ def audit(
     chosen = [f"audit.segmenters={_inline_list(segmenter)}"] if segmenter else []
     checked = load_audit_config(config, [*(overrides or []), *chosen])
     directory = audit_directory(checked, output)
-    with AuditDisplay(out) as display:
-        run_audit(checked, directory, truth=truth, watch=display.show)
-    out.print(audit_table(read_runs(directory).audit))
-    for unit, sentence in failed_units(directory).items():
-        out.print(f"[red]left out[/] {_escaped(f'{unit}: {sentence}')}", soft_wrap=True)
-    out.print(f"Recorded in {directory}; next: segcredit report {directory}", soft_wrap=True)
-    line = f'import segcredit; segcredit.read_runs("{directory}").audit'
-    out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
+    with printed(out, as_json=as_json) as page:
+        with AuditDisplay(out) as display:
+            run_audit(checked, directory, truth=truth, watch=display.show)
+        found = read_runs(directory).audit
+        page.table("audit", found, audit_table(found))
+        failed = failed_units(directory)
+        page.keep("left_out", [{"unit": unit, "error": why} for unit, why in failed.items()])
+        for unit, sentence in failed.items():
+            out.print(f"[red]left out[/] {_escaped(f'{unit}: {sentence}')}", soft_wrap=True)
+        out.print(f"Recorded in {directory}; next: segcredit report {directory}", soft_wrap=True)
+        line = f'import segcredit; segcredit.read_runs("{directory}").audit'
+        out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
 
 
 def _inline_list(plugins: list[str]) -> str:
@@ -283,11 +364,75 @@ def _inline_list(plugins: list[str]) -> str:
 
 
 @app.command()
+def runs(
+    directory: RunsBelow = "runs",
+    as_json: Json = False,
+) -> None:
+    """Lists runs: finished, failed and why, running and for how long yet."""
+    from segcredit.cli.display import runs_lines, runs_table
+    from segcredit.records.tables import default_by, named_path, read_runs
+
+    with printed(out, as_json=as_json) as page:
+        found = read_runs(named_path(directory), damaged="skip")
+        page.table(
+            "runs", found.progress, runs_table(found.progress, found.runs, default_by(found))
+        )
+        for line in runs_lines(found.progress):
+            out.print(line, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help=_SIDE, autocompletion=completion.run)],
+    b: Annotated[str, typer.Argument(help="Likewise.", autocompletion=completion.run)],
+    folder: Annotated[
+        str, typer.Option("--in", help="The runs that settings are looked for in.")
+    ] = "runs",
+    metric: Metric = "accuracy",
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="last (value), area (under the learning curve), or at_cost.",
+            autocompletion=completion.measure,
+        ),
+    ] = "last",
+    per: Annotated[str, typer.Option(help="Cost of --measure: step, tokens_sampled, ...")] = "step",
+    pair_on: Annotated[
+        str, typer.Option(help="Config columns that pair runs, comma-separated.")
+    ] = "seed",
+    as_json: Json = False,
+) -> None:
+    """Compares two runs, or two groups of runs over the seeds that they share: b minus a."""
+    from segcredit.cli.display import comparison_table, settings_table
+    from segcredit.study.statistics import compare as compare_groups
+    from segcredit.study.statistics import differing_settings, two_sides
+
+    with printed(out, as_json=as_json) as page:
+        found, sides = two_sides(a, b, folder)
+        settings = differing_settings(found, sides)
+        page.table("settings", settings, settings_table(settings, a, b))
+        difference: Any = compare_groups(
+            found, sides, metric, measure=cast("Any", measure), per=per, pair_on=_names(pair_on)
+        )
+        page.table("comparison", difference, comparison_table(difference, metric))
+        for sentence in difference["finding"]:
+            out.print(_escaped(sentence), soft_wrap=True, highlight=False)
+
+
+def _names(text: str) -> list[str]:
+    """Returns names that were typed with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@app.command()
 def results(
-    directory: Annotated[Path, typer.Argument(help="Runs, at any depth below.")],
+    directory: RunsBelow,
     by: Annotated[str, typer.Option(help="Config columns, comma-separated.")] = "method,segmenter",
-    metric: Annotated[str, typer.Option(help="A column of the steps.")] = "accuracy",
-    statistic: Annotated[str, typer.Option(help="Over seeds: mean, iqm or median.")] = "mean",
+    metric: Metric = "accuracy",
+    statistic: Annotated[
+        str,
+        typer.Option(help="Over seeds: mean, iqm or median.", autocompletion=completion.statistic),
+    ] = "mean",
     compare: Annotated[
         bool, typer.Option("--compare", help="Also say which differences the seeds show.")
     ] = False,
@@ -304,11 +449,12 @@ def results(
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Leave out runs with damaged files.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Prints a table with intervals over seeds, what they show, and the learning curves."""
     from segcredit.atomic_files import require_writable
     from segcredit.cli.display import results_table
-    from segcredit.records.tables import read_runs
+    from segcredit.records.tables import named_path, read_runs
     from segcredit.study.export_tables import require_format, require_table, table_of, write_table
     from segcredit.study.statistics import compare as compare_groups
     from segcredit.study.statistics import require_statistic, summarise
@@ -324,51 +470,57 @@ def results(
         require_figure_format(figure)
     for target in filter(None, (export, figure)):
         require_writable(target)
-    runs = read_runs(directory, damaged="skip" if skip_damaged else "raise").whole()
-    columns = [name.strip() for name in by.split(",") if name.strip()]
-    summary: Any = summarise(runs, columns, metric, cast("Any", statistic))
-    out.print(results_table(summary, columns, metric, statistic))
-    for row in summary.to_dict("records"):
-        if row["note"]:
-            group = ", ".join(f"{name} {row[name]}" for name in columns)
-            out.print(f"{_escaped(group)}: {_escaped(row['note'])}", soft_wrap=True)
-    found: dict[str, Any] = {"summary": summary}
-    if compare:
-        found["comparison"] = cast("Any", compare_groups(runs, columns, metric))
-        for sentence in found["comparison"]["finding"]:
-            out.print(_escaped(sentence), soft_wrap=True, highlight=False)
-    if figure is not None:
-        from segcredit.study.plots import comparison, learning_curves, save
+    folder = named_path(directory)
+    with printed(out, as_json=as_json) as page:
+        chosen = read_runs(folder, damaged="skip" if skip_damaged else "raise").whole()
+        columns = _names(by)
+        summary: Any = summarise(chosen, columns, metric, cast("Any", statistic))
+        page.table("summary", summary, results_table(summary, columns, metric, statistic))
+        for row in summary.to_dict("records"):
+            if row["note"]:
+                group = ", ".join(f"{name} {row[name]}" for name in columns)
+                out.print(f"{_escaped(group)}: {_escaped(row['note'])}", soft_wrap=True)
+        found: dict[str, Any] = {"summary": summary}
+        if compare:
+            found["comparison"] = cast("Any", compare_groups(chosen, columns, metric))
+            page.keep("comparison", found["comparison"])
+            for sentence in found["comparison"]["finding"]:
+                out.print(_escaped(sentence), soft_wrap=True, highlight=False)
+        if figure is not None:
+            from segcredit.study.plots import comparison, learning_curves, save
 
-        draw, what = (comparison, "Comparison") if compare else (learning_curves, "Learning curves")
-        drawn = save(draw(runs, metric=metric, by=columns), figure)
-        out.print(f"{what}: {drawn}", soft_wrap=True, highlight=False)
-    if export is not None:
-        written = write_table(table_of(runs, table, found), export)
-        out.print(f"Table {table}: {written}", soft_wrap=True, highlight=False)
-    for run, sentence in runs.left_out.items():
-        out.print(f"[red]left out[/] {_escaped(f'{run}: {sentence}')}", soft_wrap=True)
-    line = f'import segcredit; runs = segcredit.read_runs("{directory}"); runs.steps'
-    out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
+            draw, what = (
+                (comparison, "Comparison") if compare else (learning_curves, "Learning curves")
+            )
+            drawn = save(draw(chosen, metric=metric, by=columns), figure)
+            out.print(f"{what}: {drawn}", soft_wrap=True, highlight=False)
+        if export is not None:
+            written = write_table(table_of(chosen, table, found), export)
+            out.print(f"Table {table}: {written}", soft_wrap=True, highlight=False)
+        for run, sentence in chosen.left_out.items():
+            out.print(f"[red]left out[/] {_escaped(f'{run}: {sentence}')}", soft_wrap=True)
+        line = f'import segcredit; runs = segcredit.read_runs("{folder}"); runs.steps'
+        out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
 
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(help="Runs, at any depth below.")],
+    directory: RunsBelow,
     output: Annotated[
         Path | None, typer.Option(help="The HTML file; default DIRECTORY/report.html.")
     ] = None,
     by: Annotated[
         str, typer.Option(help="Config columns, comma-separated; default: those that differ.")
     ] = "",
-    metric: Annotated[str, typer.Option(help="A column of the steps.")] = "accuracy",
+    metric: Metric = "accuracy",
     title: Annotated[str, typer.Option(help="Of the page; default: the directory's name.")] = "",
 ) -> None:
     """Writes figures and tables into one HTML file that opens without a network."""
+    from segcredit.records.tables import named_path
     from segcredit.study.report import write_report
 
-    columns = [name.strip() for name in by.split(",") if name.strip()]
-    written = write_report(directory, output, by=columns, metric=metric, title=title)
+    place = named_path(directory)
+    written = write_report(place, output, by=_names(by), metric=metric, title=title)
     out.print(f"Report: {written}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -379,7 +531,12 @@ def segment(
     ],
     segmenter: Annotated[
         list[str] | None,
-        typer.Option("--segmenter", "-s", help="Once for each: a name or an inline TOML table."),
+        typer.Option(
+            "--segmenter",
+            "-s",
+            help="Once for each: a name or an inline TOML table.",
+            autocompletion=completion.segmenter,
+        ),
     ] = None,
     field: Annotated[
         str | None, typer.Option(help="The key of JSONL that holds texts; default text.")
@@ -398,6 +555,7 @@ def segment(
         Path | None, typer.Option(help="Also write a row a segment: *.parquet or *.jsonl.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show the summary alone.")] = False,
+    as_json: Json = False,
     code: Code = None,
 ) -> None:
     """Shows the segments of texts in colour, several segmenters side by side."""
@@ -410,18 +568,26 @@ def segment(
     if output is not None:
         tables.require_output(output, source)
     chosen = cut.chosen_segmenters(segmenter or ["newline"], policy=policy is not None)
-    documents = itertools.islice(read_documents(source, field, prompt_field), limit)
-    loaded = None if policy is None else cut.load_policy(policy, task)
-    found = cut.segment_documents(documents, chosen, loaded)
-    if output is not None:
-        found = tables.written(found, output)
-    summaries = {label: tables.Summary() for label in chosen}
-    for document, segments in tables.counted(found, summaries):
-        if not quiet:
-            show_segments(out, document, segments)
-    show_summary(out, summaries)
-    if output is not None:
-        out.print(f"Segments written to {output}", soft_wrap=True, markup=False)
+    with printed(out, as_json=as_json) as page:
+        documents = itertools.islice(read_documents(source, field, prompt_field), limit)
+        loaded = None if policy is None else cut.load_policy(policy, task)
+        found = cut.segment_documents(documents, chosen, loaded)
+        if output is not None:
+            found = tables.written(found, output)
+        summaries = {label: tables.Summary() for label in chosen}
+        rows = [dict[str, Any]()][:0]
+        for document, segments in tables.counted(found, summaries):
+            if as_json and not quiet:
+                rows += tables.rows(document, segments)
+            elif not quiet:
+                show_segments(out, document, segments)
+        if as_json:
+            page.document = {"segments": rows} if not quiet else {}
+            page.keep("summary", tables.summary_rows(summaries))
+        else:
+            show_summary(out, summaries)
+        if output is not None:
+            out.print(f"Segments written to {output}", soft_wrap=True, markup=False)
     if any(summary.failed and not summary.texts for summary in summaries.values()):
         raise typer.Exit(1)
 
@@ -445,7 +611,13 @@ def new_segmenter(
 
 @app.command()
 def save_policy(
-    run: Annotated[Path, typer.Argument(help="A run directory; its last checkpoint is taken.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run, or the beginning of its name; its last checkpoint is taken.",
+            autocompletion=completion.run,
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(help="The new folder.")],
     merged: Annotated[
         bool, typer.Option("--merged", help="Merge adapters into the weights; else them alone.")
@@ -454,11 +626,12 @@ def save_policy(
     code: Code = None,
 ) -> None:
     """Writes a run's policy as a checkpoint of transformers, or its adapters as one of peft."""
+    from segcredit.records.tables import named_path
     from segcredit.register import load_code
     from segcredit.study.export_policy import save_policy as write
 
     load_code(code or [])
-    written = write(run, folder, merged=merged, trust=trust)
+    written = write(named_path(run), folder, merged=merged, trust=trust)
     out.print(f"Policy: {written}", soft_wrap=True, highlight=False)
 
 
@@ -467,6 +640,7 @@ def list_plugins(
     check: Annotated[
         bool, typer.Option("--check", help="Import each; exit status 1 where one fails.")
     ] = False,
+    as_json: Json = False,
     code: Code = None,
 ) -> None:
     """Lists every plug-in with its distribution, file and first docstring line."""
@@ -475,15 +649,20 @@ def list_plugins(
     from segcredit.register import load_code
 
     load_code(code or [])
-    rows = list(plugin_rows(check=check))
-    out.print(plugin_table(rows))
+    with printed(out, as_json=as_json) as page:
+        rows = list(plugin_rows(check=check))
+        plain = [{"kind": kind, **asdict(info)} for kind, info in rows]
+        page.table("plugins", plain, plugin_table(rows))
     if check and any(info.error for _, info in rows):
         raise typer.Exit(1)
 
 
 @app.command()
 def config(
-    source: Annotated[str | None, typer.Argument(help="A preset's name or a TOML file.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A preset's name or a TOML file.", autocompletion=completion.preset),
+    ] = None,
     overrides: Overrides = None,
     code: Code = None,
 ) -> None:
@@ -502,20 +681,19 @@ def config(
 def main(arguments: Iterable[str] | None = None) -> None:
     """Runs a command; an error of ours, or an interruption, is a sentence, not a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    again = shlex.join(["segcredit", *given])
     try:
         with _plain_warnings():
-            with_plugin_commands(app)(args=None if arguments is None else list(arguments))
+            with_plugin_commands(app)(args=None if arguments is None else given)
     except _Stopped as stop:
-        text = (
-            f"{stop} What was recorded is intact: 'segcredit train' continues with --resume, a grid"
-            " or an audit when the same command is run again."
-        )
-        Console(stderr=True).print(_escaped(text), soft_wrap=True)
-        sys.exit(130)
+        _say_how_to_go_on(str(stop), stop.going_on or again)
     except SegcreditError as error:
         Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         sys.exit(1)
     except SystemExit as error:  # of the commands themselves, unless it came through a plug-in
+        if error.code == _INTERRUPTED:  # inside a command of a plug-in
+            _say_how_to_go_on("stopped.", again)
         text = _plugin_exit(error)
         if text is None:
             raise
@@ -540,6 +718,17 @@ def main(arguments: Iterable[str] | None = None) -> None:
         )
         Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
         sys.exit(1)
+
+
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the number of the signal."""
+
+
+def _say_how_to_go_on(reason: str, command: str) -> NoReturn:
+    """Ends an interrupted command with one line."""
+    text = f"{reason} What was recorded is intact; to go on: {command}"
+    Console(stderr=True).print(_escaped(text), soft_wrap=True, highlight=False)
+    sys.exit(_INTERRUPTED)
 
 
 def _plugin_exit(error: SystemExit) -> str | None:

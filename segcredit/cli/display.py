@@ -6,7 +6,7 @@ import itertools
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -156,6 +156,116 @@ def plan_lines(progress: GridProgress) -> Iterator[str]:
         yield f"{steps} policy steps to do; what they cost is estimated after the first cell"
 
 
+def cell_rows(progress: GridProgress) -> list[dict[str, Any]]:
+    """Returns a row a cell: its label, state, directory and what stopped it."""
+    return [
+        {
+            "cell": cell.label,
+            "state": progress.states[cell.directory],
+            "directory": str(cell.directory),
+            "error": progress.lost.get(cell.directory, cell.error()),
+        }
+        for cell in progress.cells
+    ]
+
+
+_COLOURED = {"failed": "red", "damaged": "red", "interrupted": "yellow", "running": "cyan"}
+
+
+def runs_table(progress: Any, settings: Any, apart: Sequence[str]) -> Table:
+    """Builds the table of runs: what sets each apart, how far it has come, what stopped it.
+
+    Args:
+        progress: ``Runs.progress``.
+        settings: ``Runs.runs``.
+        apart: the config columns that tell the runs apart, but for their seeds.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    seeded = "seed" in settings
+    table.add_column("run", overflow="fold")
+    table.add_column("settings", overflow="fold")
+    for name in (*["seed"] * seeded, "status", "steps", "left"):
+        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+    named = [name for name in apart if name != "run"]
+    rows = zip(progress.to_dict("records"), settings[named].to_dict("records"), strict=True)
+    for row, own in rows:
+        status, left = str(row["status"]), row["seconds_left"]
+        table.add_row(
+            escape(str(row["run"])),
+            escape(_settings_text(own)),
+            *[_text(row["seed"])] * seeded,
+            Text(status, style=_COLOURED.get(status, "")),
+            _steps(row),
+            "" if isnan(left) else _duration(left),
+        )
+    return table
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    """Writes settings in a line: names of plug-ins as they are, options with their last part."""
+    shown = [(name, _text(value)) for name, value in settings.items()]
+    return " ".join(
+        f"{name.rpartition('.')[2]}={text}" if "." in name else text
+        for name, text in shown
+        if text != "none"
+    )
+
+
+def _text(value: Any) -> str:
+    from segcredit.records.tables import setting_text
+
+    return setting_text(value)
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    """Writes the steps done of those to do; nothing for an audit, which has none."""
+    done, steps = row["steps_done"], row["steps"]
+    return f"{done}/{steps}" if isinstance(steps, int) else ""
+
+
+def runs_lines(progress: Any) -> Iterator[str]:
+    """Yields what stopped runs, then how many stand how, and the steps that are left."""
+    for run, status, error in zip(
+        progress["run"], progress["status"], progress["error"], strict=True
+    ):
+        if error:
+            yield f"[{_COLOURED.get(str(status), 'red')}]{status}[/] {escape(f'{run}: {error}')}"
+    counts = Counter(str(status) for status in progress["status"])
+    parts = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    unfinished = progress[progress["status"] != "finished"]
+    left = int((unfinished["steps"] - unfinished["steps_done"]).sum())
+    yield f"{parts}; {left} policy steps to do" if left else parts
+
+
+def settings_table(settings: Any, a: str, b: str) -> Table:
+    """Builds the table of config keys in which two sides of a comparison differ."""
+    title = "config keys that differ" if len(settings) else "the configs differ in no key"
+    table = Table("key", escape(a), escape(b), title=title, box=box.SIMPLE, pad_edge=False)
+    for row in settings.itertuples(index=False):
+        table.add_row(*(Text(str(value), overflow="fold") for value in row))
+    return table
+
+
+def comparison_table(difference: Any, metric: str) -> Table:
+    """Builds the table of ``statistics.compare``: the difference, its interval and its tests."""
+    title = "b minus a over shared seeds, 95 % interval (Student's t)"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    names = ("metric", "difference", "interval", "shared seeds", "p", "seeds needed")
+    for name in names:
+        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
+    for row in difference.to_dict("records"):
+        needed = row["seeds_needed"]
+        table.add_row(
+            metric,
+            "–" if isnan(row["difference"]) else f"{row['difference']:+.3g}",
+            _ends(row["low"], row["high"], row["shared_seeds"]),
+            str(row["shared_seeds"]),
+            "–" if isnan(row["p"]) else f"{row['p']:.3g}",
+            "–" if not isfinite(needed) else f"{needed:,.0f}",
+        )
+    return table
+
+
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 1 else "1 min"
@@ -276,7 +386,7 @@ def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:
 
 def results_table(summary: Any, by: Sequence[str], metric: str, statistic: str = "mean") -> Table:
     """Builds the table of ``statistics.summarise``: a row a group, its interval over seeds."""
-    from segcredit.study.statistics.groups import setting_text
+    from segcredit.records.tables import setting_text
 
     title = f"{metric}: {statistic} over seeds, 95 % interval (Student's t)"
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)

@@ -17,9 +17,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import torch
-from torch import Tensor
-
 from segcredit.atomic_files import (
     checksum,
     remove,
@@ -37,7 +34,7 @@ _NO_COMMENT = b"\0\0"
 """Last bytes of a zip archive without a comment: the length of the one that it lacks."""
 _LAST_STEP = 10**9
 _STATE = ("row", "policy", "estimator", "prompts", "further_prompts")
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
@@ -62,6 +59,8 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
         raise RecordError(
             f"keep is {keep}; expected at least 1, since a run resumes from its last checkpoint."
         )
+    import torch  # here: who reads tables of runs does not wait for it
+
     _require_plain(state, "state")
     path = file_of(path_dir, step)
     if path_dir.is_dir():
@@ -93,6 +92,8 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         RecordError: the file is damaged, was changed since, or was not written by ``save``.
     """
+    import torch
+
     with loading(f"The checkpoint {path}", _remedy(path), RecordError):
         _require_whole(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -192,8 +193,11 @@ def _remove_replaced(path_dir: Path, step: int, keep: int) -> None:
 
 def _require_plain(value: Any, place: str) -> None:
     """Raises on what ``weights_only`` refuses to load: better now than when a run resumes."""
+    import torch
+
     # Exact types: a subclass (numpy.float64 is a float) is pickled as code.
-    if isinstance(value, Tensor) or type(value) in _PLAIN:
+    plain = (*_PLAIN, torch.dtype, torch.device, torch.Size)
+    if isinstance(value, torch.Tensor) or type(value) in plain:
         return
     if type(value) in (dict, OrderedDict):
         for key, item in cast("dict[Any, Any]", value).items():

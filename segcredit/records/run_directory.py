@@ -70,6 +70,9 @@ DATA = "data"
 """Key in the environment with rows and checksum of the data, by the path of each source."""
 STATES = ("running", "interrupted", "failed", "finished")
 
+_TAIL = 2**16
+"""Bytes at the end of the metrics in which the last row is looked for."""
+
 _KILLED = "its process is gone and said nothing, as one that was killed: continue with --resume."
 
 
@@ -124,6 +127,21 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of ``read_metrics`` up to the first that cannot be read."""
     rows = map(_row, _lines(path / METRICS))
     return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row]
+
+
+def last_step(path: Path) -> int | None:
+    """Returns the step of the last whole row of metrics; None where none can be read.
+
+    Reads the end of the file alone.
+    """
+    try:
+        with require_file(path / METRICS).open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
+            lines = stream.read().splitlines(keepends=True)
+    except OSError:
+        return None
+    rows = map(_row, reversed(lines))
+    return next((int(row["step"]) for row in rows if row), None)
 
 
 def require_same_data(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import rtoml
 import tomli_w
 
 from segcredit.atomic_files import require_file, unwritten, write_atomically
@@ -37,7 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = require_file(file, _MOST).read_text(encoding="utf-8")
         _require_whole(text)
-        found = tomllib.loads(text)
+        found = rtoml.loads(text)
         renew_stored(found)
         return found
     except (OSError, ValueError) as error:
@@ -64,7 +64,7 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
     file, text = path / CONFIG, _signed(f"{_FIRST}{toml_text(config)}")
     found = _found(path)
     if found is not None:
-        _require_same(path, differences(found, tomllib.loads(text)))
+        _require_same(path, differences(found, rtoml.loads(text)))
         return
     if file.exists():
         _set_aside(file)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ from pathlib import Path
 import pandas as pd
 
 from segcredit.atomic_files import require_writable, write_atomically
-from segcredit.config import RunConfig, load_config, presets
+from segcredit.config import RunConfig, load_config
 from segcredit.errors import RecordError, StudyError
 from segcredit.records import checkpoint
-from segcredit.records.stored_config import CONFIG
 from segcredit.rng import stream
 from segcredit.study.export_tables import write_table
 from segcredit.study.statistics import bootstrap_interval
-from segcredit.study.stored_policy import last_checkpoint, stored_config
+from segcredit.study.stored_policy import last_checkpoint, stored_config, stored_run
 from segcredit.training.build import Run, build, environment
 from segcredit.training.evaluate import Judged, by_prompt, judge, mean
 from segcredit.training.loop import run_directory
@@ -72,7 +70,7 @@ def evaluated_policy(
     """Returns a run's policy at its last checkpoint, or a config's before training.
 
     Args:
-        source: a run directory, a preset's name or a TOML file.
+        source: a run directory or the beginning of a run's name, a preset's name or a TOML file.
         overrides: ``"dotted.key=value"``.
         prompts: how many are held out; None = as in the config.
         completions: sampled ones of each; None = as in the config.
@@ -86,17 +84,14 @@ def evaluated_policy(
     """
     given = {"evaluate.prompts": prompts, "evaluate.completions": completions}
     more = [f"{key}={value}" for key, value in given.items() if value is not None]
-    # A run without its config is told as one; a folder may bear the name of a preset.
-    is_run = (Path(source) / CONFIG).is_file() or (
-        os.path.isdir(source) and source not in presets()
-    )
-    if is_run:
-        config = stored_config(Path(source), [*overrides, *more], trust=trust)
+    run = stored_run(source)
+    if run is not None:
+        config = stored_config(run, [*overrides, *more], trust=trust)
     else:
         config = load_config(source, [*overrides, *more])
-    found = saved or (last_checkpoint(Path(source)) if is_run else None)
+    found = saved or (None if run is None else last_checkpoint(run))
     step = 0 if found is None else int(checkpoint.load_run(found)["row"]["step"])
-    directory = Path(source) if is_run else run_directory(config)
+    directory = run or run_directory(config)
     return EvaluatedPolicy(
         config, found, step, output or directory / "evaluation" / f"step_{step:06d}"
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from segcredit.config import RunConfig, load_config
+from segcredit.config import RunConfig, load_config, presets
 from segcredit.errors import ConfigError, RecordError
 from segcredit.protocols import NamesCode
 from segcredit.records import checkpoint
 from segcredit.records.recovery import missing_checkpoint
 from segcredit.records.run_directory import RunRecords
-from segcredit.records.stored_config import read_config
+from segcredit.records.stored_config import CONFIG, read_config
+from segcredit.records.tables import named_path
 
 
 def stored_config(run: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
@@ -42,6 +44,23 @@ def stored_config(run: Path, overrides: Sequence[str] = (), *, trust: bool = Fal
             " --trust (in Python trust=True) to run it."
         )
     return config
+
+
+def stored_run(source: str) -> Path | None:
+    """Returns the run directory that is meant where a config could be, too; None for a config.
+
+    Args:
+        source: a run directory or the beginning of a run's name, a preset's name or a TOML file.
+
+    Raises:
+        StudyError: several runs are named so, or nothing is.
+    """
+    # A run without its config is told as one; a folder may bear the name of a preset.
+    if (Path(source) / CONFIG).is_file() or (os.path.isdir(source) and source not in presets()):
+        return Path(source)
+    if os.path.exists(source) or source in presets() or source.endswith(".toml"):
+        return None
+    return named_path(source, other=presets())
 
 
 def last_checkpoint(run: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from .corpus import Corpus
     from .training import Fitted
+
+_METRICS = ("f1", "precision", "recall")
 
 
 def fit_boundaries(
@@ -25,6 +29,9 @@ def fit_boundaries(
     annotator: Annotated[
         str | None, typer.Option(help="Read this annotator's 'annotations', not 'boundaries'.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print tables as one JSON document instead.")
+    ] = False,
 ) -> None:
     """Trains the segmenter `learned` on segmented texts, cross-validated by problem."""
     from rich.console import Console
@@ -37,47 +44,64 @@ def fit_boundaries(
     from .training import fit
 
     require_writable(output)
-    out = Console()
+    out = Console(stderr=as_json)
     corpus = read_corpus(data, annotator)
     with out.status("reading") as status:
         fitted = fit(corpus, folds=folds, which=candidates, watch=status.update)
     save_model(fitted.model, output)
-    out.print(_table(corpus, fitted))
+    rows = list(_rows(corpus, fitted))
+    if as_json:
+        print(json.dumps({"boundaries": [_measured(*row) for row in rows]}))
+    else:
+        out.print(_table(rows))
     for sentence in _sentences(fitted, output):
         out.print(sentence, soft_wrap=True, highlight=False)
 
 
-def _table(corpus: Corpus, fitted: Fitted) -> Any:
-    """Builds a table of cross-validated metrics, in all and by source, beside spaCy's sentences."""
-    from rich.table import Table
-
+def _rows(corpus: Corpus, fitted: Fitted) -> Iterator[tuple[str, Any]]:
+    """Yields names and counts by document: of the model, in all and by source; of spaCy."""
     from .agreement import counts_of
     from .sentences import sentence_starts
+
+    yield "learned", fitted.counts_D3
+    sources = sorted(set(corpus.sources))
+    if len(sources) > 1:
+        for source in sources:
+            rows = [row for row, name in enumerate(corpus.sources) if name == source]
+            yield f"  {source or '(no source)'}", fitted.counts_D3[rows]
+    sentences_D3 = counts_of(sentence_starts(corpus.texts), corpus.boundaries)
+    yield "spaCy's sentences", sentences_D3
+
+
+def _measured(name: str, counts_D3: Any) -> dict[str, Any]:
+    """Returns the cross-validated metrics of one row, each with its interval."""
+    from .agreement import intervals, measures
+
+    totals = counts_D3.sum(0)
+    found = zip(_METRICS, measures(totals), intervals(counts_D3), strict=True)
+    row: dict[str, Any] = {"name": name.strip(), "documents": len(counts_D3)}
+    row["boundaries"] = int(totals[2])
+    for metric, value, (low, high) in found:
+        row |= {metric: float(value), f"{metric}_low": float(low), f"{metric}_high": float(high)}
+    return row
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> Any:
+    """Builds a table of cross-validated metrics, in all and by source, beside spaCy's sentences."""
+    from rich.table import Table
 
     table = Table(title="Boundaries of problems kept back (95 % bootstrap over documents)")
     table.add_column("", no_wrap=True)
     for heading in ("documents", "boundaries", "F1", "precision", "recall"):
         table.add_column(heading, justify="right")
-    sentences_D3 = counts_of(sentence_starts(corpus.texts), corpus.boundaries)
-    table.add_row(*_row("learned", fitted.counts_D3))
-    sources = sorted(set(corpus.sources))
-    if len(sources) > 1:
-        for source in sources:
-            rows = [row for row, name in enumerate(corpus.sources) if name == source]
-            table.add_row(*_row(f"  {source or '(no source)'}", fitted.counts_D3[rows]))
-    table.add_row(*_row("spaCy's sentences", sentences_D3))
+    for name, counts_D3 in rows:
+        row = _measured(name, counts_D3)
+        cells = [
+            f"{row[metric]:.3f} ({row[f'{metric}_low']:.3f} to {row[f'{metric}_high']:.3f})"
+            for metric in _METRICS
+        ]
+        table.add_row(name, f"{row['documents']:,}", f"{row['boundaries']:,}", *cells)
     return table
-
-
-def _row(name: str, counts_D3: Any) -> list[str]:
-    from .agreement import intervals, measures
-
-    totals = counts_D3.sum(0)
-    cells = [
-        f"{value:.3f} ({low:.3f} to {high:.3f})"
-        for value, (low, high) in zip(measures(totals), intervals(counts_D3), strict=True)
-    ]
-    return [name, f"{len(counts_D3):,}", f"{int(totals[2]):,}", *cells]
 
 
 def _sentences(fitted: Fitted, output: Path) -> list[str]:

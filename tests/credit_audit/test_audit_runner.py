@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -478,3 +479,15 @@ def _starts(segmentation: Segmentation) -> torch.Tensor:
     ids_BT = segmentation.segment_ids
     before_BT = torch.cat([torch.zeros_like(ids_BT[:, :1]), ids_BT[:, :-1]], 1)
     return mask_BT & (ids_BT > before_BT)
+
+
+def test_the_table_as_json_and_nothing_else(done, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["audit", "sapo", *QUICK, *AXES, "--output", str(done), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    table = segcredit.read_runs(done).audit
+    assert list(found["audit"][0]) == list(table.columns)
+    values = [row["value"] for row in found["audit"]]
+    assert values == [value if np.isfinite(value) else None for value in table["value"]]
+    left_out = {row["unit"]: row["error"] for row in found["left_out"]}
+    assert left_out == failed_units(done)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -659,3 +661,25 @@ def test_old_names_are_understood_with_a_sentence(tmp_path: Path) -> None:
         assert runs.responses is runs.completions
     with pytest.warns(FutureWarning, match="'response_length' is now called"):
         assert run_values(runs, "response_length")["value"].tolist() == [9.0]
+
+
+def test_what_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    run.finish()
+    for file in (*run.path.glob("*/*.parquet"), run.path / STEPS):
+        file.write_bytes(b"torn")
+    runs = read_runs(tmp_path)
+    assert list(runs.runs["status"]) == ["finished"]
+    assert list(runs.progress["steps_done"].isna()) == [True]  # no train.steps in its config
+    for table in ("completions", "steps"):
+        with pytest.raises(RecordError, match=r"Usually|damaged"):
+            getattr(runs, table)
+    (run.path / "config.toml").write_bytes(b"torn")
+    assert len(read_runs(tmp_path)) == 1
+    assert list(read_runs(tmp_path).runs["status"]) == ["damaged"]
+
+
+def test_reading_tables_waits_for_no_torch() -> None:
+    program = "import sys, segcredit.records.tables; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

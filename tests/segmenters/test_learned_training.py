@@ -402,6 +402,16 @@ def test_command_prints_a_table_and_writes_the_same_model_again(fitted, tmp_path
     assert np.array_equal(ours.probabilities_C, theirs.probabilities_C)
 
 
+def test_command_prints_its_table_as_json_and_nothing_else(fitted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("segmenters.learned.training.fit", lambda *_, **__: fitted)
+    data = written(tmp_path / "small.jsonl", SMALL)
+    fit_boundaries(data, tmp_path / "model.skops", folds=3, as_json=True)
+    rows = json.loads(capsys.readouterr().out)["boundaries"]
+    assert [rows[0]["name"], rows[-1]["name"]] == ["learned", "spaCy's sentences"]
+    assert rows[0]["f1_low"] <= rows[0]["f1"] <= rows[0]["f1_high"]
+    assert rows[0]["documents"] == sum(row["documents"] for row in rows[1:-1])
+
+
 def test_generated_solutions_are_true_and_their_boundaries_begin_steps():
     rows = list(records(60, seed=11))
     assert rows == list(records(60, seed=11)) != list(records(60, seed=12))

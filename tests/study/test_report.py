@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from segcredit.cli import main
 from segcredit.errors import RecordError, StudyError
 from segcredit.records.run_directory import RunRecords
-from segcredit.records.tables import Runs, read_runs
+from segcredit.records.tables import Runs, default_by, read_runs
 from segcredit.study.report import drawings, findings, overview, view, write_report
-from segcredit.study.report.grouping import default_by, heat_map_axes
+from segcredit.study.report.grouping import heat_map_axes
 from segcredit.study.statistics import compare, summarise
 
 SCRIPT = "<script>alert(1)</script>"

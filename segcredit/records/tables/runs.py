@@ -25,6 +25,7 @@ from segcredit.records.stored_config import CONFIG
 from segcredit.records.tables.argument_checks import current_name, require_known
 from segcredit.records.tables.find_runs import find_runs
 from segcredit.records.tables.parquet import Columns, Filter, Part, read_rows
+from segcredit.records.tables.progress import progress_frame
 from segcredit.records.tables.run_settings import settings_frame, settings_row
 from segcredit.records.tables.step_metrics import read_steps
 
@@ -146,6 +147,11 @@ class Runs:
         found = self._map(lambda _, path: settings_row(path))
         there = {run: row for run, row in found.items() if row is not None}
         return settings_frame(list(there.values()), self._run_column(dict.fromkeys(there, 1)))
+
+    @cached_property
+    def progress(self) -> pd.DataFrame:
+        """A row a run: steps done of steps to do, seconds left, and what stopped it."""
+        return progress_frame(self.runs, self.directories)
 
     @cached_property
     def steps(self) -> pd.DataFrame:

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs, require_known
+from segcredit.records.tables import Runs, require_known, setting_text
 from segcredit.study.plots.curves import groups_of, require_curves, unit_of
 from segcredit.study.plots.sheet import Canvas, room, sheet
 from segcredit.study.plots.style import COLUMN, PAGE, label, letters, look, wrapped
 from segcredit.study.statistics import compare, headline, run_values, summarise
-from segcredit.study.statistics.groups import columns_of, group_name, setting_text, varying
+from segcredit.study.statistics.groups import columns_of, group_name, varying
 
 MOST_KINDS = 14
 """Kinds of dots that can be told apart without colour: by marker, filled or open."""

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs
+from segcredit.records.tables import Runs, setting_text
 from segcredit.study.plots.curves import (
     MOST_SPREADS,
     Curve,
@@ -39,7 +39,7 @@ from segcredit.study.plots.curves import (
 from segcredit.study.plots.sheet import Canvas, nothing, room, sheet
 from segcredit.study.plots.style import COLUMN, PAGE, colour_of, label, letters, wrapped
 from segcredit.study.statistics import FEWEST, headline, sentences, summarise
-from segcredit.study.statistics.groups import columns_of, setting_text, varying
+from segcredit.study.statistics.groups import columns_of, varying
 
 STABILITY = (
     "entropy",

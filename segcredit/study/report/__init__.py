@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs, read_runs, require_known
+from segcredit.records.tables import Runs, default_by, read_runs, require_known
 from segcredit.study.plots.style import label
 from segcredit.study.report import audits, drawings, findings, overview, view
-from segcredit.study.report.grouping import default_by
 from segcredit.study.report.page import require_place, write_page
 from segcredit.study.report.trained_completions import completions_section
 from segcredit.study.report.view import Note, Section

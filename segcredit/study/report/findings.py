@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs
+from segcredit.records.tables import Runs, comparable, setting_text
 from segcredit.study.plots.style import label
 from segcredit.study.report import view
 from segcredit.study.report.drawings import comparison_drawing
-from segcredit.study.report.grouping import comparable, config_cells
+from segcredit.study.report.grouping import config_cells
 from segcredit.study.report.view import Block, Cell, Listing, Note, Section, Table
 from segcredit.study.statistics import compare, learning_areas, summarise
-from segcredit.study.statistics.groups import setting_text
 from segcredit.types import LARGE_ADVANTAGE
 
 EVALUATIONS = ("accuracy", "accuracy_greedy", "process_correct", "majority")

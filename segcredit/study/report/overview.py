@@ -20,11 +20,10 @@ import pandas as pd
 from segcredit.records.manifest import STATUS, read_signed
 from segcredit.records.run_directory import ENVIRONMENT, read_ending
 from segcredit.records.stored_config import CONFIG
-from segcredit.records.tables import Runs, flatten
+from segcredit.records.tables import Runs, comparable, flatten, setting_text
 from segcredit.study.report import view
-from segcredit.study.report.grouping import comparable, config_cells
+from segcredit.study.report.grouping import config_cells
 from segcredit.study.report.view import Block, Cell, Code, Failure, Listing, Note, Section, Table
-from segcredit.study.statistics.groups import setting_text
 
 MOST_ROWS = 300
 """Rows of a table of runs that a page still bears."""

@@ -18,7 +18,7 @@ from segcredit.errors import RecordError
 from segcredit.records.image_files import read_image
 from segcredit.records.manifest import read_manifest
 from segcredit.records.step_tables import table_files
-from segcredit.records.tables import Runs
+from segcredit.records.tables import Runs, setting_text
 from segcredit.study.report.view import (
     Block,
     Completion,
@@ -28,7 +28,6 @@ from segcredit.study.report.view import (
     counted,
     image_source,
 )
-from segcredit.study.statistics.groups import setting_text
 
 MOST_GROUPS = 6
 """Groups of which a run's completions are shown."""

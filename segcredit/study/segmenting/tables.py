@@ -109,6 +109,31 @@ def written(segmented: Iterable[Segmented], path: Path) -> Iterator[Segmented]:
             yield document, found
 
 
+def rows(document: Document, found: Mapping[str, TextSegments]) -> list[dict[str, Any]]:
+    """Returns a row a segment of a text, with the columns that ``written`` writes."""
+    return [row for label, segments in found.items() for row in _rows(document, label, segments)]
+
+
+def summary_rows(summaries: Mapping[str, Summary]) -> list[dict[str, Any]]:
+    """Returns a row a segmenter.
+
+    ``segmenter``, ``texts``, ``segments``, ``failed``; then the medians ``segments_per_text``,
+    ``characters_per_segment`` and ``tokens_per_segment``, NaN where there are none.
+    """
+    return [
+        {
+            "segmenter": label,
+            "texts": summary.texts,
+            "segments": len(summary.characters),
+            "failed": summary.failed,
+            "segments_per_text": quantiles(summary.counts, 0.5)[0],
+            "characters_per_segment": quantiles(summary.characters, 0.5)[0],
+            "tokens_per_segment": quantiles(summary.tokens, 0.5)[0],
+        }
+        for label, summary in summaries.items()
+    ]
+
+
 def _rows(document: Document, label: str, found: TextSegments) -> list[dict[str, Any]]:
     return [
         {

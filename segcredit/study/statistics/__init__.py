@@ -26,6 +26,7 @@ from segcredit.study.statistics.paired import (
     student_p,
 )
 from segcredit.study.statistics.run_values import known_metric, limits_of, metrics_of, run_values
+from segcredit.study.statistics.sides import differing_settings, two_sides
 from segcredit.study.statistics.stratified import (
     IntervalKind,
     interquartile_mean,
@@ -41,6 +42,7 @@ __all__ = [
     "bootstrap_interval",
     "bootstrap_intervals",
     "compare",
+    "differing_settings",
     "headline",
     "holm",
     "interquartile_mean",
@@ -61,4 +63,5 @@ __all__ = [
     "student_intervals",
     "student_p",
     "summarise",
+    "two_sides",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from segcredit.study.statistics.groups import (
     differing,
     group_name,
     groups_of,
+    named_groups,
     note_of,
     varying,
 )
@@ -68,7 +69,7 @@ COLUMNS = (
 
 def compare(
     runs: Runs,
-    by: Sequence[str],
+    by: Sequence[str] | Mapping[str, Iterable[str]],
     metric: str,
     *,
     baseline: str | None = None,
@@ -89,7 +90,8 @@ def compare(
 
     Args:
         runs: as ``read_runs`` returns them.
-        by: columns of ``runs.runs`` whose values make the groups.
+        by: columns of ``runs.runs`` whose values make the groups; or the groups themselves, the
+            names of their runs by those of the groups.
         metric: a column of ``runs.steps``, such as "accuracy".
         baseline: the name of the group (its values joined by spaces, 'none' for a missing option)
             that each other is compared with; by default all pairs are.
@@ -127,7 +129,8 @@ def compare(
     require_known("config column", pair_on, runs.runs.columns)
     require_known("test", [test], _TESTS)
     values = run_values(runs, metric, measure, per=per, budget=budget)
-    groups = groups_of(runs, by, values)
+    named = isinstance(by, Mapping)
+    groups = named_groups(runs, by, values) if named else groups_of(runs, by, values)
     pairs = _pairs(groups, baseline)
     sides = {group.name: _one_each(group, list(pair_on)) for group in groups}
     shared = [_shared(sides[a.name], sides[b.name], list(pair_on)) for a, b in pairs]

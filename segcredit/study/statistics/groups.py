@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from segcredit.errors import StudyError
-from segcredit.records.tables import Runs, require_known
+from segcredit.records.tables import Runs, require_known, setting_text
 from segcredit.study.statistics.run_values import last_steps
 
 _NO_SETTING = ("run", "seed", "status", "error", "started", "ended")
@@ -62,15 +62,43 @@ def groups_of(runs: Runs, by: Sequence[str] | str, values: pd.DataFrame) -> list
         StudyError: a column does not exist, or ``by`` is empty.
     """
     columns = columns_of(runs, by)
-    config = runs.runs.assign(run=runs.runs["run"].astype(str))
-    found = config.merge(values, on="run", how="left")
-    options = [str(name) for name in config.columns if name not in _NO_SETTING]
+    found, options = _with_values(runs, values)
     place = found.sort_values(columns, kind="stable").index
     parts = found.loc[place].groupby(columns, sort=False, dropna=False, observed=True)
     rows = [part.sort_index() for _, part in parts]
     settings: list[dict[str, Any]] = [part.iloc[0][columns].to_dict() for part in rows]
     names = [" ".join(map(setting_text, setting.values())) for setting in settings]
     return [Group(*group, options) for group in zip(names, settings, rows, strict=True)]
+
+
+def named_groups(
+    runs: Runs, names: Mapping[str, Iterable[str]], values: pd.DataFrame
+) -> list[Group]:
+    """Returns groups of runs that were chosen one by one.
+
+    Args:
+        runs: as ``read_runs`` returns them.
+        names: the names of each group's runs, by that of the group.
+        values: as ``run_values`` gives them.
+
+    Raises:
+        StudyError: there is no run of a name.
+    """
+    found, options = _with_values(runs, values)
+    chosen = {group: list(members) for group, members in names.items()}
+    for members in chosen.values():
+        require_known("run", members, runs.directories)
+    return [
+        Group(group, {}, found[found["run"].isin(members)], options)
+        for group, members in chosen.items()
+    ]
+
+
+def _with_values(runs: Runs, values: pd.DataFrame) -> tuple[Any, list[str]]:
+    """Returns the columns of ``.runs`` beside those of ``values``, and which hold the config."""
+    config = runs.runs.assign(run=runs.runs["run"].astype(str))
+    options = [str(name) for name in config.columns if name not in _NO_SETTING]
+    return config.merge(values, on="run", how="left"), options
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], groups: Sequence[Group]) -> pd.DataFrame:
@@ -171,11 +199,3 @@ def group_name(settings: Mapping[str, Any]) -> str:
         if "." not in name or not pd.isna(value)
     ]
     return ", ".join(parts) or "none"
-
-
-def setting_text(value: Any) -> str:
-    """Returns a config value as a reader writes it; 'none' where the group has no such option."""
-    if pd.isna(value):
-        return "none"
-    # Where some runs lack an option, pandas may hold the whole numbers of the others as floats.
-    return format(value, ".12g") if isinstance(value, float) else str(value)

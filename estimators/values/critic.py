@@ -187,7 +187,8 @@ class Critic(ValueEstimator):
             token, whatever the segments, so that one serves every segmenter; the others at the
             segments' anchors.
         width: hidden units of ``head`` (128 by default) or of ``reader`` (64).
-        states: of ``reader``: hidden states of the frozen starting policy, or the current one's.
+        states: of ``reader``: hidden states of the frozen starting policy, or the current one's,
+            with which training collapses at small lambdas (docs/critics.md).
         logprobs: of ``reader``: log-probs and entropies that it reads, of the starting policy, the
             current one, or none. The current one's make training collapse, and are refused unless
             ``train.value.live_logprobs`` says otherwise.

@@ -52,6 +52,7 @@ FORETELLERS = {
     ("credit", "token", "correlation"): 1,
     ("credit", "gradient", "sharpening"): -1,
     ("movement", "gradient", "true_noise_ratio"): -1,
+    ("movement", "", "segments"): 1,
 }
 """Metrics of an audit, with 1 where more should be better and -1 where less should."""
 
@@ -79,7 +80,7 @@ def audited(directory: Path) -> pd.DataFrame:
     table = segcredit.read_runs(directory).audit
     table = table.astype(dict.fromkeys(("segmenter", "estimator", "section", "at", "metric"), str))
     keys = pd.MultiIndex.from_frame(table[["section", "at", "metric"]])
-    found = table[keys.isin(list(FORETELLERS)) | (table["metric"] == "segments")]
+    found = table[keys.isin(list(FORETELLERS))]
     columns = ["segmenter", "estimator", "section", "at", "metric", "value", "low", "high"]
     name = config["task"]["name"] + " with filler" * config["task"].get("filler", False)
     return found[columns].assign(task=name, seed=config["seed"])
@@ -140,33 +141,34 @@ def difference(runs: pd.DataFrame, a: dict[str, str], b: dict[str, str], by: str
         "low": low,
         "high": high,
         "seeds": len(found),
-        "p": paired.sign_flip_p(found),
+        "p, signs": paired.sign_flip_p(found),
+        "p": paired.student_p(found),
         "seeds needed": paired.seeds_needed(found) if len(found) > 1 else np.nan,
     }
 
 
 def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
-    """Compares definitions with a token a segment, with ``grpo``, and with uniform cuts.
+    """Compares definitions with ``grpo``, with a token a segment, and with as many uniform cuts.
 
-    All with one reader and lambda 0; corrected (Holm) over all of them together.
+    All with one reader and lambda 0. Student's p of each of the three questions are corrected for
+    their number (Holm); an exact p of signs cannot be below .002 for ten seeds.
     """
     td = {"task": task, "critic": READER, "credit": TD}
     grpo = {"task": task, "method": "grpo"}
     own = runs[(runs["task"] == task) & (runs["critic"] == READER) & (runs["credit"] == TD)]
-    rows = []
-    for definition in own.groupby("definition")["reward"].mean().sort_values().index[::-1]:
-        arm = {**td, "definition": definition}
-        others = {"grpo": grpo}
-        if definition != "per_token":
-            others["per_token"] = {**td, "definition": "per_token"}
-        if definition in UNIFORM:
-            others[UNIFORM[definition]] = {**td, "definition": UNIFORM[definition]}
-        for name, other in others.items():
-            rows.append(
-                {"definition": definition, "less": name, **difference(runs, other, arm, by)}
-            )
-    table = pd.DataFrame(rows)
-    return table.assign(corrected=paired.holm(table["p"])) if rows else table
+    names = list(own.groupby("definition")["reward"].mean().sort_values().index[::-1])
+    found = []
+    for baseline in (grpo, {**td, "definition": "per_token"}, None):
+        rows = []
+        for name in names:
+            other = baseline or {**td, "definition": UNIFORM.get(name, name)}
+            less = other.get("definition", "grpo")
+            if name != less:
+                pair = difference(runs, other, {**td, "definition": name}, by)
+                rows.append({"definition": name, "less": less, **pair})
+        table = pd.DataFrame(rows)
+        found.append(table.assign(corrected=paired.holm(table["p"])))
+    return pd.concat(found)
 
 
 def foretold(

@@ -29,7 +29,7 @@ _BEYOND, _USUAL = 0.5, 2.0
 """Stretch of the axis to each side by intervals, at most: a share of the range of the dots, or
 widths of the median interval, whichever is more."""
 _LEVEL = 0.05
-"""Of the tests."""
+"""Level of the tests."""
 _LARGE = 1e4
 """From which numbers on an axis are 10k."""
 
@@ -46,7 +46,7 @@ class Dot:
     """NaN where there is no interval."""
     high: float
     points: Sequence[float] = ()
-    """What the number is a mean of, to be drawn as well."""
+    """Values that the number is a mean of, to be drawn as well."""
     is_open: bool = False
     """Drawn without filling."""
 

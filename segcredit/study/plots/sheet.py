@@ -18,7 +18,7 @@ from segcredit.errors import StudyError
 from segcredit.study.plots.style import STYLE, letters, look, styled, wrapped
 
 Canvas = Figure | SubFigure
-"""What takes several panels: a figure, or a part of one."""
+"""A taker of several panels: a figure, or a part of one."""
 
 _BESIDE_FROM = 5.0
 """Width in inches from which the legend may stand beside the panels, not below."""
@@ -34,7 +34,7 @@ class Sheet:
     axes: Axes | None
     """The caller's only panel."""
     is_own: bool
-    """Whether size and layout are ours to set."""
+    """True where size and layout are this module's to set."""
 
     @property
     def figure(self) -> Figure:

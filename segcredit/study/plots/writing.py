@@ -25,10 +25,10 @@ _UNDATED: dict[str, dict[str, Any]] = {
 
 # Text and attributes hold no '<' and no '>' of their own, which matplotlib escapes.
 _OUTSIDE = re.compile(r"<metadata.*?</metadata>|<style.*?</style>|<!--.*?-->|(?<=>)\s+(?=<)", re.S)
-"""What an SVG inside a page does without."""
+"""Parts that an SVG inside a page does without."""
 _TAG = re.compile(r"<[^>]+>")
 _ID = re.compile(r'(\sid="|href="#|url\(#)')
-"""What comes before an id or a reference to one."""
+"""Marks before an id or a reference to one."""
 
 
 def save(figure: Figure, path: Path | str, *, outlines: bool = True) -> Path:

@@ -667,6 +667,7 @@ def test_names_cannot_hide_or_become_formulae(tmp_path: Path) -> None:
 
 def test_long_names_break_where_a_word_ends() -> None:
     assert wrapped("sapo, min_length_of_entropy", 17) == "sapo, min_length_\nof_entropy"
+    assert wrapped("segment_td, per_token (n = 2)", 26) == "segment_td, per_token\n(n = 2)"
     assert wrapped("short", 16) == "short"
     assert wrapped("x" * 40, 16) == "x" * 40
 

@@ -100,10 +100,10 @@ def wrapped(text: str, width: int) -> str:
     """Breaks text into lines of about ``width`` characters, safe as a label in matplotlib.
 
     A line ends at a space or, in a long name, after an underscore, a slash, the bracket that opens
-    its options, or a dot that is in no number.
+    its options, or a dot that is in no number; never beside a sign of equality.
     """
     lines = [""]
-    for part in re.split(r"(?<=[\s_/])|(?<=\w\()|(?<=\.)(?!\d)", text):
+    for part in re.split(r"(?<=[\s_/])(?<!=\s)(?!=)|(?<=\w\()|(?<=\.)(?!\d)", text):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part

@@ -373,10 +373,10 @@ class RunConfig(_Section):
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Yields dotted path, registry and table of every plug-in that the run uses."""
-        for path, key in _PLUGIN_PATHS.items():
+        for path, plugins in registry.PATHS.items():
             table: dict[str, Any] | None = reduce(getattr, path.split("."), cast(Any, self))
             if table is not None:
-                yield path, registry.ALL[key], table
+                yield path, plugins, table
 
     def resolve(self) -> RunConfig:
         """Returns the same config with every option of every plug-in written out.
@@ -403,22 +403,6 @@ class RunConfig(_Section):
             f"loss.ratio_segmenter is {segmenter['name']!r} with loss.ratio {ratio['name']!r},"
             " which reads no segments; expected it with a ratio that does, such as 'segment'."
         )
-
-
-_PLUGIN_PATHS = {
-    "task": "tasks",
-    "policy": "policies",
-    "sampler": "samplers",
-    "segmenter": "segmenters",
-    "estimator": "estimators",
-    "advantage": "advantages",
-    "process_reward": "process_rewards",
-    "loss.ratio": "ratios",
-    "loss.ratio_segmenter": "segmenters",
-    "loss.bound": "bounds",
-    "loss.aggregate": "aggregations",
-    "train.value.aggregate": "aggregations",
-}
 
 
 STUDIES = ("grid", "audit")

@@ -515,6 +515,21 @@ ALL: dict[str, Registry[Any]] = {
     "bounds": bounds,
     "aggregations": aggregations,
 }
+PATHS: dict[str, Registry[Any]] = {
+    "task": tasks,
+    "policy": policies,
+    "sampler": samplers,
+    "segmenter": segmenters,
+    "estimator": estimators,
+    "advantage": advantages,
+    "process_reward": process_rewards,
+    "loss.ratio": ratios,
+    "loss.ratio_segmenter": segmenters,
+    "loss.bound": bounds,
+    "loss.aggregate": aggregations,
+    "train.value.aggregate": aggregations,
+}
+"""Registries by the dotted keys of a config that name a plug-in."""
 
 
 def plugin_label(plugins: Registry[Any], table: Mapping[str, Any]) -> str:

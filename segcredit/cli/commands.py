@@ -575,16 +575,16 @@ def segment(
         if output is not None:
             found = tables.written(found, output)
         summaries = {label: tables.Summary() for label in chosen}
-        rows = [dict[str, Any]()][:0]
+        rows: list[dict[str, Any]] = []
         for document, segments in tables.counted(found, summaries):
             if as_json and not quiet:
                 rows += tables.rows(document, segments)
             elif not quiet:
                 show_segments(out, document, segments)
-        if as_json:
-            page.document = {"segments": rows} if not quiet else {}
-            page.keep("summary", tables.summary_rows(summaries))
-        else:
+        if not quiet:
+            page.keep("segments", rows)
+        page.keep("summary", tables.summary_rows(summaries))
+        if not as_json:
             show_summary(out, summaries)
         if output is not None:
             out.print(f"Segments written to {output}", soft_wrap=True, markup=False)

@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import entry_points
 from importlib.resources import files
 
 import typer
-
-_AXES = {
-    "task": "tasks",
-    "policy": "policies",
-    "sampler": "samplers",
-    "segmenter": "segmenters",
-    "estimator": "estimators",
-    "advantage": "advantages",
-    "process_reward": "process_rewards",
-    "loss.ratio": "ratios",
-    "loss.bound": "bounds",
-    "loss.aggregate": "aggregations",
-}
-"""Entry-point groups by the config keys that name a plug-in."""
 
 
 def preset(incomplete: str) -> list[str]:
@@ -31,20 +16,25 @@ def preset(incomplete: str) -> list[str]:
 
 def override(ctx: typer.Context, incomplete: str) -> list[str]:
     """Returns keys that name a plug-in, each with those that there are."""
+    from segcredit.registry import PATHS
+
     key, equals, value = incomplete.partition("=")
     # For bash the sign of equality is a word, and what is behind it the word to complete.
     before: list[str] = [*(ctx.params.get("overrides") or ()), ""]
     if incomplete == "=" or before[-2:-1] == ["="]:
         words = [word for word in before if word not in ("", "=")]
-        return _plugins(_AXES.get(words[-1] if words else "", ""), value or key)
+        plugins = PATHS.get(words[-1]) if words else None
+        return _begun(value or key, plugins.names() if plugins else ())
     # With the plug-ins of each, lest the shell put a space behind the sign.
-    keys = [key] if equals else _begun(key, _AXES)
-    return [f"{one}={name}" for one in keys for name in _plugins(_AXES.get(one, ""), value)]
+    keys = [one for one in PATHS if (one == key if equals else one.startswith(key))]
+    return [f"{one}={name}" for one in sorted(keys) for name in _begun(value, PATHS[one].names())]
 
 
 def segmenter(incomplete: str) -> list[str]:
     """Returns segmenters."""
-    return _plugins("segmenters", incomplete)
+    from segcredit.registry import segmenters
+
+    return _begun(incomplete, segmenters.names())
 
 
 def run(incomplete: str) -> list[str]:
@@ -76,10 +66,6 @@ def measure(incomplete: str) -> list[str]:
 def statistic(incomplete: str) -> list[str]:
     """Returns statistics over seeds."""
     return _begun(incomplete, ("mean", "iqm", "median"))
-
-
-def _plugins(group: str, incomplete: str) -> list[str]:
-    return _begun(incomplete, (point.name for point in entry_points(group=f"segcredit.{group}")))
 
 
 def _begun(incomplete: str, names: Iterable[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +269,7 @@ def test_a_long_completion_says_which_of_its_tokens_are_drawn(
     assert "3+4" in page.of("audit-1-completions")
 
 
-EVIL = f"{SCRIPT}\"'><img src=x onerror=alert(2)> $x_{{ {{{{ 7 * 191 }}}}"
+EVIL = f"{SCRIPT}\"'><img src=x onerror=alert(2)> $x_{{ {{{{ 7919 * 104729 }}}}"
 
 
 def test_what_users_wrote_is_shown_and_never_run(
@@ -285,7 +284,7 @@ def test_what_users_wrote_is_shown_and_never_run(
     assert page.tags["figure"] == 8
     assert EVIL in page.of("audit-1-credit")
     assert f"to the prompt {EVIL}" in page.of("audit-1-completions")
-    assert "1337" not in re.sub(r"\d*\.\d+", "", page.source)  # not those of coordinates
+    assert "829348951" not in page.source  # the product, had a template worked it out
     assert "\x00" not in page.source
     assert not any(name.startswith("on") for name, _ in page.attributes)
 

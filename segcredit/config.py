@@ -347,6 +347,10 @@ class RunConfig(_Section):
     method: str = ""
     """The preset below the file's own keys, and the run's label in tables."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    start_seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    """Seed of what a run starts from: first weights and demonstrations of a tiny policy, first
+    weights of the value estimator, and its pretraining. Given, runs of several seeds start from
+    one policy and one critic, as those of a pretrained model do; None = ``seed``."""
     task: Plugin
     policy: Plugin
     sampler: Plugin
@@ -366,6 +370,18 @@ class RunConfig(_Section):
         held_out, longest = self.evaluate, self.rollouts.max_new_tokens
         require_tokens(held_out.prompts, held_out.completions, longest, ValueError, "evaluate")
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = write(self)
+        if found.get("start_seed") is None:
+            found.pop("start_seed", None)  # runs stored before there was the key keep their name
+        return found
+
+    @property
+    def starting_seed(self) -> int:
+        """``start_seed``, or ``seed`` where there is none."""
+        return self.seed if self.start_seed is None else self.start_seed
 
     def identity(self) -> dict[str, Any]:
         """Returns every key but who carries the run and who watches it; names its directory."""

@@ -54,7 +54,7 @@ def _loaded(config: RunConfig) -> CausalPolicy:
         registry.tasks.from_table(config.task),
         registry.samplers.from_table(config.sampler),
         temperature=config.rollouts.temperature,
-        seed=config.seed,
+        seed=config.starting_seed,
     )
     if not isinstance(policy, CausalPolicy):
         raise StudyError(

@@ -245,7 +245,9 @@ def _policy(config: RunConfig, task: Task, processes: Processes) -> nn.Module:
             if processes.first == turn:
                 temperature = config.rollouts.temperature
                 with blame("policy", config.policy["name"], source):
-                    found = source.load(task, sampler, temperature=temperature, seed=config.seed)
+                    found = source.load(
+                        task, sampler, temperature=temperature, seed=config.starting_seed
+                    )
                     require_type("load", found, nn.Module)
                 loaded = [found]
     (policy,) = loaded
@@ -297,7 +299,7 @@ def _state(
         ConfigError: it is trained on what the policy is sure of.
     """
     name = config.estimator["name"]
-    with forked(config.seed, "estimator"), blame("estimator", name, estimator):
+    with forked(config.starting_seed, "estimator"), blame("estimator", name, estimator):
         state = estimator.start(policy)
         require_type("start", state, nn.Module)
     trains = any(parameter.requires_grad for parameter in state.parameters())

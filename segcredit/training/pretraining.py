@@ -193,7 +193,7 @@ class _Fit:
     ) -> None:
         """Passes over all batches once, in minibatches of rows of one batch."""
         run, meter = replace(self.run, state=own), Meter()
-        source = stream(run.config.seed, "pretraining order", epoch)
+        source = stream(run.config.starting_seed, "pretraining order", epoch)
         order = map(int, torch.randperm(len(batches), generator=source))
         for done, number in enumerate(order):
             place, every = epoch * len(batches) + done, self.settings.epochs * len(batches)
@@ -229,7 +229,7 @@ def _sampling(run: Run) -> Run:
     """Returns the run as it samples here: plain groups, of prompts that no step loses by it."""
     segmenter = run.method.segmenter if _needs_segments(run) else _EveryToken()
     with blame("task", run.config.task["name"], run.task):
-        prompts = run.task.stream(derived_seed(run.config.seed, "pretraining prompts"))
+        prompts = run.task.stream(derived_seed(run.config.starting_seed, "pretraining prompts"))
     return replace(
         run,
         config=_plain(run.config),
@@ -241,10 +241,15 @@ def _sampling(run: Run) -> Run:
 
 
 def _plain(config: RunConfig) -> RunConfig:
-    """Returns the config with independent completions of prompts that are drawn uniformly."""
+    """Returns the config of sampling here: from the starting seed, as plainly as can be.
+
+    That is independent completions of prompts that are drawn uniformly.
+    """
     plain = {"layout": "independent", "dynamic_sampling": False, "prompt_choice": "uniform"}
     rollouts = config.rollouts.model_copy(update=plain)
-    return config.model_copy(update={"rollouts": rollouts})
+    return config.model_copy(
+        update={"rollouts": rollouts, "seed": config.starting_seed, "start_seed": None}
+    )
 
 
 def _needs_segments(run: Run) -> bool:

@@ -75,6 +75,21 @@ def test_all_definitions_of_segments_share_one_state(cache: Path) -> None:
         assert changes[0].startswith("estimator") or not same(first, state_of(*changes))
 
 
+def test_seeds_may_start_from_one_policy_and_one_critic() -> None:
+    """And draw their steps apart; without the key nothing is another."""
+    whole = load_config("ppo", READER)
+    assert "start_seed" not in whole.model_dump()
+    runs = [build(load_config("ppo", [*READER, f"seed={seed}", "start_seed=0"])) for seed in (1, 2)]
+    pretrain(lone := build(whole))
+    for run in runs:
+        pretrain(run)
+        assert same(lone.policy.module.state_dict(), run.policy.module.state_dict())
+        assert same(lone.state.module.state_dict(), run.state.module.state_dict())
+    ids = [sample(run, 1).rollouts.prompt_keys for run in runs]
+    assert ids[0] != ids[1]
+    assert stages("seed=3", "start_seed=0") == []
+
+
 def test_a_critic_at_anchors_is_pretrained_for_its_segmenter() -> None:
     wanted = ["estimator={name='critic', network='head'}"]
     assert stages(*wanted) != []

@@ -43,11 +43,13 @@ def whose(config: RunConfig) -> Identity:
         if path.split(".")[0] in _WHOSE
     }
     sizes = config.rollouts
-    # Truths that were measured before there were stop strings keep their identity.
+    # Truths that were measured before there were these keys keep their identity.
     stop = {"stop": sizes.stop} if sizes.stop else {}
+    start = {} if config.start_seed is None else {"start_seed": config.start_seed}
     found = {
         **{name: getattr(config, name) for name in _WHOSE},
         "seed": config.seed,
+        **start,
         "rollouts": {
             "temperature": sizes.temperature,
             "max_new_tokens": sizes.max_new_tokens,

@@ -15,8 +15,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/segcredit grid experiments/01_embedded/demo.toml --output demo --workers 2
-	$(BIN)/segcredit results demo --figure demo/learning_curves.png
+	$(BIN)/segcredit demo
 
 demo-picture: install
 	$(BIN)/segcredit grid experiments/08_pictures/demo.toml --output demo-picture

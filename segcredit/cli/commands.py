@@ -268,8 +268,7 @@ def grid(
             out.print("\n".join(lines), soft_wrap=True)
             ended = True
         else:
-            with GridDisplay(out) as display:
-                display.known(before)
+            with GridDisplay(out, before) as display:
                 after = run_grid(
                     config,
                     output,
@@ -282,8 +281,64 @@ def grid(
                 )
             page.keep("cells", cell_rows(after))
             ended = _concluded(after, output)
+            if after.of("finished"):
+                _say(f"Next: segcredit results {output}; segcredit report {output}")
     if not ended:
         raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="The folder of runs, picture, page and grid file.")
+    ] = Path("demo"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; default one a core, up to 8.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Trains four methods with five seeds in minutes: a table, a picture, a page."""
+    from segcredit.atomic_files import write_atomically
+    from segcredit.cli.display import GridDisplay, cell_rows, plan_lines, results_table
+    from segcredit.records.tables import read_runs
+    from segcredit.study.grid import DEMO, plan, run_grid, survey
+    from segcredit.study.plots import learning_curves, save
+    from segcredit.study.report import write_report
+    from segcredit.study.statistics import summarise
+
+    columns = ["method", "segmenter"]
+    team = workers or min(8, os.cpu_count() or 1)
+    with printed(out, as_json=as_json) as page:
+        before = survey(plan(DEMO, output))
+        for line in plan_lines(before):
+            out.print(line, soft_wrap=True)
+        out.print("about four minutes on two cores, less on more; Ctrl-C and again: it goes on")
+        with GridDisplay(out, before) as display:
+            after = run_grid(DEMO, output, workers=team, watch=display.show)
+        page.keep("cells", cell_rows(after))
+        if not _concluded(after, output):
+            raise typer.Exit(1)
+        runs = read_runs(output)
+        summary: Any = summarise(runs, columns, "accuracy")
+        page.table("summary", summary, results_table(summary, columns, "accuracy"))
+        out.print("The five seeds start from one policy and one critic, and draw their own steps.")
+        drawn = save(learning_curves(runs, by=columns), output / "learning_curves.png")
+        grid_file = output / DEMO.name
+        if not grid_file.exists():  # it may have been changed since
+            write_atomically(grid_file, DEMO.read_bytes())
+        _say(f"Picture: {drawn}")
+        _say(f"Page:    {write_report(output, by=columns)}")
+        _say("To try next:")
+        newline, place = (
+            shlex.quote("method=segment_td segmenter=newline"),
+            shlex.quote(str(output)),
+        )
+        for command in (
+            f"segcredit compare method=grpo {newline} --in {place} --measure area",
+            "segcredit new-segmenter my_rule",
+            f"segcredit grid {shlex.quote(str(grid_file))} --output {place}    # change it first",
+        ):
+            _say(f"  {command}")
 
 
 def _concluded(progress: GridProgress, output: Path) -> bool:
@@ -295,14 +350,10 @@ def _concluded(progress: GridProgress, output: Path) -> bool:
         reason = progress.lost.get(cell.directory, "not run; run the grid again to continue.")
         out.print(f"[red]unfinished[/] {_escaped(f'{cell.label}: {reason}')}", soft_wrap=True)
     failed, finished = len(progress.of("failed")), len(progress.of("finished"))
-    if finished:
-        out.print(f"Next: segcredit results {output}; segcredit report {output}", soft_wrap=True)
     if failed:
         out.print("Failed cells run again with --retry-failed.")
     counts = f"{failed} failed, " * bool(failed) + f"{len(stopped)} unfinished, " * bool(stopped)
-    out.print(
-        f"{counts}{finished} of {len(progress.cells)} cells finished, in {output}", soft_wrap=True
-    )
+    _say(f"{counts}{finished} of {len(progress.cells)} cells finished, in {output}")
     return not failed and not stopped
 
 
@@ -355,7 +406,7 @@ def audit(
             out.print(f"[red]left out[/] {_escaped(f'{unit}: {sentence}')}", soft_wrap=True)
         out.print(f"Recorded in {directory}; next: segcredit report {directory}", soft_wrap=True)
         line = f'import segcredit; segcredit.read_runs("{directory}").audit'
-        out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
+        _say(f"In Python: {line}")
 
 
 def _inline_list(plugins: list[str]) -> str:
@@ -416,7 +467,7 @@ def compare(
         )
         page.table("comparison", difference, comparison_table(difference, metric))
         for sentence in difference["finding"]:
-            out.print(_escaped(sentence), soft_wrap=True, highlight=False)
+            _say(sentence)
 
 
 def _names(text: str) -> list[str]:
@@ -485,7 +536,7 @@ def results(
             found["comparison"] = cast("Any", compare_groups(chosen, columns, metric))
             page.keep("comparison", found["comparison"])
             for sentence in found["comparison"]["finding"]:
-                out.print(_escaped(sentence), soft_wrap=True, highlight=False)
+                _say(sentence)
         if figure is not None:
             from segcredit.study.plots import comparison, learning_curves, save
 
@@ -493,14 +544,14 @@ def results(
                 (comparison, "Comparison") if compare else (learning_curves, "Learning curves")
             )
             drawn = save(draw(chosen, metric=metric, by=columns), figure)
-            out.print(f"{what}: {drawn}", soft_wrap=True, highlight=False)
+            _say(f"{what}: {drawn}")
         if export is not None:
             written = write_table(table_of(chosen, table, found), export)
-            out.print(f"Table {table}: {written}", soft_wrap=True, highlight=False)
+            _say(f"Table {table}: {written}")
         for run, sentence in chosen.left_out.items():
             out.print(f"[red]left out[/] {_escaped(f'{run}: {sentence}')}", soft_wrap=True)
         line = f'import segcredit; runs = segcredit.read_runs("{folder}"); runs.steps'
-        out.print(f"In Python: {line}", soft_wrap=True, highlight=False)
+        _say(f"In Python: {line}")
 
 
 @app.command()
@@ -521,7 +572,7 @@ def report(
 
     place = named_path(directory)
     written = write_report(place, output, by=_names(by), metric=metric, title=title)
-    out.print(f"Report: {written}", soft_wrap=True, markup=False, highlight=False)
+    _say(f"Report: {written}")
 
 
 @app.command()
@@ -587,7 +638,7 @@ def segment(
         if not as_json:
             show_summary(out, summaries)
         if output is not None:
-            out.print(f"Segments written to {output}", soft_wrap=True, markup=False)
+            _say(f"Segments written to {output}")
     if any(summary.failed and not summary.texts for summary in summaries.values()):
         raise typer.Exit(1)
 
@@ -605,7 +656,7 @@ def new_segmenter(
     folder = write_package(name, output)
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            out.print(f"  {file}", soft_wrap=True, highlight=False)
+            _say(f"  {file}")
     out.print(f"Next: read {folder / 'README.md'}", soft_wrap=True)
 
 
@@ -632,7 +683,7 @@ def save_policy(
 
     load_code(code or [])
     written = write(named_path(run), folder, merged=merged, trust=trust)
-    out.print(f"Policy: {written}", soft_wrap=True, highlight=False)
+    _say(f"Policy: {written}")
 
 
 @app.command("list")
@@ -768,6 +819,11 @@ def _plain_warnings() -> Generator[None]:
         yield
     finally:
         warnings.formatwarning = usual
+
+
+def _say(text: str) -> None:
+    """Prints a line as it is: not wrapped, not coloured, brackets and all."""
+    out.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _escaped(text: str) -> str:

@@ -7,7 +7,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite, isnan, nan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich import box
@@ -84,10 +83,11 @@ def _note(row: Mapping[str, float]) -> str:
 class GridDisplay:
     """A table of the cells that run, under a line about the whole grid; endings stay above."""
 
-    def __init__(self, out: Console) -> None:
+    def __init__(self, out: Console, before: GridProgress) -> None:
         self._out = out
         self._live = Live(console=out, auto_refresh=False, transient=True)
-        self._told: dict[Path, str] = {}
+        self._told = {cell.directory for cell in before.of("failed", "finished")}
+        self._before = len(self._told)
         self._estimated = False
 
     def __enter__(self) -> GridDisplay:
@@ -104,21 +104,21 @@ class GridDisplay:
         self._estimate(progress)
         self._live.update(_grid_table(progress), refresh=True)
 
-    def known(self, progress: GridProgress) -> None:
-        """Notes the cells that had ended before, which need not be told."""
-        self._told |= {cell.directory: "" for cell in progress.of("failed", "finished")}
-
     def _estimate(self, progress: GridProgress) -> None:
-        """Prints the time left once, for those who read a log; the table goes on counting."""
+        """Prints the time left once, for those who read a log; the table goes on counting.
+
+        The first cell of each worker may have made what all others share: the next one tells more.
+        """
         left = progress.seconds_left()
-        if left and not self._estimated:
+        ended = len(progress.of("finished", "failed")) - self._before
+        if left and not self._estimated and ended > progress.workers:
             self._estimated = True
-            speed = f"{progress.seconds_a_step:.2f} s a policy step in the first cell"
+            speed = f"{progress.seconds_a_step:.2f} s a policy step in {ended} cells"
             self._out.print(f"about {_duration(left)} left ({speed}, {progress.workers} at a time)")
 
     def _tell(self, cell: Cell, state: str) -> None:
         if cell.directory not in self._told:
-            self._told[cell.directory] = state
+            self._told.add(cell.directory)
             self._out.print(f"{state}: {escape(cell.label)}", soft_wrap=True)
 
 
@@ -153,7 +153,7 @@ def plan_lines(progress: GridProgress) -> Iterator[str]:
     parts = ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state])
     yield f"{len(progress.cells)} cells, all checked: {parts}"
     if steps := progress.steps_left():
-        yield f"{steps} policy steps to do; what they cost is estimated after the first cell"
+        yield f"{steps} policy steps to do; what they cost is estimated after the first cells"
 
 
 def cell_rows(progress: GridProgress) -> list[dict[str, Any]]:

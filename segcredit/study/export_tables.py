@@ -15,9 +15,10 @@ from typing import Any, BinaryIO, cast
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tabulate import tabulate
 
 from segcredit.atomic_files import replacing
-from segcredit.errors import StudyError, require_package
+from segcredit.errors import StudyError
 from segcredit.records.schemas import RENAMED_TABLES, SCHEMAS, Table
 from segcredit.records.tables import Runs, current_name, require_known
 
@@ -140,9 +141,6 @@ def _drawn(frame: pd.DataFrame, form: str, escape: Callable[[str], str]) -> str:
     """Draws a table as text: numbers to the right, everything else to the left."""
     cells = [[escape(cell) for cell in _cells(column)] for _, column in frame.items()]
     sides = ["right" if _is_number(column) else "left" for _, column in frame.items()]
-    require_package("tabulate", "report", "a table as Markdown or LaTeX", instead="write .csv")
-    from tabulate import tabulate
-
     return tabulate(
         list(zip(*cells, strict=True)),
         headers=[escape(str(name)) for name in frame],

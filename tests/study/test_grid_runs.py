@@ -101,7 +101,7 @@ def test_failures_are_data_and_killed_workers_are_replaced(
 
     status, lines = grid()
     assert status == 1
-    assert lines[-1] == f"1 failed, 2 of 3 cells finished, in {tmp_path / 'runs'}"
+    assert lines[-2] == f"1 failed, 2 of 3 cells finished, in {tmp_path / 'runs'}"
     assert lines[0] == "3 cells, all checked: 3 new"
     assert any("segmenter=failing" in line and "no marker" in line for line in lines)
     assert (tmp_path / "killed").exists()
@@ -121,7 +121,7 @@ def test_failures_are_data_and_killed_workers_are_replaced(
     assert by_segmenter(tmp_path / "runs")["failing"]["status"] == "failed"
     status, lines = grid("--retry-failed")
     assert status == 0
-    assert lines[-1] == f"3 of 3 cells finished, in {tmp_path / 'runs'}"
+    assert lines[-2] == f"3 of 3 cells finished, in {tmp_path / 'runs'}"
     assert by_segmenter(tmp_path / "runs")["failing"]["error"] == ""
 
 

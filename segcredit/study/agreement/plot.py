@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from segcredit.atomic_files import write_atomically
-from segcredit.errors import require_package
 from segcredit.records.tables import require_known
 from segcredit.study.agreement.summary import ERRORS, matrix
 
@@ -48,11 +47,9 @@ def agreement_figure(pairs: pd.DataFrame, path: Path | str, metric: str = "f1") 
         The path written.
 
     Raises:
-        MissingPackageError: matplotlib is not installed.
         StudyError: the format or the metric is unknown, or there is nothing to draw.
         RecordError: the file cannot be written.
     """
-    require_package("matplotlib", "report", "a figure")
     import matplotlib
     from matplotlib.figure import Figure
 

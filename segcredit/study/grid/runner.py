@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from segcredit.errors import LostProcessError, StorageError
@@ -39,7 +40,7 @@ class GridProgress:
     lost: dict[Path, str] = field(default_factory=dict[Path, str])
     """Reasons why cells did not come to their end, though their runs did not fail."""
     seconds_a_step: float = 0.0
-    """Measured over the cells that ended in this call; 0 before the first."""
+    """Median over the cells that ended in this call, all that each took; 0 before the first."""
     workers: int = 1
 
     def of(self, *states: State) -> list[Cell]:
@@ -131,7 +132,7 @@ class _Shift:
         self._queue = deque(chosen)
         self._begun: Counter[Path] = Counter()
         self._not_before: dict[Path, float] = {}
-        self._seconds, self._steps = 0.0, 0
+        self._paces: list[float] = []
 
     def work(self, watch: Watch | None) -> None:
         """Runs cells until the queue is empty and no cell runs."""
@@ -191,6 +192,6 @@ class _Shift:
             self._progress.states[cell.directory] = cell.state()
 
     def _measure(self, cell: Cell, seconds: float) -> None:
-        self._seconds += seconds
-        self._steps += max(cell.steps_done(), 1)
-        self._progress.seconds_a_step = self._seconds / self._steps
+        self._paces.append(seconds / max(cell.steps_done(), 1))
+        # Not the mean: a few cells make the warm starts and critics that all others share.
+        self._progress.seconds_a_step = median(self._paces)

@@ -19,10 +19,6 @@ matplotlib's rcParams holds. Groups are told apart by colour and by marker and d
 keep them from figure to figure of the same runs and ``by``.
 """
 
-from segcredit.errors import require_package
-
-require_package("matplotlib", "report", "a figure")  # of every module below
-
 from segcredit.study.plots.audits import audit_intervals as audit_intervals
 from segcredit.study.plots.audits import lift_curves as lift_curves
 from segcredit.study.plots.audits import movement_shares as movement_shares

@@ -822,3 +822,13 @@ def test_groups_are_in_the_order_of_their_settings(tmp_path: Path) -> None:
         make_run(tmp_path / str(number), [{"step": 0, "accuracy": 0.5}], **config)
     figure = learning_curves(read_runs(tmp_path), by="segmenter.tokens")
     assert [name.split(" ")[0] for name in names(figure)] == ["2", "9", "10", "none"]
+
+
+def test_the_last_bits_of_a_layout_change_no_byte() -> None:
+    """Constrained layouts vary in them from call to call, and ids are made of coordinates."""
+    svgs = set[str]()
+    for shift in (0.0, 1e-13):
+        figure = Figure()
+        figure.add_axes((0.1 + shift, 0.1, 0.8, 0.8)).plot([0, 1], [1, 0])
+        svgs.add(as_svg(figure))
+    assert len(svgs) == 1

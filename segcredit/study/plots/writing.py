@@ -29,6 +29,8 @@ _OUTSIDE = re.compile(r"<metadata.*?</metadata>|<style.*?</style>|<!--.*?-->|(?<
 _TAG = re.compile(r"<[^>]+>")
 _ID = re.compile(r'(\sid="|href="#|url\(#)')
 """Marks before an id or a reference to one."""
+_HASHED = re.compile(rf'(?:{_ID.pattern})([A-Za-z][0-9a-f]{{10}})(?=["\)])')
+"""Ids that matplotlib derives from coordinates, before they are rounded as those drawn are."""
 
 
 def save(figure: Figure, path: Path | str, *, outlines: bool = True) -> Path:
@@ -96,7 +98,17 @@ def _drawn(figure: Figure, kind: str, *, outlines: bool) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context({**styled(), "svg.fonttype": "path" if outlines else "none"}):
         figure.savefig(buffer, format=kind, metadata={**_UNDATED[kind], "Title": _title(figure)})
-    return buffer.getvalue()
+    return buffer.getvalue() if kind != "svg" else _numbered(buffer.getvalue().decode()).encode()
+
+
+def _numbered(svg: str) -> str:
+    """Numbers matplotlib's ids as they come: the layout's last bits vary from call to call."""
+    numbers: dict[str, str] = {}
+
+    def number(found: re.Match[str]) -> str:
+        return found[1] + numbers.setdefault(found[2], f"{found[2][0]}{len(numbers)}")
+
+    return _HASHED.sub(number, svg)
 
 
 def _title(figure: Figure) -> str:

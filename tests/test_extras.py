@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import re
 import subprocess
@@ -16,13 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import segcredit.study.plots
 from segcredit import registry
 from segcredit.cli import main
 from segcredit.errors import MissingPackageError
 from segcredit.protocols import Prompt
-from segcredit.study.agreement import agreement_figure
-from segcredit.study.export_tables import write_table
 from segcredit.tasks.verifiers.verifier import Math
 from small import SMALL
 
@@ -35,7 +31,6 @@ EXTRAS = {
     "lora": ["peft"],
     "problems": ["math_verify", "reasoning_gym"],
     "ray": ["ray"],
-    "report": ["matplotlib", "tabulate"],
     "trackers": ["mlflow", "tensorboard", "trackio", "wandb"],
 }
 """The modules of each extra."""
@@ -43,7 +38,6 @@ MODULES = {module for modules in EXTRAS.values() for module in modules}
 ALONG = {"markupsafe", "pytest", "sympy"}
 """Modules that jinja2 and torch bring, and one that a test of plug-ins runs in."""
 ROOMS = ("segcredit", "segmenters", "estimators")
-FRAME = pd.DataFrame({"a": [1]})
 
 
 def names(requirements: list[str]) -> list[str]:
@@ -60,9 +54,6 @@ def names(requirements: list[str]) -> list[str]:
             "learned",
             lambda _: registry.segmenters.build("shuffled", inner="learned"),
         ),
-        ("tabulate", "report", lambda folder: write_table(FRAME, folder / "table.md")),
-        ("matplotlib", "report", lambda _: importlib.reload(segcredit.study.plots)),
-        ("matplotlib", "report", lambda folder: agreement_figure(FRAME, folder / "f1.pdf")),
         ("math_verify", "problems", lambda _: Math(1.0, 0.0).judge(Prompt("1", "1+1", "2"), "2")),
         (
             "reasoning_gym",
@@ -121,8 +112,7 @@ def test_every_import_is_declared_and_none_of_an_extra_is_at_the_door() -> None:
         for module in anywhere - {*sys.stdlib_module_names, *ROOMS, *ALONG, *MODULES}:
             owners = {home.lower().replace("_", "-") for home in homes.get(module, [])}
             assert owners & core, f"{file}: {module} is not declared"
-        if "plots" not in file.parts and "report" not in file.parts:
-            assert not MODULES & set(imports(tree.body)), file
+        assert not MODULES & set(imports(tree.body)), file
 
 
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({sorted(MODULES)!r}))"

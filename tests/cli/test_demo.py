@@ -58,7 +58,7 @@ def test_a_demo_ends_in_a_picture_a_page_and_commands_that_run(
     assert len(commands) == 3
     for command in commands:
         call(*shlex.split(command, comments=True)[1:])
-    assert (tmp_path / "segcredit-my_rule").is_dir()
+    assert (tmp_path / "segcredit-my-rule").is_dir()
     # Run again it trains nothing, and leaves the user's copy of the grid as it is.
     (tmp_path / "demo" / DEMO.name).write_text("changed", encoding="utf-8")
     capsys.readouterr()

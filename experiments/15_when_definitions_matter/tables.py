@@ -29,7 +29,7 @@ from segcredit.study.statistics.intervals import student_interval
 HERE = Path(__file__).parent
 STEPS, AUDITS = HERE / "steps.csv.gz", HERE / "audits.csv.gz"
 READER, TD = "critic(network=reader)", "whitened(inner=td)"
-ARM = ["task", "method", "definition", "critic", "credit"]
+ARM = ["task", "method", "definition", "critic", "credit", "ratio"]
 """What tells arms apart; their seeds are paired."""
 MEASURED = [
     *("step", "reward", "accuracy", "entropy", "segments_per_completion", "clamped_share"),
@@ -68,6 +68,7 @@ def steps_of(directory: Path) -> pd.DataFrame:
         "definition": plugin_label(registry.segmenters, config["segmenter"]),
         "critic": plugin_label(registry.estimators, config["estimator"]),
         "credit": plugin_label(registry.advantages, config["advantage"]),
+        "ratio": plugin_label(registry.ratios, config["loss"]["ratio"]),
         "seed": config["seed"],
     }
     steps = segcredit.read_runs(directory).steps
@@ -89,6 +90,9 @@ def audited(directory: Path) -> pd.DataFrame:
 def add(file: Path, rows: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
     """Adds rows to a table on disk, in the place of those with the same key."""
     known = [pd.read_csv(file)] if file.exists() else []
+    for table in known:
+        if "ratio" in key and "ratio" not in table:
+            table["ratio"] = "token"  # written before any run had another
     if not rows:
         return pd.concat(known)
     table = pd.concat([*known, *rows]).drop_duplicates(key, keep="last").sort_values(key)
@@ -126,14 +130,14 @@ def measures(steps: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
+def matching(runs: pd.DataFrame, arm: dict[str, str]) -> pd.DataFrame:
+    """Returns the runs of an arm."""
+    return runs[np.logical_and.reduce([runs[key] == value for key, value in arm.items()])]
+
+
 def difference(runs: pd.DataFrame, a: dict[str, str], b: dict[str, str], by: str) -> dict[str, Any]:
     """Computes b less a over the seeds that both arms have."""
-    of = [
-        runs[np.logical_and.reduce([runs[key] == value for key, value in arm.items()])].set_index(
-            "seed"
-        )[by]
-        for arm in (a, b)
-    ]
+    of = [matching(runs, arm).set_index("seed")[by] for arm in (a, b)]
     found = (of[1] - of[0]).dropna()
     low, high = student_interval(found) if len(found) > 1 else (np.nan, np.nan)
     return {
@@ -153,9 +157,9 @@ def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
     All with one reader and lambda 0. Student's p of each of the three questions are corrected for
     their number (Holm); an exact p of signs cannot be below .002 for ten seeds.
     """
-    td = {"task": task, "critic": READER, "credit": TD}
+    td = {"task": task, "critic": READER, "credit": TD, "ratio": "token"}
     grpo = {"task": task, "method": "grpo"}
-    own = runs[(runs["task"] == task) & (runs["critic"] == READER) & (runs["credit"] == TD)]
+    own = matching(runs, td)
     names = list(own.groupby("definition")["reward"].mean().sort_values().index[::-1])
     found = []
     for baseline in (grpo, {**td, "definition": "per_token"}, None):
@@ -171,6 +175,19 @@ def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
     return pd.concat(found)
 
 
+def varied(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
+    """Compares other credit and ratios with lambda 0 and the token ratio, by definition."""
+    base = {"task": task, "critic": READER, "credit": TD, "ratio": "token"}
+    own = matching(runs, {"task": task, "critic": READER})
+    rows = []
+    for names, _ in own.groupby(["definition", "credit", "ratio"]):
+        arm = base | dict(zip(("definition", "credit", "ratio"), map(str, names), strict=True))
+        if arm | base != arm:
+            other = base | {"definition": arm["definition"]}
+            rows.append({**arm, **difference(runs, other, arm, by)})
+    return pd.DataFrame(rows).drop(columns=["task", "critic"], errors="ignore")
+
+
 def foretold(
     runs: pd.DataFrame, audits: pd.DataFrame, task: str, draws: int = 2000
 ) -> pd.DataFrame:
@@ -178,7 +195,7 @@ def foretold(
 
     Spearman's; intervals draw the seeds of audits and of training anew.
     """
-    own = runs[(runs["task"] == task) & (runs["critic"] == READER) & (runs["credit"] == TD)]
+    own = matching(runs, {"task": task, "critic": READER, "credit": TD, "ratio": "token"})
     reward = own.pivot_table("reward", "seed", "definition").dropna()
     chance, rows = np.random.default_rng(0), []
     table = audits[(audits["task"] == task)].fillna({"estimator": "", "at": ""})
@@ -217,6 +234,8 @@ def main() -> None:
         for by in ("reward", "accuracy"):
             print(f"\n{task}: paired differences of {by}, {READER}, {TD}")
             print(planned(runs, task, by).round(4).to_string(index=False))
+            print(f"\n{task}: other credit and ratios less {TD} and the token's, {by}")
+            print(varied(runs, task, by).round(4).to_string(index=False))
         if not audits.empty and (audits["task"] == task).any():
             print(f"\n{task}: does the audit's order foretell training's?")
             print(foretold(runs, audits, task).round(2).to_string(index=False))

@@ -234,7 +234,7 @@ def _whole_numbers(option: str, text: str) -> list[int]:
 
 @app.command()
 def grid(
-    config: Annotated[str, typer.Argument(help="A TOML file with a [grid] table.")],
+    config: Annotated[str, typer.Argument(help="A TOML file with a grid table.")],
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="Every cell has a directory below.")] = Path("runs"),
     workers: Annotated[
@@ -362,7 +362,7 @@ def audit(
     config: Annotated[
         str,
         typer.Argument(
-            help="A preset's name or a TOML file with [audit].", autocompletion=completion.preset
+            help="A preset's name or a TOML file with an audit table.", autocompletion=completion.preset
         ),
     ],
     overrides: Overrides = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,15 @@ _BESIDE_FROM = 5.0
 """Width in inches from which the legend may stand beside the panels, not below."""
 _GAP = 0.06
 """Inches between panels, legend, note and the edge."""
+
+
+class Shown(Figure):
+    """A figure that a notebook shows as a cell's last value, also where pyplot is not loaded."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=130)
+        return buffer.getvalue()
 
 
 @dataclass(slots=True)
@@ -163,7 +173,7 @@ def sheet(
         given = ax.figure if ax is not None else figure
         if given is None:
             height *= max(1.0, matplotlib.rcParams["font.size"] / STYLE["font.size"])
-            own = Figure(figsize=(width, height), layout="constrained")
+            own = Shown(figsize=(width, height), layout="constrained")
             own.set_label(label)
             yield Sheet(own, None, True)
         else:

@@ -107,11 +107,11 @@ class GridDisplay:
     def _estimate(self, progress: GridProgress) -> None:
         """Prints the time left once, for those who read a log; the table goes on counting.
 
-        The first cell of each worker may have made what all others share: the next one tells more.
+        The first cells may have made, or waited for, what all others share.
         """
         left = progress.seconds_left()
         ended = len(progress.of("finished", "failed")) - self._before
-        if left and not self._estimated and ended > progress.workers:
+        if left and not self._estimated and ended > 2 * progress.workers:
             self._estimated = True
             speed = f"{progress.seconds_a_step:.2f} s a policy step in {ended} cells"
             self._out.print(f"about {_duration(left)} left ({speed}, {progress.workers} at a time)")

@@ -308,6 +308,15 @@ def build(output: Path) -> Path:
         SiteError: a link, a reference, a picture or a docstring leads nowhere.
     """
     write_pages(output)
+    return render(output)
+
+
+def render(output: Path) -> Path:
+    """Has Zensical make HTML of what ``write_pages`` wrote, and returns the site's folder.
+
+    Raises:
+        SiteError: as ``build``.
+    """
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=output, capture_output=True, text=True, check=False)
     said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)

@@ -376,7 +376,7 @@ class RunConfig(_Section):
     method: str = ""
     """The preset below the file's own keys, and the run's label in tables."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    """The seed of every random stream of the run."""
+    """The seed of every random number of the run."""
     task: Plugin
     """Prompts and their verifier."""
     policy: Plugin

@@ -1,4 +1,4 @@
-"""The tables of the site, of columns and of config keys, against a run that measured all there is."""
+"""The site's tables of columns and config keys, against a run that measured all there is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from make_site import config_keys
 from pydantic import BaseModel
 
-from make_site import config_keys
 from segcredit import load_config, read_runs, train
 from segcredit.config import RunConfig
 from segcredit.records.run_directory import RunRecords, read_metrics

@@ -1,4 +1,4 @@
-"""Writes docs/explain/exactness.md: which combinations of plug-ins leave the policy gradient unbiased.
+"""Writes exactness.md: which combinations of plug-ins leave the policy gradient unbiased.
 
 python docs/explain/exactness.py            writes the page
 python docs/explain/exactness.py --check    compares it with what would be written
@@ -31,7 +31,7 @@ from exact_tables import (
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Exactness
 
-<!-- Written by docs/explain/exactness.py; do not edit. `python docs/explain/exactness.py` writes it again. -->"""
+<!-- Do not edit: `python docs/explain/exactness.py` writes it again. -->"""
 LIMITS = """Completions are equally long and end by themselves. Hence nothing is said of how losses
 are averaged over rows of different lengths (`token_mean` and the others differ by a constant
 here), of `length_weighted_group_mean` beside `group_mean`, of `gae`'s length_scale, or of

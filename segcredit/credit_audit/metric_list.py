@@ -1,6 +1,6 @@
 """The metrics of an audit: where each is taken, what is best, and what chance has.
 
-Whatever lists metrics (the report, the command line, figures, docs/explain/audit.md) takes them from here.
+Whatever lists metrics (report, command line, figures, docs/explain/audit.md) takes them from here.
 Pure data, so that whoever prints a heading loads neither arrays nor models.
 """
 

@@ -75,7 +75,7 @@ class AuditSettings(BaseModel):
     continuations: float = Field(ge=1e-6, le=10**4)
     """Number for each token in each split of the truth, see ``truth.measure``; may be below 1."""
     training_steps: int = Field(ge=0, le=10**6)
-    """Steps of ``[train.value]`` for which an estimator with a state learns on the frozen policy."""
+    """Steps of ``[train.value]`` for which an estimator with a state learns on a frozen policy."""
     quantiles: tuple[Quantile, ...] = Field(max_length=1000)
     """Quantiles of entropy and surprisal above which Lift counts tokens."""
     jump: float = Field(gt=0, le=1e9)

@@ -51,6 +51,10 @@ SEVERAL = re.compile(r"^griffe: .*parameter '\w+(, \w+)+'", re.IGNORECASE)
 """A warning of fields that share an entry of a docstring, for which griffe has no syntax."""
 
 
+SHIM = "https://unpkg.com/iframe-worker/shim"
+"""The script by which search works in pages opened from a disk, where Zensical fetches it."""
+
+
 class SiteError(Exception):
     """A page says what is not so."""
 
@@ -204,11 +208,7 @@ def kind_of(schema: Mapping[str, Any], path: str) -> tuple[str, str]:
         return ", ".join(f'`"{each}"`' for each in given["enum"]), "category"
     words = {"integer": "whole number", "array": "list", "object": "table", "string": "text"}
     kind = words.get(given["type"], given["type"])
-    ends = [
-        f"{sign} {given[key]:,g}" if isinstance(given[key], float) else f"{sign} {given[key]:,}"
-        for key, sign in BOUNDS.items()
-        if key in given
-    ]
+    ends = [f"{sign} {given[key]:g}" for key, sign in BOUNDS.items() if key in given]
     return " ".join([kind, ", ".join(ends)]).strip(), PANDAS.get(given["type"], "category")
 
 
@@ -323,7 +323,12 @@ def render(output: Path) -> Path:
     faults = [line for line in said.splitlines() if ": " in line and not SEVERAL.search(line)]
     if done.returncode or any(line.startswith(("griffe", "Warning")) for line in faults):
         raise SiteError(said)
-    return output / "site"
+    site = output / "site"
+    for page in site.rglob("*.html"):
+        above = "../" * (len(page.relative_to(site).parts) - 1)
+        text = page.read_text(encoding="utf-8").replace(SHIM, f"{above}iframe-worker.js")
+        page.write_text(text, encoding="utf-8")
+    return site
 
 
 def main() -> None:

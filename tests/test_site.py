@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import make_site
 import pytest
+from make_site import SiteError, build, public, render, without_repository_links, write_notebook
 from mkdocstrings import Inventory
 
-import make_site
 import segcredit
-from make_site import SiteError, build, public, render, without_repository_links, write_notebook
 from segcredit import registry
 from study.test_report_browser import Opened, browser, open_page
 

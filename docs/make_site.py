@@ -134,11 +134,28 @@ def in_a_cell(text: str) -> str:
     return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 
+SECTIONS = ("rollouts", "loss", "train", "train.value", "train.value.pretraining")
+SECTIONS += ("evaluate", "record", "checkpoint")
+"""Sections of a config, in the order of the page."""
+
+
+def config_sections() -> str:
+    """Returns a heading, the docstring and a table of keys for each section of a config."""
+    parts: list[str] = []
+    for section in SECTIONS:
+        said = in_a_cell((model_of(section).__doc__ or "").strip().replace("\n\n", " "))
+        parts += [f"## `[{section}]`", said, config_keys(section)]
+    return "\n\n".join(parts)
+
+
+def model_of(section: str) -> Any:
+    """Returns the model of a section, "" for the whole config."""
+    return functools.reduce(section_of, filter(None, section.split(".")), config.RunConfig)
+
+
 def config_keys(section: str = "") -> str:
     """Returns a table of a section's keys, or of those that are in none."""
-    model: Any = config.RunConfig
-    for name in filter(None, section.split(".")):
-        model = section_of(model, name)
+    model = model_of(section)
     below = functools.reduce(lambda table, name: table.get(name, {}), section.split("."), DEFAULTS)
     return keys(model, section, below if section else DEFAULTS)
 
@@ -200,7 +217,8 @@ def as_toml(value: object) -> str:
 def kind_of(schema: Mapping[str, Any], path: str) -> tuple[str, str]:
     """Returns a key's type with its range, and the type of its column."""
     if path in registry.PATHS:
-        return f"[plug-in](plug-ins.md#{KINDS[path.split('.')[-1]]})", "category"
+        kind = registry.PATHS[path].group.rpartition(".")[2]
+        return f"[plug-in](plug-ins.md#{kind})", "category"
     if path in AUDIT_LISTS:
         return f"list of [plug-ins](plug-ins.md#{path.split('.')[1]})", "category"
     given = next((each for each in schema.get("anyOf", ()) if each["type"] != "null"), schema)
@@ -213,20 +231,6 @@ def kind_of(schema: Mapping[str, Any], path: str) -> tuple[str, str]:
 
 
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-KINDS = {
-    "task": "tasks",
-    "policy": "policies",
-    "sampler": "samplers",
-    "segmenter": "segmenters",
-    "ratio_segmenter": "segmenters",
-    "estimator": "estimators",
-    "advantage": "advantages",
-    "process_reward": "process_rewards",
-    "ratio": "ratios",
-    "bound": "bounds",
-    "aggregate": "aggregations",
-}
-"""The group of entry points by the last part of a config's key."""
 
 
 def columns(table: str) -> str:
@@ -253,8 +257,18 @@ def metrics() -> str:
     return "\n".join(metric_list.markdown())
 
 
-def plug_ins(kind: str) -> str:
-    """Returns a heading and the docstring of each plug-in that comes with segcredit."""
+def plug_ins() -> str:
+    """Returns for each kind a heading, what it is, and its plug-ins' docstrings."""
+    parts: list[str] = []
+    for kind, plugins in registry.ALL.items():
+        keys = [f"`{key}`" for key, found in registry.PATHS.items() if found is plugins]
+        said = in_a_cell((plugins.protocol.__doc__ or "").strip().partition("\n\n")[0])
+        parts += [f"## {kind}", f"{said} Key: {', '.join(keys)}.", plug_ins_of(kind)]
+    return "\n\n".join(parts)
+
+
+def plug_ins_of(kind: str) -> str:
+    """Returns the docstring of each plug-in of a kind that comes with segcredit."""
     points = distribution("segcredit").entry_points.select(group=f"segcredit.{kind}")
     own = {"show_signature_annotations": True, "members": False}
     return "\n\n".join(
@@ -294,6 +308,7 @@ GENERATED: Mapping[str, Callable[..., str]] = {
     "columns": columns,
     "commands": commands,
     "config-keys": config_keys,
+    "config-sections": config_sections,
     "docstrings": docstrings,
     "methods": methods,
     "metrics": metrics,

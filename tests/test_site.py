@@ -19,9 +19,10 @@ from study.test_report_browser import Opened, browser, open_page
 __all__ = ["browser", "open_page"]  # fixtures
 
 CELLS = [
-    {"cell_type": "markdown", "metadata": {}, "source": ["# A *title*"]},
+    {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# A *title*"]},
     {
         "cell_type": "code",
+        "id": "b",
         "execution_count": 1,
         "metadata": {},
         "source": ["6 * 7"],

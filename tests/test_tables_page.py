@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from make_site import config_keys
+from make_site import SECTIONS, config_keys
 from pydantic import BaseModel
 
 from segcredit import load_config, read_runs, train
@@ -27,8 +27,6 @@ OPTIONAL = [
 NAMES = ["runs", "steps", "completions", "segments", "tokens", "audit"]
 
 
-SECTIONS = ["rollouts", "loss", "train", "train.value", "train.value.pretraining"]
-SECTIONS += ["evaluate", "record", "checkpoint"]
 NO_COLUMNS = {"record.trackers", "train.processes", "train.parallel"}
 """Keys that are no part of what a run is, as the page says."""
 

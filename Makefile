@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check bench boundaries clean
+.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries clean
 
 install: .venv/installed
 
@@ -45,8 +45,12 @@ unit:
 slow: install
 	$(BIN)/pytest -m slow
 
-check: test
+check: test docs
 	$(BIN)/python tests/readme_commands.py
+
+# The site, in build/docs/site: strict, and without a network.
+docs: install
+	$(BIN)/python docs/make_site.py
 
 bench: install
 	$(BIN)/python benchmarks/credit_step.py

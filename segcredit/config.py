@@ -119,11 +119,13 @@ class RolloutsConfig(_Section):
     """The sampling of each step."""
 
     prompts: Count
+    """Prompts of each step."""
     completions: Count
     """Completions of each prompt: the group."""
     temperature: float = Field(ge=0.01, le=100)
     """Logits are divided by it: below 0.01 a likeliest token is all that is left of them."""
     max_new_tokens: Count
+    """Tokens of the longest completion."""
     stop: Annotated[tuple[str, ...], BeforeValidator(stop_strings)] = Field((), max_length=64)
     """Strings that end a completion: with the token that completes the first one in its text."""
     layout: Literal["independent", "tree"]
@@ -181,7 +183,7 @@ class LossConfig(_Section):
     ratio: RatioTable
     """The level of the importance ratio; ``none`` is REINFORCE, with neither ratio nor bound."""
     bound: Plugin | None = None
-    """None with ``ratio = "none"`` alone."""
+    """The bound of the ratio; None with ``ratio = "none"`` alone."""
     tokens: Literal["all", "low_probability", "high_entropy"]
     """The action tokens that the loss is taken over."""
     probability_below: Share
@@ -193,6 +195,7 @@ class LossConfig(_Section):
     count: Literal["chosen", "all"]
     """The tokens in the loss's denominators: the chosen ones, or those left out as well."""
     aggregate: Plugin
+    """The mean or sum that makes one number of the tokens' losses."""
     ratio_segmenter: Plugin | None = None
     """Over whose segments ``ratio = "segment"`` averages; None = the credit segments."""
     kl_penalty: Weight
@@ -200,6 +203,7 @@ class LossConfig(_Section):
     kl_loss: Weight
     """Weight of the KL estimate added to the loss."""
     kl_estimator: KL
+    """The estimate of KL(π ‖ π_reference) in the loss."""
     kl_limit: float = Field(ge=1e-12, allow_inf_nan=True)
     """k3 is clamped to ± this; inf = not at all."""
     imitation: Weight
@@ -239,24 +243,31 @@ class PretrainingConfig(_Section):
     final_rate: float = Field(0.02, ge=0, le=1)
     """Share of ``learning_rate`` that is left at the end."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
+    """Decays of AdamW's two moments."""
     weight_decay: float = Field(0.01, ge=0, le=1000)
+    """AdamW's."""
     gradient_clip: Norm = 1.0
+    """Largest gradient norm of a minibatch."""
 
 
 class ValueConfig(_Section):
     """Training of the value estimator's state; ignored when it has no parameters."""
 
     learning_rate: Rate
+    """AdamW's, of the value estimator."""
     gradient_clip: Norm
+    """Largest gradient norm of the value estimator."""
     epochs: int = Field(ge=0, le=10**4)
+    """Passes over a step's rollouts."""
     warmup_iterations: int = Field(ge=0, le=10**6)
     """Iterations before the first policy step in which the value estimator alone is trained."""
     aggregate: Plugin
+    """The mean or sum that makes one number of the losses of segments, or of tokens."""
     pretraining: PretrainingConfig | None = None
     """Training before the first step with settings of its own; None = none."""
     live_logprobs: bool = False
     """Lets a trained estimator read the current policy's log-probs and entropies, by which the
-    policy learns to please it: see docs/critics.md. For studies of just that."""
+    policy learns to please it: see docs/how-to/critics.md. For studies of just that."""
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -272,31 +283,44 @@ class TrainConfig(_Section):
     """The loop: how long, in which pieces, with which optimizer."""
 
     steps: int = Field(ge=0, le=10**7)
+    """Policy steps."""
     epochs: int = Field(ge=1, le=10**4)
+    """Passes over a step's rollouts."""
     minibatches: Count
+    """Optimizer steps in a pass."""
     micro_tokens: int = Field(ge=1, le=10**9)
     """Most completion tokens, padding included, in one forward pass."""
     learning_rate: Rate
+    """AdamW's, of the policy."""
     betas: tuple[Beta, Beta]
+    """Decays of AdamW's two moments."""
     weight_decay: float = Field(ge=0, le=1000)
+    """AdamW's, of the policy."""
     gradient_clip: Norm
+    """Largest gradient norm of the policy."""
     schedule: Literal["constant", "linear", "cosine"]
+    """The course of the policy's learning rate after the warm-up."""
     warmup_steps: int = Field(ge=0, le=10**7)
+    """Steps over which the learning rate grows."""
     patience: Interval
     """First steps after which a run whose rewards were all equal in every one of them stops."""
     device: Literal["auto", "cpu"]
+    """``auto`` takes an accelerator where there is one."""
     processes: Count | None = None
     """The number of processes that must have been started; None = any. Makes no other run."""
     parallel: Literal["replicated", "sharded"] = "replicated"
     """Each process's share of the parameters in training, all or a part. Makes no other run."""
     value: ValueConfig
+    """Training of the value estimator."""
 
 
 class EvaluateConfig(_Section):
     """Accuracy on held-out prompts, sampled and greedy."""
 
     every: Interval
+    """Steps between evaluations."""
     prompts: Count
+    """Held-out prompts."""
     completions: Count
     """Sampled completions of each prompt; with more than one there are pass@k and maj@k."""
 
@@ -326,8 +350,11 @@ class RecordConfig(_Section):
     every: Interval
     """Its multiples are recorded, and the last step: 1 for every step of a short run."""
     completions: bool
+    """The table of completions, with their texts and rewards."""
     segments: bool
+    """The table of segments, with values and advantages."""
     tokens: bool
+    """The table of tokens, with log-probs and entropies; the largest."""
     trackers: Annotated[
         tuple[Annotated[TrackerName, AfterValidator(_installed)], ...], BeforeValidator(_as_list)
     ] = ()
@@ -338,7 +365,9 @@ class CheckpointConfig(_Section):
     """The steps between checkpoints of all that a resumed run needs, and the number kept."""
 
     every: Interval
+    """Steps between checkpoints."""
     keep: Interval
+    """Checkpoints kept; the oldest goes first."""
 
 
 class RunConfig(_Section):
@@ -347,17 +376,25 @@ class RunConfig(_Section):
     method: str = ""
     """The preset below the file's own keys, and the run's label in tables."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    """The seed of every random number of the run."""
     start_seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     """Seed of what a run starts from: first weights and demonstrations of a tiny policy, first
     weights of the value estimator, and its pretraining. Given, runs of several seeds start from
     one policy and one critic, as those of a pretrained model do; None = ``seed``."""
     task: Plugin
+    """Prompts and their verifier."""
     policy: Plugin
+    """The model that is trained."""
     sampler: Plugin
+    """The engine that samples from the policy."""
     segmenter: Plugin
+    """The places at which a completion is cut."""
     estimator: Plugin
+    """The worth of the state before a segment."""
     advantage: Plugin
+    """The scheme that makes advantages of values and rewards."""
     process_reward: Plugin | None = None
+    """Rewards of single segments; None = none."""
     rollouts: RolloutsConfig
     loss: LossConfig
     train: TrainConfig

@@ -1,6 +1,6 @@
 """The exactness tables: what each combination should do to the expected gradient, and what it does.
 
-``docs/exactness.py`` prints them. Tables are computed once.
+``docs/explain/exactness.py`` prints them. Tables are computed once.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Runs the blocks of the README and of docs/ in order: ``make check`` calls this.
+"""Runs the blocks of the README and of docs/learn in order: ``make check`` calls this.
 
     python tests/readme_commands.py [FILE.md ...]
 
 Python and TOML blocks that begin with ``# NAME.py`` or ``# NAME.toml`` are written to that file,
 other Python blocks are run, and bash blocks are run line by line, all in a scratch folder whose
 ``.venv`` sees everything that the project's has, so that a block may install a package there. A
-file in a folder of its own is written in its turn, after the command that makes the folder. The two
-make commands are left out: ``make check`` is one of them.
+file in a folder of its own is written in its turn, after the command that makes the folder. Left
+out are make, since ``make check`` calls this, and blocks whose title says why they are not run.
 """
 
 import os
@@ -19,7 +19,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "write-a-segmenter.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "learn").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w./-]+\.(?:py|toml))\b")
 SCRIPTS = {

@@ -1,4 +1,4 @@
-"""docs/analyse.md: its ten lines draw the figure that it promises."""
+"""docs/how-to/analyse.md: its ten lines draw the figure that it promises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segcredit.records.run_directory import RunRecords
 from segcredit.records.tables import read_runs
 from segcredit.study.statistics import student_interval
 
-PAGE = Path(__file__).parent.parent / "docs" / "analyse.md"
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "analyse.md"
 CODE, READY_MADE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 

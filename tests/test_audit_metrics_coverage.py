@@ -14,7 +14,7 @@ import torch
 
 from segcredit.testing import ToyPolicy, ToySimulator
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "audit_coverage.py"
+SCRIPT = Path(__file__).parents[1] / "docs" / "explain" / "audit_coverage.py"
 KEYS = ["metric", "prompts", "truth", "target"]
 
 

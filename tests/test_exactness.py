@@ -1,4 +1,4 @@
-"""Which combinations leave the policy gradient unbiased: the tables of docs/exactness.md.
+"""Which combinations leave the policy gradient unbiased: the tables of docs/explain/exactness.md.
 
 ``exact.py`` adds up, over all completions of a toy policy, what the real plug-ins and the real
 objective give. Here that sum is checked against slower ones, the tables' figures against their
@@ -38,7 +38,7 @@ from flat_loss import surrogate_loss
 from segcredit import AdvantageScheme, ValueEstimator
 from segcredit.objective.returns import advantages, segment_values
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "exactness.py"
+SCRIPT = Path(__file__).parents[1] / "docs" / "explain" / "exactness.py"
 BOUNDS = ("clip", "log_clip", "truncated_is", "soft_gate")
 
 
@@ -271,7 +271,7 @@ def test_a_group_mean_keeps_all_but_one_share() -> None:
 
 def test_the_page_is_what_the_script_writes() -> None:
     assert script().PAGE.read_text(encoding="utf-8") == script().page(), (
-        "docs/exactness.md is not up to date; run `python docs/exactness.py`."
+        "docs/explain/exactness.md is not up to date; run `python docs/explain/exactness.py`."
     )
 
 
@@ -280,7 +280,7 @@ def test_the_check_sees_a_page_that_is_out_of_date(
 ) -> None:
     monkeypatch.setattr(script(), "PAGE", tmp_path / "exactness.md")
     assert script().main(["--check"]) == 1
-    assert "python docs/exactness.py" in capsys.readouterr().out
+    assert "python docs/explain/exactness.py" in capsys.readouterr().out
     assert script().main([]) == 0
     assert script().main(["--check"]) == 0
 

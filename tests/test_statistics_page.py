@@ -1,15 +1,14 @@
-"""docs/statistics.md: its examples, and its table of coverage."""
+"""docs/explain/statistics.md: its table of coverage."""
 
 from __future__ import annotations
 
-import doctest
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explain" / "statistics.md"
 
 
 def script() -> ModuleType:
@@ -30,17 +29,6 @@ def printed() -> dict[tuple[str, str], list[float]]:
         for row in rows
         if len(row) == 7 and row[-1].endswith("%")
     }
-
-
-def test_the_page_says_what_the_functions_say() -> None:
-    failed, tried = doctest.testfile(
-        str(PAGE),
-        module_relative=False,
-        encoding="utf-8",
-        optionflags=doctest.NORMALIZE_WHITESPACE,
-    )
-    assert tried >= 20
-    assert not failed
 
 
 def test_the_defaults_are_what_the_table_speaks_for() -> None:

@@ -1,4 +1,4 @@
-"""docs/tables.md against the code and against a run that measured all there is."""
+"""The site's tables of columns and config keys, against a run that measured all there is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from make_site import SECTIONS, config_keys
 from pydantic import BaseModel
 
 from segcredit import load_config, read_runs, train
 from segcredit.config import RunConfig
 from segcredit.records.run_directory import RunRecords, read_metrics
-from segcredit.records.schemas import COLUMNS, STORED, Table
+from segcredit.records.schemas import COLUMNS, STORED
 from segcredit.records.tables import STEP_COLUMNS, Runs, flatten
 from small import SMALL
 
-PAGE = Path(__file__).parent.parent / "docs" / "tables.md"
-ROW = re.compile(r"^\| `([\w.]+)` \| (\w+) \| (\S.*?) \| (\S.*?) \|$", re.MULTILINE)
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "tables.md"
 OPTIONAL = [
     'rollouts.stop="never said"',
     "train.value.live_logprobs=true",
@@ -27,18 +27,19 @@ OPTIONAL = [
 NAMES = ["runs", "steps", "completions", "segments", "tokens", "audit"]
 
 
+NO_COLUMNS = {"record.trackers", "train.processes", "train.parallel"}
+"""Keys that are no part of what a run is, as the page says."""
+
+
 def documented(table: str) -> dict[str, str]:
-    """Columns and types of a table, as the page has them."""
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {table}\n")[1].split("\n## ")[0]
-    rows = ROW.findall(section)
-    assert len(rows) == section.count("\n| `"), "a row is not of the form | `name` | type | ..."
-    return {name: kind for name, kind, _, _ in rows}
-
-
-@pytest.mark.parametrize("table", COLUMNS)
-def test_the_page_says_of_each_column_what_its_declaration_says(table: Table) -> None:
-    rows = [f"| `{n}` | {c.type} | {c.unit} | {c.meaning} |" for n, c in COLUMNS[table].items()]
-    assert "\n".join(rows) in PAGE.read_text(encoding="utf-8")
+    """Columns and types of a table, as the site has them."""
+    if table != "runs":
+        return {"run": "category"} | {name: column.type for name, column in COLUMNS[table].items()}
+    rows = [line for section in ["", *SECTIONS] for line in config_keys(section).splitlines()[2:]]
+    keys = {line.split("`")[1]: line.strip("| ").rpartition(" | ")[2] for line in rows}
+    assert keys.keys() >= NO_COLUMNS
+    own = {"run": "category", "status": "category", "error": "str"}
+    return {key: kind for key, kind in keys.items() if key not in NO_COLUMNS} | own
 
 
 @pytest.fixture(scope="module")

@@ -362,7 +362,7 @@ def _with_interval(numbers: tuple[float, float, float]) -> str:
 
 
 _FEW_PROMPTS = 10
-"""Prompts from which percentiles of the bootstrap cover what they say; see docs/statistics.md."""
+"""Prompts from which bootstrap percentiles cover what they say: docs/explain/statistics.md."""
 
 
 def evaluation_table(estimates: Sequence[MetricEstimate], step: int) -> Table:

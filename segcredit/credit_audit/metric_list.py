@@ -1,6 +1,6 @@
 """The metrics of an audit: where each is taken, what is best, and what chance has.
 
-Whatever lists metrics (the report, the command line, figures, docs/audit.md) takes them from here.
+Whatever lists metrics (report, command line, figures, docs/explain/audit.md) takes them from here.
 Pure data, so that whoever prints a heading loads neither arrays nor models.
 """
 
@@ -443,7 +443,7 @@ def with_references(name: str) -> tuple[str, ...]:
 
 
 def markdown() -> Iterator[str]:
-    """Yields the lines of the table in docs/audit.md; headlines are bold."""
+    """Yields the lines of the table in docs/explain/audit.md; headlines are bold."""
     yield "| section | metric | at | what it is | best | chance | zero | biased by noise |"
     yield "|---|---|---|---|---|---|---|---|"
     for one in METRICS:

@@ -63,21 +63,33 @@ class AuditSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     segmenters: Plugins
+    """Each is judged with each estimator and scheme; by default the run's own."""
     estimators: Plugins
+    """Value estimators; by default the run's own."""
     advantages: Plugins
+    """Advantage schemes; by default the run's own."""
     prompts: int = Field(ge=2, le=10**6)
     """Number of the task's evaluation prompts. Intervals draw them anew, hence two at least."""
     completions: Count
+    """Completions of each prompt."""
     continuations: float = Field(ge=1e-6, le=10**4)
     """Number for each token in each split of the truth, see ``truth.measure``; may be below 1."""
     training_steps: int = Field(ge=0, le=10**6)
+    """Steps of ``[train.value]`` for which an estimator with a state learns on a frozen policy."""
     quantiles: tuple[Quantile, ...] = Field(max_length=1000)
+    """Quantiles of entropy and surprisal above which Lift counts tokens."""
     jump: float = Field(gt=0, le=1e9)
+    """The change of the value that Lift with a threshold calls a jump, in reward units."""
     classes: dict[str, Annotated[str, AfterValidator(_pattern)]]
+    """A regular expression by class of token, tried in their order at a token's first character."""
     gradient_samples: int = Field(ge=0, le=10**7)
+    """Completions of the reference gradient; 0 = no metrics of gradients."""
     gradient_batches: int = Field(ge=2, le=10**6)
+    """Pieces of the completions whose gradients are held against the reference."""
     confidence: float = Field(gt=0, lt=1)
+    """The coverage asked of the intervals."""
     resamples: Count
+    """Draws of prompts for each interval."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> AuditSettings:

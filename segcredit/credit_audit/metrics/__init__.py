@@ -2,7 +2,7 @@
 
 The metrics are functions of arrays: of a ``Truth`` (values of every state, in independent splits)
 and of segment ids or ``Credit``. Formulas, sources, what a good value is and what fools each:
-docs/audit.md.
+docs/explain/audit.md.
 
     truth = Truth(values_BHE, mask_BT, prompts_B, rewards_B)
     share_on_boundaries(truth, segment_ids_BT)

@@ -90,7 +90,7 @@ def estimate(
     and the quantiles of that, times the estimate's error, are laid around it. A draw's error counts
     as a third of the estimate's at least, lest one that misses the few prompts that make it throw
     an end to where no estimate can be. It is off by O(1/P) where a percentile interval is off
-    by O(1/√P); coverage: docs/audit_coverage.csv.
+    by O(1/√P); coverage: docs/explain/audit_coverage.csv.
 
     Args:
         prompts: (B,) whole numbers, equal for completions of a prompt.

@@ -4,7 +4,7 @@
     runs.steps.merge(runs.runs[["run", "method", "seed"]], on="run")
     runs.read("tokens", columns=["step", "entropy"])
 
-Nothing is read before it is asked for. Every column is described in ``docs/tables.md``.
+Nothing is read before it is asked for. Every column is described in ``docs/reference/tables.md``.
 """
 
 from segcredit.records.schemas import STEP_COLUMNS

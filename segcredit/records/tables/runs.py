@@ -182,7 +182,7 @@ class Runs:
 
     @cached_property
     def audit(self) -> pd.DataFrame:
-        """A row a metric of a credit audit, with its interval; see ``docs/audit.md``."""
+        """A row a metric of a credit audit, with its interval; see ``docs/explain/audit.md``."""
         return self.read("audit")
 
     def read(

@@ -7,7 +7,7 @@
     paired_difference(pairs, "A", "B", "newline")   # is B nearer to A than newline is?
     agreement_figure(pairs, "agreement.png")
 
-What each metric means, with worked examples: docs/agreement.md.
+What each metric means, with worked examples: docs/explain/agreement.md.
 """
 
 from segcredit.study.agreement.boundaries import Annotations as Annotations

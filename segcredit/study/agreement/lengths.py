@@ -4,7 +4,7 @@
     lengths(segments)
     lengths(segments.merge(styles, on="document"), by=["segmenter", "style"])
 
-What is counted, and how: docs/agreement.md.
+What is counted, and how: docs/explain/agreement.md.
 """
 
 from __future__ import annotations

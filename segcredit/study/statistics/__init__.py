@@ -5,7 +5,7 @@
     compare(runs, ["segmenter"], "accuracy", baseline="whole")["finding"]
     learning_areas(runs, ["segmenter"], "accuracy", per="tokens_sampled")
 
-Formulas, sources, and how often each interval covers what it should: docs/statistics.md.
+Formulas, sources, and how often each interval covers what it should: docs/explain/statistics.md.
 """
 
 from segcredit.study.statistics.comparison import compare, headline

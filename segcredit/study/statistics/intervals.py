@@ -1,6 +1,6 @@
 """Intervals of a mean: Student's, and the percentile bootstrap; for one row of values or many.
 
-Which covers how often with how few seeds: the table in docs/statistics.md.
+Which covers how often with how few seeds: the table in docs/explain/statistics.md.
 """
 
 from __future__ import annotations

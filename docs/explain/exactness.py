@@ -1,7 +1,7 @@
-"""Writes docs/exactness.md: which combinations of plug-ins leave the policy gradient unbiased.
+"""Writes exactness.md: which combinations of plug-ins leave the policy gradient unbiased.
 
-python docs/exactness.py            writes the page
-python docs/exactness.py --check    compares it with what would be written
+python docs/explain/exactness.py            writes the page
+python docs/explain/exactness.py --check    compares it with what would be written
 
 Every number is a sum over all completions of a toy policy (``tests/exact.py``), so that the page
 is the same on every machine. The tables, with a claim for each number, are those of
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from exact import toy
 from exact_claims import MARKER, RANDOM, TOP, TOP_STARTS, shown, wrapped
@@ -31,7 +31,7 @@ from exact_tables import (
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Exactness
 
-<!-- Written by docs/exactness.py; do not edit. `python docs/exactness.py` writes it again. -->"""
+<!-- Do not edit: `python docs/explain/exactness.py` writes it again. -->"""
 LIMITS = """Completions are equally long and end by themselves. Hence nothing is said of how losses
 are averaged over rows of different lengths (`token_mean` and the others differ by a constant
 here), of `length_weighted_group_mean` beside `group_mean`, of `gae`'s length_scale, or of
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{PAGE} is not what this script would write. Run `python docs/exactness.py`.")
+    print(f"{PAGE} is not what this script would write. Run `python docs/explain/exactness.py`.")
     return 1
 
 

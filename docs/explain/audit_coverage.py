@@ -1,6 +1,6 @@
 """Measures how often the intervals of the audit's metrics hold the true one, on the toy policy.
 
-python docs/audit_coverage.py      writes docs/audit_coverage.csv (about 4 CPU-minutes)
+python docs/explain/audit_coverage.py   writes audit_coverage.csv beside it (4 CPU-minutes)
 
 A thousand prompts with tables and rewards of their own are the population; all their completions
 are enumerated, weighed by probability, and give each metric its exact value. Each seed draws

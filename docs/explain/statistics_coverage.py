@@ -1,6 +1,6 @@
 """Measures how often intervals of segcredit.study.statistics cover what they should, by seeds.
 
-python docs/statistics_coverage.py      prints the table of docs/statistics.md (some minutes)
+python docs/explain/statistics_coverage.py      prints the table of statistics.md (some minutes)
 
 Values are drawn from three distributions of a run's last accuracy, and the share of intervals that
 hold the true value is counted: 95% is asked of each.

@@ -362,7 +362,8 @@ def audit(
     config: Annotated[
         str,
         typer.Argument(
-            help="A preset's name or a TOML file with an audit table.", autocompletion=completion.preset
+            help="A preset's name or a TOML file with an audit table.",
+            autocompletion=completion.preset,
         ),
     ],
     overrides: Overrides = None,

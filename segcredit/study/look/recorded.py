@@ -28,7 +28,7 @@ from segcredit.study.segmenting.texts import Document
 
 MOST = 10_000
 """Most completions that are shown together."""
-USUAL = ("newline", "sentence", "steps")
+USUAL = ("newline", "steps")
 """Segmenters of text that a report shows where nobody names others."""
 TRAINED = "as trained"
 """Name of the segments that a run recorded."""

@@ -128,7 +128,7 @@ def _spread(
         segmentations = {"": Segmentation.from_starts(torch.zeros_like(mask_BT), mask_BT)}
     found: dict[str, _Arrays] = {}
     for name, cut in segmentations.items():
-        given = _by_token(cut, "values", values.get(name))
+        given = _by_token(cut, "value", values.get(name))
         if given is None and token_values_BT is not None:
             given = _array(token_values_BT)
         found[name] = (_array(cut.segment_ids), _by_token(cut, "credit", credit.get(name)), given)
@@ -147,7 +147,7 @@ def _by_token(cut: Segmentation, what: str, given: Credit | Values | None) -> Ar
     by_segment = (len(cut.counts), cut.width)
     if shape not in (tokens, by_segment):
         raise ShapeError(
-            f"the {what} have shape {shape}; expected {tokens}, one a token, or {by_segment}, one"
+            f"the {what} has shape {shape}; expected {tokens}, one a token, or {by_segment}, one"
             " a segment of this segmentation. Usually they are of another batch or segmentation."
         )
     return _array(given if shape == tokens else cut.spread(given))

@@ -70,7 +70,7 @@ def record_completions(run: RunRecords) -> None:
         "prompt": ["p", "q"],
         "completion": [0, 0],
         "prompt_text": ["What is it? " * 9, EVIL],
-        "text": [f"{EVIL} and {'more' * 40}", f"{EVIL}\n" * 99],
+        "text": [f"{EVIL} and {'more' * 40}\nend", f"{EVIL}\n" * 99],
         "reward": [1.0, 0.0],
         "images": [" ".join(names), ""],
     }

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from segcredit.segmentation import top_batch_fraction as top_batch_fraction
     from segcredit.segmentation import top_fraction as top_fraction
     from segcredit.study.grid import run_grid as run_grid
+    from segcredit.study.look.show import show as show
     from segcredit.study.segmenting.cut import segment as segment
     from segcredit.training.loop import train as train
     from segcredit.training.rollouts.simulator import PolicySimulator as PolicySimulator
@@ -123,6 +124,7 @@ _HOMES = {
     "segcredit.segmentation": ("Anchor", "Segmentation", "top_batch_fraction", "top_fraction"),
     "segcredit.credit_audit": ("audit",),
     "segcredit.study.grid": ("run_grid",),
+    "segcredit.study.look.show": ("show",),
     "segcredit.study.segmenting.cut": ("segment",),
     "segcredit.records.tables": ("read_runs",),
     "segcredit.types": (

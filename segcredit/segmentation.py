@@ -18,13 +18,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from segcredit.errors import ShapeError
+from segcredit.showable import Showable
 
 Reduction = Literal["sum", "mean", "first", "last", "max"]
 Anchor = Literal["start", "last_token"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segmentation:
+class Segmentation(Showable):
     """A cut of every completion's action tokens into consecutive segments.
 
     Args:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from segcredit.errors import ShapeError, require_type
+from segcredit.showable import Showable
 
 Rows = TypeVar("Rows", bound="RowTable")
 """Rather than Self, which the tests' run-time checks know only in dataclasses."""
@@ -44,7 +45,7 @@ class RowTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RolloutBatch(RowTable):
+class RolloutBatch(RowTable, Showable):
     """Completions sampled from a policy, verified and scored: what every plug-in reads.
 
     Completions are right-padded, prompts left-padded. ``action_mask`` may have holes: tokens of a

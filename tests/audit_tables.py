@@ -14,6 +14,7 @@ import torch
 from segcredit.credit_audit.store import write_table
 from segcredit.protocols import Prompt
 from segcredit.records.run_directory import RunRecords
+from segcredit.types import RolloutBatch
 
 SEGMENTERS = {"entropy": False, "newline": True, "random(fraction=0.2)": False}
 """In the order of their rows, by name: whether they are causal."""
@@ -147,8 +148,22 @@ def loaded_audit(
     mask_BT = torch.tensor([[t < length for t in range(count)] for length in lengths])
     text, places = "".join(tokens), np.cumsum([0, *map(len, tokens)])
     spans = torch.tensor(np.stack([places[:-1], places[1:]], 1)).expand(3, count, 2)
-    rollouts = SimpleNamespace(
-        action_mask=mask_BT, texts=[text] * 3, token_spans=spans, rewards=torch.tensor([1.0, 0, 0])
+    rewards_B = torch.tensor([1.0, 0, 0])
+    zeros_BT = torch.zeros(3, count)
+    rollouts = RolloutBatch(
+        prompt_ids=torch.zeros(3, 1, dtype=torch.long),
+        prompt_mask=torch.ones(3, 1, dtype=torch.bool),
+        prompt_keys=(key,) * 3,
+        completion_ids=torch.arange(count).expand(3, count),
+        action_mask=mask_BT,
+        logprobs=zeros_BT,
+        entropies=zeros_BT,
+        group=torch.zeros(3, dtype=torch.long),
+        texts=(text,) * 3,
+        token_spans=spans,
+        rewards=rewards_B,
+        token_rewards=zeros_BT,
+        truncated=torch.zeros(3, dtype=torch.bool),
     )
     truth = SimpleNamespace(
         rollouts=rollouts,
@@ -163,6 +178,7 @@ def loaded_audit(
             segmenter=segmenter,
             estimator=estimator,
             segment_ids=ids_BT,
+            state_values=rng.random((3, count)),
             advantages={scheme: rng.normal(size=(3, count)) for scheme in SCHEMES},
         )
         for segmenter in segmenters

@@ -566,13 +566,25 @@ def report(
     ] = "",
     metric: Metric = "accuracy",
     title: Annotated[str, typer.Option(help="Of the page; default: the directory's name.")] = "",
+    segmenter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--segmenter",
+            "-s",
+            help="Cut the completions by it as well; once for each, of text alone.",
+            autocompletion=completion.segmenter,
+        ),
+    ] = None,
 ) -> None:
     """Writes figures and tables into one HTML file that opens without a network."""
     from segcredit.records.tables import named_path
+    from segcredit.study.look.recorded import USUAL
     from segcredit.study.report import write_report
 
     place = named_path(directory)
-    written = write_report(place, output, by=_names(by), metric=metric, title=title)
+    written = write_report(
+        place, output, by=_names(by), metric=metric, title=title, segmenters=segmenter or USUAL
+    )
     _say(f"Report: {written}")
 
 

@@ -26,6 +26,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from segcredit.study.look.completions import cut_at, visible
+from segcredit.study.look.terminal import written
+
 # A command waits for the modules it uses, and for no other command's.
 if TYPE_CHECKING:
     from segcredit.credit_audit import AuditProgress
@@ -37,13 +40,10 @@ if TYPE_CHECKING:
     from segcredit.study.segmenting.texts import Document
     from segcredit.training.pretraining import PretrainingProgress, Watch
 
-COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _NARROWEST = 24
 """Columns of the terminal below which a text beside others is hard to read."""
 _LINES = 10
 """Most sentences of one segmenter's failures, and most texts named for each."""
-_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
-"""Control characters are shown as pictures: a text must not steer the terminal."""
 
 
 def training_progress(
@@ -435,7 +435,7 @@ def show_segments(out: Console, document: Document, found: Mapping[str, TextSegm
     A column a segmenter, or a row each where columns would be too narrow to read.
     """
     cells = {label: _coloured(document.text, segments) for label, segments in found.items()}
-    title = Text(f"text {document.name}".translate(_CONTROLS))
+    title = Text(visible(f"text {document.name}"))
     if out.width >= len(cells) * _NARROWEST:
         table = Table(title=title, expand=True)
         for label in cells:
@@ -450,17 +450,8 @@ def show_segments(out: Console, document: Document, found: Mapping[str, TextSegm
 
 def _coloured(text: str, found: TextSegments) -> Text:
     if found.error:
-        return Text(found.error.translate(_CONTROLS), style="red")
-    shown = Text()
-    colours = itertools.cycle(COLOURS)
-    beyond = 0
-    for start, end in zip(found.starts, found.ends, strict=True):
-        # A mark as well: colours are lost in a pipe, and not everybody tells them apart.
-        shown.append("¦" if shown else "", style="bold white")
-        # A character whose bytes are in several segments is shown in the first of them.
-        shown.append(text[max(start, beyond) : end].translate(_CONTROLS), style=next(colours))
-        beyond = max(beyond, end)
-    return shown
+        return Text(visible(found.error), style="red")
+    return written(visible(text), cut_at(len(text), found.starts, found.ends))
 
 
 def show_summary(out: Console, summaries: Mapping[str, Summary]) -> None:
@@ -472,7 +463,7 @@ def show_summary(out: Console, summaries: Mapping[str, Summary]) -> None:
         out.print(Text(line), soft_wrap=True)
     out.print(_summary_table(summaries))
     for line in _failures(summaries):
-        out.print(Text.assemble(("failed ", "red"), line.translate(_CONTROLS)), soft_wrap=True)
+        out.print(Text.assemble(("failed ", "red"), visible(line)), soft_wrap=True)
 
 
 def _summary_table(summaries: Mapping[str, Summary]) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,7 @@ from test_report_browser import WIDTHS, browser, open_page  # noqa: F401
 from audit_tables import ESTIMATORS, SCHEMES, SEGMENTERS, loaded_audit, rows, write_audit
 from segcredit import credit_audit
 from segcredit.errors import StudyError
-from segcredit.study.report import audit_completions, audits, write_report
-from segcredit.study.report.audit_completions import moving_part, moving_rows
+from segcredit.study.report import audits, completions, write_report
 
 PARTS = ["credit", "movement", "values", "costs", "completions"]
 WHAT = ["settings", "environment", "python"]
@@ -42,7 +43,6 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("audit_intervals", "movement_shares", "lift_curves"):
         monkeypatch.setattr(audits, name, draw)
-    monkeypatch.setattr(audit_completions, "completion_credit", draw)
     leave_undrawn(monkeypatch, FIGURES)
 
 
@@ -66,8 +66,8 @@ def test_an_audit_alone_is_a_page_without_training(tmp_path: Path) -> None:
     assert list(page.text)[1:] == ["runs", *of_audit(1), *WHAT]
     assert "1 credit audit in" in page.of("")
     assert "accuracy" not in "".join(page.text.values())
-    # correlation, noise ratio, cosine, shares, lift, explained variance, two completions
-    assert page.tags["figure"] == 8
+    # correlation, noise ratio, cosine, shares, lift, explained variance
+    assert page.tags["figure"] == 6
     text = page.of("audit-1-credit")
     assert text.startswith(
         "Credit 3 segmenters with 2 estimators under 2 advantage schemes, judged on a frozen"
@@ -197,7 +197,7 @@ def test_without_gradients_or_credits_on_disk_the_rest_is_there(
     found = [row for row in rows() if row["section"] not in ("gradient", "signals")]
     write_audit(tmp_path, found).finish()
     page = Page(write_report(tmp_path))
-    assert "No completion is drawn: the audit lacks the credits abc." in page.of(
+    assert "No completion is shown: the audit lacks the credits abc." in page.of(
         "audit-1-completions"
     )
     assert "cosine" not in page.of("audit-1-credit").partition("Correlation, slope")[0]
@@ -231,42 +231,45 @@ def test_metrics_without_a_value_are_dashes(tmp_path: Path) -> None:
 # Which completions.
 
 
-def test_the_completions_drawn_are_those_whose_value_moves_most() -> None:
-    rng = np.random.default_rng(0)
-    values_BHE = rng.normal(size=(6, 2, 5)).cumsum(2)
-    values_BHE[2, :, 3:] = np.nan
-    rewards_B = np.array([1.0, 0, 1, 0, 1, 0.5])
-
-    def moved(row: int) -> float:
-        first, second = np.diff(values_BHE[row])
-        return float(np.nansum(first * second))
-
-    best, worst = moving_rows(values_BHE, rewards_B)
-    assert moved(best) == max(moved(row) for row in (0, 2, 4))
-    assert moved(worst) == max(moved(row) for row in (1, 3))
-    assert len(moving_rows(values_BHE, np.ones(6))) == 1
-    # Equal ones: the first.
-    assert moving_rows(np.zeros((3, 2, 4)), np.array([0.0, 1, 1])) == [1, 0]
-
-
-def test_of_a_long_completion_the_part_is_drawn_that_moves_most() -> None:
-    values_HE = np.zeros((2, 101))
-    values_HE[:, 71:] = 1.0
-    assert moving_part(values_HE, 10) == slice(61, 71)  # the first ten tokens with token 70
-    assert moving_part(values_HE, 200) == slice(0, 100)
-    assert moving_part(values_HE[:, :2]) == slice(0, 1)
+@pytest.mark.usefixtures("undrawn")
+def test_every_completion_is_shown_with_the_truth_and_all_credits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = loaded_audit()
+    monkeypatch.setattr(credit_audit, "load_audit", lambda _: made)
+    write_audit(tmp_path).finish()
+    data = shown_data(write_report(tmp_path))
+    values_BHE = made.truth.values[:, 1:].numpy()  # the first split is what plug-ins see
+    moved_B = np.nansum(np.diff(values_BHE[:, 0]) * np.diff(values_BHE[:, 1]), axis=1)
+    order = np.argsort(-moved_B).tolist()
+    assert data["reward"] == made.truth.rollouts.rewards[order].tolist()
+    pairs = [f"{segmenter}, {estimator}" for segmenter in SEGMENTERS for estimator in ESTIMATORS]
+    assert [cut["name"] for cut in data["cuts"]] == ["truth", *pairs]
+    for place, row in enumerate(order):
+        length = int(made.truth.rollouts.action_mask[row].sum())
+        true_T = np.diff(values_BHE[row].mean(0))[:length]
+        assert data["cuts"][0]["credit"][place][:length] == pytest.approx(true_T, rel=1e-3)
+        for credits, cut in zip(made.credits, data["cuts"][1:], strict=True):
+            given = [credits.advantages[scheme][row, :length] for scheme in SCHEMES]
+            shown = cut["credit"][place][:length]  # credit that differs divides a segment
+            assert any(shown == pytest.approx(x_T, rel=1e-3) for x_T in given)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_long_completion_says_which_of_its_tokens_are_drawn(
+def test_of_an_audit_that_is_large_those_are_shown_that_move_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens = [f" w{number}" for number in range(200)]
-    monkeypatch.setattr(credit_audit, "load_audit", lambda _: loaded_audit(tokens=tokens))
+    monkeypatch.setattr(completions, "MOST_CELLS", 2 * 8 * 7)
     write_audit(tmp_path).finish()
     page = Page(write_report(tmp_path))
-    assert "of 200 are drawn, where its value moves most." in page.of("audit-1-completions")
+    assert "2 of 3 completions of the truth" in page.of("audit-1-completions")
     assert "3+4" in page.of("audit-1-completions")
+
+
+def shown_data(report: Path) -> Any:
+    found = re.search(r'<script type="application/json">(.*?)</script>', report.read_text("utf-8"))
+    assert found is not None
+    return json.loads(found[1])
 
 
 EVIL = f"{SCRIPT}\"'><img src=x onerror=alert(2)> $x_{{ {{{{ 7919 * 104729 }}}}"
@@ -280,10 +283,10 @@ def test_what_users_wrote_is_shown_and_never_run(
     monkeypatch.setattr(credit_audit, "load_audit", lambda _: made)
     write_audit(tmp_path, rows({EVIL: True, "_": False}), method=EVIL).finish()
     page = Page(write_report(tmp_path))
-    assert (page.tags["script"], page.tags["style"], page.tags["img"]) == (1, 1, 0)
-    assert page.tags["figure"] == 8
+    assert (page.tags["script"], page.tags["style"], page.tags["img"]) == (2, 1, 0)
+    assert page.tags["figure"] == 6
     assert EVIL in page.of("audit-1-credit")
-    assert f"to the prompt {EVIL}" in page.of("audit-1-completions")
+    assert f"prompt {EVIL}" in page.of("audit-1-completions")
     assert "829348951" not in page.source  # the product, had a template worked it out
     assert "\x00" not in page.source
     assert not any(name.startswith("on") for name, _ in page.attributes)
@@ -323,7 +326,7 @@ def test_it_opens_from_disk_and_never_scrolls_sideways(
             return {width: box.width, scale: box.width / (svg.viewBox.baseVal.width * 96 / 72)};
           }).filter(each => each.width > 0))"""
     )
-    assert len(drawn) == 16
+    assert len(drawn) == 12
     for figure in drawn:
         assert len(figure) == 1
         assert 250 < figure[0]["width"] <= width
@@ -333,8 +336,11 @@ def test_it_opens_from_disk_and_never_scrolls_sideways(
 def test_tokens_can_be_found_in_the_page(tmp_path: Path, open_page: Any) -> None:  # noqa: F811
     write_audit(tmp_path).finish()
     page = open_page(write_report(tmp_path)).page
-    texts = page.locator("#audit-1-completions svg text >> visible=true").all_text_contents()
-    assert {"end", "↵", "entropy"} <= set(texts)
+    texts = page.locator("#audit-1-completions .sc-written").first.locator("span").all_inner_texts()
+    assert {"3", "+", "end"} <= set(texts)
+    assert page.locator("#audit-1-completions .sc-cut").count() == 4
+    page.get_by_label("newline, critic").check()
+    assert page.locator("#audit-1-completions .sc-cut").count() == 5
 
 
 @pytest.mark.slow
@@ -347,4 +353,4 @@ def test_a_real_audit_becomes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page = Page(write_report(credit_audit.audit(config, tmp_path / "audit")))
     assert list(page.text)[1:] == ["runs", *of_audit(1), *WHAT]
     assert page.tags["figure"] >= 6
-    assert "No completion is drawn" not in page.of("audit-1-completions")
+    assert "No completion is shown" not in page.of("audit-1-completions")

@@ -456,8 +456,8 @@ def test_tokens_are_never_read_and_texts_of_the_runs_that_are_shown(
         records = RunRecords(path / run)
         records.table("segments", 1, {**columns, "text": [text]})
         columns = {"prompt": ["p", "q"], "completion": [0, 0], "reward": [1.0, None]}
-        for step, written in ((1, "never read"), (2, text)):
-            records.table("completions", step, {**columns, "text": [written, "never read"]})
+        for step in (1, 2):
+            records.table("completions", step, {**columns, "text": [text, text]})
         (path / run / "tokens").mkdir(exist_ok=True)
         (path / run / "tokens" / "all.parquet").write_bytes(b"not even Parquet")
     asked: list[tuple[str, Any, int]] = []
@@ -474,7 +474,7 @@ def test_tokens_are_never_read_and_texts_of_the_runs_that_are_shown(
     assert {table for table, *_ in asked} <= {"steps", "segments", "completions"}
     assert sum(runs == 1 for *_, runs in asked) == 3 * 2  # two groups
     assert all("text" not in columns for _, columns, runs in asked if columns and runs > 1)
-    assert "shown too" in page.of("completions")
+    assert page.source.count("shown too") >= 4
     assert "never read" not in page.source
     assert "damaged" not in page.of("runs")
 

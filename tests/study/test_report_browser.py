@@ -49,7 +49,8 @@ def make_study(path: Path) -> None:
             run.metrics(row | {"cpu_seconds": step * (1 + seed)})
         ends = {"start": [0, 3, 4], "end": [3, 4, 9 + cell], "segment": [0, 1, 2]}
         of = {"prompt": ["p"] * 3, "completion": [0] * 3, "text": [EVIL, " and ", "more" * 40]}
-        run.table("segments", 1, {**of, **ends})
+        credit = {"value": [0.2, 0.5, 0.9], "advantage": [0.5, -0.5, 0.0]}
+        run.table("segments", 1, {**of, **ends, **credit})
         record_completions(run)
         if number == 11:
             run.fail("TrainingError", f"{EVIL} " + "unbroken" * 20, "Traceback\n  " + "x" * 300)
@@ -69,7 +70,7 @@ def record_completions(run: RunRecords) -> None:
         "prompt": ["p", "q"],
         "completion": [0, 0],
         "prompt_text": ["What is it? " * 9, EVIL],
-        "text": [f"{EVIL} and {'more' * 40}", f"{EVIL}\n" * 99],
+        "text": [f"{EVIL} and {'more' * 40}\nend", f"{EVIL}\n" * 99],
         "reward": [1.0, 0.0],
         "images": [" ".join(names), ""],
     }
@@ -182,7 +183,7 @@ def test_the_page_never_scrolls_sideways_but_its_tables_do(
     # What overflow is hidden would not be seen above: no box but a scrolling one is too small.
     outside = page.evaluate(
         """() => [...document.querySelectorAll("body *")]
-          .filter(each => !each.closest("svg, .skip"))
+          .filter(each => !each.closest("svg, .skip, .sc-row"))  // cut off on purpose
           .filter(each => !each.parentElement.closest(".scroll"))
           .filter(each => each.getBoundingClientRect().right > innerWidth + 0.5
             || (!each.matches(".scroll") && each.scrollWidth > each.clientWidth + 1
@@ -223,31 +224,35 @@ def test_every_figure_is_seen_once_at_a_size_that_can_be_read(
         assert figure[0]["drawn"] > 20
 
 
+CONTRAST = """(selectors) => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const over = (...colours) => {  // what is seen of colours laid over white, one over the other
+    for (const colour of ["white", ...colours]) {
+      canvas.fillStyle = colour;
+      canvas.fillRect(0, 0, 1, 1);
+    }
+    const parts = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map(part => part / 255)
+      .map(part => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  return Object.fromEntries(selectors.map(selector => {
+    const element = document.querySelector(`body ${selector}`);
+    const grounds = [];
+    for (let each = element; each; each = each.parentElement) {
+      grounds.unshift(getComputedStyle(each).backgroundColor);
+    }
+    const both = [over(...grounds, getComputedStyle(element).color), over(...grounds)];
+    return [selector, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)];
+  }));
+}"""
+PIECES = [f".sc-piece.sc-{kind}" for kind in ("odd", "even", "up", "down")]
+
+
 def test_text_is_not_cut_off_and_can_be_told_from_its_ground(report: Path, open_page: Any) -> None:
-    contrast = """() => {
-      const light = colour => {
-        const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255)
-          .map(part => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
-      };
-      const ground = element => {
-        for (let each = element; each; each = each.parentElement) {
-          const colour = getComputedStyle(each).backgroundColor;
-          if (colour !== "rgba(0, 0, 0, 0)") return colour;
-        }
-        return "rgb(255, 255, 255)";
-      };
-      return Object.fromEntries(["p", "h1", "h2", "a[href]", "td", "th", "caption", "figcaption",
-        "summary", ".failure strong", "pre", ".facts", ".prompt",
-        ".written span:nth-of-type(odd)", ".written span:nth-of-type(even)", "footer p"
-        ].map(selector => {
-          const element = document.querySelector(`body ${selector}`);
-          const both = [getComputedStyle(element).color, ground(element)].map(light);
-          return [selector, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)];
-        }));
-    }"""
+    tags = ["p", "h1", "h2", "a[href]", "td", "th", "caption", "figcaption", "summary", "pre"]
+    selectors = [*tags, ".failure strong", ".sc-prompt", ".sc-soft", *PIECES, "footer p"]
     for scheme in SCHEMES:
-        ratios = open_page(report, 400, scheme).page.evaluate(contrast)
+        ratios = open_page(report, 400, scheme).page.evaluate(CONTRAST, selectors)
         assert {name: ratio for name, ratio in ratios.items() if ratio < 4.5} == {}, scheme
     dark = open_page(report, 400, "dark").page
     assert dark.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
@@ -259,6 +264,8 @@ def test_it_is_read_without_scripts(report: Path, open_page: Any) -> None:
     assert page.locator("section >> visible=true").count() == 13
     assert page.locator("thead button").count() == 0
     assert EVIL in page.locator("#results tbody").first.inner_text()
+    assert EVIL in page.locator("#completions pre").inner_text()
+    assert page.locator("#completions .sc-list").count() == 0
 
 
 def test_a_traceback_opens_on_demand(report: Path, open_page: Any) -> None:
@@ -273,19 +280,16 @@ def test_a_traceback_opens_on_demand(report: Path, open_page: Any) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_completions_stand_beside_their_images(report: Path, open_page: Any, width: int) -> None:
     page = open_page(report, width).page
-    assert page.locator(".completion").count() == 2 * 4
-    first = page.locator(".completion").first
-    small, wide = (first.locator("img").nth(place).bounding_box() for place in range(2))
+    assert page.locator(".sc-row").count() == 2 * 4
+    small, wide = (page.locator(".sc-one img").nth(place).bounding_box() for place in range(2))
     assert small["width"] == small["height"] == 128
     assert 300 < wide["width"] <= width
     assert wide["width"] == pytest.approx(4 * wide["height"], rel=0.01)  # no image is distorted
     loaded = "[...document.images].every(each => each.complete && each.naturalWidth > 0)"
     assert page.evaluate(loaded)
-    assert "lost.png" in first.inner_text()
-    written = page.locator(".completion").nth(1).locator(".written")
-    assert not written.is_visible()
-    page.locator(".completion").nth(1).locator("summary").click()
-    assert written.inner_text().count(EVIL) == 99
+    assert "lost.png" in page.locator(".sc-one").inner_text()
+    page.get_by_role("button", name="Next").click()
+    assert page.locator(".sc-written").first.inner_text().count(EVIL) == 99
 
 
 def test_a_click_on_a_heading_sorts(report: Path, open_page: Any) -> None:

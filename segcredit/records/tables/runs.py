@@ -28,6 +28,7 @@ from segcredit.records.tables.parquet import Columns, Filter, Part, read_rows
 from segcredit.records.tables.progress import progress_frame
 from segcredit.records.tables.run_settings import settings_frame, settings_row
 from segcredit.records.tables.step_metrics import read_steps
+from segcredit.showable import Showable
 
 Damaged = Literal["raise", "skip"]
 T = TypeVar("T")
@@ -77,7 +78,7 @@ def read_runs(path: Path | str, *, damaged: Damaged = "raise") -> Runs:
 
 
 @final
-class Runs:
+class Runs(Showable):
     """The tables of several runs, each read once, when first asked for.
 
     Every row carries ``run``, the run's directory relative to ``path`` ('.' for ``path`` itself):

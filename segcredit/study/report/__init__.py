@@ -12,10 +12,11 @@ from typing import Any
 
 from segcredit.errors import StudyError
 from segcredit.records.tables import Runs, default_by, read_runs, require_known
+from segcredit.study.look.recorded import USUAL
 from segcredit.study.plots.style import label
 from segcredit.study.report import audits, drawings, findings, overview, view
+from segcredit.study.report.completions import trained_section
 from segcredit.study.report.page import require_place, write_page
-from segcredit.study.report.trained_completions import completions_section
 from segcredit.study.report.view import Note, Section
 from segcredit.study.statistics import known_metric
 
@@ -27,13 +28,15 @@ def write_report(
     by: Sequence[str] | str = (),
     metric: str = "accuracy",
     title: str = "",
+    segmenters: Sequence[str] = USUAL,
 ) -> Path:
     """Writes what is known of some runs into one HTML file that needs nothing but a browser.
 
     Figures, tables and style are inside the file; it asks nothing of a network, and is read
-    without JavaScript, which only sorts its tables. What was not recorded is said in a sentence.
-    Runs may still be going on. Of the recorded tables the steps are read whole, of the segments
-    their places, no tokens, and texts of one step of a few runs. The same runs give the same bytes.
+    without JavaScript, which only sorts its tables and browses its completions. What was not
+    recorded is said in a sentence. Runs may still be going on. Of the recorded tables the steps are
+    read whole, of the segments their places, no tokens, and texts of a few runs. The same runs give
+    the same bytes.
 
     Args:
         path: runs at any depth below it.
@@ -43,12 +46,15 @@ def write_report(
             runs apart but for their seeds (``grouping.default_by``).
         metric: the column of ``.steps`` to compare by.
         title: of the page; by default it names ``path``.
+        segmenters: of text alone, by which recorded completions are cut besides as they were
+            trained; names or inline TOML tables.
 
     Returns:
         The file.
 
     Raises:
-        StudyError: there is no run, none can be read, a column or the metric does not exist, or
+        StudyError: there is no run, none can be read, a column or the metric does not exist, a
+            segmenter needs more than text, or
             ``output`` is a directory or someone else's file.
         RecordError: the file cannot be written.
     """
@@ -60,7 +66,7 @@ def write_report(
     columns = _columns(runs, by)
     metric = known_metric(runs, metric)
     audited = audits.is_audit(runs)
-    sections = _sections(runs, audited, columns, metric)
+    sections = _sections(runs, audited, columns, metric, segmenters)
     # Last, when whatever is damaged has been met; first on the page.
     first = overview.runs_section(runs, columns, {**damaged, **runs.left_out})
     title = title or f"Report on {path.resolve().name or path}"
@@ -93,7 +99,11 @@ def _columns(runs: Runs, by: Sequence[str] | str) -> list[str]:
 
 
 def _sections(
-    runs: Runs, audited: Mapping[str, bool], by: Sequence[str], metric: str
+    runs: Runs,
+    audited: Mapping[str, bool],
+    by: Sequence[str],
+    metric: str,
+    segmenters: Sequence[str],
 ) -> list[Section]:
     """Builds the sections in the order in which a reader asks: training, audits, what they were."""
     trained = [run for run, is_audit in audited.items() if not is_audit]
@@ -101,7 +111,7 @@ def _sections(
     sections: list[Section] = []
     if trained:
         chosen = runs.select(trained) if some["audited"] else runs
-        sections += _training_sections(chosen, by, metric)
+        sections += _training_sections(chosen, by, metric, segmenters)
         runs.left_out |= chosen.left_out
     if some["audited"]:
         sections += audits.audit_sections(runs, named=len(audited) > 1)
@@ -113,7 +123,9 @@ def _sections(
     ]
 
 
-def _training_sections(runs: Runs, by: Sequence[str], metric: str) -> list[Section]:
+def _training_sections(
+    runs: Runs, by: Sequence[str], metric: str, segmenters: Sequence[str]
+) -> list[Section]:
     return [
         findings.results_section(runs, by, metric),
         findings.comparisons_section(runs, by, metric),
@@ -121,7 +133,7 @@ def _training_sections(runs: Runs, by: Sequence[str], metric: str) -> list[Secti
         drawings.heat_map_section(runs, by, metric),
         findings.costs_section(runs, by, metric),
         *drawings.training_sections(runs, by),
-        completions_section(runs, by),
+        trained_section(runs, by, segmenters),
     ]
 
 

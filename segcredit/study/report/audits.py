@@ -28,7 +28,7 @@ from segcredit.study.plots import audit_intervals, lift_curves, movement_shares
 from segcredit.study.plots.audits import NOT_CAUSAL, in_order, marked_segmenters, units_of
 from segcredit.study.plots.style import label
 from segcredit.study.report import view
-from segcredit.study.report.audit_completions import completions_drawn
+from segcredit.study.report.completions import audited
 from segcredit.study.report.drawings import drawn
 from segcredit.study.report.overview import MOST_ROWS
 from segcredit.study.report.view import Block, Cell, Listing, Note, Table
@@ -106,7 +106,7 @@ def audit_sections(runs: Runs, *, named: bool) -> Iterator[PageSection]:
             yield PageSection(place, shown, list(blocks(found, place)))
         place = f"audit-{number}-completions"
         shown = f"{run}: completions" if named else "Completions"
-        yield PageSection(place, shown, list(_completions(found, runs.directories[run], place)))
+        yield PageSection(place, shown, list(_completions(found, runs.directories[run])))
 
 
 def _found(runs: Runs, run: str) -> _Found:
@@ -280,18 +280,16 @@ def _costs(found: _Found, _: str) -> Iterator[Block]:
     yield _table(found, caption, _pairs(rows), found.places(reported("cost")))
 
 
-def _completions(found: _Found, path: Path, place: str) -> Iterator[Block]:
+def _completions(found: _Found, path: Path) -> Iterator[Block]:
     """Yields completions of the scheme that leads, averaged over its credits."""
     rows = found.of("credit")
     leading = _leading(found, rows)
     schemes = in_order(rows["advantage"])
     if not schemes:
-        yield Note("No completion is drawn: the audit has no credit.")
+        yield Note("No completion is shown: the audit has no credit.")
     else:
         means = leading.groupby(leading["advantage"].astype(str))["value"].mean().fillna(-1.0)
-        yield from completions_drawn(
-            path, place, max(schemes, key=lambda one: means.get(one, -1.0))
-        )
+        yield from audited(path, max(schemes, key=lambda one: means.get(one, -1.0)))
 
 
 def _leading(found: _Found, rows: pd.DataFrame) -> Any:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from segcredit.atomic_files import require_writable, unwritten, write_atomically
 from segcredit.errors import StudyError
+from segcredit.study.look import browser
 from segcredit.study.report.view import Note, Section
 
 MARK = b'<meta name="generator" content="segcredit '
@@ -53,7 +54,7 @@ def write_page(output: Path, title: str, lead: Sequence[Note], sections: Sequenc
     Raises:
         RecordError: the file cannot be written.
     """
-    script = _source("sort.js")
+    script = _source("sort.js") + browser.script()
     html = (
         _templates()
         .get_template("page.html")
@@ -62,7 +63,7 @@ def write_page(output: Path, title: str, lead: Sequence[Note], sections: Sequenc
             lead=lead,
             sections=sections,
             version=version("segcredit"),
-            style=Markup(_source("page.css")),
+            style=Markup(_source("page.css") + browser.style()),
             script=Markup(script),
             script_hash=_hash(script),
         )

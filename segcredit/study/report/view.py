@@ -5,15 +5,12 @@ The template only lays them out. Whatever is text here is escaped there.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from markupsafe import Markup
-
-from segcredit.records.image_files import image_kind
 
 MISSING = "–"
 """Stands where nothing was measured."""
@@ -111,51 +108,12 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Images that a prompt shows, with what the prompt says."""
+class Completions:
+    """Completions to look at, one after the other."""
 
-    kind: ClassVar[str] = "pictures"
-    sources: Sequence[str]
-    """Images as ``data:`` addresses."""
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some characters of a completion."""
-
-    text: str
-    is_segment: bool = False
-    """True for the text of one segment, to be told from the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A completion of a policy, beside its prompt.
-
-    Args:
-        title: which one it is, and its reward.
-        facts: where it is from, and its sizes.
-        prompt: the prompt's text.
-        images: those of the prompt, as ``data:`` addresses.
-        pieces: the completion's text.
-        notes: what cannot be shown, and why.
-        long: characters from which a text is folded away.
-    """
-
-    kind: ClassVar[str] = "completion"
-    title: str
-    facts: str
-    prompt: str
-    images: Sequence[str]
-    pieces: Sequence[Piece]
-    notes: Sequence[str] = ()
-    long: int = 1_200
-
-    @property
-    def length(self) -> int:
-        """Characters of the completion."""
-        return sum(len(piece.text) for piece in self.pieces)
+    kind: ClassVar[str] = "completions"
+    markup: Markup
+    """Of ours, with their texts escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +134,7 @@ class Code:
     text: str
 
 
-Block = Note | Listing | Table | Drawing | Pictures | Completion | Failure | Code
+Block = Note | Listing | Table | Drawing | Completions | Failure | Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +217,6 @@ def intervals(
         left, right = (centre, centre) if math.isnan(start + end) else (start, end)
         cells.append(Cell("", None, DrawnInterval(place(left), place(centre), place(right), mark)))
     return cells
-
-
-def image_source(content: bytes) -> str:
-    """Returns an image as a ``data:`` address; '' for a kind that browsers do not show."""
-    kind = image_kind(content)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if kind else ""
 
 
 def counted(count: int, thing: str, things: str | None = None) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
+from segcredit.study.report.audit_completions import moving_rows
 
 import segcredit
 from segcredit.credit_audit import Audit, load_audit
@@ -25,7 +26,6 @@ from segcredit.objective import Clip
 from segcredit.study.plots import PAGE, completion_credit, save
 from segcredit.study.plots.completion_credit import shown_token
 from segcredit.study.plots.sheet import sheet
-from segcredit.study.report.audit_completions import moving_rows
 
 FOLDER = Path(__file__).with_name("pictures")
 POLICY = {"sampler": "lean", "task": {"name": "arithmetic", "filler": True}}

@@ -1,4 +1,4 @@
-"""What a notebook and ``rich`` show of rollouts, segmentations and runs: completions."""
+"""The looks of rollouts, segmentations and runs in a notebook and under ``rich``: completions."""
 
 from __future__ import annotations
 

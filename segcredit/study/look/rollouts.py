@@ -31,7 +31,7 @@ _BARE = "·"
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What is known of one completion's tokens, without padding."""
+    """The tokens of one completion as far as they are known, without padding."""
 
     pieces: list[str]
     """Characters of each token."""

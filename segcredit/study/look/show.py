@@ -1,4 +1,4 @@
-"""What is shown of rollouts, segmentations and runs, and where: a notebook or a terminal."""
+"""Rollouts, segmentations and runs, shown where the user is: a notebook or a terminal."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Completions:
 
     kind: ClassVar[str] = "completions"
     markup: Markup
-    """Of ours, with their texts escaped."""
+    """Markup of ours, with their texts escaped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@
     svg.append(here);
     if (credit.length) svg.append(draw("line", "sc-axis", { x1: 0, x2: 1000, y1: middle, y2: middle }));
     const line = [];
-    let end = 0, segment = -1;
+    let end = 0, segment = -1, joined = false; // no line over what was observed
     sizes.forEach((size, place) => {
       const kind = kinds ? kinds[place] : BEGINS, x = end * scale, width = size * scale;
       if (kind === BEGINS) segment += 1;
@@ -122,7 +122,10 @@
         here.setAttribute("x", x);
         here.setAttribute("width", Math.max(width, 2));
       });
-      if (kind === OBSERVED) return;
+      if (kind === OBSERVED) {
+        joined = false;
+        return;
+      }
       svg.append(draw("rect", segment % 2 ? "sc-even" : "sc-odd", { x, width, y: top + bars + 2, height: 5 }));
       if (credit[place]) {
         const size = Math.min(Math.abs(credit[place]) / (cut.deepest || 1), 1) * (bars / 2 - 1);
@@ -130,7 +133,8 @@
       }
       if (values[place] !== undefined && values[place] !== null) {
         const y = 2 + (top - 5) * (1 - (values[place] - low) / (high - low || 1));
-        line.push(`${line.length ? "L" : "M"}${x} ${y}H${x + width}`);
+        line.push(`${joined ? "L" : "M"}${x} ${y}H${x + width}`);
+        joined = true;
       }
     });
     pieces.forEach((piece) => piece.addEventListener("pointerleave", () => here.setAttribute("width", 0)));

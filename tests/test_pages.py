@@ -248,7 +248,8 @@ def test_dotted_names_and_paths_are_there() -> None:
         for name in set(NAMES.findall(text)):
             assert is_there(name), f"{file}: {name}"
         for path in set(PATHS.findall(text)):
-            assert (ROOT / path).exists() or "NAME" in path, f"{file}: {path}"
+            if file in written or path.startswith("docs/"):  # source also writes paths
+                assert (ROOT / path).exists() or "NAME" in path, f"{file}: {path}"
 
 
 def is_there(name: str) -> bool:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = {
     "changepoint": ["ruptures"],
+    "docs": ["mkdocstrings_python", "nbconvert", "zensical"],
     "gguf": ["gguf"],
     "learned": ["skops"],
     "lora": ["peft"],

@@ -183,12 +183,12 @@ class Critic(ValueEstimator):
         network: ``backbone``, a copy of the policy's network under its output layer (``trunk`` is
             an older name of it), ``head``, a small network on the policy's detached hidden
             states, or ``reader``, a recurrent network that reads along the states of a policy:
-            see docs/critics.md for what it was measured to know. ``reader`` is trained at every
+            see docs/how-to/critics.md for what it was measured to know. ``reader`` is trained at every
             token, whatever the segments, so that one serves every segmenter; the others at the
             segments' anchors.
         width: hidden units of ``head`` (128 by default) or of ``reader`` (64).
         states: of ``reader``: hidden states of the frozen starting policy, or the current one's,
-            with which training collapses at small lambdas (docs/critics.md).
+            with which training collapses at small lambdas (docs/how-to/critics.md).
         logprobs: of ``reader``: log-probs and entropies that it reads, of the starting policy, the
             current one, or none. The current one's make training collapse, and are refused unless
             ``train.value.live_logprobs`` says otherwise.

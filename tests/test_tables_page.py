@@ -19,6 +19,7 @@ from small import SMALL
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "tables.md"
 OPTIONAL = [
+    "start_seed=0",
     'rollouts.stop="never said"',
     "train.value.live_logprobs=true",
     "train.value.pretraining={completions=16, epochs=1}",

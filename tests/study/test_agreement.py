@@ -45,6 +45,7 @@ from segcredit.study.agreement.metrics import (
 from segcredit.study.agreement.summary import METRICS
 from segcredit.study.statistics import bootstrap_interval
 
+PAGE = Path(__file__).parents[2] / "docs" / "explain" / "agreement.md"
 PEOPLE = Path(__file__).parents[3] / "shared" / "data" / "segmentation" / "rtseg_gold.jsonl"
 
 

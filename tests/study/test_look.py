@@ -354,3 +354,13 @@ def test_long_texts_are_cut_off_with_their_pieces() -> None:
     assert list(made.cuts["c"].credit) == [1.0, 2.0]
     assert made.notes == ["15 more characters of the completion are left out."]
     assert made.prompt.endswith("p… 7 more characters")
+
+
+def test_a_notebook_shows_nothing_but_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain text that stands in for scripts is no output of its own."""
+    import rich.console
+    import rich.jupyter
+
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setattr(rich.jupyter, "display", lambda *_: pytest.fail("displayed beside"))
+    assert "<script" in make_rollouts(2)._repr_html_()

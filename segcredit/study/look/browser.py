@@ -60,7 +60,8 @@ def page_part(completions: Sequence[Completion], lead: str = "") -> str:
 
 
 def _plain(completion: Completion) -> str:
-    out = Console(file=io.StringIO(), color_system=None, width=100)
+    # Of a notebook too, whose consoles display what they print.
+    out = Console(file=io.StringIO(), color_system=None, width=100, force_jupyter=False)
     out.print(drawn(completion))
     return out.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -183,7 +183,7 @@ class Critic(ValueEstimator):
         network: ``backbone``, a copy of the policy's network under its output layer (``trunk`` is
             an older name of it), ``head``, a small network on the policy's detached hidden
             states, or ``reader``, a recurrent network that reads along the states of a policy:
-            see docs/how-to/critics.md for what it was measured to know. ``reader`` is trained at every
+            docs/how-to/critics.md says what it was measured to know. ``reader`` is trained at every
             token, whatever the segments, so that one serves every segmenter; the others at the
             segments' anchors.
         width: hidden units of ``head`` (128 by default) or of ``reader`` (64).

@@ -46,10 +46,8 @@ AUDIT_DEFAULTS = tomllib.loads((ROOT / "segcredit/credit_audit/defaults.toml").r
 PANDAS = {"integer": "Int64", "number": "float64", "boolean": "boolean"}
 """Type of a config key's column in ``Runs.runs`` by its type in JSON; ``category`` of others."""
 
-
 SEVERAL = re.compile(r"^griffe: .*parameter '\w+(, \w+)+'", re.IGNORECASE)
 """A warning of fields that share an entry of a docstring, for which griffe has no syntax."""
-
 
 SHIM = "https://unpkg.com/iframe-worker/shim"
 """The script by which search works in pages opened from a disk, where Zensical fetches it."""
@@ -114,9 +112,14 @@ def without_repository_links(text: str, page: Path) -> str:
 
 @functools.cache
 def source_of_package() -> griffe.Module:
-    """Returns the package as griffe reads its source."""
+    """Returns the package as griffe reads its source.
+
+    Raises:
+        SiteError: it is no module, usually since another folder of this name was found first.
+    """
     package = griffe.load("segcredit")
-    assert isinstance(package, griffe.Module)
+    if not isinstance(package, griffe.Module):
+        raise SiteError(f"griffe read segcredit as {type(package).__name__}; expected a module.")
     return package
 
 

@@ -45,6 +45,8 @@ UNIFORM = {
     "newline": "random(fraction=0.15)",
 }
 """Definitions, and uniform cuts of about as many segments."""
+PLANNED = {"arithmetic with filler": 10, "route": 5}
+"""Last of the planned seeds; those beyond are fresh, drawn to try a lead again."""
 FORETELLERS = {
     ("credit", "gradient", "credit_noise_ratio"): -1,
     ("credit", "gradient", "correlation"): 1,
@@ -188,6 +190,25 @@ def varied(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns=["task", "critic"], errors="ignore")
 
 
+def led(runs: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Compares definitions with as many uniform cuts over the pairs of both tasks together."""
+    rows = []
+    for name, uniform in UNIFORM.items():
+        pairs = []
+        for task in PLANNED:
+            td = {"task": task, "critic": READER, "credit": TD, "ratio": "token"}
+            of = [
+                matching(runs, td | {"definition": d}).set_index("seed")[by]
+                for d in (name, uniform)
+            ]
+            pairs.append((of[0] - of[1]).dropna())
+        if len(found := pd.concat(pairs)) > 1:
+            low, high = student_interval(found)
+            rows.append([name, found.mean(), low, high, len(found), paired.student_p(found)])
+    table = pd.DataFrame(rows, columns=["definition", "difference", "low", "high", "pairs", "p"])
+    return table.assign(corrected=paired.holm(table["p"]))
+
+
 def foretold(
     runs: pd.DataFrame, audits: pd.DataFrame, task: str, draws: int = 2000
 ) -> pd.DataFrame:
@@ -225,7 +246,13 @@ def foretold(
 def main() -> None:
     """Collects, and prints every table."""
     steps, audits = collected([Path(name) for name in sys.argv[1:]])
-    runs = measures(steps)
+    every = measures(steps)
+    is_fresh = every["seed"] > every["task"].map(PLANNED)
+    runs, fresh = every[~is_fresh], every[is_fresh]
+    for by in ("reward", "accuracy"):
+        for what, of in (("planned", runs), ("fresh", fresh)):
+            print(f"\n{what} pairs of both tasks, less as many uniform cuts, {by}")
+            print(led(of, by).round(4).to_string(index=False))
     arms = runs.groupby(ARM).agg(
         dict.fromkeys(runs.columns[len(ARM) + 1 :], "mean") | {"seed": "size"}
     )

@@ -306,7 +306,7 @@ def demo(
     from segcredit.study.report import write_report
     from segcredit.study.statistics import summarise
 
-    columns = ["method", "segmenter"]
+    columns, file = ["method", "segmenter"], output / DEMO.name
     team = workers or min(8, os.cpu_count() or 1)
     with printed(out, as_json=as_json) as page:
         before = survey(plan(DEMO, output))
@@ -316,29 +316,24 @@ def demo(
         with GridDisplay(out, before) as display:
             after = run_grid(DEMO, output, workers=team, watch=display.show)
         page.keep("cells", cell_rows(after))
+        if not file.exists():  # it may have been changed since
+            write_atomically(file, DEMO.read_bytes())
+        again = f"segcredit grid {shlex.quote(str(file))} --output"
         if not _concluded(after, output):
+            _say(f"Once the cause is gone: {again} {shlex.quote(str(output))} --retry-failed")
             raise typer.Exit(1)
         runs = read_runs(output)
         summary: Any = summarise(runs, columns, "accuracy")
         page.table("summary", summary, results_table(summary, columns, "accuracy"))
         out.print("The five seeds start from one policy and one critic, and draw their own steps.")
         drawn = save(learning_curves(runs, by=columns), output / "learning_curves.png")
-        grid_file = output / DEMO.name
-        if not grid_file.exists():  # it may have been changed since
-            write_atomically(grid_file, DEMO.read_bytes())
         _say(f"Picture: {drawn}")
         _say(f"Page:    {write_report(output, by=columns)}")
+        arms = "method=grpo 'method=segment_td segmenter=newline'"
         _say("To try next:")
-        newline, place = (
-            shlex.quote("method=segment_td segmenter=newline"),
-            shlex.quote(str(output)),
-        )
-        for command in (
-            f"segcredit compare method=grpo {newline} --in {place} --measure area",
-            "segcredit new-segmenter my_rule",
-            f"segcredit grid {shlex.quote(str(grid_file))} --output {place}    # change it first",
-        ):
-            _say(f"  {command}")
+        _say(f"  segcredit compare {arms} --in {shlex.quote(str(output))} --measure area")
+        _say("  segcredit new-segmenter my_rule")
+        _say(f"  {again} mine    # once {file} is changed: another segmenter, more seeds")
 
 
 def _concluded(progress: GridProgress, output: Path) -> bool:

@@ -62,6 +62,7 @@ def test_a_demo_ends_in_a_picture_a_page_and_commands_that_run(
     # Run again it trains nothing, and leaves the user's copy of the grid as it is.
     (tmp_path / "demo" / DEMO.name).write_text("changed", encoding="utf-8")
     capsys.readouterr()
+    assert (tmp_path / "mine").is_dir()
     call("demo", "--json")
     document = json.loads(capsys.readouterr().out)
     assert {row["state"] for row in document["cells"]} == {"finished"}

@@ -1,6 +1,6 @@
 """The commands: train, grid, results, report, segment, list and more; plug-ins add to them.
 
-Every ``SegcreditError`` ends as one sentence on standard error and exit status 1.
+What ends one that fails is in ``entry_point``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import os
 import re
 import shlex
 import sys
-import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -23,14 +22,13 @@ from typer.core import TyperGroup
 
 from segcredit.cli import completion
 from segcredit.cli.json_output import Json, printed
-from segcredit.cli.plugin_commands import with_plugin_commands
 from segcredit.errors import ConfigError, SegcreditError, shown
 
 if TYPE_CHECKING:
     from segcredit.study.grid import GridProgress
 
 
-class _Stopped(SegcreditError):
+class Stopped(SegcreditError):
     """An interrupted command; may say why.
 
     Args:
@@ -49,7 +47,7 @@ def _resumed_by(command: str) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise _Stopped(str(stop), command) from stop
+        raise Stopped(str(stop), command) from stop
 
 
 class _Commands(TyperGroup):
@@ -59,7 +57,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            raise _Stopped(str(stop)) from stop
+            raise Stopped(str(stop)) from stop
 
 
 def _print_version(wanted: bool) -> None:
@@ -264,7 +262,7 @@ def grid(
             out.print(line, soft_wrap=True)
         if dry_run:
             page.keep("cells", cell_rows(before))
-            lines = [f"  {before.states[c.directory]:9} {_escaped(c.label)}" for c in before.cells]
+            lines = [f"  {before.states[c.directory]:9} {escaped(c.label)}" for c in before.cells]
             out.print("\n".join(lines), soft_wrap=True)
             ended = True
         else:
@@ -339,11 +337,11 @@ def demo(
 def _concluded(progress: GridProgress, output: Path) -> bool:
     """Prints each cell that is not done, with its reason, then the counts; tells if all ended."""
     for cell in progress.of("failed"):
-        out.print(f"[red]failed[/] {_escaped(f'{cell.label}: {cell.error()}')}", soft_wrap=True)
+        out.print(f"[red]failed[/] {escaped(f'{cell.label}: {cell.error()}')}", soft_wrap=True)
     stopped = progress.of("new", "begun", "damaged")
     for cell in stopped:
         reason = progress.lost.get(cell.directory, "not run; run the grid again to continue.")
-        out.print(f"[red]unfinished[/] {_escaped(f'{cell.label}: {reason}')}", soft_wrap=True)
+        out.print(f"[red]unfinished[/] {escaped(f'{cell.label}: {reason}')}", soft_wrap=True)
     failed, finished = len(progress.of("failed")), len(progress.of("finished"))
     if failed:
         out.print("Failed cells run again with --retry-failed.")
@@ -399,7 +397,7 @@ def audit(
         failed = failed_units(directory)
         page.keep("left_out", [{"unit": unit, "error": why} for unit, why in failed.items()])
         for unit, sentence in failed.items():
-            out.print(f"[red]left out[/] {_escaped(f'{unit}: {sentence}')}", soft_wrap=True)
+            out.print(f"[red]left out[/] {escaped(f'{unit}: {sentence}')}", soft_wrap=True)
         out.print(f"Recorded in {directory}; next: segcredit report {directory}", soft_wrap=True)
         line = f'import segcredit; segcredit.read_runs("{directory}").audit'
         _say(f"In Python: {line}")
@@ -526,7 +524,7 @@ def results(
         for row in summary.to_dict("records"):
             if row["note"]:
                 group = ", ".join(f"{name} {row[name]}" for name in columns)
-                out.print(f"{_escaped(group)}: {_escaped(row['note'])}", soft_wrap=True)
+                out.print(f"{escaped(group)}: {escaped(row['note'])}", soft_wrap=True)
         found: dict[str, Any] = {"summary": summary}
         if compare:
             found["comparison"] = cast("Any", compare_groups(chosen, columns, metric))
@@ -545,7 +543,7 @@ def results(
             written = write_table(table_of(chosen, table, found), export)
             _say(f"Table {table}: {written}")
         for run, sentence in chosen.left_out.items():
-            out.print(f"[red]left out[/] {_escaped(f'{run}: {sentence}')}", soft_wrap=True)
+            out.print(f"[red]left out[/] {escaped(f'{run}: {sentence}')}", soft_wrap=True)
         line = f'import segcredit; runs = segcredit.read_runs("{folder}"); runs.steps'
         _say(f"In Python: {line}")
 
@@ -737,103 +735,11 @@ def config(
     sys.stdout.write(toml_text(load_config(source, overrides or []).model_dump()))
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Runs a command; an error of ours, or an interruption, is a sentence, not a traceback."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    again = shlex.join(["segcredit", *given])
-    try:
-        with _plain_warnings():
-            with_plugin_commands(app)(args=None if arguments is None else given)
-    except _Stopped as stop:
-        _say_how_to_go_on(str(stop), stop.going_on or again)
-    except SegcreditError as error:
-        Console(stderr=True).print(f"[red]error:[/] {_escaped(str(error))}", soft_wrap=True)
-        sys.exit(1)
-    except SystemExit as error:  # of the commands themselves, unless it came through a plug-in
-        if error.code == _INTERRUPTED:  # inside a command of a plug-in
-            _say_how_to_go_on("stopped.", again)
-        text = _plugin_exit(error)
-        if text is None:
-            raise
-        Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
-        sys.exit(1)
-    except Exception as error:
-        if "SEGCREDIT_TRACEBACK" in os.environ:
-            raise
-        from segcredit.registry import plugin_fault
-        from segcredit.training.out_of_memory import memory_advice
-
-        said = shown(error, plain=True)
-        text = (
-            memory_advice(error)
-            or plugin_fault(error)
-            or _refused_path(error)
-            or (
-                f"unexpected {type(error).__name__}: {said}. This is a fault of segcredit or"
-                " of a library, rather than of your input. SEGCREDIT_TRACEBACK=1 shows"
-                " where; a run's status.json holds it too."
-            )
-        )
-        Console(stderr=True).print(f"[red]error:[/] {_escaped(text)}", soft_wrap=True)
-        sys.exit(1)
-
-
-_INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 and the number of the signal."""
-
-
-def _say_how_to_go_on(reason: str, command: str) -> NoReturn:
-    """Ends an interrupted command with one line."""
-    text = f"{reason} What was recorded is intact; to go on: {command}"
-    Console(stderr=True).print(_escaped(text), soft_wrap=True, highlight=False)
-    sys.exit(_INTERRUPTED)
-
-
-def _plugin_exit(error: SystemExit) -> str | None:
-    """Returns the sentence for a plug-in that left the program; None where a command did."""
-    registry = sys.modules.get("segcredit.registry")  # without it no plug-in was loaded
-    return None if registry is None else registry.plugin_fault(error)
-
-
-def _refused_path(error: Exception) -> str | None:
-    """Returns the sentence for a path that the system refused; None for any other error."""
-    if not isinstance(error, OSError) or not error.filename:
-        return None
-    return (
-        f"{shown(str(error.filename), plain=True)} cannot be used: {error.strerror}. Usually a path"
-        " is mistyped or too long, or its folder belongs to somebody else: give another one."
-    )
-
-
-@contextmanager
-def _plain_warnings() -> Generator[None]:
-    """Shows a warning about a name that changed as its sentence, without a line of our code."""
-    usual = warnings.formatwarning
-
-    def sentence(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        line: str | None = None,
-    ) -> str:
-        if category is FutureWarning:
-            return f"note: {message}\n"
-        return usual(message, category, filename, lineno, line)
-
-    warnings.formatwarning = sentence
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual
-
-
 def _say(text: str) -> None:
     """Prints a line as it is: not wrapped, not coloured, brackets and all."""
     out.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escapes the square brackets of a message, which are not rich's markup."""
     return text.replace("[", "\\[")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segcredit import load_config
-from segcredit.cli.commands import main
+from segcredit.cli import main
 from segcredit.errors import ConfigError
 from segcredit.records.run_directory import RunRecords
 from segcredit.study.stored_policy import stored_config

@@ -240,9 +240,10 @@ def test_credit_is_audited_on_images(tmp_path: Path) -> None:
     assert found.value.notna().any()
     write_report(path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    sources = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
-    assert 1 <= len(sources) <= 2  # the best completion and the worst
+    sources = re.findall(r'"data:image/png;base64,([^"]+)"', page)
     shown = {base64.b64decode(source) for source in sources}
-    assert shown <= {
+    # Every prompt's, each once however many completions it has.
+    assert len(sources) == len(shown)
+    assert shown == {
         image for prompt in load_truth(path / "truth").prompts for image in prompt.images
     }

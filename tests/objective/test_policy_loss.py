@@ -20,6 +20,7 @@ from segcredit.objective.aggregation import loss_count
 from segcredit.objective.policy_loss import kl_divergence
 from segcredit.segmentation import Segmentation
 from segcredit.training import update
+from segcredit.training.batch_loss import LossCounts
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.types import Advantages
@@ -280,7 +281,7 @@ def step(run: Any, batch: TrainingBatch, rows: Tensor | None = None) -> tuple[fl
     run.policy.module.zero_grad(set_to_none=True)
     meter = update.Meter()
     rows = torch.arange(len(batch.rollouts)) if rows is None else rows
-    counts = update._Counts.of(run, batch, rows)
+    counts = LossCounts.of(run, batch, rows)
     losses = update._accumulate(run, batch, rows, counts, meter, True, False)
     meter.add("loss", losses["loss"])
     return meter.read(run.processes)["loss"], gradient(run)

@@ -173,7 +173,6 @@ def test_it_makes_an_off_policy_gradient_unbiased() -> None:
         assert 1e-3 < sizes[biased] < sizes["none"]
 
 
-@register.sampler("warm")
 class Warm(Lean):
     """Draws as ``lean`` does, and says that the log-probs were a tenth of a nat higher."""
 
@@ -184,6 +183,7 @@ class Warm(Lean):
 
 
 def test_the_loop_corrects_and_tells() -> None:
+    register.sampler("warm")(Warm)
     config = ["sampler=warm", 'loss.correction={name="truncate", level="sequence", high=1.5}']
     run = build(load_config("grpo", [*SMALL, *config]))
     batch = assign(run, sample(run, 1), 1)

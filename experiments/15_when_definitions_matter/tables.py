@@ -47,6 +47,8 @@ UNIFORM = {
 """Definitions, and uniform cuts of about as many segments."""
 PLANNED = {"arithmetic with filler": 10, "route": 5}
 """Last of the planned seeds; those beyond are fresh, drawn to try a lead again."""
+SHARES = [0.05, 0.15, 0.5]
+"""Of tokens that entropy cuts at, beside its default of .3."""
 FORETELLERS = {
     ("credit", "gradient", "credit_noise_ratio"): -1,
     ("credit", "gradient", "correlation"): 1,
@@ -162,7 +164,8 @@ def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
     td = {"task": task, "critic": READER, "credit": TD, "ratio": "token"}
     grpo = {"task": task, "method": "grpo"}
     own = matching(runs, td)
-    names = list(own.groupby("definition")["reward"].mean().sort_values().index[::-1])
+    of = own.groupby("definition")["reward"].agg(["mean", "size"]).sort_values("mean")
+    names = list(of[of["size"] >= PLANNED[task]].index[::-1])
     found = []
     for baseline in (grpo, {**td, "definition": "per_token"}, None):
         rows = []
@@ -178,7 +181,10 @@ def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
 
 
 def varied(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
-    """Compares other credit and ratios with lambda 0 and the token ratio, by definition."""
+    """Compares other credit and ratios with lambda 0 and the token ratio, by definition.
+
+    The last rows compare other shares of tokens that entropy cuts at with its default.
+    """
     base = {"task": task, "critic": READER, "credit": TD, "ratio": "token"}
     own = matching(runs, {"task": task, "critic": READER})
     rows = []
@@ -187,6 +193,11 @@ def varied(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
         if arm | base != arm:
             other = base | {"definition": arm["definition"]}
             rows.append({**arm, **difference(runs, other, arm, by)})
+    for share in SHARES:
+        other, arm = (
+            {**base, "definition": f"entropy{of}"} for of in ("", f"(top_fraction={share})")
+        )
+        rows.append({**arm, **difference(runs, other, arm, by)})
     return pd.DataFrame(rows).drop(columns=["task", "critic"], errors="ignore")
 
 

@@ -29,11 +29,11 @@ class LossCounts:
     """Denominators of a minibatch's losses, which its micro-batches and all processes share."""
 
     tokens: Float[Tensor, ""]
-    """Of surrogate and KL, as the method's aggregation counts."""
+    """Count of surrogate and KL, as the method's aggregation counts."""
     imitated: Float[Tensor, ""]
     """Tokens of completions with a positive reward."""
     segments: Float[Tensor, ""]
-    """Of the value estimator's loss, as its aggregation counts."""
+    """Count of the value estimator's loss, as its aggregation counts."""
 
     @classmethod
     def of(

@@ -1,4 +1,4 @@
-"""Corrections of the sampler's distribution: worked numbers, references, and what they are for."""
+"""Corrections of the sampler's distribution: worked numbers, and what they are for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flat_loss import surrogate_loss
-from golden_cases import Case, assert_close, cases
+from sampling_models import Warm
 from segcredit import load_config, read_runs, register, registry, train
 from segcredit.errors import PolicyError
 from segcredit.objective import Correction, Importance, Mask, TokenMean, TokenRatio, Truncate
@@ -64,68 +63,6 @@ def test_holes_and_padding_are_passed_over() -> None:
         torch.testing.assert_close(found, plugin(x[mask][None], short, cut)[0])
 
 
-@cases("verl_rollout_is")
-def test_verl_rollout_is(case: Case) -> None:
-    """A number truncates, a pair masks; verl's sequence weight is the product."""
-    data, bound = case.load(), case.args["threshold"]
-    mask = data["response_mask"]
-    options: dict[str, Any] = {"level": case.args["level"]}
-    if isinstance(bound, str):
-        low, high = map(float, bound.split("_"))
-        plugin: Correction = Mask(**options, low=low, high=high)
-    else:
-        plugin = Truncate(**options, high=float(bound))
-    cut = Segmentation.from_starts(mask, mask)
-    found = plugin(data["log_ratio"].masked_fill(~mask, 0), mask, cut).masked_fill(~mask, 0)
-    if case.args["batch_normalize"]:  # an option that we lack: the mean weight is made 1
-        found = found / (found.sum() / mask.sum())
-    assert_close(case, found, data["weights"])
-
-
-@cases("slime_is")
-def test_slime_is(case: Case) -> None:
-    """Of tokens; slime's truncation has a lower end too, which our ratios do not reach here."""
-    data, args = case.load(), case.args
-    mask = data["response_mask"]
-    x = (data["old_log_prob"] - data["rollout_logprobs"]).masked_fill(~mask, 0)
-    cut = Segmentation.from_starts(mask, mask)
-    if args["kind"] == "tis":
-        found = Truncate(high=float(args["high"]))(x, mask, cut).clamp(min=args["low"])
-    else:
-        found = Mask(low=float(args["low"]), high=float(args["high"]))(x, mask, cut)
-    assert_close(case, found.masked_fill(~mask, 0), data["weights"].masked_fill(~mask, 0))
-
-
-@cases("openrlhf_is")
-def test_openrlhf_is(case: Case) -> None:
-    """The whole loss and its gradient: PPO's, times the factors, over denominators without them."""
-    data, args = case.load(), case.args
-    mask, (low, high) = data["response_mask"], args["threshold"]
-    x = (data["old_log_prob"] - data["rollout_logprobs"]).masked_fill(~mask, 0)
-    cut = Segmentation.from_starts(mask, mask)
-    mode = args["vllm_is_correction_type"]
-    plugin = Truncate(high=float(high)) if mode == "tis" else Mask(low=float(low), high=float(high))
-    factors = plugin(x, mask, cut)
-    factors = factors.clamp(min=low) if mode == "tis" else factors  # theirs has a lower end
-    logprobs = data["log_prob"].requires_grad_()
-    loss, _ = surrogate_loss(
-        logprobs,
-        data["old_log_prob"],
-        data["advantages"],
-        mask,
-        cut,
-        ratio="token",
-        clip_low=args["clip_eps_low"],
-        clip_high=args["clip_eps_high"],
-        dual_clip=args["dual_clip"],
-        aggregate="token_mean" if args["token_level_loss"] else "sequence_mean_token_mean",
-        corrections=factors,
-    )
-    # The reference adds 1e-8 to its denominators.
-    assert_close(case, loss, data["loss"], atol=1e-8)
-    assert_close(case, torch.autograd.grad(loss, logprobs)[0], data["grad_log_prob"], atol=1e-8)
-
-
 def test_it_makes_an_off_policy_gradient_unbiased() -> None:
     """Exactly, over all four completions of two tokens: without it the gradient is another.
 
@@ -171,15 +108,6 @@ def test_it_makes_an_off_policy_gradient_unbiased() -> None:
     assert max(sizes["sequence"], sizes["segment"]) < 1e-12
     for biased in ("token", "cut"):
         assert 1e-3 < sizes[biased] < sizes["none"]
-
-
-class Warm(Lean):
-    """Draws as ``lean`` does, and says that the log-probs were a tenth of a nat higher."""
-
-    def sample(self, *args: Any, **options: Any) -> SampledTokens:
-        drawn = super().sample(*args, **options)
-        assert drawn.logprobs is None
-        return SampledTokens(drawn.ids, torch.full(drawn.ids.shape, -0.5))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,7 +1,7 @@
-"""The losses of some rows of a batch, whole: for the loop, and for another one's.
+"""The losses of some rows of a batch, whole: for our loop and for others.
 
 Everything that a method adds to its loss is in here, so that an engine with a loop of its own
-(``segcredit.integrations``) trains what ours trains.
+trains what ours trains.
 
 Shapes: ``B`` rows of the batch, ``n`` rows of them, ``T`` completion tokens.
 """

@@ -187,7 +187,7 @@ class LossConfig(_Section):
     """The bound of the ratio; None with ``ratio = "none"`` alone."""
     correction: OptionalPlugin = None
     """Factors of tokens' losses where the sampler's log-probs are not the policy's own: an engine
-    that rounds in other ways, or is an update behind (``rollouts.ahead``). ``none``: no factor."""
+    that rounds in other ways, or is an update behind. ``none``: no factor."""
     tokens: Literal["all", "low_probability", "high_entropy"]
     """The action tokens that the loss is taken over."""
     probability_below: Share

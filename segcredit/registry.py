@@ -364,7 +364,7 @@ def _require_bounded(value: Any) -> None:
     for number in cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise ValueError("expected a whole number of at most 63 bits")
-        if isinstance(number, float) and abs(number) > 1e18:  # a whole number out of range, too
+        if isinstance(number, float) and abs(number) > 1e18:  # a whole number may come as a float
             raise ValueError("expected a number between -1e18 and 1e18")
 
 

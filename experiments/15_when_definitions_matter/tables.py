@@ -47,8 +47,14 @@ UNIFORM = {
 """Definitions, and uniform cuts of about as many segments."""
 PLANNED = {"arithmetic with filler": 10, "route": 5}
 """Last of the planned seeds; those beyond are fresh, drawn to try a lead again."""
-SHARES = [0.05, 0.15, 0.5]
-"""Of tokens that entropy cuts at, beside its default of .3."""
+ABLATED = [
+    ({"definition": "entropy", "ratio": "segment"}, {"definition": "entropy"}),
+    ({"definition": "newline", "ratio": "segment"}, {"definition": "newline"}),
+    ({"definition": "entropy", "ratio": "sequence"}, {"definition": "entropy"}),
+    ({"definition": "entropy(top_fraction=0.05)"}, {"definition": "entropy"}),
+    ({"definition": "entropy(top_fraction=0.5)"}, {"definition": "entropy"}),
+]
+"""The questions of experiments/05 with this critic: an arm, and what it is compared with."""
 FORETELLERS = {
     ("credit", "gradient", "credit_noise_ratio"): -1,
     ("credit", "gradient", "correlation"): 1,
@@ -181,10 +187,7 @@ def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
 
 
 def varied(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
-    """Compares other credit and ratios with lambda 0 and the token ratio, by definition.
-
-    The last rows compare other shares of tokens that entropy cuts at with its default.
-    """
+    """Compares other credit and ratios with lambda 0 and the token ratio, by definition."""
     base = {"task": task, "critic": READER, "credit": TD, "ratio": "token"}
     own = matching(runs, {"task": task, "critic": READER})
     rows = []
@@ -193,12 +196,23 @@ def varied(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
         if arm | base != arm:
             other = base | {"definition": arm["definition"]}
             rows.append({**arm, **difference(runs, other, arm, by)})
-    for share in SHARES:
-        other, arm = (
-            {**base, "definition": f"entropy{of}"} for of in ("", f"(top_fraction={share})")
-        )
-        rows.append({**arm, **difference(runs, other, arm, by)})
     return pd.DataFrame(rows).drop(columns=["task", "critic"], errors="ignore")
+
+
+def ablated(runs: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Compares ratios and shares of cuts, as experiments/05 does; Holm over its five questions."""
+    base = {"task": "arithmetic with filler", "critic": READER, "credit": TD, "ratio": "token"}
+    rows = [
+        {
+            **base,
+            **arm,
+            "less": other["definition"],
+            **difference(runs, base | other, base | arm, by),
+        }
+        for arm, other in ABLATED
+    ]
+    table = pd.DataFrame(rows).drop(columns=["task", "critic", "credit"])
+    return table.assign(corrected=paired.holm(table["p"]))
 
 
 def led(runs: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -268,6 +282,9 @@ def main() -> None:
         dict.fromkeys(runs.columns[len(ARM) + 1 :], "mean") | {"seed": "size"}
     )
     print(arms.round(3).to_string())
+    for by in ("reward", "accuracy"):
+        print(f"\nexperiments/05 with this critic, {by}")
+        print(ablated(runs, by).round(5).to_string(index=False))
     for task in dict.fromkeys(runs["task"]):
         for by in ("reward", "accuracy"):
             print(f"\n{task}: paired differences of {by}, {READER}, {TD}")

@@ -20,7 +20,6 @@ from segcredit.objective.aggregation import Aggregation, aggregate_loss
 from segcredit.objective.importance_ratio import Surrogate
 from segcredit.objective.ratio_clipping import Bounded
 from segcredit.segmentation import Segmentation
-from segcredit.types import require_shape
 
 KL = Literal["k1", "abs", "k2", "k3"]
 
@@ -39,7 +38,6 @@ def surrogate_loss(
     aggregation: Aggregation,
     token_weights: Float[Tensor, "B T"] | None = None,
     count_weights: Float[Tensor, "B T"] | None = None,
-    corrections: Float[Tensor, "B T"] | None = None,
     denominator: float | Float[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """Computes the policy-gradient loss of one kind of surrogate, aggregation and token weights.
@@ -57,8 +55,6 @@ def surrogate_loss(
         token_weights: (B,T) in [0,1]; leaves tokens out of the loss, while ratios are still
             averaged over whole segments. None = every action token counts 1.
         count_weights: (B,T) what the denominators count; None = ``token_weights``.
-        corrections: (B,T) at least 0, factors of the tokens' losses, such as a ``Correction``
-            gives; neither denominators nor metrics count them. None = 1 each.
         denominator: see ``aggregate_loss``.
 
     Returns:
@@ -72,8 +68,6 @@ def surrogate_loss(
         PluginError: ratio, bound or aggregation raised, or returned something else than it must.
     """
     _require_fit(logprobs, sampling_logprobs, advantages, action_mask)
-    if corrections is not None:
-        require_shape("the correction of the sampler", corrections, logprobs.shape)
     weights_BT = _weights(token_weights, action_mask, logprobs)
     counts_BT = (
         weights_BT if count_weights is None else _weights(count_weights, action_mask, logprobs)
@@ -86,11 +80,8 @@ def surrogate_loss(
     ratio_BT, bounded = surrogate(
         log_ratio_BT, advantages_BT, logprobs_BT, action_mask, segmentation
     )
-    losses_BT = bounded.loss
-    if corrections is not None:
-        losses_BT = losses_BT * corrections.masked_fill(~action_mask, 0)
     loss = aggregate_loss(
-        losses_BT,
+        bounded.loss,
         weights_BT,
         aggregation,
         count_weights=counts_BT,

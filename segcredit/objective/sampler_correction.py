@@ -10,7 +10,7 @@ Shapes: ``B`` completions, ``T`` completion tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Interval
@@ -18,7 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from segcredit.errors import ShapeError
+from segcredit.objective.importance_ratio import Surrogate
+from segcredit.objective.ratio_clipping import Bounded
 from segcredit.segmentation import Segmentation
+from segcredit.types import require_shape
 
 Level = Literal["token", "segment", "sequence"]
 """Tokens that share a weight."""
@@ -114,6 +117,33 @@ class Mask(Correction):
         """Computes the weights, 0 below ``low`` and above ``high``."""
         weights_BT = _weights(log_ratio, action_mask, segmentation, self.level, self.average)
         return weights_BT * ((weights_BT >= self.low) & (weights_BT <= self.high))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Corrected(Surrogate):
+    """A surrogate whose losses are multiplied by factors; metrics are those of the one inside.
+
+    Args:
+        inner: the surrogate of the policy before the step.
+        factors: (B,T) at least 0, such as a ``Correction`` gives; nothing on masked tokens is read.
+    """
+
+    inner: Surrogate
+    factors: Float[Tensor, "B T"]
+
+    def __call__(
+        self,
+        log_ratio: Tensor,
+        advantages: Tensor,
+        logprobs: Tensor,
+        action_mask: Tensor,
+        segmentation: Segmentation,
+    ) -> tuple[Tensor, Bounded]:
+        """Computes ratios and losses, then corrects these: outside the bound, which takes none."""
+        require_shape("factors", self.factors, log_ratio.shape)
+        ratio_BT, bounded = self.inner(log_ratio, advantages, logprobs, action_mask, segmentation)
+        factors_BT = self.factors.masked_fill(~action_mask, 0)
+        return ratio_BT, replace(bounded, loss=bounded.loss * factors_BT)
 
 
 def _weights(

@@ -8,7 +8,6 @@ Shapes: ``B`` rows of the batch, ``n`` rows of them, ``T`` completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from segcredit.errors import blame
 from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_count
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
+from segcredit.objective.sampler_correction import Corrected
 from segcredit.protocols import readable, readable_scores
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
@@ -36,22 +36,15 @@ class LossCounts:
     """Count of the value estimator's loss, as its aggregation counts."""
 
     @classmethod
-    def of(
-        cls,
-        run: Run,
-        batch: TrainingBatch,
-        rows: Int[Tensor, "n"],
-        sum_up: Callable[[Tensor], Tensor] | None = None,
-    ) -> LossCounts:
+    def of(cls, run: Run, batch: TrainingBatch, rows: Int[Tensor, "n"]) -> LossCounts:
         """Counts over rows of a batch, and over the other processes' rows.
 
         Args:
-            run: gives the aggregations.
+            run: gives the aggregations and the processes.
             batch: of which the rows are.
             rows: (n,) this process's rows of the minibatch; there may be none.
-            sum_up: sums a tensor over processes; None = those of ``run``.
         """
-        sum_up = sum_up or run.processes.sum
+        sum_up = run.processes.sum
         imitated_BT = batch.token_weights[rows] * (batch.rollouts.rewards[rows] > 0)[:, None]
         found = (
             loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up),
@@ -91,18 +84,19 @@ def policy_loss(
     """
     config, rollouts = run.config.loss, batch.rollouts.select(rows)
     aggregation, weights_BT = run.method.aggregation, batch.token_weights[rows]
-    counts_BT, corrections_BT = batch.count_weights[rows], batch.corrections
+    counts_BT, surrogate = batch.count_weights[rows], run.method.surrogate
+    if batch.corrections is not None:
+        surrogate = Corrected(surrogate, batch.corrections[rows])
     total, metrics = surrogate_loss(
         scores.logprobs,
         rollouts.logprobs,
         batch.advantages.per_token[rows],
         rollouts.action_mask,
         batch.ratio_segmentation.select(rows),
-        surrogate=run.method.surrogate,
+        surrogate=surrogate,
         aggregation=aggregation,
         token_weights=weights_BT,
         count_weights=counts_BT,
-        corrections=None if corrections_BT is None else corrections_BT[rows],
         denominator=counts.tokens,
     )
     if config.kl_loss > 0 and rollouts.reference_logprobs is not None:

@@ -40,7 +40,8 @@ from segcredit.rng import derived_seed, forked, stream
 from segcredit.training.data_identity import identity_of
 from segcredit.training.distributed.fsdp import shard, whole
 from segcredit.training.distributed.processes import Processes
-from segcredit.training.optimizer import Trained, trained, untrained
+from segcredit.training.master_weights import MasterWeights
+from segcredit.training.optimizer import Trained, trained
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
@@ -198,10 +199,10 @@ def _trained(
 ) -> Trained[Module]:
     """Builds a module's train state on its device, sharded where the config says so.
 
-    Where it is not stepped here it stays as it is.
+    Where it is not stepped here it stays as it is, and where it is.
     """
     if not steps:
-        return untrained(module)
+        return Trained(module, module, MasterWeights(nn.Module()), None, None, 0.0, 0)
     module = module.to(processes.device)
     _shard(config, processes, module, uses)
     return trained(

@@ -281,9 +281,9 @@ def _corrections(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -
     if (sampler_BT := rollouts.sampler_logprobs) is None:
         raise PolicyError(
             f"loss.correction is {table['name']!r}, but sampler {run.config.sampler['name']!r}"
-            " does not tell the log-probs it drew with; expected one that does, such as 'vllm'."
-            " A sampler in the trainer's own process has nothing to correct, unless"
-            " rollouts.ahead = 1: set loss.correction = 'none'."
+            " does not tell the log-probs it drew with; expected one that returns them"
+            " (SampledTokens.logprobs), as inference engines can. A sampler that runs the"
+            " trainer's own model has nothing to correct: set loss.correction = 'none'."
         )
     mask_BT = rollouts.action_mask
     ratio_BT = (rollouts.logprobs - sampler_BT).masked_fill(~mask_BT, 0)

@@ -81,11 +81,6 @@ class Trained(Generic[Kind]):
             self.schedule.load_state_dict(state["schedule"])
 
 
-def untrained(module: Module) -> Trained[Module]:
-    """Builds the train state of a module that is not trained here: there is no optimizer."""
-    return Trained(module, module, MasterWeights(nn.Module()), None, None, 0.0, 0)
-
-
 def trained(
     device: torch.device,
     module: Module,

@@ -602,8 +602,8 @@ def test_a_bound_of_ones_own_is_called_with_the_ratio_at_its_level() -> None:
     assert float(figures["clip_fraction"]) == 0
 
 
-def test_the_widest_call_has_eleven_arguments() -> None:
-    assert len(inspect.signature(objective.surrogate_loss).parameters) == 11
+def test_the_widest_call_has_ten_arguments() -> None:
+    assert len(inspect.signature(objective.surrogate_loss).parameters) == 10
 
 
 @pytest.mark.usefixtures("unchecked")

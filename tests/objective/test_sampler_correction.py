@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +14,22 @@ from torch import Tensor
 
 from sampling_models import Warm
 from segcredit import load_config, read_runs, register, registry, train
-from segcredit.errors import PolicyError
-from segcredit.objective import Correction, Importance, Mask, TokenMean, TokenRatio, Truncate
+from segcredit.errors import PolicyError, SegcreditError
+from segcredit.objective import (
+    Corrected,
+    Correction,
+    Importance,
+    Mask,
+    TokenMean,
+    TokenRatio,
+    Truncate,
+)
 from segcredit.objective.policy_loss import surrogate_loss as public_loss
 from segcredit.objective.ratio_clipping import Clip
-from segcredit.policy.samplers.lean import Lean
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign
 from segcredit.training.rollouts.sampling import sample
-from segcredit.types import SampledTokens
 from small import SMALL
 
 ONE = torch.ones(1, 6, dtype=torch.bool)
@@ -78,6 +85,8 @@ def test_it_makes_an_off_policy_gradient_unbiased() -> None:
     policy = logits.log_softmax(1)[torch.arange(2), rows]
     drawn = sampler.log_softmax(1)[torch.arange(2), rows]
 
+    plain = Importance(TokenRatio(), Clip())
+
     def gradient(probability_B: Tensor, factors: Tensor | None) -> Tensor:
         losses = [
             public_loss(
@@ -86,9 +95,8 @@ def test_it_makes_an_off_policy_gradient_unbiased() -> None:
                 rewards[b : b + 1],
                 mask[b : b + 1],
                 whole.select([b]),
-                surrogate=Importance(TokenRatio(), Clip()),
+                surrogate=plain if factors is None else Corrected(plain, factors[b : b + 1]),
                 aggregation=TokenMean(),
-                corrections=None if factors is None else factors[b : b + 1],
             )[0]
             for b in range(4)
         ]
@@ -126,7 +134,7 @@ def test_the_loop_corrects_and_tells() -> None:
     torch.testing.assert_close(batch.corrections[mask], weights_B[:, None].expand_as(own)[mask])
 
 
-def test_metrics_of_the_mismatch(tmp_path: Any) -> None:
+def test_metrics_of_the_mismatch(tmp_path: Path) -> None:
     options = [*SMALL, "sampler=warm", 'loss.correction={name="mask", low=0.9, high=1.5}']
     steps = read_runs(train("grpo", tmp_path / "told", overrides=options).parent).steps
     last = steps.iloc[-1]
@@ -138,16 +146,8 @@ def test_metrics_of_the_mismatch(tmp_path: Any) -> None:
     assert all(math.isnan(value) for value in untold["sampler_kl"].tolist())
 
 
-def test_agreement_changes_nothing(tmp_path: Any) -> None:
-    """A sampler that tells the policy's own log-probs: every number of the run is the same."""
-
-    @register.sampler("honest")
-    class Honest(Lean):
-        def sample(self, model: Any, prompt_ids: Tensor, *args: Any, **options: Any) -> Any:
-            drawn = super().sample(model, prompt_ids, *args, **options)
-            return SampledTokens(drawn.ids, torch.zeros(drawn.ids.shape))
-
-    run = build(load_config("grpo", [*SMALL, "sampler=honest", "loss.correction=truncate"]))
+def test_where_sampler_and_policy_agree_every_factor_is_one() -> None:
+    run = build(load_config("grpo", [*SMALL, "loss.correction=truncate"]))
     sampled = sample(run, 1)
     told = sampled.rollouts.replace(sampler_logprobs=sampled.rollouts.logprobs)
     batch = assign(run, replace(sampled, rollouts=told), 1)
@@ -171,5 +171,5 @@ def test_a_sampler_that_does_not_tell_is_a_sentence() -> None:
     ],
 )
 def test_odd_options_are_refused(name: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(SegcreditError, match=said):
         registry.corrections.build(name, **options)

@@ -308,8 +308,8 @@ class TrainConfig(_Section):
     """Steps over which the learning rate grows."""
     patience: Interval
     """First steps after which a run whose rewards were all equal in every one of them stops."""
-    device: Literal["auto", "cpu"]
-    """``auto`` takes an accelerator where there is one."""
+    device: Literal["auto", "cpu", "cuda"]
+    """``auto`` takes an accelerator where there is one with float64, ``cuda`` insists on CUDA."""
     processes: Count | None = None
     """The number of processes that must have been started; None = any. Makes no other run."""
     parallel: Literal["replicated", "sharded"] = "replicated"

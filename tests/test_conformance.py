@@ -206,6 +206,12 @@ class StartsAtMarker(TextSegmenter):
         return [place for place, character in enumerate(text) if character in "SW"]
 
 
+class CPUColumns(Wrong):
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        mask = rollouts.action_mask
+        return Segmentation.from_starts(torch.arange(mask.shape[1]).expand_as(mask) % 3 == 0, mask)
+
+
 class LocalLambda(Wrong):
     def __init__(self) -> None:
         self.rule = lambda mask: mask
@@ -232,6 +238,7 @@ WRONG_SEGMENTERS = [
     (RowNumber(), "do not depend on the rest of the batch"),
     (NoEmptyRows(), "on completions of width 0"),
     (StartsAtMarker(), "from the tokens before it alone"),
+    (CPUColumns(), "ragged rollouts on another device than the CPU"),
     (LocalLambda(), "on pickling"),
     (BytesOffsets(), "count characters rather than bytes"),
 ]
@@ -328,6 +335,11 @@ class ReducedLoss(ValueEstimator):
         return targets_BS.square().mean()
 
 
+class CPUValues(ValueEstimator):
+    def estimate(self, state, rollouts, segmentation, simulator) -> Tensor:
+        return torch.zeros(segmentation.mask.shape)
+
+
 WRONG_ESTIMATORS = [
     (OneARow(), "one finite number for each segment"),
     (NotFinite(), "a number that is not finite"),
@@ -338,6 +350,7 @@ WRONG_ESTIMATORS = [
     (LostState(), "holds the whole state"),
     (Untrained(), "trains the state's parameters"),
     (NegativeWeights(), "gives every candidate prompt a weight"),
+    (CPUValues(), "a policy on another device than the CPU"),
     (ReducedLoss(), "loss() gives one finite number for each segment"),
 ]
 
@@ -393,6 +406,11 @@ class Remembers(AdvantageScheme):
         return values.rewards - self.mean
 
 
+class ThereAndNotBack(AdvantageScheme):
+    def __call__(self, values: SegmentValues) -> Tensor:
+        return torch.from_numpy(values.rewards.cpu().numpy().copy())
+
+
 WRONG_ADVANTAGES = [
     (Returns(), "one finite number for each segment"),
     (TableMean(), "columns without segments are not read"),
@@ -401,6 +419,7 @@ WRONG_ADVANTAGES = [
     (NoSpread(), "a number that is not finite"),
     (TinySpread(), "advantages stay small where returns hardly differ"),
     (Remembers(), "the same values always give the same advantages"),
+    (ThereAndNotBack(), "on the device of what it is given"),
 ]
 
 

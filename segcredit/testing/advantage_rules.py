@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule, inside, shuffled
 from segcredit.types import LARGE_ADVANTAGE, SegmentValues
 
 
@@ -108,6 +108,14 @@ def _advantage_is_bounded(checked: CheckedPlugin) -> None:
             )
 
 
+def _advantage_works_on_another_device(checked: CheckedPlugin) -> None:
+    def of(device: torch.device) -> Tensor:
+        values = _values().to(device)
+        return inside(checked.plugin(values), values.mask)
+
+    checked.require_same_elsewhere(of, "ragged segments")
+
+
 def _advantage_pickles(checked: CheckedPlugin) -> None:
     again = checked.unpickled()
     again_BS = _advantage(again, _values())
@@ -121,5 +129,6 @@ ADVANTAGE_RULES: tuple[Rule, ...] = (
     _advantage_ignores_padding,
     _advantage_survives_short_rows,
     _advantage_is_bounded,
+    _advantage_works_on_another_device,
     _advantage_pickles,
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from segcredit.errors import PluginError
+from segcredit.testing.other_device import other_device
 
 _TOLERANCE = 1e-4
 
@@ -115,8 +116,38 @@ class CheckedPlugin:
         )
         self.broke(rule, found=apart, expected=f"the same numbers within {_TOLERANCE}", cause=cause)
 
+    def require_same_elsewhere(self, work: Callable[[torch.device], Tensor], what: str) -> None:
+        """Requires the numbers of the CPU on a device that is another, and that they are there.
+
+        Args:
+            work: asks the plug-in, with all that it is given on a device.
+            what: it is given.
+        """
+        wanted = work(torch.device("cpu"))
+        with other_device() as device, self.using(f"{what} on another device than the CPU"):
+            answer = work(device)
+            place, found = answer.device, answer.detach().cpu()
+        if place.type != device.type:
+            self.broke(
+                "what it gives is on the device of what it is given",
+                found=f"a tensor on {place.type!r} from {what} on {device.type!r}",
+                expected="one on the same device",
+                cause="a tensor made without device=, or moved to the CPU and not back",
+            )
+        self.require_close(
+            found.double(),
+            wanted.detach().double(),
+            rule="every device gives the same numbers",
+            cause="a branch on the device, or what is left to chance, such as the order of ties",
+        )
+
 
 Rule = Callable[[CheckedPlugin], None]
+
+
+def inside(x: Tensor, mask: Tensor) -> Tensor:
+    """Returns a plug-in's numbers, on the device where they are, and 0 outside the mask."""
+    return x.masked_fill(~mask.to(x.device), 0)
 
 
 def require_shares(

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from segcredit.objective.returns import segment_values
 from segcredit.protocols import readable, readable_scores
+from segcredit.rng import forked
 from segcredit.segmentation import Segmentation
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
 from segcredit.testing.rollouts import pad_rollouts, segments_of_two
-from segcredit.testing.toy import ToySimulator, toy_rollouts
+from segcredit.testing.toy import ToyPolicy, ToySimulator, toy_rollouts
 from segcredit.types import RolloutBatch, SegmentValues
 
 
@@ -204,6 +205,24 @@ def _state_round_trips(checked: CheckedPlugin) -> None:
     )
 
 
+def _estimator_works_on_another_device(checked: CheckedPlugin) -> None:
+    def learned(device: torch.device) -> Tensor:
+        """Returns values and losses of a state that has learned of a step, all on the device."""
+        with torch.no_grad():
+            policy = ToyPolicy().to(device)
+            simulator = ToySimulator(policy, reads=checked.plugin.reads)
+            rollouts = toy_rollouts(simulator)
+        with forked(0, "start"):
+            state = checked.plugin.start(policy).to(device)
+        checked.plugin.update(state, readable(rollouts, checked.plugin.reads), simulator)
+        trial = _Trial(checked, state, rollouts, segments_of_two(rollouts), simulator)
+        values_BS = trial.estimate()
+        loss_BS, values = _loss_of(trial)
+        return torch.stack([values_BS, loss_BS.masked_fill(~values.mask, 0)])
+
+    checked.require_same_elsewhere(learned, "rollouts and a policy")
+
+
 def _estimator_pickles(checked: CheckedPlugin) -> None:
     again = checked.unpickled()
     trial = _trial(checked)
@@ -222,5 +241,6 @@ ESTIMATOR_RULES: tuple[Rule, ...] = (
     _loss_trains_parameters,
     _prompt_weights_fit,
     _state_round_trips,
+    _estimator_works_on_another_device,
     _estimator_pickles,
 )

@@ -8,8 +8,9 @@ from torch import Tensor
 from segcredit.objective.aggregation import Aggregation
 from segcredit.objective.importance_ratio import Importance, TokenRatio
 from segcredit.objective.policy_loss import LOG_RATIO_LIMIT
+from segcredit.objective.ratio_clipping import Bound
 from segcredit.segmentation import Segmentation
-from segcredit.testing.checked_plugin import CheckedPlugin, Rule
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule, inside
 
 _SHAPE = (5, 8)
 
@@ -27,16 +28,19 @@ def _normal(seed: int) -> Tensor:
 
 def _loss(checked: CheckedPlugin, log_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
     """Returns a bound's losses over token ratios, and their slopes by the log-probs."""
-    logprobs = _normal(2).sub(3).requires_grad_()
-    moving = log_ratio + (logprobs - logprobs.detach())
-    mask_BT = torch.ones(_SHAPE, dtype=torch.bool)
-    cut = Segmentation.from_starts(mask_BT, mask_BT)
     with checked.using("token ratios"):
-        surrogate = Importance(TokenRatio(), checked.plugin)
-        loss = surrogate(moving, advantages, logprobs, mask_BT, cut)[1].loss
-    with checked.using("the slope of its losses"):
-        slopes = torch.autograd.grad(loss.sum(), logprobs)[0]
-    return loss.detach(), slopes
+        return _losses_and_slopes(checked.plugin, log_ratio, advantages, _normal(2).sub(3))
+
+
+def _losses_and_slopes(
+    bound: Bound, log_ratio: Tensor, advantages: Tensor, logprobs: Tensor
+) -> tuple[Tensor, Tensor]:
+    logprobs = logprobs.requires_grad_()
+    moving = log_ratio + (logprobs - logprobs.detach())
+    mask_BT = torch.ones_like(logprobs, dtype=torch.bool)
+    cut = Segmentation.from_starts(mask_BT, mask_BT)
+    loss = Importance(TokenRatio(), bound)(moving, advantages, logprobs, mask_BT, cut)[1].loss
+    return loss.detach(), torch.autograd.grad(loss.sum(), logprobs)[0]
 
 
 def _bound_is_finite(checked: CheckedPlugin) -> None:
@@ -67,6 +71,14 @@ def _bound_is_the_policy_gradient_at_first(checked: CheckedPlugin) -> None:
         rule="where the ratio is 1, the slope by a token's log-prob is minus its advantage",
         cause="a wrong sign, or a factor that is not 1 under the policy that sampled",
     )
+
+
+def _bound_works_on_another_device(checked: CheckedPlugin) -> None:
+    def losses(device: torch.device) -> Tensor:
+        given = (_normal(seed).to(device) for seed in (0, 1, 2))
+        return torch.cat(_losses_and_slopes(checked.plugin, *given))
+
+    checked.require_same_elsewhere(losses, "token ratios")
 
 
 def _bound_pickles(checked: CheckedPlugin) -> None:
@@ -109,6 +121,22 @@ def _ratio_ignores_padding_and_other_rows(checked: CheckedPlugin) -> None:
     checked.require_close(found, first_BT, rule=rule, cause=cause)
     found = _average(checked, x_BT[some], mask_BT[some])
     checked.require_close(found, first_BT[some], rule=rule, cause=cause)
+
+
+def _ratio_works_on_another_device(checked: CheckedPlugin) -> None:
+    def averages(device: torch.device) -> Tensor:
+        x_BT, mask_BT, cut = _elsewhere(device)
+        return inside(checked.plugin.average(x_BT, mask_BT, cut), mask_BT)
+
+    checked.require_same_elsewhere(averages, "ragged rows")
+
+
+def _elsewhere(device: torch.device) -> tuple[Tensor, Tensor, Segmentation]:
+    """Returns log-ratios, their mask and segments of three tokens, on a device."""
+    mask_BT = _mask().to(device)
+    starts_BT = torch.arange(_SHAPE[1], device=device).expand_as(mask_BT) % 3 == 0
+    cut = Segmentation.from_starts(starts_BT, mask_BT)
+    return _normal(0).to(device).masked_fill(~mask_BT, 0), mask_BT, cut
 
 
 def _ratio_pickles(checked: CheckedPlugin) -> None:
@@ -164,6 +192,14 @@ def _correction_ignores_padding_and_other_rows(checked: CheckedPlugin) -> None:
     checked.require_close(found, first_BT, rule=rule, cause=cause)
     found = _factors(checked, x_BT[some], mask_BT[some])
     checked.require_close(found, first_BT[some], rule=rule, cause=cause)
+
+
+def _correction_works_on_another_device(checked: CheckedPlugin) -> None:
+    def factors(device: torch.device) -> Tensor:
+        x_BT, mask_BT, cut = _elsewhere(device)
+        return inside(checked.plugin(x_BT, mask_BT, cut), mask_BT)
+
+    checked.require_same_elsewhere(factors, "ragged rows")
 
 
 def _correction_pickles(checked: CheckedPlugin) -> None:
@@ -222,6 +258,16 @@ def _aggregation_ignores_padding(checked: CheckedPlugin) -> None:
     )
 
 
+def _aggregation_works_on_another_device(checked: CheckedPlugin) -> None:
+    def parts(device: torch.device) -> Tensor:
+        plugin: Aggregation = checked.plugin.for_length(10.0)
+        loss, counts = _normal(0).to(device), _mask().to(device).double()
+        above, below = plugin.numerator(loss * counts, counts), plugin.denominator(counts)
+        return torch.stack([above, torch.ones_like(above) if below is None else below])
+
+    checked.require_same_elsewhere(parts, "ragged rows")
+
+
 def _aggregation_pickles(checked: CheckedPlugin) -> None:
     given = _normal(0), _mask().double()
     again, first = (_parts(c, *given) for c in (checked.unpickled(), checked))
@@ -242,22 +288,26 @@ BOUND_RULES: tuple[Rule, ...] = (
     _bound_is_finite,
     _bound_leaves_what_has_no_credit,
     _bound_is_the_policy_gradient_at_first,
+    _bound_works_on_another_device,
     _bound_pickles,
 )
 RATIO_RULES: tuple[Rule, ...] = (
     _ratio_is_one_at_first,
     _ratio_ignores_padding_and_other_rows,
+    _ratio_works_on_another_device,
     _ratio_pickles,
 )
 CORRECTION_RULES: tuple[Rule, ...] = (
     _correction_is_one_where_sampler_and_trainer_agree,
     _correction_is_no_smaller_than_0,
     _correction_ignores_padding_and_other_rows,
+    _correction_works_on_another_device,
     _correction_pickles,
 )
 AGGREGATION_RULES: tuple[Rule, ...] = (
     _aggregation_adds_up,
     _aggregation_is_linear,
     _aggregation_ignores_padding,
+    _aggregation_works_on_another_device,
     _aggregation_pickles,
 )

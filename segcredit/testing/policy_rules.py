@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ class CheckedPolicy(CheckedPlugin):
     ) -> RolloutBatch:
         with self.using("decode()"):
             texts, spans = self.plugin.decode(found.ids, found.mask)
-        blank_BT = torch.zeros(found.ids.shape)
+        device = found.ids.device
+        blank_BT = torch.zeros(found.ids.shape, device=device)
         return RolloutBatch(
             prompt_ids=ids_BP,
             prompt_mask=mask_BP,
@@ -95,7 +96,7 @@ class CheckedPolicy(CheckedPlugin):
             action_mask=found.mask,
             logprobs=blank_BT,
             entropies=blank_BT,
-            group=torch.arange(len(prompts)),
+            group=torch.arange(len(prompts), device=device),
             texts=texts,
             token_spans=spans,
             rewards=blank_BT.sum(1),
@@ -378,6 +379,16 @@ def _state_round_trips(checked: CheckedPolicy) -> None:
     )
 
 
+def _policy_works_on_another_device(checked: CheckedPolicy) -> None:
+    def scored(device: torch.device) -> Tensor:
+        there = replace(checked, plugin=copy.deepcopy(checked.plugin).to(device))
+        rollouts = there.generate(greedy=True)
+        ids_BT = rollouts.completion_ids.masked_fill(~rollouts.action_mask, 0)
+        return torch.stack([ids_BT.double(), there.score(rollouts).logprobs.double()])
+
+    checked.require_same_elsewhere(scored, "the policy")
+
+
 def _resumed(
     checked: CheckedPolicy, rollouts: RolloutBatch, position: int, **options: Any
 ) -> Generation:
@@ -520,6 +531,7 @@ POLICY_RULES: tuple[PolicyRule, ...] = (
     _gradients_reach_parameters,
     _score_has_no_dropout,
     _state_round_trips,
+    _policy_works_on_another_device,
 )
 CAPABILITY_RULES: dict[type, tuple[PolicyRule, ...]] = {
     SupportsResume: (_resume_reproduces_greedy_completions, _resume_puts_a_token_instead),

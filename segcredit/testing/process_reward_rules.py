@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segcredit.segmentation import Segmentation
-from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
+from segcredit.testing.checked_plugin import CheckedPlugin, Rule, inside, shuffled
 from segcredit.testing.rollouts import make_rollouts, pad_rollouts, segments_of_two
 from segcredit.types import RolloutBatch
 
@@ -140,6 +140,15 @@ def _process_reward_survives_short_rows(checked: CheckedPlugin) -> None:
     _reward(checked, make_rollouts(["1", "1", "1"], group_size=3), what="rows that are all alike")
 
 
+def _process_reward_works_on_another_device(checked: CheckedPlugin) -> None:
+    def of(device: torch.device) -> Tensor:
+        rollouts = _ragged().to(device)
+        cut = segments_of_two(rollouts)
+        return inside(checked.plugin.reward(rollouts, cut), cut.mask)
+
+    checked.require_same_elsewhere(of, "ragged rollouts")
+
+
 def _process_reward_pickles(checked: CheckedPlugin) -> None:
     again_BS = _reward(checked.unpickled(), _ragged())
     checked.require_same_unpickled(again_BS, _reward(checked, _ragged()), "process rewards")
@@ -153,5 +162,6 @@ PROCESS_REWARD_RULES: tuple[Rule, ...] = (
     _process_reward_ignores_spare_columns,
     _process_reward_respects_holes,
     _process_reward_survives_short_rows,
+    _process_reward_works_on_another_device,
     _process_reward_pickles,
 )

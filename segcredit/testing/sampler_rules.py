@@ -64,7 +64,7 @@ class _Trial:
         for row, ids in enumerate(found.ids[:8]):
             kept = _up_to_the_end(ids, params)
             logs_TV = (self.logits(row, kept, params)[:-1] / params.temperature).log_softmax(1)
-            wanted_T = logs_TV.gather(1, torch.tensor(kept)[:, None])[:, 0]
+            wanted_T = logs_TV.gather(1, ids.new_tensor(kept)[:, None])[:, 0]
             apart = float((found.logprobs[row, : len(kept)] - wanted_T).abs().max())
             if not apart <= 0.1:
                 self.checked.broke(
@@ -81,7 +81,8 @@ class _Trial:
         whole = torch.cat([prompt, prompt.new_tensor(ids)])[None]
         with torch.no_grad():
             logits_TV = self.model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 :]
-        return logits_TV.index_fill(1, torch.tensor(params.suppressed_ids).long(), -torch.inf)
+        suppressed = prompt.new_tensor(params.suppressed_ids, dtype=torch.long)
+        return logits_TV.index_fill(1, suppressed, -torch.inf)
 
     def of(self, rows: Tensor, left: int = 0) -> _Trial:
         """Returns the same with some of the prompts, and more padding with other ids in it."""
@@ -378,6 +379,21 @@ def _sampler_goes_on_from_a_cache(checked: CheckedPlugin) -> None:
     )
 
 
+def _sampler_works_on_another_device(checked: CheckedPlugin) -> None:
+    def drawn(device: torch.device) -> Tensor:
+        here = _trial(checked)
+        there = replace(
+            here,
+            model=here.model.to(device),
+            prompt_ids=here.prompt_ids.to(device),
+            prompt_mask=here.prompt_mask.to(device),
+        )
+        there.draw(_SAMPLED, "any prompts")  # other draws elsewhere, as the device's are
+        return there.draw(_GREEDY, "greedy decoding")
+
+    checked.require_same_elsewhere(drawn, "a model and prompts")
+
+
 def _sampler_pickles(checked: CheckedPlugin) -> None:
     ids_BT = _trial(checked).draw(_SAMPLED, "any prompts")
     again_BT = _trial(checked.unpickled()).draw(_SAMPLED, "any prompts")
@@ -397,5 +413,6 @@ SAMPLER_RULES: tuple[Rule, ...] = (
     _sampler_follows_its_generator,
     _sampler_never_takes_suppressed_ids,
     _sampler_goes_on_from_a_cache,
+    _sampler_works_on_another_device,
     _sampler_pickles,
 )

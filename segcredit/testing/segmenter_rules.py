@@ -7,6 +7,7 @@ from functools import partial
 from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from segcredit.segmentation import Segmentation
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
@@ -138,6 +139,13 @@ def _segmenter_survives_short_rows(checked: CheckedPlugin) -> None:
     _segment(checked, short(["a", "1"], holes={0: [0, 1]}), "a row of holes only")
 
 
+def _segmenter_works_on_another_device(checked: CheckedPlugin) -> None:
+    def cut(device: torch.device) -> Tensor:
+        return checked.plugin.segment(_ragged().to(device)).segment_ids
+
+    checked.require_same_elsewhere(cut, "ragged rollouts")
+
+
 def _segmenter_pickles(checked: CheckedPlugin) -> None:
     again = checked.unpickled()
     ids_BT = _segment(checked, _ragged()).segment_ids
@@ -190,6 +198,7 @@ SEGMENTER_RULES: tuple[Rule, ...] = (
     _segmenter_ignores_batch_order,
     _segmenter_ignores_padding,
     _segmenter_survives_short_rows,
+    _segmenter_works_on_another_device,
     _segmenter_pickles,
 )
 CAUSALITY: Rule = _segmenter_is_causal

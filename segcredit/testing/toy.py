@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Callable, Mapping, Sequence, Set
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,7 +91,8 @@ class ToyPolicy(nn.Module):
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "P Tp"], Bool[Tensor, "P Tp"]]:
         """Returns one token a prompt: its number."""
         numbers = [int(text) % self.prompts for text in texts]
-        ids_P1 = torch.tensor(numbers, dtype=torch.long)[:, None]
+        device = self.output.weight.device
+        ids_P1 = torch.tensor(numbers, dtype=torch.long, device=device)[:, None]
         return ids_P1, torch.ones_like(ids_P1, dtype=torch.bool)
 
     def encode_prompts(
@@ -104,10 +106,9 @@ class ToyPolicy(nn.Module):
     ) -> tuple[tuple[str, ...], Int[Tensor, "B T 2"]]:
         """Returns one character a token; masked tokens have none."""
         ends_BT = mask.long().cumsum(1)
-        texts = tuple(
-            "".join(SYMBOLS[token - 1] for token in map(int, row[keep]))
-            for row, keep in zip(ids, mask, strict=True)
-        )
+        kept_BT = ids.masked_fill(~mask, 0)
+        rows = cast("list[list[int]]", kept_BT.tolist())  # pyright: ignore[reportUnknownMemberType]
+        texts = tuple("".join(SYMBOLS[token - 1] for token in row if token) for row in rows)
         return texts, torch.stack([ends_BT - mask.long(), ends_BT], dim=2)
 
     def generate(
@@ -125,15 +126,11 @@ class ToyPolicy(nn.Module):
         columns: list[Tensor] = []
         for _ in range(width):
             shares_BV = self._next(prompt_ids[:, -1], numbers_B)
-            drawn_B = (
-                shares_BV.argmax(-1)
-                if params.greedy
-                else torch.multinomial(shares_BV, 1, generator=generator)[:, 0]
-            )
+            drawn_B = shares_BV.argmax(-1) if params.greedy else _drawn(shares_BV, generator)
             columns.append(drawn_B + 1)
             numbers_B = _COUNT * numbers_B + drawn_B + 1
         ids_BT = torch.stack(columns, dim=1)
-        cut_B = torch.full((rows,), width < self.length, dtype=torch.bool)
+        cut_B = torch.full_like(numbers_B, width < self.length, dtype=torch.bool)
         return Generation(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), cut_B)
 
     def resume(
@@ -156,15 +153,11 @@ class ToyPolicy(nn.Module):
             ids_NT.scatter_(1, positions_N[:, None] - 1, instead_N[:, None])
         for t in range(width):
             shares_NV = self._next(prompts_N, prefix_numbers(ids_NT, self.length)[:, t])
-            drawn_N = (
-                shares_NV.argmax(-1)
-                if params.greedy
-                else torch.multinomial(shares_NV, 1, generator=generator)[:, 0]
-            )
+            drawn_N = shares_NV.argmax(-1) if params.greedy else _drawn(shares_NV, generator)
             ids_NT[:, t] = torch.where(positions_N <= t, drawn_N + 1, ids_NT[:, t])
-        fresh_NT = torch.arange(width) >= positions_N[:, None]
+        fresh_NT = torch.arange(width, device=ids_NT.device) >= positions_N[:, None]
         order_NT = torch.argsort(~fresh_NT, dim=1, stable=True)
-        cut_N = torch.full((len(rows_N),), width < self.length, dtype=torch.bool)
+        cut_N = torch.full_like(prompts_N, width < self.length, dtype=torch.bool)
         return Generation(ids_NT.gather(1, order_NT), fresh_NT.gather(1, order_NT), cut_N)
 
     @torch.no_grad()
@@ -185,7 +178,7 @@ class ToyPolicy(nn.Module):
         repeated_NV = shares_NV.repeat_interleave(counts_BT[rows_N, columns_N], 0)
         if not len(repeated_NV):
             return taken_N1.new_empty(0)
-        return torch.multinomial(repeated_NV, 1, generator=generator)[:, 0] + 1
+        return _drawn(repeated_NV, generator) + 1
 
     @torch.no_grad()
     def logit_gradients(self, rollouts: RolloutBatch, *, micro_tokens: int) -> Float[Tensor, "B T"]:
@@ -210,8 +203,10 @@ class ToyPolicy(nn.Module):
 
     def enumerate(self, prompt: str = "0") -> RolloutBatch:
         """Returns every completion of a prompt, in the order of their ids; rewards are 0."""
-        digits_T = torch.arange(self.length - 1, -1, -1)
-        ids_CT = torch.arange(_COUNT**self.length)[:, None] // _COUNT**digits_T % _COUNT + 1
+        device = self.output.weight.device
+        digits_T = torch.arange(self.length - 1, -1, -1, device=device)
+        places_C1 = torch.arange(_COUNT**self.length, device=device)[:, None]
+        ids_CT = places_C1 // _COUNT**digits_T % _COUNT + 1
         return self.rollouts([prompt] * len(ids_CT), ids_CT)
 
     def rollouts(self, prompts: Sequence[str], ids_BT: Int[Tensor, "B T"]) -> RolloutBatch:
@@ -219,7 +214,7 @@ class ToyPolicy(nn.Module):
         prompt_ids, prompt_mask = self.encode(prompts)
         mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         texts, token_spans = self.decode(ids_BT, mask_BT)
-        blank_BT = torch.zeros(ids_BT.shape, dtype=self.output.weight.dtype)
+        blank_BT = torch.zeros_like(ids_BT, dtype=self.output.weight.dtype)
         rollouts = RolloutBatch(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
@@ -233,11 +228,17 @@ class ToyPolicy(nn.Module):
             token_spans=token_spans,
             rewards=blank_BT.sum(1),
             token_rewards=blank_BT,
-            truncated=torch.zeros(len(ids_BT), dtype=torch.bool),
+            truncated=torch.zeros_like(ids_BT[:, 0], dtype=torch.bool),
         )
         with torch.no_grad():
             scores = self(rollouts)
         return rollouts.replace(logprobs=scores.logprobs, entropies=scores.entropies)
+
+
+def _drawn(shares_NV: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws an index for each row of shares, on the generator's device."""
+    drawn_N1 = torch.multinomial(shares_NV.to(generator.device), 1, generator=generator)
+    return drawn_N1[:, 0].to(shares_NV.device)
 
 
 def toy_reward(prompt: str, text: str) -> float:
@@ -339,7 +340,7 @@ class ToySimulator:
         left_N = (self.policy.length - positions_N).clamp(min=0)
         return Continuations(
             rewards=reached_N[:, None].repeat(1, count),
-            truncated=torch.zeros(len(rows_N), count, dtype=torch.bool),
+            truncated=torch.zeros_like(rows_N, dtype=torch.bool)[:, None].repeat(1, count),
             tokens=int(left_N.sum()) * count,
         )
 
@@ -390,7 +391,8 @@ def toy_rollouts(
     rows = len(lengths)
     keys = [str(number) for number in range((rows + 1) // 2)]
     whole = simulator.sample(keys, 2).select(list(range(rows)))
-    exists_BT = torch.arange(simulator.policy.length) < torch.tensor(lengths)[:, None]
+    columns_T = torch.arange(simulator.policy.length)
+    exists_BT = (columns_T < torch.tensor(lengths)[:, None]).to(whole.action_mask.device)
     action_BT = exists_BT.clone()
     if hole:
         action_BT[0, 1] = False
@@ -405,5 +407,5 @@ def toy_rollouts(
         reference_logprobs=whole.logprobs - 0.1,
         reference_entropies=whole.entropies + 0.1,
         reference_hidden=simulator.policy(whole).hidden.detach() + 0.1,
-        others_reward=torch.arange(rows, dtype=whole.rewards.dtype) / rows,
+        others_reward=torch.arange(rows).to(whole.rewards) / rows,
     )

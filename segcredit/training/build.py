@@ -231,7 +231,15 @@ def started_processes(config: RunConfig) -> Processes:
     Raises:
         ConfigError: the config asks for another number.
     """
-    return Processes.started(config.train.processes, cpu=config.train.device == "cpu")
+    processes = Processes.started(config.train.processes, cpu=config.train.device == "cpu")
+    if config.train.device == "cuda" and processes.device.type != "cuda":
+        raise ConfigError(
+            f"train.device is 'cuda', but torch {torch.__version__} finds no CUDA here; expected a"
+            " device of NVIDIA or AMD with its driver. Usually the CPU's build of torch is"
+            " installed, or CUDA_VISIBLE_DEVICES hides the device. Install torch with CUDA, or set"
+            " train.device to 'auto' or 'cpu'."
+        )
+    return processes
 
 
 def _require_prompts(config: RunConfig, processes: Processes) -> None:

@@ -56,6 +56,10 @@ def plain(ratio: Tensor, advantages: Tensor) -> Bounded:
     return Bounded(-advantages * ratio)
 
 
+def on_the_cpu(ratio: Tensor, advantages: Tensor) -> Bounded:
+    return Bounded(-advantages * ratio * torch.ones(ratio.shape))
+
+
 class Average(Ratio):
     def __init__(self, average: Any) -> None:
         self.one = average
@@ -94,16 +98,19 @@ WRONG = [
     (Loss(unsigned), "the slope by a token's log-prob is minus its advantage"),
     (Loss(bare), "its call returned Tensor; expected Bounded"),
     (Loss(mean), "the loss of its call returned shape (); expected (5, 8)"),
+    (Loss(on_the_cpu), "token ratios on another device than the CPU"),
     (Loss(plain, named=True), "on pickling"),
     (Average(lambda x, m, s: x + 1), "the ratio is 1 under the policy that sampled"),
     (Average(lambda x, m, s: x.mean(1, keepdim=True).expand_as(x)), "neither on padding nor"),
     (Average(lambda x, m, s: x - x.sum()), "neither on padding nor"),
     (Average(lambda x, m, s: s.reduce(x, "mean")), "average gives a log-ratio for each token"),
+    (Average(lambda x, m, s: x * torch.ones(x.shape)), "ragged rows on another device"),
     (Factors(lambda x, m: x.exp().sum(1)), "its call gives a factor for each token"),
     (Factors(lambda x, m: x.double().exp() ** 99), "factors are finite for every ratio"),
     (Factors(lambda x, m: 0.5 * x.clamp(max=0.0).exp()), "where sampler and trainer agree"),
     (Factors(lambda x, m: 1 + x.clamp(-9, 9)), "factors are at least 0"),
     (Factors(lambda x, m: (x - x.mean()).clamp(-9, 9).exp()), "neither on padding nor"),
+    (Factors(lambda x, m: weights(x.cpu(), m)), "on the device of what it is given"),
     (Factors(weights, named=True), "on pickling"),
     (Sum(lambda x, c: x.sum() / len(x)), "what the pieces of a minibatch add"),
     (Sum(lambda x, c: x.sum(), lambda c: c.mean()), "what the pieces of a minibatch add"),
@@ -111,6 +118,7 @@ WRONG = [
     (Sum(lambda x, c: x.sum() + c.sum()), "a numerator three times as large"),
     (Sum(lambda x, c: x.sum() / x.shape[1]), "columns that count nothing are not read"),
     (Sum(lambda x, c: (x.sum(1) / c.sum(1)).sum()), "numerator and denominator are finite"),
+    (Sum(lambda x, c: x.sum(), lambda c: c.cpu().sum()), "ragged rows on another device"),
     (Sum(lambda x, c: x.sum(1)), "raised RuntimeError on ragged rows"),
 ]
 

@@ -152,6 +152,12 @@ class PlainAttribute(Changed):
         return hidden * self.scale
 
 
+class CPUPrompts(ToyPolicy):
+    def encode_prompts(self, prompts, *, room=0):
+        ids, mask, extras = super().encode_prompts(prompts, room=room)
+        return ids.cpu(), mask.cpu(), extras
+
+
 class CountsNewTokens(ToyPolicy):
     def resume(self, rollouts, rows_N, positions_N, **options):
         return super().resume(rollouts, rows_N, (positions_N - 1).clamp(min=0), **options)
@@ -190,6 +196,7 @@ WRONG = [
     (Detached, "gradients_reach_parameters", "gradients of the score"),
     (Dropout, "score_has_no_dropout", "in training mode"),
     (PlainAttribute, "state_round_trips", "holds the whole state"),
+    (CPUPrompts, "policy_works_on_another_device", "the policy on another device than the CPU"),
     (CountsNewTokens, "resume_reproduces_greedy_completions", "goes on as it did"),
     (ForgetsInstead, "resume_puts_a_token_instead", "in the place of the token before"),
     (SameToken, "alternatives_are_other_tokens", "as many other tokens"),

@@ -51,6 +51,7 @@ def test_the_rules_have_names() -> None:
         "process_reward_ignores_spare_columns",
         "process_reward_respects_holes",
         "process_reward_survives_short_rows",
+        "process_reward_works_on_another_device",
         "process_reward_pickles",
     ]
 
@@ -132,6 +133,11 @@ class NoEmptyRows(ProcessReward):
         return torch.zeros(segmentation.mask.shape)
 
 
+class CPUZeros(ProcessReward):
+    def reward(self, rollouts, segmentation):
+        return torch.zeros(segmentation.mask.shape)
+
+
 class LocalLambda(ProcessReward):
     def __init__(self) -> None:
         self.rule = lambda mask: mask.float()
@@ -153,6 +159,7 @@ WRONG = [
     (TableMean(), "process_reward_ignores_spare_columns", "columns without segments are not"),
     (Product(), "process_reward_respects_holes", "on tokens that are no actions"),
     (NoEmptyRows(), "process_reward_survives_short_rows", "on completions of width 0"),
+    (CPUZeros(), "process_reward_works_on_another_device", "the device of what it is given"),
     (LocalLambda(), "process_reward_pickles", "on pickling"),
 ]
 

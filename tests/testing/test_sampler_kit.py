@@ -21,13 +21,13 @@ class Plain(Sampler):
 
     def sample(self, model, prompt_ids, prompt_mask, *, params, pad_id, generator, **_):
         ids, mask, logprobs = prompt_ids, prompt_mask, []
-        ended = torch.zeros(len(ids), dtype=torch.bool)
+        ended = torch.zeros_like(ids[:, 0], dtype=torch.bool)
         with torch.no_grad():
             for step in range(params.max_new_tokens):
                 logits = self.logits(model, ids, mask, params, step)
                 drawn = self.draw(logits, params, generator, step)
                 logprobs.append(logits.log_softmax(1).gather(1, drawn[:, None])[:, 0])
-                ended |= torch.isin(drawn, torch.tensor(params.stop_ids))
+                ended |= torch.isin(drawn, drawn.new_tensor(params.stop_ids))
                 ids = torch.cat([ids, drawn[:, None]], 1)
                 mask = pad(mask, (0, 1), value=1)
                 if params.ended is not None:
@@ -37,18 +37,20 @@ class Plain(Sampler):
         return self.result(ids[:, prompt_ids.shape[1] :], torch.stack(logprobs, 1), prompt_ids)
 
     def told(self, ended, ids, width) -> Tensor:
-        return ended(ids[:, width:], torch.arange(len(ids)))
+        return ended(ids[:, width:], torch.arange(len(ids), device=ids.device))
 
     def logits(self, model, ids, mask, params, step) -> Tensor:
         places = (mask.long().cumsum(1) - 1).clamp(min=0)
         logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=places).logits
-        logits = logits[:, -1].index_fill(1, torch.tensor(params.suppressed_ids).long(), -torch.inf)
+        suppressed = ids.new_tensor(params.suppressed_ids, dtype=torch.long)
+        logits = logits[:, -1].index_fill(1, suppressed, -torch.inf)
         return logits / params.temperature
 
     def draw(self, logits, params, generator, step) -> Tensor:
         if params.greedy:
             return logits.argmax(1)
-        return torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+        shares = logits.softmax(1).to(generator.device)
+        return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
 
     def result(self, ids, logprobs, prompt_ids) -> Any:
         return SampledTokens(ids, logprobs)
@@ -171,6 +173,13 @@ class ReadsTwice(Plain):
         return super().sample(model, prompt_ids, prompt_mask, **options)
 
 
+class DrawsInPlace(Plain):
+    """Draws on the model's device, with a generator that is elsewhere."""
+
+    def draw(self, logits, params, generator, step) -> Tensor:
+        return torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+
+
 class LocalLambda(Plain):
     def __init__(self) -> None:
         self.rule = lambda logits: logits
@@ -196,6 +205,7 @@ WRONG = [
     (Lowers(), "sampler_never_takes_suppressed_ids", "suppressed ids"),
     (IgnoresThemInGreedy(), "sampler_never_takes_suppressed_ids", "in greedy decoding too"),
     (ReadsTwice(), "sampler_goes_on_from_a_cache", "keys and values changes no token"),
+    (DrawsInPlace(), "sampler_works_on_another_device", "the generator is the CPU's"),
     (LocalLambda(), "sampler_pickles", "on pickling"),
 ]
 

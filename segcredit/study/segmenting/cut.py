@@ -123,11 +123,10 @@ def load_policy(policy: str, task: str | None = None) -> Policy:
         temperature=base["rollouts"]["temperature"],
         seed=0,
     )
-    from accelerate import (
-        Accelerator,  # transformers with it: seconds that plain text does not need
-    )
+    # Accelerate with it: seconds that plain text does not need.
+    from segcredit.training.distributed.processes import Processes
 
-    return cast(Policy, loaded.to(Accelerator().device))
+    return cast(Policy, loaded.to(Processes.started().device))
 
 
 def segment(text: str, segmenter: str | Mapping[str, Any] | Segmenter = "newline") -> list[str]:

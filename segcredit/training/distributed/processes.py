@@ -63,8 +63,9 @@ class Processes:
 
         # As the launcher left it: Accelerate writes there too.
         launched = dict(os.environ)
+        accelerator = None if cpu else _accelerator()
         # Without being told so, it does not join processes that compute on CPUs.
-        state = PartialState(cpu=cpu or not torch.accelerator.is_available())
+        state = PartialState(cpu=accelerator is None)
         count = int(state.num_processes)
         _require_launched(launched, count)
         if asked is not None and asked != count:
@@ -74,8 +75,10 @@ class Processes:
                 f" it was told. Start it with: torchrun --nproc_per_node {asked} -m segcredit"
                 " train ..., or leave train.processes out."
             )
-        found = cast(torch.device, state.device)
-        device = CPU if cpu or found.type == "cpu" else found
+        # Accelerate keeps the first device that this program asked for, which with several
+        # processes is the one of this process.
+        found = accelerator or CPU
+        device = cast(torch.device, state.device) if accelerator and count > 1 else found
         # Addresses are gathered by an object that has none yet.
         alone = cls(int(state.process_index), count, device)
         return cls(alone.rank, count, device, tuple(alone.gather(_address())))
@@ -268,6 +271,17 @@ class Processes:
                 return gone
             time.sleep(0.05)  # the launcher has not yet seen that its child is dead
         return []
+
+
+def _accelerator() -> torch.device | None:
+    """Returns the accelerator to compute on; None without one.
+
+    Apple's MPS is left alone: it has no float64, in which probabilities and ranks are summed.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "mps":
+        return None
+    return torch.device(found.type, torch.accelerator.current_device_index())
 
 
 def _require_launched(environment: Mapping[str, str], count: int) -> None:

@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries clean
+.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries gpu-check clean
 
 install: .venv/installed
 
@@ -60,6 +60,12 @@ bench: install
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/scoring.py
+
+# On a bare machine with a GPU: installs what it needs, in under eight minutes prints one table.
+DEVICE ?= cuda
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --device $(DEVICE)
 
 # Writes the boundary model that ships with the package again; the same bytes' worth of weights each time.
 boundaries: install

@@ -5,9 +5,9 @@
     python benchmarks/gpu_check.py --model FOLDER --parts steps-lean credit-share
 
 It takes the first Python that has all it needs (the one that runs it, then .venv's), or makes an
-environment of its own under ``--output``, where every part leaves a log. Each part is a process: one
-that fails, hangs or spoils the device leaves the others alone. After ``--limit`` seconds no part is
-begun. Exits with 1 where a part failed, or was not come to.
+environment of its own under ``--output``, where every part leaves a log. Each part is a process:
+one that fails, hangs or spoils the device leaves the others alone. After ``--limit`` seconds no
+part is begun. Exits with 1 where a part failed, or was not come to.
 
 Parts that are tests compare the device with the CPU. ``credit-share`` times segmentation,
 advantages and loss beside the policy's passes over the same tokens, forward and backward; sampling
@@ -222,9 +222,8 @@ def steps(options: argparse.Namespace, sampler: str) -> str:
 
 def credit_share(options: argparse.Namespace) -> str:
     """Credit and loss beside the policy's passes over as many tokens."""
-    import torch
-
     from credit_step import batch, credit, surrogate
+
     from segcredit import load_config
     from segcredit.training.build import build
     from segcredit.training.rollouts.completions import micro_batches
@@ -263,7 +262,6 @@ def credit_share(options: argparse.Namespace) -> str:
     )
     if options.device == "cuda" and share >= 0.01:
         raise SystemExit(f"goal below 1 % missed: {told}")
-    del torch
     return told
 
 
@@ -443,9 +441,12 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         memory = "" if row.peak is None else f"{row.peak:.2f}"
         cells.append((row.part, f"{row.state}: {row.told}", f"{row.seconds:.1f}", memory))
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    form = "{:<%d}  {:<%d}  {:>%d}  {:>%d}" % tuple(widths)
-    return "\n".join(form.format(*row).rstrip() for row in cells)
+    wide = [max(len(row[column]) for row in cells) for column in range(4)]
+    lines = [
+        f"{part:<{wide[0]}}  {told:<{wide[1]}}  {seconds:>{wide[2]}}  {memory:>{wide[3]}}"
+        for part, told, seconds, memory in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def check(options: argparse.Namespace, parts: Sequence[Part]) -> int:

@@ -31,7 +31,12 @@ class RowTable:
     def select(self: Rows, rows: Shaped[Tensor, "N"] | Sequence[int]) -> Rows:
         """Returns the given rows, in the order given; the other axes keep their widths."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        taken = {f.name: _take(getattr(self, f.name), index) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        # Read from the device once, whatever the number of fields, and not at all without tuples.
+        places: list[int] = []
+        if tuple in map(type, fields.values()):
+            places = index.cpu().numpy().tolist()
+        taken = {name: _take(value, index, places) for name, value in fields.items()}
         return type(self)(**taken)
 
     def to(self: Rows, device: torch.device) -> Rows:
@@ -331,13 +336,12 @@ def _fill_node_ids(owner: RolloutBatch | SegmentValues, like: Tensor) -> None:
         object.__setattr__(owner, "node_ids", different)
 
 
-def _take(value: Any, index: Tensor) -> Any:
-    """Takes rows of a tensor or of a tuple; what has no rows stays."""
+def _take(value: Any, index: Tensor, places: list[int]) -> Any:
+    """Takes rows of a tensor, or of a tuple at the same places; what has no rows stays."""
     if isinstance(value, Tensor):
         return value[index.to(value.device)]
     if isinstance(value, tuple) and value:
-        rows: list[int] = index.cpu().numpy().tolist()
-        return tuple(cast(tuple[Any, ...], value)[row] for row in rows)
+        return tuple(cast(tuple[Any, ...], value)[row] for row in places)
     return cast(Any, value)
 
 

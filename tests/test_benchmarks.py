@@ -14,6 +14,7 @@ SMALLEST = {
     "boundaries.py": TEXTS,
     "credit_step.py": "--seconds 0",
     "files_of_a_step.py": "grpo",
+    "gpu_check.py": "--device cpu --output gpu-check --limit 1100 --patience 9",
     "loop_vs_trl.py": "--steps 2 --prompts 2 --completions 2 --tokens 4 --letters 4",
     "read_runs.py": "--runs 2 --steps 3 --segments 2 --repeats 1",
     "sampling.py": "--rounds 1 --rows 2 --group 1",

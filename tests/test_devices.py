@@ -37,10 +37,12 @@ from test_every_method import REDUCED
 TINY = [
     *SMALL,
     "policy.steps=5",
-    "rollouts.max_new_tokens=10",
-    "rollouts.overlong_buffer=9",  # rewards that differ, of a policy that knows nothing
+    "rollouts.prompts=2",
+    "rollouts.max_new_tokens=8",
+    "rollouts.overlong_buffer=7",  # rewards that differ, of a policy that knows nothing
     "evaluate.prompts=2",
     "train.steps=1",
+    "train.epochs=1",
     "train.value.pretraining.completions=16",
     "train.value.pretraining.epochs=1",
 ]
@@ -113,6 +115,7 @@ def test_a_step_of_every_critic_is_that_of_the_cpu(options: list[str]) -> None:
     require_step_of_the_cpu("vapo", [*LEAN, *options])
 
 
+@pytest.mark.slow
 def test_a_step_in_bfloat16(tmp_path: Path) -> None:
     """The weights are there in bfloat16, and move by masters that are there in float32."""
     folder = tiny_checkpoint(tmp_path / "model")

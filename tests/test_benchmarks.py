@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,26 @@ def test_a_benchmark_runs_and_prints_numbers(name: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert any(letter.isdigit() for letter in done.stdout)
+
+
+@pytest.mark.slow
+def test_parts_of_the_gpu_check_that_fail_or_hang_leave_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import gpu_check
+    from gpu_check import Part
+
+    broken = Part("broken", 300, ("tests/there_is_none.py",))
+    options = Namespace(
+        device="cpu", model=None, server=None, output=tmp_path, limit=900, patience=1
+    )
+    assert gpu_check.check(options, [Part("train", 1), broken, Part("machine", 300)]) == 1
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert list(rows) == ["part", "install", "train", "broken", "machine"]
+    assert "failed: took too long" in rows["train"]
+    assert "failed: pytest ended with" in rows["broken"]
+    assert "passed: torch" in rows["machine"]
+    options.limit = 0
+    assert gpu_check.check(options, [Part("machine", 300)]) == 1
+    assert "failed: no time was left" in capsys.readouterr().out

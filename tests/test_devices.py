@@ -92,16 +92,15 @@ def require_step_of_the_cpu(method: str, changes: Sequence[str]) -> dict[str, fl
 
 
 @pytest.mark.parametrize(
-    ("method", "changes", "learns"),
+    ("method", "changes"),
     [
-        ("vapo", [*LEAN, *READER], True),
-        ("vineppo", LEAN, True),
-        ("spo_tree", [*LEAN, "rollouts.branches=[2,2]"], False),  # the tree sees no penalty
+        ("vapo", [*LEAN, *READER]),
+        ("vineppo", LEAN),
+        ("spo_tree", [*LEAN, "rollouts.branches=[2,2]"]),
     ],
 )
-def test_a_step_is_that_of_the_cpu(method: str, changes: list[str], learns: bool) -> None:
-    found = require_step_of_the_cpu(method, changes)
-    assert (found["gradient_norm"] > 0) == learns
+def test_a_step_is_that_of_the_cpu(method: str, changes: list[str]) -> None:
+    assert require_step_of_the_cpu(method, changes)["gradient_norm"] > 0
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def model_folder(options: argparse.Namespace, sizes: Sizes) -> Path:
     texts = ["<end>", "<pad>", *string.printable]
     texts += [f"<{number}>" for number in range(len(texts), count)]
     plain = Tokenizer(models.WordLevel({text: n for n, text in enumerate(texts)}, unk_token="?"))
-    plain.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+    plain.pre_tokenizer = pre_tokenizers.Split(Regex("(?m:.)"), "isolated")
     plain.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, eos_token="<end>", pad_token="<pad>", unk_token="?"

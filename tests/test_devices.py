@@ -213,6 +213,52 @@ def test_a_device_without_float64_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     assert Processes.started().device == CPU
 
 
+REFUSED = {
+    "two devices": lambda x: x + torch.ones(3),
+    "an index there of a tensor here": lambda x: torch.ones(3)[x.long()],
+    "a generator of the CPU": lambda x: x.bernoulli_(0.5, generator=torch.default_generator),
+    "a matrix product of integers": lambda x: x.long() @ x.long(),
+    "NumPy": lambda x: x.numpy(),
+}
+ALLOWED = {
+    "a number of the CPU": lambda x: x * torch.tensor(2.0),
+    "an index here of a tensor there": lambda x: x[torch.tensor([0, 1])],
+    "a copy": lambda x: x + torch.ones(3).to(x),
+    "a copy in place": lambda x: x.clone().copy_(torch.ones(3)),
+    "a tensor like it": lambda x: torch.where(x > 0, x, x.new_zeros(3)).cumsum(0),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_another_device_refuses(case: str) -> None:
+    with other_device() as device:
+        x = torch.ones(3, device=device)
+        with pytest.raises((RuntimeError, TypeError)):
+            REFUSED[case](x)
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_what_another_device_allows(case: str) -> None:
+    with other_device() as device:
+        found = ALLOWED[case](torch.ones(3, device=device))
+        assert found.device == device
+        assert found.tolist() == ALLOWED[case](torch.ones(3)).tolist()
+
+
+def test_waits_are_told_by_their_lines() -> None:
+    with PretendedDevice() as mode:
+        x = torch.ones(3, device=PRETENDED)
+        assert bool((x * 2).sum() > 1)
+        x[x > 0] += 1
+        y = x.cpu()
+    assert y.tolist() == [2.0, 2.0, 2.0]
+    operations = ["_local_scalar_dense", "index.Tensor", "index_put_", "_to_copy"]
+    assert len(mode.waits) == len(operations)
+    for wait, operation in zip(mode.waits, operations, strict=True):
+        assert wait.startswith(f"{__file__}:")
+        assert operation in wait
+
+
 def test_credit_and_loss_wait_for_the_device_once_for_the_width() -> None:
     """What ``segmentation`` promises: only building segments reads from the device."""
     with PretendedDevice() as mode:

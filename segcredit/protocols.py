@@ -13,11 +13,11 @@ import itertools
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -500,6 +500,9 @@ class Policy(Protocol):
     hidden_size: int
     temperature: float
     """Divides the logits in sampling and scoring alike."""
+    samples_in_process: bool = True
+    """Whether ``generate`` and ``resume`` run the network itself, rather than an engine's copy of
+    it. Only then are sharded parameters gathered for them."""
 
     @abstractmethod
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:
@@ -552,8 +555,8 @@ class Policy(Protocol):
     def sync(self) -> None:
         """Tells the sampler that the weights have changed; nothing to do for one in this process.
 
-        Called after each step's update, and after a checkpoint was restored, on every process,
-        while it holds all weights.
+        Called after each step's update, and after a checkpoint was restored, on every process;
+        where it samples in the process, while all weights are gathered.
         """
 
 
@@ -679,6 +682,11 @@ class PolicySource(Protocol):
 class Sampler(Protocol):
     """The engine under a policy: token ids in, token ids out."""
 
+    in_process: ClassVar[bool] = True
+    """Whether it runs the model that it is given. False for an engine that has weights of its own:
+    ``sample`` then gets no cache, and where parameters are sharded over processes they are not
+    gathered for it."""
+
     @abstractmethod
     def sample(
         self,
@@ -708,9 +716,27 @@ class Sampler(Protocol):
     def sync(self, model: nn.Module) -> None:
         """Takes over the model's weights, which have changed; nothing to do in the same process.
 
+        Called on every process of a run, which may all have one engine between them. No process
+        samples before all calls have returned.
+
         Args:
-            model: the one that ``sample`` is given.
+            model: the one that ``sample`` is given; an engine of its own takes the weights by
+                ``whole_weights(model)``.
         """
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields the entries of a model's state dict, each whole, for ``Sampler.sync`` of an engine.
+
+    Where parameters are sharded over processes, each is gathered as it is asked for, so that no
+    process holds more than one. Every process must therefore take all of them, also one that
+    sends nothing to the engine.
+    """
+    from torch.distributed.tensor import DTensor  # here: it takes two seconds to load
+
+    for name, x in model.state_dict().items():
+        yield name, x.full_tensor() if isinstance(x, DTensor) else x
 
 
 @runtime_checkable

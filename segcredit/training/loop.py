@@ -35,7 +35,6 @@ from segcredit.records import checkpoint
 from segcredit.records.recovery import damage, last_good_state
 from segcredit.records.run_directory import Records, RunRecords, SilentRecords
 from segcredit.records.run_lock import run_lock
-from segcredit.records.schemas import TableName
 from segcredit.records.trackers import tracking
 from segcredit.registry import plugin_fault
 from segcredit.rng import stream
@@ -159,7 +158,7 @@ def _iterate(
             if processes.first:
                 _warn_of_large_credit(row, before)
             due = step % config.record.every == 0 or step == config.train.steps
-            found = _tables(run, batch, step) if due else {}
+            found = tables(run, batch, step) if due else {}
             # On every process, since shards are gathered; process 0 then writes it alone.
             state = _state(run, row)
             with processes.error_barrier():
@@ -272,22 +271,16 @@ def _warn_of_large_credit(row: Row, before: Row) -> None:
 
 
 def _evaluation(run: Run, step: int) -> Row:
-    with run.whole():
-        return evaluate(
-            run.actor,
-            run.task,
-            run.held_out,
-            max_new_tokens=run.config.rollouts.max_new_tokens,
-            stop=run.config.rollouts.stop,
-            generator=stream(run.config.seed, run.processes.named("evaluation"), step),
-            completions=run.config.evaluate.completions,
-            processes=run.processes,
-        )
-
-
-def _tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Any]:
-    with run.whole():
-        return tables(run, batch, step)
+    return evaluate(
+        run.actor,
+        run.task,
+        run.held_out,
+        max_new_tokens=run.config.rollouts.max_new_tokens,
+        stop=run.config.rollouts.stop,
+        generator=stream(run.config.seed, run.processes.named("evaluation"), step),
+        completions=run.config.evaluate.completions,
+        processes=run.processes,
+    )
 
 
 def _state(run: Run, row: Row) -> dict[str, Any] | None:
@@ -327,8 +320,7 @@ def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
         return None
     with checkpoint.fitting(records.checkpoints):
         run.policy.load_state_dict(state["policy"])
-        with run.whole():
-            run.actor.sync()
+        run.sync()
         run.state.load_state_dict(state["estimator"])
         run.prompts.load_state_dict(state["prompts"])
         run.further_prompts.load_state_dict(state["further_prompts"])

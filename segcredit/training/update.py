@@ -88,8 +88,7 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
         for rows in minibatches(run, len(batch.rollouts), pieces, f"minibatches/{epoch}", step):
             train_minibatch(run, batch, rows, meter, step, policy=train_policy, value=train_value)
     if policy:
-        with run.whole():
-            run.actor.sync()
+        run.sync()
     _update_estimator(run, batch)
     if policy:
         run.policy.next_rate()
@@ -152,7 +151,7 @@ def _update_estimator(run: Run, batch: TrainingBatch) -> None:
         rollouts = all_rows(run.processes, rollouts)
     name, estimator = run.config.estimator["name"], run.method.estimator
     rollouts = readable(rollouts, estimator.reads)
-    with run.whole(), torch.no_grad(), blame("estimator", name, estimator):
+    with torch.no_grad(), blame("estimator", name, estimator):
         simulator = SharedSimulator(batch.simulator, run.processes)
         estimator.update(run.state.module, rollouts, simulator)
 

@@ -61,11 +61,6 @@ def sample(run: Run, step: int) -> Sampled:
         PluginError: a plug-in raised, or returned what does not fit; names it.
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    with run.whole():
-        return _sampled(run, step)
-
-
-def _sampled(run: Run, step: int) -> Sampled:
     (found, tokens), rounds = _draw(run, step, 0), 1
     if run.config.rollouts.dynamic_sampling:
         found, tokens, rounds = _dynamic_sampling(run, step, found, tokens)
@@ -95,7 +90,8 @@ def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
     The policy does not change before that pass, which need then not be made again.
     """
     train = run.config.train
-    # Not where parameters are sharded: a training pass gathers them, and they are whole here.
+    # Not where parameters are sharded: all processes must train with as many passes, and score
+    # with different numbers of them.
     once = trained and train.epochs == train.minibatches == 1 and not run.sharded
     if once and len(list(micro_batches(rollouts.action_mask, train.micro_tokens))) == 1:
         return run.policy.module(rollouts)

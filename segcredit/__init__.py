@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from segcredit.objective.returns import Clock as Clock
     from segcredit.objective.returns import explained_variance as explained_variance
     from segcredit.objective.returns import lambda_returns as lambda_returns
+    from segcredit.objective.sampler_correction import Correction as Correction
     from segcredit.protocols import AdvantageScheme as AdvantageScheme
     from segcredit.protocols import Policy as Policy
     from segcredit.protocols import PolicySource as PolicySource
@@ -77,7 +78,7 @@ _HOMES = {
         "explained_variance",
         "lambda_returns",
     ),
-    "segcredit.objective": ("Aggregation", "Bound", "Bounded", "Ratio"),
+    "segcredit.objective": ("Aggregation", "Bound", "Bounded", "Correction", "Ratio"),
     "segcredit.errors": (
         "BusyError",
         "ConfigError",

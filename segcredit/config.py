@@ -57,26 +57,27 @@ def _as_table(value: object) -> object:
 Plugin = Annotated[dict[str, Any], BeforeValidator(_as_table)]
 """A plug-in: a bare name, or a table of ``name`` and the plug-in's options."""
 
-NO_RATIO = "none"
-"""The absence of an importance ratio, as a config writes it: TOML has no None."""
+NONE = "none"
+"""The absence of a plug-in, as a config writes it: TOML has no None."""
 
 
-def _as_ratio(value: object) -> object:
-    if value is None or value == NO_RATIO or value == {"name": NO_RATIO}:
+def _as_optional(value: object) -> object:
+    if value is None or value == NONE or value == {"name": NONE}:
         return None
     table = _as_table(value)
-    if isinstance(table, Mapping) and table["name"] == NO_RATIO:
-        raise ValueError(f"{NO_RATIO!r} is the absence of a ratio and has no options")
+    if isinstance(table, Mapping) and table["name"] == NONE:
+        raise ValueError(f"{NONE!r} is the absence of a plug-in and has no options")
     return cast(object, table)
 
 
-def _as_written(ratio: dict[str, Any] | None) -> dict[str, Any] | str:
-    return NO_RATIO if ratio is None else ratio
+def _as_written(plugin: dict[str, Any] | None) -> dict[str, Any] | str:
+    return NONE if plugin is None else plugin
 
 
-RatioTable = Annotated[
-    dict[str, Any] | None, BeforeValidator(_as_ratio), PlainSerializer(_as_written)
+OptionalPlugin = Annotated[
+    dict[str, Any] | None, BeforeValidator(_as_optional), PlainSerializer(_as_written)
 ]
+"""A plug-in, or ``none``."""
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -180,10 +181,13 @@ class RolloutsConfig(_Section):
 class LossConfig(_Section):
     """The policy's objective, see ``segcredit.objective.policy_loss.surrogate_loss``."""
 
-    ratio: RatioTable
+    ratio: OptionalPlugin
     """The level of the importance ratio; ``none`` is REINFORCE, with neither ratio nor bound."""
     bound: Plugin | None = None
     """The bound of the ratio; None with ``ratio = "none"`` alone."""
+    correction: OptionalPlugin = None
+    """Factors of tokens' losses where the sampler's log-probs are not the policy's own: an engine
+    that rounds in other ways, or is an update behind. ``none``: no factor."""
     tokens: Literal["all", "low_probability", "high_entropy"]
     """The action tokens that the loss is taken over."""
     probability_below: Share
@@ -567,7 +571,7 @@ def lay_over_preset(layer: Mapping[str, Any]) -> dict[str, Any]:
 def _without_unused_bound(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values without a bound that lies below a layer without a ratio."""
     loss, own = values["loss"], layer.get("loss", {})
-    if isinstance(own, Mapping) and "bound" not in own and loss.get("ratio") == NO_RATIO:
+    if isinstance(own, Mapping) and "bound" not in own and loss.get("ratio") == NONE:
         del loss["bound"]
     return values
 

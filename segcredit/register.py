@@ -47,6 +47,7 @@ sampler = _decorator(registry.samplers)
 process_reward = _decorator(registry.process_rewards)
 ratio = _decorator(registry.ratios)
 bound = _decorator(registry.bounds)
+correction = _decorator(registry.corrections)
 aggregation = _decorator(registry.aggregations)
 
 

@@ -37,7 +37,7 @@ from segcredit.errors import (
 
 # The protocols import torch, which a list of names does not wait for.
 if TYPE_CHECKING:
-    from segcredit.objective import Aggregation, Bound, Ratio
+    from segcredit.objective import Aggregation, Bound, Correction, Ratio
     from segcredit.protocols import (
         AdvantageScheme,
         PolicySource,
@@ -364,8 +364,8 @@ def _require_bounded(value: Any) -> None:
     for number in cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise ValueError("expected a whole number of at most 63 bits")
-        if isinstance(number, float) and abs(number) > 1e30:
-            raise ValueError("expected a number between -1e30 and 1e30")
+        if isinstance(number, float) and abs(number) > 1e18:  # a whole number may come as a float
+            raise ValueError("expected a number between -1e18 and 1e18")
 
 
 def _listed(names: Any) -> str:
@@ -500,6 +500,9 @@ process_rewards: Registry[ProcessReward] = Registry(
 )
 ratios: Registry[Ratio] = Registry("importance ratio", "segcredit.ratios", "Ratio")
 bounds: Registry[Bound] = Registry("bound", "segcredit.bounds", "Bound")
+corrections: Registry[Correction] = Registry(
+    "correction of the sampler", "segcredit.corrections", "Correction"
+)
 aggregations: Registry[Aggregation] = Registry(
     "aggregation", "segcredit.aggregations", "Aggregation"
 )
@@ -513,6 +516,7 @@ ALL: dict[str, Registry[Any]] = {
     "process_rewards": process_rewards,
     "ratios": ratios,
     "bounds": bounds,
+    "corrections": corrections,
     "aggregations": aggregations,
 }
 PATHS: dict[str, Registry[Any]] = {
@@ -526,6 +530,7 @@ PATHS: dict[str, Registry[Any]] = {
     "loss.ratio": ratios,
     "loss.ratio_segmenter": segmenters,
     "loss.bound": bounds,
+    "loss.correction": corrections,
     "loss.aggregate": aggregations,
     "train.value.aggregate": aggregations,
 }

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from segcredit import objective, old_keys
-from segcredit.objective import Aggregation, Importance, Reinforce
+from segcredit.objective import Aggregation, Corrected, Importance, Reinforce, Surrogate
 
 AGGREGATIONS: dict[str, type[Aggregation]] = {
     "token_mean": objective.TokenMean,
@@ -64,7 +64,9 @@ def surrogate_loss(*tensors: Any, **options: Any) -> tuple[Tensor, dict[str, Ten
         "segment": lambda: objective.SegmentRatio(gradient),
         "sequence": lambda: objective.SequenceRatio(gradient),
     }
-    surrogate = Reinforce() if level == "none" else Importance(ratios[level](), bound)
+    surrogate: Surrogate = Reinforce() if level == "none" else Importance(ratios[level](), bound)
+    if (factors := options.pop("corrections", None)) is not None:
+        surrogate = Corrected(surrogate, factors)
     aggregation = aggregation_of(mode, length)
     return objective.surrogate_loss(
         *tensors, surrogate=surrogate, aggregation=aggregation, **options

@@ -15,7 +15,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from segcredit.types import SamplingParams
+from segcredit.policy.samplers.lean import Lean
+from segcredit.types import SampledTokens, SamplingParams
 
 SIZES: dict[str, Any] = {
     "vocab_size": 30,
@@ -92,3 +93,12 @@ def up_to_the_end(ids_BT: Tensor, ends: tuple[int, ...] = ENDS) -> list[list[int
         places = [place for place, token in enumerate(row) if token in ends]
         rows.append(row[: places[0] + 1] if places else row)
     return rows
+
+
+class Warm(Lean):
+    """Draws as ``lean`` does, and says that the log-probs were -.5 all."""
+
+    def sample(self, *args: Any, **options: Any) -> SampledTokens:
+        drawn = super().sample(*args, **options)
+        assert drawn.logprobs is None
+        return SampledTokens(drawn.ids, torch.full(drawn.ids.shape, -0.5))

@@ -39,6 +39,7 @@ INNER = {
     "process_rewards": "equations",
     "ratios": "",
     "bounds": "",
+    "corrections": "",
     "aggregations": "",
 }
 WRAPPED = ("inner", "first", "second", "to")

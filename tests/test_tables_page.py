@@ -10,7 +10,8 @@ import pytest
 from make_site import SECTIONS, config_keys
 from pydantic import BaseModel
 
-from segcredit import load_config, read_runs, train
+from sampling_models import Warm
+from segcredit import load_config, read_runs, register, train
 from segcredit.config import RunConfig
 from segcredit.records.run_directory import RunRecords, read_metrics
 from segcredit.records.schemas import COLUMNS, STORED
@@ -47,7 +48,10 @@ def documented(table: str) -> dict[str, str]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run of a method with a critic, with every option on that adds a column."""
     own = ["train.steps=2", "loss.kl_loss=0.01", "loss.bound.dual=3.0"]
+    register.sampler("warm")(Warm)  # it tells its log-probs
     own += [
+        "sampler=warm",
+        "loss.correction=mask",
         *OPTIONAL,
         "loss.ratio_segmenter=whole",
         "process_reward=equations",

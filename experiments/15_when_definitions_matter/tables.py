@@ -47,6 +47,14 @@ UNIFORM = {
 """Definitions, and uniform cuts of about as many segments."""
 PLANNED = {"arithmetic with filler": 10, "route": 5}
 """Last of the planned seeds; those beyond are fresh, drawn to try a lead again."""
+ABLATED = [
+    ({"definition": "entropy", "ratio": "segment"}, {"definition": "entropy"}),
+    ({"definition": "newline", "ratio": "segment"}, {"definition": "newline"}),
+    ({"definition": "entropy", "ratio": "sequence"}, {"definition": "entropy"}),
+    ({"definition": "entropy(top_fraction=0.05)"}, {"definition": "entropy"}),
+    ({"definition": "entropy(top_fraction=0.5)"}, {"definition": "entropy"}),
+]
+"""The questions of experiments/05 with this critic: an arm, and what it is compared with."""
 FORETELLERS = {
     ("credit", "gradient", "credit_noise_ratio"): -1,
     ("credit", "gradient", "correlation"): 1,
@@ -162,7 +170,8 @@ def planned(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
     td = {"task": task, "critic": READER, "credit": TD, "ratio": "token"}
     grpo = {"task": task, "method": "grpo"}
     own = matching(runs, td)
-    names = list(own.groupby("definition")["reward"].mean().sort_values().index[::-1])
+    of = own.groupby("definition")["reward"].agg(["mean", "size"]).sort_values("mean")
+    names = list(of[of["size"] >= PLANNED[task]].index[::-1])
     found = []
     for baseline in (grpo, {**td, "definition": "per_token"}, None):
         rows = []
@@ -188,6 +197,22 @@ def varied(runs: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
             other = base | {"definition": arm["definition"]}
             rows.append({**arm, **difference(runs, other, arm, by)})
     return pd.DataFrame(rows).drop(columns=["task", "critic"], errors="ignore")
+
+
+def ablated(runs: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Compares ratios and shares of cuts, as experiments/05 does; Holm over its five questions."""
+    base = {"task": "arithmetic with filler", "critic": READER, "credit": TD, "ratio": "token"}
+    rows = [
+        {
+            **base,
+            **arm,
+            "less": other["definition"],
+            **difference(runs, base | other, base | arm, by),
+        }
+        for arm, other in ABLATED
+    ]
+    table = pd.DataFrame(rows).drop(columns=["task", "critic", "credit"])
+    return table.assign(corrected=paired.holm(table["p"]))
 
 
 def led(runs: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -257,6 +282,9 @@ def main() -> None:
         dict.fromkeys(runs.columns[len(ARM) + 1 :], "mean") | {"seed": "size"}
     )
     print(arms.round(3).to_string())
+    for by in ("reward", "accuracy"):
+        print(f"\nexperiments/05 with this critic, {by}")
+        print(ablated(runs, by).round(5).to_string(index=False))
     for task in dict.fromkeys(runs["task"]):
         for by in ("reward", "accuracy"):
             print(f"\n{task}: paired differences of {by}, {READER}, {TD}")

@@ -21,3 +21,7 @@ from segcredit.objective.ratio_clipping import Clip as Clip
 from segcredit.objective.ratio_clipping import LogClip as LogClip
 from segcredit.objective.ratio_clipping import SoftGate as SoftGate
 from segcredit.objective.ratio_clipping import TruncatedIS as TruncatedIS
+from segcredit.objective.sampler_correction import Corrected as Corrected
+from segcredit.objective.sampler_correction import Correction as Correction
+from segcredit.objective.sampler_correction import Mask as Mask
+from segcredit.objective.sampler_correction import Truncate as Truncate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from segcredit import registry
-from segcredit.config import NO_RATIO, load_config, preset_text, presets
+from segcredit.config import NONE, load_config, preset_text, presets
 from segcredit.registry import plugin_label
 
 _USUAL: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def _plugin(table: dict[str, Any]) -> str:
 def _ratio(table: dict[str, Any] | None) -> str:
     """Writes the level of the importance ratio, and its gradient where it is not the usual one."""
     if table is None:
-        return NO_RATIO
+        return NONE
     return plugin_label(registry.ratios, table)
 
 

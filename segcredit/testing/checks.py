@@ -13,6 +13,7 @@ from segcredit.errors import PluginError
 from segcredit.objective.aggregation import Aggregation
 from segcredit.objective.importance_ratio import Ratio
 from segcredit.objective.ratio_clipping import Bound
+from segcredit.objective.sampler_correction import Correction
 from segcredit.protocols import (
     AdvantageScheme,
     Policy,
@@ -26,7 +27,12 @@ from segcredit.protocols import (
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
-from segcredit.testing.loss_rules import AGGREGATION_RULES, BOUND_RULES, RATIO_RULES
+from segcredit.testing.loss_rules import (
+    AGGREGATION_RULES,
+    BOUND_RULES,
+    CORRECTION_RULES,
+    RATIO_RULES,
+)
 from segcredit.testing.policy_rules import (
     CAPABILITY_RULES,
     DEFAULT_PROMPTS,
@@ -86,7 +92,7 @@ def check_task(plugin: Task) -> None:
     _run(task_checks(plugin))
 
 
-def check_loss(plugin: Ratio | Bound | Aggregation) -> None:
+def check_loss(plugin: Ratio | Bound | Correction | Aggregation) -> None:
     """Runs every check of ``loss_checks``.
 
     Raises:
@@ -145,12 +151,14 @@ def task_checks(plugin: Task) -> list[Check]:
     return _checks("task", plugin, TASK_RULES)
 
 
-def loss_checks(plugin: Ratio | Bound | Aggregation) -> list[Check]:
+def loss_checks(plugin: Ratio | Bound | Correction | Aggregation) -> list[Check]:
     """Returns the rules for a part of a loss, each with a name."""
     if isinstance(plugin, Ratio):
         return _checks("importance ratio", plugin, RATIO_RULES)
     if isinstance(plugin, Bound):
         return _checks("bound", plugin, BOUND_RULES)
+    if isinstance(plugin, Correction):
+        return _checks("correction of the sampler", plugin, CORRECTION_RULES)
     return _checks("aggregation", plugin, AGGREGATION_RULES)
 
 
@@ -198,8 +206,8 @@ def _checks_of(plugin: object) -> list[Check]:
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
         " estimator, an advantage scheme, a process reward, a task, a sampler, a policy, an"
-        " importance ratio, a bound or an aggregation. Give instances rather than classes, and name"
-        " the protocol as base."
+        " importance ratio, a bound, a correction or an aggregation. Give instances rather than"
+        " classes, and name the protocol as base."
     )
 
 
@@ -222,6 +230,7 @@ _KINDS: dict[type, Callable[[Any], list[Check]]] = {
     Policy: policy_checks,
     Ratio: loss_checks,
     Bound: loss_checks,
+    Correction: loss_checks,
     Aggregation: loss_checks,
     # Last, since whatever can be called looks like one.
     AdvantageScheme: advantage_checks,

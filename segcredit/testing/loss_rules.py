@@ -1,4 +1,4 @@
-"""The rules for the parts of a loss: importance ratios, bounds and aggregations."""
+"""The rules for the parts of a loss: importance ratios, bounds, corrections and aggregations."""
 
 from __future__ import annotations
 
@@ -116,6 +116,61 @@ def _ratio_pickles(checked: CheckedPlugin) -> None:
     checked.require_same_unpickled(again, first, "ratios")
 
 
+def _factors(checked: CheckedPlugin, x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Returns the factors of ragged rows, those of masked tokens 0."""
+    starts_BT = torch.arange(mask_BT.shape[1]).expand_as(mask_BT) % 3 == 0
+    with checked.using("ragged rows"):
+        cut = Segmentation.from_starts(starts_BT, mask_BT)
+        factors_BT = checked.plugin(x_BT.masked_fill(~mask_BT, 0), mask_BT, cut)
+    if not isinstance(factors_BT, Tensor) or factors_BT.shape != x_BT.shape:
+        checked.broke(
+            "its call gives a factor for each token",
+            found=type(factors_BT).__name__,
+            expected=f"a tensor of shape {tuple(x_BT.shape)}",
+            cause="one number a row or a segment; spread it over its tokens",
+        )
+    _require_finite(checked, factors_BT[mask_BT], "factors are finite for every ratio")
+    return factors_BT.masked_fill(~mask_BT, 0)
+
+
+def _correction_is_one_where_sampler_and_trainer_agree(checked: CheckedPlugin) -> None:
+    mask_BT = _mask()
+    checked.require_close(
+        _factors(checked, torch.zeros(_SHAPE).double(), mask_BT),
+        mask_BT.double(),
+        rule="where sampler and trainer agree, every factor is 1",
+        cause="a normalisation over the batch, or a band without 1",
+    )
+
+
+def _correction_is_no_smaller_than_0(checked: CheckedPlugin) -> None:
+    for x_BT in (_normal(0), *(torch.full(_SHAPE, x).double() for x in _EXTREMES)):
+        if bool((_factors(checked, x_BT, _mask()) < 0).any()):
+            checked.broke(
+                "factors are at least 0",
+                found="a negative one",
+                expected="weights of at least 0",
+                cause="a log-weight that was not exponentiated",
+            )
+
+
+def _correction_ignores_padding_and_other_rows(checked: CheckedPlugin) -> None:
+    x_BT, mask_BT, some = _normal(0), _mask(), [3, 1]
+    wide = torch.nn.functional.pad(x_BT, (0, 3)), torch.nn.functional.pad(mask_BT, (0, 3))
+    first_BT = _factors(checked, x_BT, mask_BT)
+    rule = "a row's factors depend neither on padding nor on the other rows"
+    cause = "a mean over the table instead of over the action tokens"
+    found = _factors(checked, *wide)[:, : _SHAPE[1]]
+    checked.require_close(found, first_BT, rule=rule, cause=cause)
+    found = _factors(checked, x_BT[some], mask_BT[some])
+    checked.require_close(found, first_BT[some], rule=rule, cause=cause)
+
+
+def _correction_pickles(checked: CheckedPlugin) -> None:
+    again, first = (_factors(c, _normal(0), _mask()) for c in (checked.unpickled(), checked))
+    checked.require_same_unpickled(again, first, "factors")
+
+
 def _parts(checked: CheckedPlugin, loss: Tensor, counts: Tensor) -> Tensor:
     """Returns numerator and denominator, as (2,); 1 where the aggregation counts nothing."""
     with checked.using("ragged rows"):
@@ -193,6 +248,12 @@ RATIO_RULES: tuple[Rule, ...] = (
     _ratio_is_one_at_first,
     _ratio_ignores_padding_and_other_rows,
     _ratio_pickles,
+)
+CORRECTION_RULES: tuple[Rule, ...] = (
+    _correction_is_one_where_sampler_and_trainer_agree,
+    _correction_is_no_smaller_than_0,
+    _correction_ignores_padding_and_other_rows,
+    _correction_pickles,
 )
 AGGREGATION_RULES: tuple[Rule, ...] = (
     _aggregation_adds_up,

@@ -17,7 +17,7 @@ from torch import nn
 from segcredit import registry
 from segcredit.config import LossConfig, RunConfig, TrainConfig, ValueConfig
 from segcredit.errors import ConfigError, PolicyError, TrainingError, blame, require_type
-from segcredit.objective import Aggregation, Importance, Reinforce, Surrogate
+from segcredit.objective import Aggregation, Correction, Importance, Reinforce, Surrogate
 from segcredit.policy.module_copies import frozen_copy
 from segcredit.protocols import (
     AdvantageScheme,
@@ -39,6 +39,7 @@ from segcredit.rng import derived_seed, forked, stream
 from segcredit.training.data_identity import identity_of
 from segcredit.training.distributed.fsdp import shard, whole
 from segcredit.training.distributed.processes import Processes
+from segcredit.training.master_weights import MasterWeights
 from segcredit.training.optimizer import Trained, trained
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class Method:
     advantage: AdvantageScheme
     process_reward: ProcessReward | None
     surrogate: Surrogate
+    correction: Correction | None
+    """Factors of tokens' losses where sampler and policy differ."""
     aggregation: Aggregation
     """Aggregation of the policy's loss over tokens."""
     value_aggregation: Aggregation
@@ -107,12 +110,24 @@ class Run:
             self.actor.sync()
 
 
-def build(config: RunConfig, processes: Processes | None = None) -> Run:
+def build(
+    config: RunConfig,
+    processes: Processes | None = None,
+    *,
+    task: Task | None = None,
+    policy: nn.Module | None = None,
+    train_policy: bool = True,
+) -> Run:
     """Loads the model, starts the estimator, prepares both for the device.
 
     Args:
-        config: complete.
+        config: complete. Its ``task`` and ``policy`` are names in messages and records alone where
+            the object is given.
         processes: those that share the run; None = this one, which must be the only one.
+        task: gives prompts and verdicts; None = as the config has it.
+        policy: a ``Policy``, the same on every process; None = as the config has it.
+        train_policy: whether the run steps the policy. Where another engine does, there are
+            neither optimizer nor master weights here.
 
     Raises:
         RegistryError, PolicyError, TaskError: something cannot be had; says what.
@@ -122,22 +137,8 @@ def build(config: RunConfig, processes: Processes | None = None) -> Run:
     """
     processes = processes or _alone(config)
     _require_prompts(config, processes)
-    task = registry.tasks.from_table(config.task)
-    return assemble(config, processes, task, _policy(config, task, processes))
-
-
-def assemble(config: RunConfig, processes: Processes, task: Task, policy: nn.Module) -> Run:
-    """Builds a run around a task and a policy that are there already.
-
-    Args:
-        config: complete; its ``task`` and ``policy`` are names in messages and records alone.
-        processes: those that share the run.
-        task: gives prompts and verdicts.
-        policy: a ``Policy``, the same on every process.
-
-    Raises:
-        See ``build``.
-    """
+    task = task or registry.tasks.from_table(config.task)
+    policy = policy or _policy(config, task, processes)
     if not isinstance(policy, Policy):
         raise PolicyError(
             f"policy {config.policy['name']!r} loaded a {type(policy).__name__} that lacks"
@@ -161,7 +162,7 @@ def assemble(config: RunConfig, processes: Processes, task: Task, policy: nn.Mod
         pool=_pool(task, config),
         prompts=streams[0],
         further_prompts=streams[1],
-        policy=_trained(config, processes, policy, config.train, _uses(policy)),
+        policy=_trained(config, processes, policy, config.train, _uses(policy), steps=train_policy),
         reference=reference,
         method=method,
         state=state,
@@ -203,8 +204,15 @@ def _trained(
     module: Module,
     own: TrainConfig | ValueConfig,
     uses: Sequence[str] = (),
+    *,
+    steps: bool = True,
 ) -> Trained[Module]:
-    """Builds a module's train state on its device, sharded where the config says so."""
+    """Builds a module's train state on its device, sharded where the config says so.
+
+    Where it is not stepped here it stays as it is, and where it is.
+    """
+    if not steps:
+        return Trained(module, module, MasterWeights(nn.Module()), None, None, 0.0, 0)
     # Before it goes to the device, which need not have room for all of it.
     _shard(config, processes, module, uses)
     module = module.to(processes.device)
@@ -290,6 +298,7 @@ def _method(config: RunConfig) -> Method:
         advantage=registry.advantages.from_table(config.advantage),
         process_reward=_optional(registry.process_rewards, config.process_reward),
         surrogate=_surrogate(config.loss),
+        correction=_optional(registry.corrections, config.loss.correction),
         aggregation=aggregation.for_length(float(config.rollouts.max_new_tokens)),
         value_aggregation=registry.aggregations.from_table(config.train.value.aggregate),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segcredit.config import LossConfig
-from segcredit.errors import blame
+from segcredit.errors import PolicyError, blame
 from segcredit.objective import loss_masks, returns
 from segcredit.objective.group_statistics import group_mean, group_size
 from segcredit.protocols import Prompt, checked_segments, readable
@@ -46,6 +46,8 @@ class TrainingBatch:
     """Weights of tokens in the loss, (B,T), in [0,1]."""
     count_weights: Tensor
     """Weights of tokens in the loss's denominators, (B,T), in [0,1]."""
+    corrections: Tensor | None
+    """Factors of tokens' losses, (B,T), where sampler and policy differ; None = 1 each."""
     sampled: Sampled
     """The sampling step that the rollouts are of."""
     whole: SegmentValues
@@ -89,6 +91,7 @@ def assign(run: Run, sampled: Sampled, step: int, *, in_hindsight: bool = False)
         estimator.meet(run.state.module, keys, SharedSimulator(simulator, processes))
     with processes.error_barrier():
         segmentation, ratio_segmentation = _segmentations(run, rollouts)
+        corrections_BT = _corrections(run, rollouts, ratio_segmentation)
         states, values, state_values = _valued(
             run, rollouts, segmentation, simulator, weights_BT, in_hindsight=in_hindsight
         )
@@ -114,6 +117,7 @@ def assign(run: Run, sampled: Sampled, step: int, *, in_hindsight: bool = False)
         advantages=returns.advantages(segmentation, values, own_BS),
         token_weights=weights_BT,
         count_weights=counts_BT,
+        corrections=corrections_BT,
         sampled=sampled,
         whole=whole_states,
         clamped_share=clamped,
@@ -258,6 +262,31 @@ def _loss_tokens(run: Run, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
         chosen_BT = rollouts.action_mask
     weights_BT = every_BT * chosen_BT
     return weights_BT, every_BT if loss.count == "all" else weights_BT
+
+
+def _corrections(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor | None:
+    """Computes factors of tokens' losses, (B,T), where the sampler's distribution is another.
+
+    Raises:
+        PolicyError: the sampler does not tell its log-probs.
+        PluginError: the correction raised, or returned what does not fit.
+    """
+    plugin, table = run.method.correction, run.config.loss.correction
+    if plugin is None or table is None:
+        return None
+    if (sampler_BT := rollouts.sampler_logprobs) is None:
+        raise PolicyError(
+            f"loss.correction is {table['name']!r}, but sampler {run.config.sampler['name']!r}"
+            " does not tell the log-probs it drew with; expected one that returns them"
+            " (SampledTokens.logprobs), as inference engines can. A sampler that runs the"
+            " trainer's own model has nothing to correct: set loss.correction = 'none'."
+        )
+    mask_BT = rollouts.action_mask
+    ratio_BT = (rollouts.logprobs - sampler_BT).masked_fill(~mask_BT, 0)
+    with blame("correction of the sampler", table["name"], plugin):
+        factors_BT = plugin(ratio_BT, mask_BT, segmentation)
+        require_values("its call", factors_BT, mask_BT)
+    return factors_BT
 
 
 def _process(run: Run, rollouts: RolloutBatch, segmentation: Segmentation) -> Tensor | None:

@@ -243,6 +243,7 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
     cut = {} if batch.clamped_share is None else {"clamped_share": batch.clamped_share}
     return {
         **cut,
+        **_mismatch(run, batch),
         "advantage_max": processes.all_gather(largest[None]).amax(),
         "loss_tokens": loss_tokens / tokens,
         "reward": rewards_B.mean(),
@@ -254,6 +255,24 @@ def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         "verifier_timeouts": late,
         "explained_variance": explained_variance(batch.whole, returns),
         "token_explained_variance": explained_variance(batch.whole, returns, by_token=True),
+    }
+
+
+def _mismatch(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
+    """Computes how far the sampler's distribution is from the policy's; nothing where untold."""
+    rollouts, counted_BT = batch.rollouts, batch.token_weights > 0
+    if run.processes.any(rollouts.sampler_logprobs is None) or rollouts.sampler_logprobs is None:
+        return {}
+    mask_BT = rollouts.action_mask
+    x_BT = (rollouts.logprobs - rollouts.sampler_logprobs).masked_fill(~mask_BT, 0)
+    factors_BT = torch.ones_like(x_BT) if batch.corrections is None else batch.corrections
+    sums = (-x_BT.sum(), mask_BT.sum(), (counted_BT & (factors_BT == 0)).sum(), counted_BT.sum())
+    kl, tokens, masked, counted = run.processes.sum(torch.stack([each.float() for each in sums]))
+    largest = run.processes.all_gather(x_BT.abs().amax()[None]).amax()
+    return {
+        "sampler_kl": kl / tokens,
+        "sampler_ratio_max": largest.exp(),
+        "sampler_masked": masked / counted.clamp(min=1),
     }
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from segcredit.errors import TrainingError, blame
-from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_count
-from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
-from segcredit.protocols import readable, readable_scores
+from segcredit.protocols import readable
 from segcredit.rng import stream
+from segcredit.training.batch_loss import LossCounts, policy_loss, value_loss
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
 from segcredit.training.distributed.all_gather import all_rows
@@ -23,7 +21,7 @@ from segcredit.training.distributed.processes import Processes
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import micro_batches
 from segcredit.training.rollouts.simulator import SharedSimulator
-from segcredit.types import RolloutBatch, TokenScores, require_shape
+from segcredit.types import RolloutBatch, TokenScores
 
 
 class Meter:
@@ -120,7 +118,7 @@ def train_minibatch(
     Raises:
         TrainingError: see ``improve``.
     """
-    counts = _Counts.of(run, batch, rows)
+    counts = LossCounts.of(run, batch, rows)
     with _accumulating(run):
         losses = _accumulate(run, batch, rows, counts, meter, policy, value)
     for name in ("loss",) * policy + ("value_loss",) * value:
@@ -177,35 +175,11 @@ def minibatches(run: Run, rows: int, pieces: int, name: str, step: int) -> Itera
         yield own.to(run.processes.device)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Counts:
-    """Denominators of a minibatch's losses, which its micro-batches and all processes share."""
-
-    tokens: Tensor
-    imitated: Tensor
-    segments: Tensor
-
-    @classmethod
-    def of(cls, run: Run, batch: TrainingBatch, rows: Tensor) -> _Counts:
-        """Counts over the given rows of a batch, and over the other processes' rows."""
-        sum_up = run.processes.sum
-        imitated_BT = batch.token_weights[rows] * (batch.rollouts.rewards[rows] > 0)[:, None]
-        found = (
-            loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up),
-            loss_count(imitated_BT, TokenMean(), sum_up=sum_up),
-            loss_count(
-                batch.state_values.mask[rows].float(), run.method.value_aggregation, sum_up=sum_up
-            ),
-        )
-        # 1 where there is nothing to count: the loss is 0 there, rather than 0 / 0.
-        return cls(*(torch.where(count > 0, count, 1) for count in found))
-
-
 def _accumulate(
     run: Run,
     batch: TrainingBatch,
     rows: Tensor,
-    counts: _Counts,
+    counts: LossCounts,
     meter: Meter,
     train_policy: bool,
     train_value: bool,
@@ -221,9 +195,11 @@ def _accumulate(
         scores = _scores(run, batch, chosen, train_policy)
         parts: dict[str, Tensor] = {}
         if train_policy:
-            parts["loss"] = _policy_loss(run, batch, chosen, scores, counts, own_meter)
+            parts["loss"], metrics = policy_loss(run, batch, chosen, scores, counts)
+            for name, metric in metrics.items():
+                own_meter.add(name, metric, batch.token_weights[chosen].sum())
         if train_value:
-            parts["value_loss"] = _value_loss(run, batch, chosen, scores, counts.segments)
+            parts["value_loss"] = value_loss(run, batch, chosen, scores, counts)
         for name, part in parts.items():
             _backward(part * weight)
             totals[name] = totals[name] + part.detach() * weight
@@ -266,90 +242,6 @@ def _pieces(run: Run, batch: TrainingBatch, rows: Tensor) -> list[tuple[Tensor, 
 
 def _backward(loss: Tensor) -> None:
     loss.backward()  # pyright: ignore[reportUnknownMemberType]
-
-
-def _policy_loss(
-    run: Run,
-    batch: TrainingBatch,
-    rows: Tensor,
-    scores: TokenScores,
-    counts: _Counts,
-    meter: Meter,
-) -> Tensor:
-    """Computes surrogate, KL and imitation loss of a micro-batch, by the minibatch's denominators.
-
-    Args:
-        run: gives the config's loss.
-        batch: of which some rows are taken.
-        rows: (n,) the micro-batch.
-        scores: of these rows, with gradients.
-        counts: denominators of the minibatch.
-        meter: takes the metrics, weighted by the tokens that count.
-    """
-    config, rollouts = run.config.loss, batch.rollouts.select(rows)
-    aggregation = run.method.aggregation
-    weights_BT = batch.token_weights[rows]
-    total, metrics = surrogate_loss(
-        scores.logprobs,
-        rollouts.logprobs,
-        batch.advantages.per_token[rows],
-        rollouts.action_mask,
-        batch.ratio_segmentation.select(rows),
-        surrogate=run.method.surrogate,
-        aggregation=aggregation,
-        token_weights=weights_BT,
-        count_weights=batch.count_weights[rows],
-        denominator=counts.tokens,
-    )
-    tokens = weights_BT.sum()
-    if config.kl_loss > 0 and rollouts.reference_logprobs is not None:
-        kl_BT = kl_divergence(
-            scores.logprobs,
-            rollouts.reference_logprobs,
-            config.kl_estimator,
-            limit=config.kl_limit,
-        )
-        kl = aggregate_loss(
-            kl_BT,
-            weights_BT,
-            aggregation,
-            count_weights=batch.count_weights[rows],
-            denominator=counts.tokens,
-        )
-        meter.add("reference_kl", (kl_BT * weights_BT).sum() / tokens.clamp(min=1), tokens)
-        total = total + config.kl_loss * kl
-    if config.imitation > 0:
-        imitated_BT = weights_BT * (rollouts.rewards > 0)[:, None]
-        total = total + config.imitation * aggregate_loss(
-            -scores.logprobs, imitated_BT, TokenMean(), denominator=counts.imitated
-        )
-    for name, metric in metrics.items():
-        meter.add(name, metric, tokens)
-    return total
-
-
-def _value_loss(
-    run: Run, batch: TrainingBatch, rows: Tensor, scores: TokenScores, count: Tensor
-) -> Tensor:
-    """Computes the estimator's loss of a micro-batch's states, by the minibatch's denominator.
-
-    Raises:
-        PluginError: the estimator raised; names it.
-    """
-    values = batch.state_values.select(rows)
-    estimator = run.method.estimator
-    with blame("estimator", run.config.estimator["name"], estimator):
-        loss_BS = estimator.loss(
-            run.state.module,
-            readable(batch.rollouts.select(rows), estimator.reads),
-            batch.states.select(rows),
-            readable_scores(scores, estimator.reads),
-            values,
-            batch.targets[rows],
-        )
-        require_shape("loss", loss_BS, values.mask.shape)
-    aggregation = run.method.value_aggregation
-    return aggregate_loss(loss_BS, values.mask.to(loss_BS.dtype), aggregation, denominator=count)
 
 
 def _apply(run: Run, trained: Trained[object], what: str, step: int) -> Tensor:

@@ -20,6 +20,7 @@ from segcredit.objective.aggregation import loss_count
 from segcredit.objective.policy_loss import kl_divergence
 from segcredit.segmentation import Segmentation
 from segcredit.training import update
+from segcredit.training.batch_loss import LossCounts, policy_loss
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.types import Advantages
@@ -280,7 +281,7 @@ def step(run: Any, batch: TrainingBatch, rows: Tensor | None = None) -> tuple[fl
     run.policy.module.zero_grad(set_to_none=True)
     meter = update.Meter()
     rows = torch.arange(len(batch.rollouts)) if rows is None else rows
-    counts = update._Counts.of(run, batch, rows)
+    counts = LossCounts.of(run, batch, rows)
     losses = update._accumulate(run, batch, rows, counts, meter, True, False)
     meter.add("loss", losses["loss"])
     return meter.read(run.processes)["loss"], gradient(run)
@@ -289,6 +290,30 @@ def step(run: Any, batch: TrainingBatch, rows: Tensor | None = None) -> tuple[fl
 def gradient(run: Any) -> Tensor:
     found = [p.grad for p in run.policy.module.parameters() if p.grad is not None]
     return torch.cat([x.flatten() for x in found])
+
+
+def test_an_engine_with_a_loop_of_its_own_gets_the_whole_loss() -> None:
+    """Surrogate, KL and imitation, from a task and a policy that are there, in two pieces."""
+    options = ["loss.kl_loss=0.05", "loss.imitation=0.1", "loss.tokens=low_probability"]
+    ours, batch = start(*options)
+    loss, slope = step(ours, batch)
+    config = load_config("grpo", [*SMALL, *options])
+    run = build(config, task=ours.task, policy=ours.policy.module, train_policy=False)
+    assert run.policy.module is ours.policy.module
+    assert run.policy.optimizer is None
+    assert not run.policy.parameters
+    batch = collect(run, 1)
+    counts = LossCounts.of(run, batch, torch.arange(len(batch.rollouts)))
+    run.policy.module.zero_grad(set_to_none=True)
+    found = 0.0
+    for rows in torch.arange(len(batch.rollouts)).split(7):
+        scores = run.policy.module(batch.rollouts.select(rows))
+        part, metrics = policy_loss(run, batch, rows, scores, counts)
+        part.backward()
+        found += float(part.detach())
+        assert {"clip_fraction", "kl", "reference_kl"} <= metrics.keys()
+    assert found == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(gradient(run), slope, atol=1e-6, rtol=1e-5)
 
 
 def imitated(run: Any, batch: TrainingBatch, rows: Tensor, weight: float) -> tuple[float, Tensor]:

@@ -1,4 +1,4 @@
-"""The kit's rules for ratios, bounds and aggregations: each is broken by one that is wrong."""
+"""The kit's rules for the parts of a loss: each is broken by one that is wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcredit import Aggregation, Bound, Bounded, Ratio
+from segcredit import Aggregation, Bound, Bounded, Correction, Ratio
 from segcredit.errors import PluginError
 from segcredit.objective import SegmentRatio, SequenceRatio
 from segcredit.testing import check_loss, parametrize_with_checks
@@ -64,6 +64,19 @@ class Average(Ratio):
         return self.one(log_ratio, action_mask, segmentation)
 
 
+class Factors(Correction):
+    def __init__(self, factors: Any, *, named: bool = False) -> None:
+        self.factors = factors
+        self.held = (lambda: factors) if named else None
+
+    def __call__(self, log_ratio: Tensor, action_mask: Tensor, segmentation: Any) -> Any:
+        return self.factors(log_ratio, action_mask)
+
+
+def weights(x: Tensor, mask: Tensor) -> Tensor:
+    return x.exp().clamp(max=2.0)
+
+
 class Sum(Aggregation):
     def __init__(self, above: Any, below: Any = torch.sum) -> None:
         self.above, self.below = above, below
@@ -86,6 +99,12 @@ WRONG = [
     (Average(lambda x, m, s: x.mean(1, keepdim=True).expand_as(x)), "neither on padding nor"),
     (Average(lambda x, m, s: x - x.sum()), "neither on padding nor"),
     (Average(lambda x, m, s: s.reduce(x, "mean")), "average gives a log-ratio for each token"),
+    (Factors(lambda x, m: x.exp().sum(1)), "its call gives a factor for each token"),
+    (Factors(lambda x, m: x.double().exp() ** 99), "factors are finite for every ratio"),
+    (Factors(lambda x, m: 0.5 * x.clamp(max=0.0).exp()), "where sampler and trainer agree"),
+    (Factors(lambda x, m: 1 + x.clamp(-9, 9)), "factors are at least 0"),
+    (Factors(lambda x, m: (x - x.mean()).clamp(-9, 9).exp()), "neither on padding nor"),
+    (Factors(weights, named=True), "on pickling"),
     (Sum(lambda x, c: x.sum() / len(x)), "what the pieces of a minibatch add"),
     (Sum(lambda x, c: x.sum(), lambda c: c.mean()), "what the pieces of a minibatch add"),
     (Sum(lambda x, c: x.abs().sum() ** 2), "what the pieces of a minibatch add"),

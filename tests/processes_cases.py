@@ -15,13 +15,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from segcredit import load_config
 from segcredit.training import update
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
-from segcredit.training.distributed.fsdp import full, shard_like
+from segcredit.training.distributed.fsdp import full, shard, shard_like, whole
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.loop import _sampled_metrics
 from segcredit.training.optimizer import Trained
@@ -288,6 +289,60 @@ def refused(processes: Processes) -> dict[str, Any]:
     return {"heard": processes.gather(heard)}
 
 
+class Doubling(nn.Module):
+    """A module of two blocks and an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.output = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.output(x)
+
+
+@torch.no_grad()
+def served(processes: Processes) -> dict[str, Any]:
+    """Passes of a sharded module that processes do not make alike: what comes out, what is heard.
+
+    Process 0 makes three, of one module and another; process 1 gathers one for a method.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        these, those, states = Doubling(), Doubling(), nn.ModuleDict({"a": nn.Linear(4, 4)})
+    x = torch.arange(12.0).view(3, 4) / 10 + processes.rank
+    expected = [these(x), those(x), these(x + 1)]
+    for module in (these, those, states):
+        shard(module, processes)
+    with processes.error_barrier():
+        if processes.first:
+            found = [these(x), those(x), these(x + 1)]
+        else:
+            with whole(those):  # any number of passes, and those of parts
+                hidden = torch.tanh(those.blocks[1](torch.tanh(those.blocks[0](x))))
+                found = [expected[0], those.output(hidden), expected[2]]
+    off = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    heard = []
+    for number, part in enumerate([these.output, these.blocks[0], these]):
+        try:
+            with processes.error_barrier():
+                if processes.first:
+                    part(x)
+                elif number == 2:
+                    raise ValueError("no such thing")
+        except Exception as error:
+            heard.append(f"{type(error).__name__}: {error}")
+    kept = [isinstance(p, DTensor) for m in (these, states) for p in m.parameters()]
+    again = float((these(x) - expected[0]).abs().max())
+    return {
+        "off": max(processes.gather(max(off, again))),
+        "heard": processes.gather(heard),
+        "sharded": kept,
+    }
+
+
 READER = [
     "estimator={name='critic', network='reader'}",
     "train.value.pretraining={completions=40, epochs=2, rows=8}",
@@ -310,6 +365,7 @@ def main() -> None:
         ),
         "moved": lambda: moved(processes, "ppo", ["estimator.network=backbone", *FIVE]),
         "refused": lambda: refused(processes),
+        "served": lambda: served(processes),
         **{f"broken_{fault}": lambda fault=fault: broken(processes, fault) for fault in FAULTS},
     }
     wanted = sys.argv[1:] or list(cases)

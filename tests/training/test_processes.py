@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,14 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], more: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=HERE, env=environment(), capture_output=True, text=True, timeout=SECONDS
+        command,
+        cwd=HERE,
+        env={**environment(), **more},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
 
 
@@ -51,7 +56,7 @@ SLOW += ["alike_reader", "sharded_reader"]
 """Cases that are much like others."""
 BROKEN = [f"broken_{fault}" for fault in FAULTS]
 OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "alike_reader", "sharded_reader"]
-OTHERS += ["moved", "refused", *BROKEN]
+OTHERS += ["moved", "refused", "served", *BROKEN]
 
 
 def outcomes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -147,6 +152,49 @@ def test_who_fails_tells_the_others(cases: Any) -> None:
     other, own = cases["refused"]["heard"]
     assert other == "TrainingError: process 1 of 2 stopped: ValueError: no such thing"
     assert own == "ValueError: no such thing"
+
+
+def test_a_process_without_a_pass_serves_those_of_others(cases: Any) -> None:
+    found = cases["served"]
+    assert found["off"] < 1e-6
+    assert found["sharded"] == [True] * 6 + [False] * 2  # a dict of modules makes no passes
+    (output, block, failed), (other_output, other_block, own) = found["heard"]
+    alone = "by itself; expected the Doubling's own call"
+    assert output.startswith(f"ConfigError: a Linear inside a sharded Doubling was called {alone}")
+    assert alone in block
+    assert other_output == f"TrainingError: process 0 of 2 stopped: {output}"
+    assert other_block == f"TrainingError: process 0 of 2 stopped: {block}"
+    assert failed == "TrainingError: process 1 of 2 stopped: ValueError: no such thing"
+    assert own == "ValueError: no such thing"
+
+
+@pytest.mark.slow
+def test_shards_take_about_half_the_memory_and_give_the_same(tmp_path: Path) -> None:
+    """A step of a model of 134 million parameters with a critic as large, sampled elsewhere."""
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # see sharded_memory.py
+    commands = {
+        tmp_path / "one.pt": [sys.executable],
+        tmp_path / "two.pt": torchrun(),
+    }
+    for file, command in commands.items():
+        done = run([*command, "sharded_memory.py", str(file)], memory)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = map(torch.load, commands)
+    for name in ("logprobs", "entropies", "reference", "values", "advantages"):
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0, msg=name)
+    for name in ("loss", "value_loss", "reference_kl"):
+        assert two["losses"][name] == pytest.approx(one["losses"][name], abs=1e-5)
+    assert len(one["gradients"]) > 100
+    for (most, expected), (_, found) in zip(one["gradients"], two["gradients"], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5 * most, rtol=0)
+    assert one["pushed"] == two["pushed"] == [134_272_000]
+    # AdamW makes of a rounding a step of the learning rate: nearly the same, not the same.
+    moved = (one["after"] - one["logprobs"]).abs().max()
+    assert (two["after"] - one["after"]).abs().max() < 0.01 * moved
+    (whole,), shares = one["peaks"], two["peaks"]
+    assert len(shares) == 2
+    for share in shares:
+        assert max(share.values()) < 0.65 * max(whole.values())
 
 
 def train(path: Path, *more: str) -> list[str]:

@@ -4,6 +4,7 @@ In a pass, a block's parameters are gathered as its turn comes and dropped after
 its gradients are summed and sharded again. Processes may score and value with different numbers of
 passes: inside an error barrier, one that has no pass to make takes part in another's gathering.
 Sampling by a sampler in this process, which makes a pass a token, gathers all parameters first.
+A part of a module that is called by itself gathers nothing: that is refused by a sentence.
 """
 
 # torch.distributed carries few types: what it returns is unknown here, and only here.
@@ -34,7 +35,8 @@ def shard(module: nn.Module, processes: Processes, methods: Sequence[str] = ()) 
     Args:
         module: whole, the same on every process; it goes to the processes' device block by block.
             Blocks are the members of its outermost lists of modules, the layers of a transformer,
-            which a pass runs once each, in their order.
+            which a pass runs once each, in their order. Without a ``forward`` of its own there is
+            no pass to gather parameters for, and it stays whole on every process.
         processes: with one of them nothing is done.
         methods: names of methods that run parts of a module, besides its call, any number of
             times: all parameters are gathered for them. It need not have them all.
@@ -42,10 +44,11 @@ def shard(module: nn.Module, processes: Processes, methods: Sequence[str] = ()) 
     Raises:
         ConfigError: parameters are not all float32.
     """
-    parameters = list(module.parameters())
-    if processes.count == 1 or not parameters:
+    # Types alone: a list of parameters would keep them whole until all are sharded.
+    types = {str(p.dtype) for p in module.parameters()}
+    if processes.count == 1 or not types or type(module).forward is nn.Module.forward:
         return
-    others = sorted({str(p.dtype) for p in parameters} - {"torch.float32"})
+    others = sorted(types - {"torch.float32"})
     if others:
         raise ConfigError(
             f"train.parallel: 'sharded' is for models whose parameters are all float32; found"
@@ -81,9 +84,13 @@ class _Sharded(JointWork):
         self._processes = processes
         self._number = processes.add_work(self)
         self._whole = False
+        self._passing = False
         # Before FSDP2's own hook, which gathers, and after its own.
         module.register_forward_pre_hook(self._begin, prepend=True)
         module.register_forward_hook(self._end)
+        for part in module.modules():
+            if part is not module:
+                part.register_forward_pre_hook(self._require_gathered, prepend=True)
 
     def serve(self) -> None:
         """Gathers and drops each part in its turn, as a pass without gradients does."""
@@ -131,12 +138,33 @@ class _Sharded(JointWork):
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._whole:
             self._processes.begin(self._number)
+            self._passing = True
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._whole:
+            self._passing = False
             self._processes.end()
             if not torch.is_grad_enabled():  # no backward pass will drop what is gathered still
                 cast(FSDPModule, module).reshard()
+
+    def _require_gathered(self, part: nn.Module, args: tuple[Any, ...]) -> None:
+        """Raises a ConfigError where a part is called by itself, for which nothing is gathered.
+
+        A block would gather its own, without the other processes.
+        """
+        if self._passing or self._whole:
+            return
+        # With gradients it is a backward pass that computes a block's activations anew.
+        if isinstance(part, FSDPModule) and torch.is_grad_enabled():
+            return
+        if any(isinstance(p, DTensor) for p in part.parameters()):
+            own, root = (type(each).__name__.removeprefix("FSDP") for each in (part, self._root()))
+            raise ConfigError(
+                f"a {own} inside a sharded {root} was called by itself; expected"
+                f" the {root}'s own call, which gathers parameters on all processes. Usually a"
+                " value estimator uses a part of its state, as in state.output(x): let the state's"
+                " forward use it and call state(...), or set train.parallel to 'replicated'."
+            )
 
 
 @contextmanager

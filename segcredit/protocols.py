@@ -501,8 +501,8 @@ class Policy(Protocol):
     temperature: float
     """Divides the logits in sampling and scoring alike."""
     samples_in_process: bool = True
-    """Whether ``generate`` and ``resume`` run the network itself, rather than an engine's copy of
-    it. Only then are sharded parameters gathered for them."""
+    """True where ``generate`` and ``resume`` run the network itself, rather than an engine's copy
+    of it. Only then are sharded parameters gathered for them."""
 
     @abstractmethod
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:
@@ -683,9 +683,9 @@ class Sampler(Protocol):
     """The engine under a policy: token ids in, token ids out."""
 
     in_process: ClassVar[bool] = True
-    """Whether it runs the model that it is given. False for an engine that has weights of its own:
-    ``sample`` then gets no cache, and where parameters are sharded over processes they are not
-    gathered for it."""
+    """True where it runs the model that it is given. False for an engine that has weights of its
+    own: ``sample`` then gets no cache, and where parameters are sharded over processes they are
+    not gathered for it."""
 
     @abstractmethod
     def sample(

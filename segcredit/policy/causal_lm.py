@@ -445,7 +445,7 @@ class CausalPolicy(_Deterministic):
 
     @property
     def samples_in_process(self) -> bool:
-        """Whether the sampler runs this model, rather than an engine's copy of its weights."""
+        """True where the sampler runs this model, rather than an engine's copy of its weights."""
         return self.sampler.in_process
 
     @property

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -121,6 +122,20 @@ def remove(files: Iterable[Path]) -> None:
             file.unlink(missing_ok=True)
         except OSError as error:
             raise unwritten(file, error) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it; it may be gone already.
+
+    Raises:
+        StorageError: as in ``remove``.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unwritten(folder, error) from error
 
 
 def remove_temporaries(folder: Path) -> None:

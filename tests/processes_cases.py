@@ -5,12 +5,13 @@ Prints a line of JSON for each case; ``tests/training/test_processes.py`` judges
 
 from __future__ import annotations
 
-import copy
 import json
+import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,12 +20,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from segcredit import load_config
+from segcredit.records import checkpoint
 from segcredit.training import update
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
 from segcredit.training.distributed.fsdp import full, shard, shard_like, whole
 from segcredit.training.distributed.processes import ALONE, Processes
-from segcredit.training.loop import _sampled_metrics
+from segcredit.training.loop import _sampled_metrics, _state, _take
 from segcredit.training.optimizer import Trained
 from segcredit.training.pretraining import pretrain
 from segcredit.training.rollouts.sampling import Sampled, _share, sample
@@ -219,28 +221,48 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
     runs = [build(config, ALONE), build(config, processes), build(sharded, processes)]
     every, _ = parts(runs[1], sample(runs[0], 1))
     batches = [every, *[parts(runs[1], every)[1]] * 2]
-    states, ends, first, second = [], [], Steps(), Steps()
-    for run, batch in zip(runs, batches, strict=True):
+    files, written, ends, first, second = [], [], [], Steps(), Steps()
+    # A run of one process is made by each, in a folder of its own.
+    base = Path(os.environ["CHECKPOINTS"])
+    folders = [base / f"alone{processes.rank}", base / "replicated", base / "sharded"]
+    row = {"step": config.train.steps}
+    for run, batch, folder in zip(runs, batches, folders, strict=True):
         with first.compared() if first.gradients else first.recorded():
             improve(run, assign(run, batch, 1), 1)
-        states.append(copy.deepcopy((run.policy.state_dict(), run.state.state_dict())))
-    between = parameters(runs[0])
-    for state in states:
+        state = _state(run, row, folder)
+        with processes.error_barrier():
+            if run.processes.first:
+                checkpoint.save(folder, config.train.steps, state)
+        files.append(checkpoint.file_of(folder, config.train.steps))
+        written.append([*parameters(run), *moments(run)])
+    between, same = parameters(runs[0]), True
+    for file, expected in zip(files, written, strict=True):
         for run, batch in zip(runs, batches, strict=True):
-            policy, value = copy.deepcopy(state)
-            run.policy.load_state_dict(policy)
-            run.state.load_state_dict(value)
+            _take(run, checkpoint.load_run(file, whole=False), file.parent)
+            found = [*parameters(run), *moments(run)]
+            same &= all(map(torch.equal, found, expected))
             with second.compared() if second.gradients else second.recorded():
                 improve(run, assign(run, batch, 2), 2)
             ends.append((parameters(run), moments(run)))
+    whole = [checkpoint.load_run(file) for file in files]
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*.*")) for folder in folders]
     return {
         "gradients": max(first.off, second.off),
         "moments": max(max(map(apart, found, ends[0][1])) for _, found in ends),
         "parameters": max(furthest(found, ends[0][0]) for found, _ in ends),
         "moved": furthest(ends[0][0], between),
         "held": [held(run) for run in runs],
-        "keys": len({str([list(part["module"]) for part in state]) for state in states}),
+        "same": all(processes.gather(same)),
+        "keys": len({str(shapes(found)) for found in whole}),
+        "sizes": sizes,
     }
+
+
+def shapes(state: Any) -> Any:
+    """The names of a state, sorted, with the shapes of its tensors."""
+    if isinstance(state, dict):
+        return sorted((str(key), shapes(value)) for key, value in state.items())
+    return tuple(state.shape) if isinstance(state, torch.Tensor) else None
 
 
 def held(run: Any) -> float:

@@ -28,12 +28,13 @@ from estimators.values.critic import Critic
 from segcredit import Prompt, SampledTokens, Sampler, Verdict, load_config
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.policy.tiny.warm_start import alphabet_of
+from segcredit.records import checkpoint
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.training.build import Run, build
 from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
-from segcredit.training.loop import _state
+from segcredit.training.loop import _state, _take
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import score
 from segcredit.training.update import improve
@@ -169,9 +170,18 @@ def main(file: str) -> None:
     stages["train"] = peak()
     found = outcome(run, batch, losses) | {"gradients": stepped}
     stages["score again"] = peak()
-    state = _state(run, {"step": run.config.train.steps})
-    stages["checkpoint"] = peak()
+    folder = Path(file).with_suffix("")
+    state = _state(run, {"step": run.config.train.steps}, folder)
+    with processes.error_barrier():
+        if processes.first and state is not None:
+            checkpoint.save(folder, run.config.train.steps, state)
+    stages["save"] = peak()
     del state
+    for trained in (run.policy, run.state):  # who resumes has no moments yet
+        assert trained.optimizer is not None
+        trained.optimizer.state.clear()
+    _take(run, checkpoint.load_run(checkpoint.found(folder)[0], whole=False), folder)
+    stages["resume"] = peak()
     every = processes.gather(stages)
     if processes.first:
         torch.save(found | {"peaks": every}, file)

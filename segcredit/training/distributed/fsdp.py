@@ -195,6 +195,8 @@ def shard_like(value: Any, like: Any) -> Any:
     """Returns this process's shard of a tensor, where ``like`` is sharded and of its shape."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
+    if isinstance(value, DTensor):  # read as a shard
+        return value
     on_device = value.to(like.device)
     # Every process has the whole: nothing need be sent.
     return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)

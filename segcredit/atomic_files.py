@@ -33,7 +33,7 @@ def replacing(path: Path) -> Generator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except RecordError:
         raise
     except OSError as error:
@@ -147,7 +147,7 @@ def remove_temporaries(folder: Path) -> None:
     remove(folder.glob(".*.tmp"))
 
 
-def _sync_directory(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
     """Makes a rename last; some network file systems and Windows know no such sync."""
     if os.name != "posix":
         return

@@ -26,7 +26,7 @@ from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
 from segcredit.training.distributed.fsdp import full, shard, shard_like, whole
 from segcredit.training.distributed.processes import ALONE, Processes
-from segcredit.training.loop import _sampled_metrics, _state, _take
+from segcredit.training.loop import _sampled_metrics, _state, _load_state
 from segcredit.training.optimizer import Trained
 from segcredit.training.pretraining import pretrain
 from segcredit.training.rollouts.sampling import Sampled, _share, sample
@@ -238,7 +238,7 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
     between, same = parameters(runs[0]), True
     for file, expected in zip(files, written, strict=True):
         for run, batch in zip(runs, batches, strict=True):
-            _take(run, checkpoint.load_run(file, whole=False), file.parent)
+            _load_state(run, checkpoint.load_run(file, whole=False), file.parent)
             found = [*parameters(run), *moments(run)]
             same &= all(map(torch.equal, found, expected))
             with second.compared() if second.gradients else second.recorded():

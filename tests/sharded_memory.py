@@ -34,7 +34,7 @@ from segcredit.training.build import Run, build
 from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
-from segcredit.training.loop import _state, _take
+from segcredit.training.loop import _state, _load_state
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import score
 from segcredit.training.update import improve
@@ -180,7 +180,7 @@ def main(file: str) -> None:
     for trained in (run.policy, run.state):  # who resumes has no moments yet
         assert trained.optimizer is not None
         trained.optimizer.state.clear()
-    _take(run, checkpoint.load_run(checkpoint.found(folder)[0], whole=False), folder)
+    _load_state(run, checkpoint.load_run(checkpoint.found(folder)[0], whole=False), folder)
     stages["resume"] = peak()
     every = processes.gather(stages)
     if processes.first:

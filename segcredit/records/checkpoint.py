@@ -28,6 +28,7 @@ from segcredit.atomic_files import (
     remove_temporaries,
     replacing,
     require_file,
+    sync_directory,
     unwritten,
 )
 from segcredit.errors import RecordError, StorageError, loading
@@ -75,6 +76,7 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
         remove_temporaries(path_dir)
     if SHARDS in state:
         _require_shared(shards_of(path), state[SHARDS]["files"])
+        sync_directory(shards_of(path))
     try:
         with replacing(path) as file:
             torch.save(dict(state), file)

@@ -357,11 +357,11 @@ def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
     state = run.processes.from_first(state)
     if state is None:
         return None
-    _take(run, state, records.checkpoints)
+    _load_state(run, state, records.checkpoints)
     return state["row"]
 
 
-def _take(run: Run, state: dict[str, Any], folder: Path) -> None:
+def _load_state(run: Run, state: dict[str, Any], folder: Path) -> None:
     """Sets a run's parts to the states of a checkpoint; each process reads its own shards.
 
     Args:

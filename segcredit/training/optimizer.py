@@ -17,11 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from segcredit.config import TrainConfig
+from segcredit.records.sharded_tensors import Place
 from segcredit.training.distributed.fsdp import shard_like, shard_optimizer_state
 from segcredit.training.master_weights import MasterWeights
 
-Place = tuple[Any, ...]
-"""Keys that lead to a tensor in a state dict."""
 Kind = TypeVar("Kind", covariant=True)
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -259,8 +259,8 @@ def test_shards_take_about_half_the_memory_and_give_the_same(tmp_path: Path) -> 
     assert (two["after"] - one["after"]).abs().max() < 0.01 * moved
     (whole,), shares = one["peaks"], two["peaks"]
     assert len(shares) == 2
-    for share in shares:
-        assert max(share.values()) < 0.65 * max(whole.values())
+    for share in shares:  # in every stage, from loading to resuming
+        assert max(share.values()) < 0.65 * whole["train"]
 
 
 def train(path: Path, *more: str) -> list[str]:

@@ -34,7 +34,7 @@ from segcredit.training.build import Run, build
 from segcredit.training.credit_assignment import TrainingBatch, collect
 from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
-from segcredit.training.loop import _state, _load_state
+from segcredit.training.loop import _load_state, _state
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import score
 from segcredit.training.update import improve

@@ -717,9 +717,9 @@ class Sampler(Protocol):
     """The engine under a policy: token ids in, token ids out."""
 
     in_process: ClassVar[bool] = True
-    """True where it runs the model that it is given. False for an engine that has weights of its
-    own: ``sample`` then gets no cache, and where parameters are sharded over processes they are
-    not gathered for it."""
+    """True where it samples with the model that it is given (neutral answer); False for an engine
+    with weights of its own, which change in ``sync`` alone: ``sample`` then gets no cache, and
+    where parameters are sharded over processes they are not gathered for it."""
 
     @abstractmethod
     def sample(

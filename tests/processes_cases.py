@@ -29,6 +29,7 @@ from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.loop import _load_state, _sampled_metrics, _state
 from segcredit.training.optimizer import Trained
 from segcredit.training.pretraining import pretrain
+from segcredit.training.rollouts.ahead import Ahead
 from segcredit.training.rollouts.sampling import Sampled, _share, sample
 from segcredit.training.update import improve
 from small import SMALL
@@ -233,7 +234,7 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
     for run, batch, folder in zip(runs, batches, folders, strict=True):
         with first.compared() if first.gradients else first.recorded():
             improve(run, assign(run, batch, 1), 1)
-        state = _state(run, row, folder)
+        state = _state(run, row, Ahead(run), folder)
         with processes.error_barrier():
             if run.processes.first:
                 checkpoint.save(folder, config.train.steps, state)

@@ -36,6 +36,7 @@ from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
 from segcredit.training.loop import _load_state, _state
 from segcredit.training.optimizer import Trained
+from segcredit.training.rollouts.ahead import Ahead
 from segcredit.training.rollouts.completions import score
 from segcredit.training.update import improve
 
@@ -172,7 +173,7 @@ def main(file: str) -> None:
     found = outcome(run, batch, losses) | {"gradients": stepped}
     stages["score again"] = peak()
     folder = Path(file).with_suffix("")
-    state = _state(run, {"step": run.config.train.steps}, folder)
+    state = _state(run, {"step": run.config.train.steps}, Ahead(run), folder)
     with processes.error_barrier():
         if processes.first and state is not None:
             checkpoint.save(folder, run.config.train.steps, state)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from segcredit.protocols import ValueEstimator as ValueEstimator
     from segcredit.protocols import Verdict as Verdict
     from segcredit.protocols import capability as capability
+    from segcredit.protocols import whole_weights as whole_weights
     from segcredit.records.tables import read_runs as read_runs
     from segcredit.segmentation import Anchor as Anchor
     from segcredit.segmentation import Segmentation as Segmentation
@@ -123,6 +124,7 @@ _HOMES = {
         "ValueEstimator",
         "Verdict",
         "capability",
+        "whole_weights",
     ),
     "segcredit.segmentation": ("Anchor", "Segmentation", "top_batch_fraction", "top_fraction"),
     "segcredit.credit_audit": ("audit",),

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -32,7 +33,7 @@ def replacing(path: Path) -> Generator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except RecordError:
         raise
     except OSError as error:
@@ -123,6 +124,20 @@ def remove(files: Iterable[Path]) -> None:
             raise unwritten(file, error) from error
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it; it may be gone already.
+
+    Raises:
+        StorageError: as in ``remove``.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unwritten(folder, error) from error
+
+
 def remove_temporaries(folder: Path) -> None:
     """Removes what a process that was killed left half-written in ``folder``.
 
@@ -132,7 +147,7 @@ def remove_temporaries(folder: Path) -> None:
     remove(folder.glob(".*.tmp"))
 
 
-def _sync_directory(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
     """Makes a rename last; some network file systems and Windows know no such sync."""
     if os.name != "posix":
         return

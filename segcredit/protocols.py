@@ -13,7 +13,7 @@ import itertools
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -534,6 +534,9 @@ class Policy(Protocol):
     hidden_size: int
     temperature: float
     """Divides the logits in sampling and scoring alike."""
+    samples_in_process: bool = True
+    """True where ``generate`` and ``resume`` run the network itself, rather than an engine's copy
+    of it. Only then are sharded parameters gathered for them."""
 
     @abstractmethod
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:
@@ -586,8 +589,8 @@ class Policy(Protocol):
     def sync(self) -> None:
         """Tells the sampler that the weights have changed; nothing to do for one in this process.
 
-        Called after each step's update, and after a checkpoint was restored, on every process,
-        while it holds all weights.
+        Called after each step's update, and after a checkpoint was restored, on every process;
+        where it samples in the process, while all weights are gathered.
         """
 
 
@@ -715,7 +718,8 @@ class Sampler(Protocol):
 
     in_process: ClassVar[bool] = True
     """True where it samples with the model that it is given (neutral answer); False for an engine
-    with weights of its own, which change in ``sync`` alone."""
+    with weights of its own, which change in ``sync`` alone: ``sample`` then gets no cache, and
+    where parameters are sharded over processes they are not gathered for it."""
 
     @abstractmethod
     def sample(
@@ -746,9 +750,27 @@ class Sampler(Protocol):
     def sync(self, model: nn.Module) -> None:
         """Takes over the model's weights, which have changed; nothing to do in the same process.
 
+        Called on every process of a run, which may all have one engine between them. No process
+        samples before all calls have returned.
+
         Args:
-            model: the one that ``sample`` is given.
+            model: the one that ``sample`` is given; an engine of its own takes the weights by
+                ``whole_weights(model)``.
         """
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields the entries of a model's state dict, each whole, for ``Sampler.sync`` of an engine.
+
+    Where parameters are sharded over processes, each is gathered as it is asked for, so that no
+    process holds more than one. Every process must therefore take all of them, also one that
+    sends nothing to the engine.
+    """
+    from torch.distributed.tensor import DTensor  # here: it takes two seconds to load
+
+    for name, x in model.state_dict().items():
+        yield name, x.full_tensor() if isinstance(x, DTensor) else x
 
 
 @runtime_checkable

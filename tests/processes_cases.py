@@ -5,27 +5,31 @@ Prints a line of JSON for each case; ``tests/training/test_processes.py`` judges
 
 from __future__ import annotations
 
-import copy
 import json
+import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from segcredit import load_config
+from segcredit.records import checkpoint
 from segcredit.training import update
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
-from segcredit.training.distributed.fsdp import full, shard_like
+from segcredit.training.distributed.fsdp import full, shard, shard_like, whole
 from segcredit.training.distributed.processes import ALONE, Processes
-from segcredit.training.loop import _sampled_metrics
+from segcredit.training.loop import _load_state, _sampled_metrics, _state
 from segcredit.training.optimizer import Trained
 from segcredit.training.pretraining import pretrain
+from segcredit.training.rollouts.ahead import Ahead
 from segcredit.training.rollouts.sampling import Sampled, _share, sample
 from segcredit.training.update import improve
 from small import SMALL
@@ -86,9 +90,13 @@ def parameters(run: Any) -> list[torch.Tensor]:
 class Steps:
     """The gradients of one run's optimizer steps, and how far those of another are from them.
 
-    AdamW divides a gradient by its own size: where terms cancel to zero but for rounding, it makes
-    of a difference of 1e-10 one of the learning rate's size, and every later gradient is then
-    taken at another point. Parameters at the end therefore say little. Here each step of the other
+    AdamW moves a parameter by m / (sqrt(v) + 1e-8): where terms cancel to zero but for rounding, a
+    difference of d in the gradient is one of up to d times the learning rate over 1e-8. Measured in
+    ``moved``, each run along its own gradients: of 168,001 entries 3 ended more than 1e-6 apart
+    between one process and two shards, one of them 4e-6 (1.3e-5 was seen on another machine). Its
+    gradients were -1.66e-9 and -1.55e-9, in a tensor whose largest is 1e-3: 1e-10 apart, a rounding
+    there, which times 1e-3 / 1e-8 is 1e-5. And every later gradient is then taken at another point.
+    Parameters at the end therefore say little. Here each step of the other
     run is compared by its gradients, which are what processes and micro-batches add up, and is
     then made along the recorded ones: the next one starts from the same point, and parameters and
     moments, computed entry by entry from the same numbers, must agree to rounding.
@@ -218,28 +226,48 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
     runs = [build(config, ALONE), build(config, processes), build(sharded, processes)]
     every, _ = parts(runs[1], sample(runs[0], 1))
     batches = [every, *[parts(runs[1], every)[1]] * 2]
-    states, ends, first, second = [], [], Steps(), Steps()
-    for run, batch in zip(runs, batches, strict=True):
+    files, written, ends, first, second = [], [], [], Steps(), Steps()
+    # A run of one process is made by each, in a folder of its own.
+    base = Path(os.environ["CHECKPOINTS"])
+    folders = [base / f"alone{processes.rank}", base / "replicated", base / "sharded"]
+    row = {"step": config.train.steps}
+    for run, batch, folder in zip(runs, batches, folders, strict=True):
         with first.compared() if first.gradients else first.recorded():
             improve(run, assign(run, batch, 1), 1)
-        states.append(copy.deepcopy((run.policy.state_dict(), run.state.state_dict())))
-    between = parameters(runs[0])
-    for state in states:
+        state = _state(run, row, Ahead(run), folder)
+        with processes.error_barrier():
+            if run.processes.first:
+                checkpoint.save(folder, config.train.steps, state)
+        files.append(checkpoint.file_of(folder, config.train.steps))
+        written.append([*parameters(run), *moments(run)])
+    between, same = parameters(runs[0]), True
+    for file, expected in zip(files, written, strict=True):
         for run, batch in zip(runs, batches, strict=True):
-            policy, value = copy.deepcopy(state)
-            run.policy.load_state_dict(policy)
-            run.state.load_state_dict(value)
+            _load_state(run, checkpoint.load_run(file, whole=False), file.parent)
+            found = [*parameters(run), *moments(run)]
+            same &= all(map(torch.equal, found, expected))
             with second.compared() if second.gradients else second.recorded():
                 improve(run, assign(run, batch, 2), 2)
             ends.append((parameters(run), moments(run)))
+    whole = [checkpoint.load_run(file) for file in files]
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*.*")) for folder in folders]
     return {
         "gradients": max(first.off, second.off),
         "moments": max(max(map(apart, found, ends[0][1])) for _, found in ends),
         "parameters": max(furthest(found, ends[0][0]) for found, _ in ends),
         "moved": furthest(ends[0][0], between),
         "held": [held(run) for run in runs],
-        "keys": len({str([list(part["module"]) for part in state]) for state in states}),
+        "same": all(processes.gather(same)),
+        "keys": len({str(shapes(found)) for found in whole}),
+        "sizes": sizes,
     }
+
+
+def shapes(state: Any) -> Any:
+    """The names of a state, sorted, with the shapes of its tensors."""
+    if isinstance(state, dict):
+        return sorted((str(key), shapes(value)) for key, value in state.items())
+    return tuple(state.shape) if isinstance(state, torch.Tensor) else None
 
 
 def held(run: Any) -> float:
@@ -288,6 +316,60 @@ def refused(processes: Processes) -> dict[str, Any]:
     return {"heard": processes.gather(heard)}
 
 
+class Doubling(nn.Module):
+    """A module of two blocks and an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.output = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.output(x)
+
+
+@torch.no_grad()
+def served(processes: Processes) -> dict[str, Any]:
+    """Passes of a sharded module that processes do not make alike: what comes out, what is heard.
+
+    Process 0 makes three, of one module and another; process 1 gathers one for a method.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        these, those, states = Doubling(), Doubling(), nn.ModuleDict({"a": nn.Linear(4, 4)})
+    x = torch.arange(12.0).view(3, 4) / 10 + processes.rank
+    expected = [these(x), those(x), these(x + 1)]
+    for module in (these, those, states):
+        shard(module, processes)
+    with processes.error_barrier():
+        if processes.first:
+            found = [these(x), those(x), these(x + 1)]
+        else:
+            with whole(those):  # any number of passes, and those of parts
+                hidden = torch.tanh(those.blocks[1](torch.tanh(those.blocks[0](x))))
+                found = [expected[0], those.output(hidden), expected[2]]
+    off = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    heard = []
+    for number, part in enumerate([these.output, these.blocks[0], these]):
+        try:
+            with processes.error_barrier():
+                if processes.first:
+                    part(x)
+                elif number == 2:
+                    raise ValueError("no such thing")
+        except Exception as error:
+            heard.append(f"{type(error).__name__}: {error}")
+    kept = [isinstance(p, DTensor) for m in (these, states) for p in m.parameters()]
+    again = float((these(x) - expected[0]).abs().max())
+    return {
+        "off": max(processes.gather(max(off, again))),
+        "heard": processes.gather(heard),
+        "sharded": kept,
+    }
+
+
 READER = [
     "estimator={name='critic', network='reader'}",
     "train.value.pretraining={completions=40, epochs=2, rows=8}",
@@ -310,6 +392,7 @@ def main() -> None:
         ),
         "moved": lambda: moved(processes, "ppo", ["estimator.network=backbone", *FIVE]),
         "refused": lambda: refused(processes),
+        "served": lambda: served(processes),
         **{f"broken_{fault}": lambda fault=fault: broken(processes, fault) for fault in FAULTS},
     }
     wanted = sys.argv[1:] or list(cases)

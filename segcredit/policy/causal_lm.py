@@ -256,7 +256,7 @@ class CausalPolicy(_Deterministic):
         ids, mask, cache, more = prompt_ids[:, first:], prompt_mask[:, first:], None, None
         if extras:
             firsts_B = _first_rows(ids, extras)
-            base, read = self.model.base_model, firsts_B.unique()
+            read, base = firsts_B.unique(), self._sampled_base
             prefixes = PrefixCache.of_prompts(base, ids, mask, extras, read, self.inputs)
             here = firsts_B, torch.zeros_like(firsts_B)
             ids, mask, cache = prefixes.before(*here)
@@ -309,7 +309,7 @@ class CausalPolicy(_Deterministic):
         open_N, truncated_N = (positions_N < limit) & ~ended_N, truncated_N & ~ended_N
         # The pieces of nothing are one empty piece, which the network cannot read.
         for rows_R in rows_N[open_N].unique().split(most) if open_N.any() else ():
-            prefixes = PrefixCache.read(self.model.base_model, rollouts, rows_R, self.inputs)
+            prefixes = PrefixCache.read(self._sampled_base, rollouts, rows_R, self.inputs)
             here_M = (open_N & torch.isin(rows_N, rows_R)).nonzero()[:, 0]
             for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
                 room_M1 = (limit - positions_N[states_M])[:, None]
@@ -442,6 +442,19 @@ class CausalPolicy(_Deterministic):
         What is frozen in the policy is shared, and the copy trains what the policy trains.
         """
         return Backbone(copy_of_trained(self.model.base_model), self.inputs)
+
+    @property
+    def samples_in_process(self) -> bool:
+        """True where the sampler runs this model, rather than an engine's copy of its weights."""
+        return self.sampler.in_process
+
+    @property
+    def _sampled_base(self) -> nn.Module | None:
+        """The network that reads prefixes for the sampler; None where an engine reads them itself.
+
+        A pass of it would be for nothing, and where parameters are sharded they are not gathered.
+        """
+        return self.model.base_model if self.samples_in_process else None
 
     def sync(self) -> None:
         """Tells the sampler that the model's weights have changed."""

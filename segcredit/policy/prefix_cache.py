@@ -43,7 +43,7 @@ class PrefixCache:
     @classmethod
     def read(
         cls,
-        base: nn.Module,
+        base: nn.Module | None,
         rollouts: RolloutBatch,
         rows_R: Tensor,
         inputs: ModelInputs | None = None,
@@ -51,7 +51,7 @@ class PrefixCache:
         """Reads the prompts and completions of some rollouts in one pass, without gradients.
 
         Args:
-            base: the network under the output layer.
+            base: the network under the output layer; None = no pass, and prefixes without a cache.
             rollouts: of which some are read.
             rows_R: (R,) rows of ``rollouts``, ascending, each once.
             inputs: makes what the network reads besides ids and mask; None = text alone.
@@ -75,7 +75,7 @@ class PrefixCache:
     @classmethod
     def of_prompts(
         cls,
-        base: nn.Module,
+        base: nn.Module | None,
         prompt_ids: Int[Tensor, "B Tp"],
         prompt_mask: Bool[Tensor, "B Tp"],
         extras: Extras,
@@ -85,7 +85,7 @@ class PrefixCache:
         """Reads the prompts of some rows in one pass, so that their images are seen once.
 
         Args:
-            base: the network under the output layer.
+            base: the network under the output layer; None = no pass, as for ``read``.
             prompt_ids: (B,Tp) left-padded.
             prompt_mask: (B,Tp) True on the prompts' tokens.
             extras: inputs of each row's images.
@@ -103,7 +103,7 @@ class PrefixCache:
     @torch.no_grad()
     def _read(
         cls,
-        base: nn.Module,
+        base: nn.Module | None,
         inputs: ModelInputs,
         rows_R: Tensor,
         ids_RL: Tensor,
@@ -111,6 +111,8 @@ class PrefixCache:
         prompt_width: int,
         extras: Extras,
     ) -> PrefixCache:
+        if base is None:
+            return cls(rows_R, ids_RL, mask_RL, prompt_width, [], inputs, extras)
         after = [ids_RL.shape[1] - prompt_width] * len(ids_RL)
         given = inputs.prepared(base, ids_RL, mask_RL, extras, after)
         layers = _keys_and_values(base(**given, use_cache=True))

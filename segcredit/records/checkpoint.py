@@ -1,9 +1,13 @@
 """Checkpoints: everything that a resumed run needs, one file a step.
 
+    step_000010.pt       the state
+    step_000010.shards/  what several processes held: see segcredit.records.sharded_tensors
+
 A checkpoint is a nested dict of tensors and plain values, so that it can be loaded without running
 any code that it carries. It appears atomically: a run that is killed while it saves still has the
 checkpoint before. The zip archive that it is ends in a comment with the SHA-256 of all the rest,
 which is compared before anything is loaded: what a disk has changed is never taken for weights.
+Shards are written before it, and their files are listed in it with their checksums.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,12 +24,14 @@ from typing import Any, BinaryIO, cast
 from segcredit.atomic_files import (
     checksum,
     remove,
+    remove_folder,
     remove_temporaries,
     replacing,
     require_file,
+    sync_directory,
     unwritten,
 )
-from segcredit.errors import RecordError, loading
+from segcredit.errors import RecordError, StorageError, loading
 
 _FILE = re.compile(r"step_(\d+)\.pt")
 _COMMENT = re.compile(rb"segcredit sha256 ([0-9a-f]{64})")
@@ -33,6 +39,9 @@ _COMMENT_BYTES = 81
 _NO_COMMENT = b"\0\0"
 """Last bytes of a zip archive without a comment: the length of the one that it lacks."""
 _LAST_STEP = 10**9
+_FOLDER = ".shards"
+SHARDS = "shards"
+"""Key of a state for ``{"files": {name: checksum}, "places": [[key, ...], ...]}`` of its shards."""
 _STATE = ("row", "policy", "estimator", "prompts", "further_prompts")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -65,6 +74,9 @@ def save(path_dir: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> 
     path = file_of(path_dir, step)
     if path_dir.is_dir():
         remove_temporaries(path_dir)
+    if SHARDS in state:
+        _require_shared(shards_of(path), state[SHARDS]["files"])
+        sync_directory(shards_of(path))
     try:
         with replacing(path) as file:
             torch.save(dict(state), file)
@@ -81,13 +93,40 @@ def file_of(path_dir: Path, step: int) -> Path:
     return path_dir / f"step_{step:06d}.pt"
 
 
+def shards_of(file: Path) -> Path:
+    """Returns the folder with the shards of a checkpoint's file, whether or not it has any."""
+    return file.with_suffix(_FOLDER)
+
+
+def make_room(path_dir: Path, step: int) -> Path:
+    """Removes what there is of a step's checkpoint, and returns the new folder for its shards.
+
+    Raises:
+        StorageError: it cannot be removed, or no folder made.
+    """
+    file = file_of(path_dir, step)
+    # The file first: it must never list what is gone.
+    remove([file])
+    remove_folder(shards_of(file))
+    try:
+        shards_of(file).mkdir(parents=True)
+    except OSError as error:
+        raise unwritten(shards_of(file), error) from error
+    return shards_of(file)
+
+
 def found(path_dir: Path) -> list[Path]:
     """Returns the checkpoints in a directory, in the order of their steps."""
     return [file for _, file in sorted(_checkpoints(path_dir).items())]
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """Loads the state that ``save`` stored, with its tensors on the CPU.
+
+    Args:
+        path: of the file.
+        whole: whether sharded tensors are joined and put into their places; otherwise they stay in
+            their folder, to be read by ``sharded_tensors.read``, and the state keeps ``SHARDS``.
 
     Raises:
         RecordError: the file is damaged, was changed since, or was not written by ``save``.
@@ -99,16 +138,29 @@ def load(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, dict):
             raise TypeError(f"it holds a {type(found).__name__}, not a dict")
-    return cast("dict[str, Any]", found)
+        state = cast("dict[str, Any]", found)
+        if SHARDS in state:
+            from segcredit.records import sharded_tensors
+
+            sharded_tensors.require(shards_of(path), state[SHARDS]["files"])
+            if whole:
+                places = map(tuple, state.pop(SHARDS)["places"])
+                tensors = sharded_tensors.read(shards_of(path), dict.fromkeys(places))
+                sharded_tensors.put(state, tensors)
+    return state
 
 
-def load_run(path: Path) -> dict[str, Any]:
+def load_run(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """Loads the checkpoint of a run: its last row of metrics, and the states of all its parts.
+
+    Args:
+        path: of the file.
+        whole: as for ``load``.
 
     Raises:
         RecordError: as ``load``, or the file is no run's checkpoint, or one of another step.
     """
-    found = load(path)
+    found = load(path, whole=whole)
     with loading(f"The checkpoint {path}", _remedy(path), RecordError):
         missing = [name for name in _STATE if not isinstance(found.get(name), dict)]
         if missing:
@@ -189,6 +241,20 @@ def _remove_replaced(path_dir: Path, step: int, keep: int) -> None:
     found = _checkpoints(path_dir)
     kept = sorted(other for other in found if other <= step)[-keep:]
     remove(file for other, file in found.items() if other not in kept)
+    for folder in path_dir.glob(f"step_*{_FOLDER}"):
+        if not folder.with_suffix(".pt").exists():
+            remove_folder(folder)
+
+
+def _require_shared(folder: Path, files: Iterable[str]) -> None:
+    """Raises a StorageError where what another process wrote cannot be seen."""
+    missing = [name for name in files if not (folder / name).exists()]
+    if missing:
+        raise StorageError(
+            f"{folder} lacks {missing[0]}, which another process wrote there; expected one folder"
+            " for all processes. Usually they run on several machines and --output is on a disk of"
+            " each: choose one that they share."
+        )
 
 
 def _require_plain(value: Any, place: str) -> None:

@@ -62,12 +62,13 @@ def missing_checkpoint(path: Path, steps: int) -> Path | None:
 def last_good_state(path: Path, checkpoints: Path) -> dict[str, Any] | None:
     """Returns the newest readable checkpoint whose steps are all recorded; None for none.
 
+    Its sharded tensors stay in their files, see ``checkpoint.load``.
     Damaged tables are removed: their steps are run again, and recorded anew.
     """
     trusted = _trusted_step(path)
     for file in reversed(checkpoint.found(checkpoints)):
         try:
-            state = checkpoint.load_run(file)
+            state = checkpoint.load_run(file, whole=False)
         except RecordError as error:
             warnings.warn(f"{error} Going on from before it.", RuntimeWarning, stacklevel=2)
             continue

@@ -90,7 +90,7 @@ def evaluated_policy(
     else:
         config = load_config(source, [*overrides, *more])
     found = saved or (None if run is None else last_checkpoint(run))
-    step = 0 if found is None else int(checkpoint.load_run(found)["row"]["step"])
+    step = 0 if found is None else int(checkpoint.load_run(found, whole=False)["row"]["step"])
     directory = run or run_directory(config)
     return EvaluatedPolicy(
         config, found, step, output or directory / "evaluation" / f"step_{step:06d}"

@@ -71,6 +71,7 @@ class ToyPolicy(nn.Module):
         self.prompts = prompts
         self.hidden_size = hidden_size
         self.temperature = 1.0
+        self.samples_in_process = True
         with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
             torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
             self.states = ToyBackbone(length, prompts, hidden_size)

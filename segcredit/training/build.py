@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -97,12 +96,18 @@ class Run:
         """True where each process holds a part of the parameters in training."""
         return self.config.train.parallel == "sharded" and self.processes.count > 1
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Gives every process all parameters inside; needed for whatever is not training."""
-        modules = [self.policy.network, self.state.network]
-        if isinstance(self.reference, nn.Module):
-            modules.append(self.reference)
-        return whole(*modules)
+    def sync(self) -> None:
+        """Tells the policy's sampler of new weights; no process samples before all have told it.
+
+        A sampler in the process may read the model as it likes: sharded parameters are gathered
+        for it. An engine takes them by ``segcredit.whole_weights``, one after the other.
+
+        Raises:
+            PluginError: the sampler raised; or TrainingError, where another process's did.
+        """
+        gathers = self.actor.samples_in_process
+        with self.processes.error_barrier(), whole(*[self.policy.network] * gathers):
+            self.actor.sync()
 
 
 def build(
@@ -157,7 +162,7 @@ def build(
         pool=_pool(task, config),
         prompts=streams[0],
         further_prompts=streams[1],
-        policy=_trained(config, processes, policy, config.train, _USES, steps=train_policy),
+        policy=_trained(config, processes, policy, config.train, _uses(policy), steps=train_policy),
         reference=reference,
         method=method,
         state=state,
@@ -171,9 +176,9 @@ def _reference(
     kl = config.loss.kl_penalty > 0 or config.loss.kl_loss > 0
     if not kl and "reference" not in method.estimator.reads:
         return None
-    reference = frozen_copy(policy).to(processes.device)
+    reference = frozen_copy(policy)
     _shard(config, processes, reference, _USES)
-    return cast(Policy, reference)
+    return cast(Policy, reference.to(processes.device))
 
 
 def _require_capabilities(config: RunConfig, method: Method, policy: Policy) -> None:
@@ -184,8 +189,13 @@ def _require_capabilities(config: RunConfig, method: Method, policy: Policy) -> 
         capability(policy, SupportsResume, "rollouts.layout='tree'")
 
 
-_USES = ("generate", "resume", "alternatives", "logit_gradients")
-"""Names of the methods that run a policy's network, besides its call."""
+_USES = ("alternatives", "logit_gradients")
+"""Names of the methods that run a policy's network, besides its call and its sampling."""
+
+
+def _uses(policy: Policy) -> tuple[str, ...]:
+    """Returns the names of the methods that run the network in this process."""
+    return (*_USES, *("generate", "resume") * policy.samples_in_process)
 
 
 def _trained(
@@ -203,8 +213,9 @@ def _trained(
     """
     if not steps:
         return Trained(module, module, MasterWeights(nn.Module()), None, None, 0.0, 0)
-    module = module.to(processes.device)
+    # Before it goes to the device, which need not have room for all of it.
     _shard(config, processes, module, uses)
+    module = module.to(processes.device)
     return trained(
         processes.device, module, own.learning_rate, own.gradient_clip, own.epochs, config.train
     )

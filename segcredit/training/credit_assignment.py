@@ -80,13 +80,9 @@ def assign(run: Run, sampled: Sampled, step: int, *, in_hindsight: bool = False)
         TrainingError: another process failed; gives its sentence.
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
-    with run.whole():
-        return _assigned(run, sampled, step, in_hindsight)
-
-
-def _assigned(run: Run, sampled: Sampled, step: int, in_hindsight: bool) -> TrainingBatch:
     config, processes, estimator = run.config, run.processes, run.method.estimator
-    rollouts = _with_what_is_read(run, sampled.rollouts)
+    with processes.error_barrier():
+        rollouts = _with_what_is_read(run, sampled.rollouts)
     simulator = _simulator(run, sampled, rollouts, step)
     weights_BT, counts_BT = _loss_tokens(run, rollouts)
     # Prompts of all processes: each meets every one, so that the state stays the same on all.

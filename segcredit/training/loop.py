@@ -31,11 +31,10 @@ from segcredit.errors import (
     told,
 )
 from segcredit.objective.returns import explained_variance, lambda_returns
-from segcredit.records import checkpoint
+from segcredit.records import checkpoint, sharded_tensors
 from segcredit.records.recovery import damage, last_good_state
 from segcredit.records.run_directory import Records, RunRecords, SilentRecords
 from segcredit.records.run_lock import run_lock
-from segcredit.records.schemas import TableName
 from segcredit.records.trackers import tracking
 from segcredit.registry import plugin_fault
 from segcredit.rng import stream
@@ -147,7 +146,7 @@ def _iterate(
         row = _restore(run, records, resume=resume)
         if row is None:
             row = _begin(run, watch)
-            state = _state(run, row, Ahead(run))
+            state = _state(run, row, Ahead(run), records.checkpoints)
             with processes.error_barrier():
                 _record(records, row, state, run.config.checkpoint.keep)
                 show(row)
@@ -162,9 +161,9 @@ def _iterate(
             if processes.first:
                 _warn_of_large_credit(row, before)
             due = step % config.record.every == 0 or step == config.train.steps
-            found = _tables(run, batch, step) if due else {}
-            # On every process, since shards are gathered; process 0 then writes it alone.
-            state = _state(run, row, batches)
+            found = tables(run, batch, step) if due else {}
+            # On every process, which writes its shards; process 0 then writes the rest alone.
+            state = _state(run, row, batches, records.checkpoints)
             with processes.error_barrier():
                 for image in images(run, batch) if due else ():
                     records.image(image)  # first: no table names a missing file
@@ -294,35 +293,49 @@ def _warn_of_large_credit(row: Row, before: Row) -> None:
 
 
 def _evaluation(run: Run, step: int) -> Row:
-    with run.whole():
-        return evaluate(
-            run.actor,
-            run.task,
-            run.held_out,
-            max_new_tokens=run.config.rollouts.max_new_tokens,
-            stop=run.config.rollouts.stop,
-            generator=stream(run.config.seed, run.processes.named("evaluation"), step),
-            completions=run.config.evaluate.completions,
-            processes=run.processes,
-        )
+    return evaluate(
+        run.actor,
+        run.task,
+        run.held_out,
+        max_new_tokens=run.config.rollouts.max_new_tokens,
+        stop=run.config.rollouts.stop,
+        generator=stream(run.config.seed, run.processes.named("evaluation"), step),
+        completions=run.config.evaluate.completions,
+        processes=run.processes,
+    )
 
 
-def _tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Any]:
-    with run.whole():
-        return tables(run, batch, step)
+def _state(run: Run, row: Row, batches: Ahead, folder: Path) -> dict[str, Any] | None:
+    """Builds the state that a resumed run needs; None where the step is not one to keep.
 
-
-def _state(run: Run, row: Row, batches: Ahead) -> dict[str, Any] | None:
-    """Builds the state that a resumed run needs; None where the step is not one to keep."""
+    Shards are written at once, by every process, and the state lists their files.
+    """
     step = int(row["step"])
     if step % run.config.checkpoint.every and step != run.config.train.steps:
         return None
-    return {
+    state = {
         "row": row,
         "policy": run.policy.state_dict(),
         "estimator": run.state.state_dict(),
         **batches.prompt_states(),
     }
+    return _without_shards(run, state, step, folder) if run.sharded else state
+
+
+def _without_shards(run: Run, state: dict[str, Any], step: int, folder: Path) -> dict[str, Any]:
+    """Writes the shards of a state beside its checkpoint, and returns what is left of it."""
+    processes = run.processes
+    with processes.error_barrier():
+        if processes.first:
+            checkpoint.make_room(folder, step)
+    plain, tensors = sharded_tensors.split(state)
+    shards = checkpoint.shards_of(checkpoint.file_of(folder, step))
+    with processes.exchanging():
+        sharded_tensors.write(shards, tensors)
+    with processes.error_barrier():
+        own = sharded_tensors.checksums(shards, processes.rank)
+    files = {name: of for share in processes.gather(own) for name, of in share.items()}
+    return {**plain, checkpoint.SHARDS: {"files": files, "places": [*map(list, tensors)]}}
 
 
 def _record(records: Records, row: Row, state: dict[str, Any] | None, keep: int) -> None:
@@ -346,14 +359,34 @@ def _restore(run: Run, records: Records, *, resume: bool) -> Row | None:
     state = run.processes.from_first(state)
     if state is None:
         return None
-    with checkpoint.fitting(records.checkpoints):
+    _load_state(run, state, records.checkpoints)
+    return state["row"]
+
+
+def _load_state(run: Run, state: dict[str, Any], folder: Path) -> None:
+    """Sets a run's parts to the states of a checkpoint; each process reads its own shards.
+
+    Args:
+        run: carried by any number of processes, sharded or not, whoever wrote the checkpoint.
+        state: as ``checkpoint.load`` gives it, its shards still in their files.
+        folder: of the checkpoints.
+    """
+    with run.processes.error_barrier(), checkpoint.fitting(folder):
+        if checkpoint.SHARDS in state:
+            file = checkpoint.file_of(folder, int(state["row"]["step"]))
+            places = [tuple(place) for place in state[checkpoint.SHARDS]["places"]]
+            like = {
+                (part, *place): x
+                for part, trained in (("policy", run.policy), ("estimator", run.state))
+                for place, x in trained.shards_like(p[1:] for p in places if p[0] == part).items()
+            }
+            sharded_tensors.put(state, sharded_tensors.read(checkpoint.shards_of(file), like))
+    with checkpoint.fitting(folder):
         run.policy.load_state_dict(state["policy"])
-        with run.whole():
-            run.actor.sync()
+        run.sync()
         run.state.load_state_dict(state["estimator"])
         run.prompts.load_state_dict(state["prompts"])
         run.further_prompts.load_state_dict(state["further_prompts"])
-    return state["row"]
 
 
 def _last_state(records: Records, *, resume: bool) -> dict[str, Any] | None:

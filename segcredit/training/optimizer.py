@@ -6,16 +6,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from segcredit.config import TrainConfig
-from segcredit.training.distributed.fsdp import gathered, shard_like, shard_optimizer_state
+from segcredit.records.sharded_tensors import Place
+from segcredit.training.distributed.fsdp import shard_like, shard_optimizer_state
 from segcredit.training.master_weights import MasterWeights
 
 Kind = TypeVar("Kind", covariant=True)
@@ -62,16 +65,30 @@ class Trained(Generic[Kind]):
     def state_dict(self) -> dict[str, Any]:
         """Returns the trained parameters, optimizer and schedule, for a checkpoint.
 
-        Whole, however many processes hold shards.
+        Where processes hold shards, they are in it as such.
         """
-        state = {"module": gathered(self.master_weights.state_dict())}
+        state = {"module": self.master_weights.state_dict()}
         if self.optimizer is not None and self.schedule is not None:
-            state["optimizer"] = gathered(self.optimizer.state_dict())
+            state["optimizer"] = self.optimizer.state_dict()
             state["schedule"] = self.schedule.state_dict()
         return state
 
+    def shards_like(self, places: Iterable[Place]) -> dict[Place, DTensor | None]:
+        """Returns tensors sharded as those of the state dict are to be; None for a whole one.
+
+        Args:
+            places: keys that lead to each: ``module``, name; or ``optimizer``, ``state``, number
+                of the parameter, name of the moment.
+        """
+        own = self.network.state_dict()
+        like = {
+            place: own[place[1]] if place[0] == "module" else self.parameters[place[2]]
+            for place in places
+        }
+        return {place: x if isinstance(x, DTensor) else None for place, x in like.items()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave."""
+        """Takes back what ``state_dict`` gave, whole or in shards."""
         own = self.network.state_dict()
         found = {name: shard_like(value, own.get(name)) for name, value in state["module"].items()}
         self.master_weights.load_state_dict(found)

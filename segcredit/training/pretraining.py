@@ -33,6 +33,7 @@ from segcredit.rng import derived_seed, stream
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run, data_of, plugin_identities
 from segcredit.training.credit_assignment import TrainingBatch, assign
+from segcredit.training.distributed.fsdp import gathered
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.sampling import sample
 from segcredit.training.update import Meter, minibatches, train_minibatch
@@ -144,7 +145,7 @@ class _Fit:
             epoch += 1
             seconds = sum(run.processes.gather(time.process_time() - started))
             cost, started = PretrainingCost(tokens, cost.cpu_seconds + seconds), time.process_time()
-            state = own.state_dict()  # on every process, since shards are gathered
+            state = gathered(own.state_dict())  # on every process, whole for whichever run
             with run.processes.error_barrier():
                 if run.processes.first:
                     made = {"epoch": epoch, "state": state, **asdict(cost)}

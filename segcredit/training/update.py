@@ -101,8 +101,7 @@ def improve(
             train_minibatch(run, batch, rows, meter, step, policy=train_policy, value=train_value)
     if policy:
         before_sync()
-        with run.whole():
-            run.actor.sync()
+        run.sync()
     _update_estimator(run, batch)
     if policy:
         run.policy.next_rate()
@@ -165,7 +164,7 @@ def _update_estimator(run: Run, batch: TrainingBatch) -> None:
         rollouts = all_rows(run.processes, rollouts)
     name, estimator = run.config.estimator["name"], run.method.estimator
     rollouts = readable(rollouts, estimator.reads)
-    with run.whole(), torch.no_grad(), blame("estimator", name, estimator):
+    with torch.no_grad(), blame("estimator", name, estimator):
         simulator = SharedSimulator(batch.simulator, run.processes)
         estimator.update(run.state.module, rollouts, simulator)
 

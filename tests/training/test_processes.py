@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ import torch
 import segcredit
 from processes_cases import EQUAL, FAULTS, ROUNDING, SHARDED
 from segcredit import load_config, read_runs
-from segcredit.errors import ConfigError, TrainingError
+from segcredit.errors import ConfigError, RecordError, StorageError, TrainingError
+from segcredit.records import checkpoint, sharded_tensors
 from segcredit.testing.toy import ToySimulator, toy_rollouts
 from segcredit.training.build import build
 from segcredit.training.distributed.all_gather import all_rows, join_rows
@@ -44,9 +47,16 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], more: Mapping[str, str] = {}, seconds: float = SECONDS
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=HERE, env=environment(), capture_output=True, text=True, timeout=SECONDS
+        command,
+        cwd=HERE,
+        env={**environment(), **more},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
     )
 
 
@@ -55,25 +65,31 @@ SLOW += ["alike_reader", "sharded_reader"]
 """Cases that are much like others."""
 BROKEN = [f"broken_{fault}" for fault in FAULTS]
 OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "alike_reader", "sharded_reader"]
-OTHERS += ["moved", "refused", *BROKEN]
+OTHERS += ["moved", "refused", "served", *BROKEN]
 
 
-def outcomes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def outcomes(names: Sequence[str], checkpoints: Path) -> dict[str, dict[str, Any]]:
     """What two processes found; one start for all cases, since it takes the most time."""
-    done = run(torchrun("processes_cases.py", *names))
+    done = run(torchrun("processes_cases.py", *names), {"CHECKPOINTS": str(checkpoints)})
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {line["case"]: line for line in lines}
 
 
 @pytest.fixture(scope="module")
-def cases() -> dict[str, dict[str, Any]]:
-    return outcomes([name for name in (*EQUAL, *SHARDED, *OTHERS) if name not in SLOW])
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
 
 
 @pytest.fixture(scope="module")
-def slow_cases() -> dict[str, dict[str, Any]]:
-    return outcomes(SLOW)
+def cases(checkpoints: Path) -> dict[str, dict[str, Any]]:
+    names = [name for name in (*EQUAL, *SHARDED, *OTHERS) if name not in SLOW]
+    return outcomes(names, checkpoints)
+
+
+@pytest.fixture(scope="module")
+def slow_cases(checkpoints: Path) -> dict[str, dict[str, Any]]:
+    return outcomes(SLOW, checkpoints)
 
 
 def require_same_steps(found: dict[str, Any]) -> None:
@@ -108,10 +124,66 @@ def test_a_checkpoint_moves_between_one_process_two_and_shards(cases: Any) -> No
     found = cases["moved"]
     require_same_steps(found)
     assert found["moved"] > 1e-4
+    assert found["same"]  # to the bit, whoever wrote and whoever reads
     assert found["keys"] == 1
+    assert max(found["sizes"]) < 1.5 * min(found["sizes"])  # shards are written once
     alone, replicated, sharded = found["held"]
     assert alone == replicated == 1
     assert 0.4 < sharded < 0.6
+
+
+@pytest.fixture
+def saved(cases: Any, checkpoints: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint that two processes wrote in shards."""
+    del cases
+    folder = shutil.copytree(checkpoints / "sharded", tmp_path / "checkpoints")
+    return checkpoint.file_of(folder, 4)
+
+
+def test_every_bit_of_shards_counts(saved: Path) -> None:
+    shards, chosen = checkpoint.shards_of(saved), random.Random(0)
+    files = sorted([saved, *shards.iterdir()])
+    assert [file.name for file in files[1:]] == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    for file in files:
+        whole = file.read_bytes()
+        for place in [chosen.randrange(8 * len(whole)) for _ in range(10)]:
+            flipped = bytearray(whole)
+            flipped[place // 8] ^= 1 << place % 8
+            file.write_bytes(flipped)
+            with pytest.raises(RecordError, match=rf"{saved.name} cannot be read"):
+                checkpoint.load_run(saved, whole=False)
+        file.unlink()
+        with pytest.raises(RecordError, match=file.name):
+            checkpoint.load_run(saved)
+        file.write_bytes(whole)
+    assert checkpoint.load_run(saved)["row"] == {"step": 4}
+
+
+def test_a_kill_between_shards_and_their_file_leaves_the_checkpoint_before(saved: Path) -> None:
+    folder = saved.parent
+    half = checkpoint.make_room(folder, 5)
+    shutil.copy(checkpoint.shards_of(saved) / "__0_0.distcp", half)
+    assert checkpoint.found(folder) == [saved]
+    state = checkpoint.load_run(saved, whole=False)
+    assert checkpoint.make_room(folder, 5) == half
+    assert not list(half.iterdir())
+    half.rmdir()
+    checkpoint.save(folder, 6, {**checkpoint.load_run(saved), "row": {"step": 6}}, keep=1)
+    assert [file.name for file in folder.iterdir()] == ["step_000006.pt"]
+    with pytest.raises(StorageError, match=r"step_000007.shards lacks .* a disk of each"):
+        checkpoint.save(folder, 7, {**state, "row": {"step": 7}})
+
+
+def test_an_index_of_shards_runs_no_code(saved: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    shards = checkpoint.shards_of(saved)
+    (shards / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(pickle.UnpicklingError, match=r"asks for posix\.mkdir"):
+        sharded_tensors.read(shards, {})
+    assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -151,6 +223,53 @@ def test_who_fails_tells_the_others(cases: Any) -> None:
     other, own = cases["refused"]["heard"]
     assert other == "TrainingError: process 1 of 2 stopped: ValueError: no such thing"
     assert own == "ValueError: no such thing"
+
+
+def test_a_process_without_a_pass_serves_those_of_others(cases: Any) -> None:
+    found = cases["served"]
+    assert found["off"] < 1e-6
+    assert found["sharded"] == [True] * 6 + [False] * 2  # a dict of modules makes no passes
+    (output, block, failed), (other_output, other_block, own) = found["heard"]
+    alone = "by itself; expected the Doubling's own call"
+    assert output.startswith(f"ConfigError: a Linear inside a sharded Doubling was called {alone}")
+    assert alone in block
+    assert other_output == f"TrainingError: process 0 of 2 stopped: {output}"
+    assert other_block == f"TrainingError: process 0 of 2 stopped: {block}"
+    assert failed == "TrainingError: process 1 of 2 stopped: ValueError: no such thing"
+    assert own == "ValueError: no such thing"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * SECONDS)
+def test_shards_take_about_half_the_memory_and_give_the_same(tmp_path: Path) -> None:
+    """A step of a model of 134 million parameters with a critic as large, sampled elsewhere."""
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # see sharded_memory.py
+    commands = {
+        tmp_path / "one.pt": [sys.executable],
+        tmp_path / "two.pt": torchrun(),
+    }
+    for file, command in commands.items():
+        done = run([*command, "sharded_memory.py", str(file)], memory, seconds=3 * SECONDS)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = map(torch.load, commands)
+    for name in ("logprobs", "entropies", "reference", "values", "advantages"):
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0, msg=name)
+    for name in ("loss", "value_loss", "reference_kl"):
+        assert two["losses"][name] == pytest.approx(one["losses"][name], abs=1e-5)
+    assert len(one["gradients"]) > 100
+    for (most, norm, expected), (_, own, found) in zip(
+        one["gradients"], two["gradients"], strict=True
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-5 * most, rtol=0)
+        assert own == pytest.approx(norm, rel=1e-5)
+    assert one["pushed"] == two["pushed"] == [134_272_000]
+    # AdamW makes of a rounding a step of the learning rate: nearly the same, not the same.
+    moved = (one["after"] - one["logprobs"]).abs().max()
+    assert (two["after"] - one["after"]).abs().max() < 0.01 * moved
+    (whole,), shares = one["peaks"], two["peaks"]
+    assert len(shares) == 2
+    for share in shares:  # in every stage, from loading to resuming
+        assert max(share.values()) < 0.65 * whole["train"]
 
 
 def train(path: Path, *more: str) -> list[str]:
@@ -237,21 +356,61 @@ def test_the_loss_of_a_process_ends_the_run_and_one_process_takes_it_up(
 def test_two_processes_take_up_what_two_left(tmp_path: Path) -> None:
     path = tmp_path / "run"
     last = require_interrupted(path, lose_one(path, rank=1))
-    script = tmp_path / "stop.py"
+    go_on(path, until=last + 2, processes=2)
+
+
+def go_on(path: Path, *more: str, until: int, processes: int) -> None:
+    """Resume a run, and stop it after a step."""
+    script = path.with_suffix(".py")
     script.write_text(f"""
 import segcredit.training.loop
 from segcredit.cli import main
 from segcredit.training.update import improve
 def until(run, batch, step, **more):
-    if step > {last + 2}:
+    if step > {until}:
         raise KeyboardInterrupt
     return improve(run, batch, step, **more)
 segcredit.training.loop.improve = until
-main({[*train(path, "train.steps=400")[2:], "--resume"]!r})
+main({[*train(path, "train.steps=400", *more)[2:], "--resume"]!r})
 """)
-    run(torchrun(str(script)))
-    assert steps_of(path) == list(range(last + 3))
-    assert json.loads((path / "environment.json").read_text())["processes"] == 2
+    run(torchrun(str(script), processes=processes))
+    assert steps_of(path) == list(range(until + 1))
+    assert json.loads((path / "environment.json").read_text())["processes"] == processes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * SECONDS)
+def test_shards_survive_kills_at_any_moment_and_go_on_exactly(tmp_path: Path) -> None:
+    """Also while they are written; then three processes take up what two wrote, then one."""
+    more = ["train.parallel=sharded", "checkpoint.every=1", "estimator.network=backbone"]
+    calm, killed, chosen = tmp_path / "calm", tmp_path / "killed", random.Random(0)
+    go_on(calm, *more, until=8, processes=2)
+    for step in (1, 3, 5):
+        launcher = subprocess.Popen(
+            torchrun(*train(killed, "train.steps=400", *more), "--resume"),
+            cwd=HERE,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        folder, deadline = killed / "checkpoints", time.monotonic() + SECONDS
+        while not (folder / f"step_{step:06d}.shards").exists() and time.monotonic() < deadline:
+            assert launcher.poll() is None
+            time.sleep(0.001)
+        time.sleep(chosen.random() / 100)
+        os.kill(_child(launcher.pid, chosen.randrange(2)), signal.SIGKILL)
+        launcher.wait(timeout=SECONDS)
+        for file in checkpoint.found(folder):
+            assert checkpoint.load_run(file)["row"]["step"] >= step - 2
+    go_on(killed, *more, until=8, processes=2)
+    assert metrics_of(killed) == metrics_of(calm)
+    go_on(killed, *more, until=9, processes=3)
+    go_on(killed, *more, until=10, processes=1)
+
+
+def metrics_of(path: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+    return [{k: v for k, v in row.items() if "cpu_seconds" not in k} for row in rows]
 
 
 def test_fewer_processes_than_asked_for_is_an_error(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar, cast
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, distributed
@@ -29,6 +30,27 @@ from segcredit.errors import ConfigError, LostProcessError, TrainingError
 T = TypeVar("T")
 
 CPU = torch.device("cpu")
+
+
+class JointWork(Protocol):
+    """Work that every process must take part in whenever one does it, such as a sharded pass."""
+
+    def serve(self) -> None:
+        """Takes part in another process's work: communicates as it does, and computes nothing."""
+        ...
+
+
+class _Barrier:
+    """The state of ``Processes.error_barrier``, and the joint work that may come inside it."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.settled = False
+        """True once an error of another process has been told, so that nothing more is."""
+        self.alone = False
+        """True while this process is inside joint work, where it can tell the others nothing."""
+        self.works: WeakValueDictionary[int, JointWork] = WeakValueDictionary()
+        self.added = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +68,7 @@ class Processes:
     count: int = 1
     device: torch.device = CPU
     peers: tuple[tuple[str, int], ...] = ()
+    _barrier: _Barrier = field(default_factory=_Barrier, init=False, repr=False, compare=False)
 
     @classmethod
     def started(cls, asked: int | None = None, *, cpu: bool = False) -> Processes:
@@ -207,7 +230,8 @@ class Processes:
     def error_barrier(self) -> Generator[None]:
         """Runs work of this process alone, after which each one learns of the others' errors.
 
-        Nothing inside may wait for another process.
+        Nothing inside may wait for another process, but for joint work (see ``begin``): a process
+        that has reached the end serves the others' until all have.
 
         Raises:
             TrainingError: another process raised; names it and gives its sentence. One's own error
@@ -218,27 +242,77 @@ class Processes:
             yield
             return
         own: Exception | None = None
+        self._barrier.open, self._barrier.settled, self._barrier.alone = True, False, False
         try:
             yield
         except LostProcessError:
             raise  # there is nobody to tell
         except Exception as error:
             own = error
-        sentences = self._sentences(own)
-        if own is not None:
-            raise own
-        for rank, sentence in enumerate(sentences):
-            if sentence is not None:
-                raise TrainingError(f"process {rank} of {self.count} stopped: {sentence}")
+        finally:
+            self._barrier.open = False
+        if own is None:
+            self._agree(None)
+            return
+        self._require_connected(own)
+        if not self._barrier.settled and not self._barrier.alone:
+            with suppress(LostProcessError):  # one's own error is worth more than the loss after it
+                self.gather(f"{type(own).__name__}: {own}")
+        raise own
 
-    def _sentences(self, own: Exception | None) -> list[str | None]:
-        """Gathers the sentence of each process's error, None where it had none."""
-        try:
-            return self.gather(None if own is None else f"{type(own).__name__}: {own}")
-        except LostProcessError:
-            if own is None:
-                raise
-            return []  # one's own error is the cause, and worth more than the loss after it
+    def add_work(self, work: JointWork) -> int:
+        """Returns the number of a kind of joint work; every process adds the same in one order."""
+        barrier = self._barrier
+        barrier.added += 1
+        barrier.works[barrier.added] = work
+        return barrier.added
+
+    def begin(self, number: int) -> None:
+        """Begins joint work, once every other process does the same or serves it.
+
+        Inside an error barrier processes need not do it equally often, nor in the same order: of
+        different kinds, that of the lowest rank comes first. Outside of one, all do it alike.
+
+        Args:
+            number: of the work, as ``add_work`` gave it.
+
+        Raises:
+            TrainingError: another process raised before it came so far.
+            LostProcessError: another process is gone.
+        """
+        if self._barrier.open:
+            self._agree(number)
+            self._barrier.alone = True
+
+    def end(self) -> None:
+        """Ends joint work; of an error between the two, other processes learn by the loss alone."""
+        self._barrier.alone = False
+
+    def _agree(self, own: int | None) -> None:
+        """Serves other processes' joint work until it is the turn of this one's.
+
+        Args:
+            own: number of the work; None = there is no more, and that of all others is served.
+        """
+        while True:
+            wanted: list[int | str | None] = self.gather(own)
+            for rank, sentence in enumerate(wanted):
+                if isinstance(sentence, str):
+                    self._barrier.settled = True
+                    raise TrainingError(f"process {rank} of {self.count} stopped: {sentence}")
+            turn = next((number for number in wanted if number is not None), None)
+            if turn == own:
+                return
+            with self.exchanging():
+                self._barrier.works[cast(int, turn)].serve()
+
+    def _require_connected(self, error: BaseException) -> None:
+        """Raises a LostProcessError where an error, or what it was raised from, is of that kind."""
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, RuntimeError) and _of_connection(cause):
+                self._raise_lost(cause)
+            cause = cause.__cause__
 
     @contextmanager
     def exchanging(self) -> Generator[None]:

@@ -61,9 +61,8 @@ def sample(run: Run, step: int) -> Sampled:
         PluginError: a plug-in raised, or returned what does not fit; names it.
         TaskError: the verifier raised; says on which prompt and completion.
     """
-    with run.whole():
-        drawn = draw(run, step)
-        found = scored(run, drawn.completions, step, tokens=drawn.tokens, rounds=drawn.rounds)
+    drawn = draw(run, step)
+    found = scored(run, drawn.completions, step, tokens=drawn.tokens, rounds=drawn.rounds)
     rollouts = found.rollouts
     if not run.config.rollouts.ahead or rollouts.sampler_logprobs is not None:
         return found
@@ -130,7 +129,8 @@ def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
     The policy does not change before that pass, which need then not be made again.
     """
     train = run.config.train
-    # Not where parameters are sharded: a training pass gathers them, and they are whole here.
+    # Not where parameters are sharded: all processes must train with as many passes, and score
+    # with different numbers of them.
     once = trained and run.policy.epochs == train.minibatches == 1 and not run.sharded
     if once and len(list(micro_batches(rollouts.action_mask, train.micro_tokens))) == 1:
         return run.policy.module(rollouts)

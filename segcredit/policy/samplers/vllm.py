@@ -66,8 +66,6 @@ _CONNECTIONS = 64
 _LONGEST_PAUSE = 30.0
 _APART = 0.3
 """Nats in the mean over a completion, ten times what bfloat16 makes of float32."""
-_MOST_BIASED = 2.0
-"""The highest temperature at which a bias of -100, vLLM's lowest, still suppresses an id."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +261,8 @@ def _suppression(params: SamplingParams, vocabulary: int) -> dict[str, Any]:
     suppressed = {*params.suppressed_ids}
     if not suppressed:
         return {}
-    if 2 * len(suppressed) < vocabulary and params.temperature <= _MOST_BIASED:
+    if 2 * len(suppressed) < vocabulary:
+        # vLLM's lowest; at 2, its highest temperature, still a factor of e^-50.
         return {"logit_bias": dict.fromkeys(map(str, sorted(suppressed)), -100.0)}
     return {"allowed_token_ids": [i for i in range(vocabulary) if i not in suppressed]}
 
@@ -410,9 +409,9 @@ class _Server:
             raise PolicyError(
                 f"{self.named} could not read the weights in {place['weights_path']}"
                 f" ({_words(answer)}). Usually it serves another model, or runs where it does not"
-                " see that folder: start it again, since it reads no others after this, with"
-                " 'segcredit serve' and this run's config, or give sampler.folder a folder that"
-                " both see."
+                " see that folder, which is for this user alone: start it again, since it takes no"
+                " others after this, with 'segcredit serve' and this run's config, or give"
+                " sampler.folder a folder that both see."
             )
 
     def forget_prefixes(self) -> None:
@@ -610,7 +609,6 @@ def _written(model: PreTrainedModel, parent: Path) -> str:
             found.update(hashlib.file_digest(opened, "sha256").digest())
     version = f"weights-{found.hexdigest()[:16]}"
     if not (parent / version).exists():
-        new.chmod(0o755)  # a temporary folder is its owner's alone; the server may be another's
         new.rename(parent / version)
     for old in parent.iterdir():
         if old.is_dir() and old.name != version:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from segcredit.protocols import Reading as Reading
     from segcredit.protocols import Sampler as Sampler
     from segcredit.protocols import Segmenter as Segmenter
+    from segcredit.protocols import SegmenterReading as SegmenterReading
     from segcredit.protocols import Simulator as Simulator
     from segcredit.protocols import SupportsAlternatives as SupportsAlternatives
     from segcredit.protocols import SupportsBackbone as SupportsBackbone
@@ -111,6 +112,7 @@ _HOMES = {
         "Reading",
         "Sampler",
         "Segmenter",
+        "SegmenterReading",
         "Simulator",
         "SupportsAlternatives",
         "SupportsLogitGradients",

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,6 +58,14 @@ class NamesCode(Protocol):
         ...
 
 
+SegmenterReading = Literal["text", "ids", "logprobs", "entropies", "token_values"]
+"""A part of rollouts that a segmenter reads beyond the action mask.
+
+``text``: texts and the tokens' places in them. ``ids``: ids of prompts and completions, and the
+prompts' keys. ``token_values``: values that something measured.
+"""
+
+
 @runtime_checkable
 class Segmenter(Protocol):
     """The first axis: where a completion is cut."""
@@ -70,6 +78,15 @@ class Segmenter(Protocol):
         Only then does a baseline at the boundaries leave the policy gradient unbiased.
         """
         ...
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """The parts of rollouts that the segmenter reads; any of them (neutral answer).
+
+        Of what it does not name, log-probs and entropies are NaN in the rollouts that it gets, and
+        values None. Another trainer that cannot provide what it names refuses it.
+        """
+        return frozenset(get_args(SegmenterReading))
 
     @abstractmethod
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
@@ -88,6 +105,11 @@ class TextSegmenter(Segmenter):
         rule that closes segments must give it to be causal.
         """
         ...
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Texts alone."""
+        return frozenset({"text"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts between tokens: each goes to the segment of its first character."""
@@ -121,7 +143,7 @@ def checked_segments(segmenter: Segmenter, name: str, rollouts: RolloutBatch) ->
     """Cuts rollouts into segments, once these are known to cover the action tokens.
 
     Args:
-        segmenter: is asked.
+        segmenter: is asked; it gets of log-probs, entropies and values what its ``reads`` names.
         name: of the segmenter, in messages.
         rollouts: are cut.
 
@@ -129,7 +151,15 @@ def checked_segments(segmenter: Segmenter, name: str, rollouts: RolloutBatch) ->
         PluginError: the segmenter raised, or returned segments of something else; names it.
     """
     with blame("segmenter", name, segmenter):
-        segmentation = segmenter.segment(rollouts)
+        reads = segmenter.reads
+        unread_BT = _unread(rollouts.logprobs)
+        segmentation = segmenter.segment(
+            rollouts.replace(
+                logprobs=rollouts.logprobs if "logprobs" in reads else unread_BT,
+                entropies=rollouts.entropies if "entropies" in reads else unread_BT,
+                token_values=rollouts.token_values if "token_values" in reads else None,
+            )
+        )
         require_type("segment", segmentation, Segmentation)
         segmentation.require_covers(rollouts.action_mask)
     return segmentation
@@ -254,7 +284,7 @@ def readable(rollouts: RolloutBatch, reads: Set[Reading]) -> RolloutBatch:
     """
     changes: dict[str, Tensor | None] = {}
     if "logprobs" not in reads:
-        unread_BT = torch.full_like(rollouts.logprobs, torch.nan)
+        unread_BT = _unread(rollouts.logprobs)
         changes |= {"logprobs": unread_BT, "entropies": unread_BT, "sampler_logprobs": None}
     if "reference" not in reads:
         names = ("reference_logprobs", "reference_entropies", "reference_hidden")
@@ -268,12 +298,16 @@ def readable_scores(scores: TokenScores, reads: Set[Reading]) -> TokenScores:
     """Returns scores of the current policy as an estimator gets them, see ``readable``."""
     changes: dict[str, Tensor] = {}
     if "logprobs" not in reads:
-        unread_BT = torch.full_like(scores.logprobs, torch.nan)
+        unread_BT = _unread(scores.logprobs)
         changes |= {"logprobs": unread_BT, "entropies": unread_BT}
     if "hidden" not in reads:
-        # A view of one number: as wide as the states, and no memory.
-        changes["hidden"] = scores.hidden.new_full((), torch.nan).expand_as(scores.hidden)
+        changes["hidden"] = _unread(scores.hidden)
     return scores.replace(**changes)
+
+
+def _unread(x: Tensor) -> Tensor:
+    """Returns NaN in the shape of ``x``: a view of one number, which takes no memory."""
+    return x.new_full((), torch.nan).expand_as(x)
 
 
 @runtime_checkable
@@ -678,6 +712,10 @@ class PolicySource(Protocol):
 @runtime_checkable
 class Sampler(Protocol):
     """The engine under a policy: token ids in, token ids out."""
+
+    in_process: ClassVar[bool] = True
+    """True where it samples with the model that it is given (neutral answer); False for an engine
+    with weights of its own, which change in ``sync`` alone."""
 
     @abstractmethod
     def sample(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Le
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 from segcredit.errors import require_one_of
 
 
@@ -57,6 +57,11 @@ class Cutpoint(Segmenter):
     def causal(self) -> bool:
         """A segment that starts with a cutpoint begins where the token itself says so."""
         return self.fork == "ends"
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Log-probs alone."""
+        return frozenset({"logprobs"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts at the first low-probability token of each row and at every n-th after it."""

@@ -10,7 +10,14 @@ from annotated_types import Le
 from torch import Tensor
 from torch.nn import functional
 
-from segcredit import RolloutBatch, Segmentation, Segmenter, top_batch_fraction, top_fraction
+from segcredit import (
+    RolloutBatch,
+    Segmentation,
+    Segmenter,
+    SegmenterReading,
+    top_batch_fraction,
+    top_fraction,
+)
 from segcredit.errors import require_one_of
 
 _RULES = ("top_fraction", "batch_fraction", "threshold", "peaks")
@@ -88,6 +95,11 @@ class Entropy(Segmenter):
         if self.rule == "peaks":
             return self.window == 1 and self.fork == "ends"
         return self.rule == "threshold"
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Entropies alone."""
+        return frozenset({"entropies"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts at the forks."""

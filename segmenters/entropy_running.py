@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval, Le
 from torch import Tensor
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,11 @@ class EntropyRunning(Segmenter):
     def causal(self) -> bool:
         """True: no entropy after token t, nor token from t on, moves the boundary before t."""
         return True
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Entropies alone."""
+        return frozenset({"entropies"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts where the entropy exceeds the threshold."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Le
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class FixedLength(Segmenter):
     def causal(self) -> bool:
         """Boundaries stand where they stand, whatever the tokens are."""
         return True
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Nothing: places alone count."""
+        return frozenset()
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts before action tokens 0, n, 2n, ..."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class Intersection(Segmenter):
     def causal(self) -> bool:
         """True where both are: what their boundaries share depends on no later token."""
         return self.first.causal and self.second.causal
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Parts that either reads."""
+        return self.first.reads | self.second.reads
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts where both cut."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Le
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,11 @@ class MaxSegments(Segmenter):
     def causal(self) -> bool:
         """True where the rest is joined and the inner segmenter is causal; a count looks ahead."""
         return self.inner.causal and self.join == "first"
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Parts that the inner segmenter reads."""
+        return self.inner.reads
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Numbers the segments anew."""

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Le
 from torch import Tensor
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,11 @@ class MinLength(Segmenter):
     def causal(self) -> bool:
         """The boundaries kept so far decide about the next; the row's end does only to join."""
         return self.inner.causal and self.last == "keep"
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Parts that the inner segmenter reads."""
+        return self.inner.reads
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Drops the boundaries that come too soon."""

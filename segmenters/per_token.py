@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,11 @@ class PerToken(Segmenter):
     def causal(self) -> bool:
         """Boundaries stand at every token, whatever it is."""
         return True
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Nothing: every token is a segment."""
+        return frozenset()
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts before each action token."""

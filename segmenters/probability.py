@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Le
 
-from segcredit import RolloutBatch, Segmentation, Segmenter, top_fraction
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading, top_fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,11 @@ class Probability(Segmenter):
     def causal(self) -> bool:
         """A fixed probability, and a boundary behind the token that it is asked of."""
         return self.below is not None and self.fork == "ends"
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Log-probs alone."""
+        return frozenset({"logprobs"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts at every n-th low-probability token."""

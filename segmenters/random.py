@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segcredit import RolloutBatch, Segmentation, Segmenter, top_fraction
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading, top_fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Random(Segmenter):
     def causal(self) -> bool:
         """The number of boundaries, and the draws, depend on the whole completion."""
         return False
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Ids, which seed the draws with the prompt's key."""
+        return frozenset({"ids"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts after the tokens with the highest noise."""

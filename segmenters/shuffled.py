@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ class Shuffled(Segmenter):
     def causal(self) -> bool:
         """The number of boundaries, and the draws, depend on the whole completion."""
         return False
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Parts that the inner segmenter reads, and ids, which seed the draws."""
+        return self.inner.reads | frozenset[SegmenterReading]({"ids"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts before the tokens with the lowest noise, as many as the inner segmenter does."""

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Le
 from torch import Tensor
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 from segcredit.errors import require_one_of
 
 
@@ -58,6 +58,11 @@ class SnapTo(Segmenter):
         """A boundary that only moves to where the row has come by then looks at nothing later."""
         both = self.inner.causal and self.to.causal
         return both and self.direction == "later" and self.otherwise == "drop"
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Parts that either segmenter reads."""
+        return self.inner.reads | self.to.reads
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Moves each boundary to its place."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from annotated_types import Interval, Le
 
-from segcredit import RolloutBatch, Segmentation, Segmenter, errors
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading, errors
 
 Row = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -69,6 +69,11 @@ class SurpriseChange(Segmenter):
     def causal(self) -> bool:
         """A change of level is seen once it has happened."""
         return False
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """The signal alone."""
+        return frozenset({"entropies" if self.signal == "entropy" else "logprobs"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts before the first token of each new level."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,11 @@ class Turns(Segmenter):
     def causal(self) -> bool:
         """The tokens of the environment stand before the boundary."""
         return True
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Nothing: the action mask says where a turn begins."""
+        return frozenset()
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts where the action mask becomes True."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segcredit import RolloutBatch, Segmentation, Segmenter, top_fraction
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading, top_fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,11 @@ class ValueJump(Segmenter):
     def causal(self) -> bool:
         """True for a threshold; the largest changes of a row depend on all of its tokens."""
         return self.threshold is not None
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Values of the states before the tokens."""
+        return frozenset({"token_values"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts after the tokens with the largest changes."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from segcredit import RolloutBatch, Segmentation, Segmenter
+from segcredit import RolloutBatch, Segmentation, Segmenter, SegmenterReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,11 @@ class Whole(Segmenter):
     def causal(self) -> bool:
         """True: no boundary depends on anything."""
         return True
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Nothing: there is no boundary."""
+        return frozenset()
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Puts all action tokens of a row into segment 0."""

@@ -231,7 +231,23 @@ class BytesOffsets(TextSegmenter):
         return [2 * len(text) + 1]
 
 
+class ReadsUntold(Wrong):
+    reads = frozenset({"logprobs"})
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        return Segmentation.from_ends(rollouts.entropies > 0.5, rollouts.action_mask)
+
+
+class ReadsMisspelt(Wrong):
+    reads = frozenset({"entropy"})
+
+    def segment(self, rollouts: RolloutBatch) -> Segmentation:
+        return Segmentation.from_starts(rollouts.action_mask, rollouts.action_mask)
+
+
 WRONG_SEGMENTERS = [
+    (ReadsUntold(), "what reads does not name is not read: found other segments when"),
+    (ReadsMisspelt(), "reads names parts of rollouts"),
     (Gap(), "raised ShapeError on ragged rollouts: segment_ids has a gap in completion"),
     (Padding(), "every action token, and no other token, has a segment"),
     (BareIds(), "returns a Segmentation"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 
+from segcredit.protocols import SegmenterReading
 from segcredit.segmentation import Segmentation
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule, shuffled
 from segcredit.testing.rollouts import change_from, make_rollouts, pad_rollouts
@@ -129,6 +130,52 @@ def _segmenter_ignores_padding(checked: CheckedPlugin) -> None:
             )
 
 
+def _segmenter_reads_what_it_names(checked: CheckedPlugin) -> None:
+    rollouts = _ragged()
+    with checked.using("asking for what it reads"):
+        reads = checked.plugin.reads
+    known = frozenset(get_args(SegmenterReading))
+    if not isinstance(reads, frozenset) or not reads <= known:
+        checked.broke(
+            "reads names parts of rollouts",
+            found=f"{reads!r}",
+            expected=f"a frozenset of names among {', '.join(sorted(known))}",
+            cause="a list, or a misspelt name",
+        )
+    first = _segment(checked, rollouts)
+    for part in sorted(known - reads):
+        other = rollouts.replace(**_other(rollouts, part))
+        if torch.equal(_segment(checked, other, f"other {part}").segment_ids, first.segment_ids):
+            continue
+        checked.broke(
+            "what reads does not name is not read",
+            found=f"other segments when the rollouts' {part} were others",
+            expected=f"the same segments, or {part!r} in reads",
+            cause=f"segment() reads {part}, and reads was not told",
+        )
+
+
+def _other(rollouts: RolloutBatch, part: SegmenterReading) -> dict[str, Any]:
+    """Returns fields of rollouts in which one part is another, and everything still fits."""
+    generator = torch.Generator().manual_seed(7)
+    shape = rollouts.completion_ids.shape
+    match part:
+        case "text":
+            # As long as before, so that the tokens' places stay inside.
+            return {"texts": tuple(text[::-1] for text in rollouts.texts)}
+        case "ids":
+            return {
+                "completion_ids": torch.randint(2, 20, shape, generator=generator),
+                "prompt_keys": tuple(f"{key}, another" for key in rollouts.prompt_keys),
+            }
+        case "token_values":
+            return {"token_values": torch.rand(shape, generator=generator)}
+        case "logprobs":
+            return {"logprobs": -4 * torch.rand(shape, generator=generator)}
+        case "entropies":
+            return {"entropies": 4 * torch.rand(shape, generator=generator)}
+
+
 def _segmenter_survives_short_rows(checked: CheckedPlugin) -> None:
     short = partial(make_rollouts, token_values=True)
     _segment(checked, short([""]), "a single completion of one token")
@@ -189,6 +236,7 @@ SEGMENTER_RULES: tuple[Rule, ...] = (
     _segmenter_is_deterministic,
     _segmenter_ignores_batch_order,
     _segmenter_ignores_padding,
+    _segmenter_reads_what_it_names,
     _segmenter_survives_short_rows,
     _segmenter_pickles,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -65,8 +65,22 @@ def _is_maximum(name: str) -> bool:
     return name.endswith("_max")
 
 
-def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -> dict[str, float]:
+def improve(
+    run: Run,
+    batch: TrainingBatch,
+    step: int,
+    *,
+    policy: bool = True,
+    before_sync: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Trains on one batch; the policy is left alone in value warm-up.
+
+    Args:
+        run: gives losses and optimizers.
+        batch: is trained on.
+        step: names the random generators.
+        policy: whether the policy is trained.
+        before_sync: called once the policy has been updated, before its sampler gets the weights.
 
     Returns:
         Means over all minibatches: ``loss, value_loss, clip_fraction, ratio_max, kl,
@@ -86,6 +100,7 @@ def improve(run: Run, batch: TrainingBatch, step: int, *, policy: bool = True) -
         for rows in minibatches(run, len(batch.rollouts), pieces, f"minibatches/{epoch}", step):
             train_minibatch(run, batch, rows, meter, step, policy=train_policy, value=train_value)
     if policy:
+        before_sync()
         with run.whole():
             run.actor.sync()
     _update_estimator(run, batch)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segcredit import RolloutBatch, Segmentation, TextSegmenter, errors
+from segcredit import RolloutBatch, Segmentation, SegmenterReading, TextSegmenter, errors
 
 if TYPE_CHECKING:
     from .stages import BoundaryModel, Judgement, Usual
@@ -99,6 +99,12 @@ class Learned(TextSegmenter):
     def causal(self) -> bool:
         """The words after a boundary, and all of the text's, decide on it."""
         return False
+
+    @property
+    def reads(self) -> frozenset[SegmenterReading]:
+        """Texts; entropies and log-probs too where the model was trained with them."""
+        signals = self._load().signals
+        return frozenset({"text", "entropies", "logprobs"} if signals else {"text"})
 
     def split(self, text: str) -> Sequence[int]:
         """Returns the first visible character of each segment; many texts are faster together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,10 +62,26 @@ def sample(run: Run, step: int) -> Sampled:
         TaskError: the verifier raised; says on which prompt and completion.
     """
     with run.whole():
-        return _sampled(run, step)
+        drawn = draw(run, step)
+        found = scored(run, drawn.completions, step, tokens=drawn.tokens, rounds=drawn.rounds)
+    rollouts = found.rollouts
+    if not run.config.rollouts.ahead or rollouts.sampler_logprobs is not None:
+        return found
+    # Of a run whose other batches are an update old: this one was drawn as it was scored.
+    return replace(found, rollouts=rollouts.replace(sampler_logprobs=rollouts.logprobs.detach()))
 
 
-def _sampled(run: Run, step: int) -> Sampled:
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The verified completions of a step, not yet scored, and what they cost; see ``Sampled``."""
+
+    completions: Completions
+    tokens: int
+    rounds: int
+
+
+def draw(run: Run, step: int) -> Drawn:
+    """Samples and verifies the completions of a step, see ``sample``."""
     (found, tokens), rounds = _draw(run, step, 0), 1
     if run.config.rollouts.dynamic_sampling:
         found, tokens, rounds = _dynamic_sampling(run, step, found, tokens)
@@ -77,16 +93,35 @@ def _sampled(run: Run, step: int) -> Sampled:
             " policy that masks its own tokens. Look at rollouts.max_new_tokens and the task's"
             " prompts."
         )
+    return Drawn(found, tokens, rounds)
+
+
+def scored(
+    run: Run, completions: Completions, step: int, *, tokens: int, rounds: int = 1
+) -> Sampled:
+    """Scores verified completions and prices their tokens, whoever sampled them.
+
+    Args:
+        run: whose policy scores, and whose config prices length and KL.
+        completions: of this process, every completion of a prompt among them.
+        step: they are of; 0 or less before the first update, where the policy is the reference.
+        tokens: sampled for them, those of completions that were not kept included.
+        rounds: of sampling.
+
+    Raises:
+        PluginError: the policy returned what does not fit.
+        TrainingError: another process failed.
+    """
     with run.processes.error_barrier():
-        unscored = unscored_rollouts(found)
+        unscored = unscored_rollouts(completions)
         scores = _scores(run, unscored, trained=step > 0)
         # Until the first step has been made, the policy is its own reference.
         reference = scores.detached() if step <= 0 else None
         priced = _priced(run, with_scores(unscored, scores), reference)
     again = scores.logprobs.requires_grad or "hidden" in run.method.estimator.reads
     kept = scores if again else None
-    timeouts = sum(verdict.timed_out for verdict in found.verdicts)
-    return Sampled(priced, found.prompts, tokens, rounds, kept, timeouts)
+    timeouts = sum(verdict.timed_out for verdict in completions.verdicts)
+    return Sampled(priced, completions.prompts, tokens, rounds, kept, timeouts)
 
 
 def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
@@ -96,7 +131,7 @@ def _scores(run: Run, rollouts: RolloutBatch, *, trained: bool) -> TokenScores:
     """
     train = run.config.train
     # Not where parameters are sharded: a training pass gathers them, and they are whole here.
-    once = trained and train.epochs == train.minibatches == 1 and not run.sharded
+    once = trained and run.policy.epochs == train.minibatches == 1 and not run.sharded
     if once and len(list(micro_batches(rollouts.action_mask, train.micro_tokens))) == 1:
         return run.policy.module(rollouts)
     return score(run.actor, rollouts, micro_tokens=train.micro_tokens)

@@ -34,7 +34,7 @@ print(any("cpu" in name + found.version(name) for name in names) if names else "
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server listens."""
+    """The address at which a server listens."""
 
     host: str = "127.0.0.1"
     port: int = 8000

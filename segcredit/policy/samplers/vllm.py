@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, cast
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -54,7 +54,7 @@ CPU_OPTIONS = {
     # A request with a seed whose prompt is read in pieces ends the engine on a CPU.
     "--no-enable-chunked-prefill": "",
     "--enforce-eager": "",
-    # Prefixes shorter than a block are not kept; the default is 128 tokens.
+    # No prefix shorter than a block is kept; the default is 128 tokens.
     "--block-size": "32",
 }
 """Those that it needs besides on a CPU, or is slower without."""
@@ -86,15 +86,18 @@ class VLLM(Sampler):
     without. Images are refused.
     """
 
+    in_process: ClassVar[bool] = False
+
     url: str
-    """Where the server listens, such as ``http://127.0.0.1:8000``."""
+    """Address of the server, such as ``http://127.0.0.1:8000``."""
     timeout: Annotated[float, Gt(0)] = 600.0
     """Seconds that an answer may take."""
     retries: Annotated[int, Ge(0)] = 8
-    """How often a server that is gone is tried again, after 1, 2, 4, ... and at most 30 seconds."""
+    """Attempts after the first, where a server is gone: after 1, 2, 4, ... and at most 30
+    seconds."""
     folder: str = ""
-    """Where weights are left for the server, which must see it under the same name; '' = in memory,
-    or among temporary files where there is no ``/dev/shm``."""
+    """A folder for the weights, which the server must see under the same name; '' = in memory, or
+    among temporary files where there is no ``/dev/shm``."""
 
     def sample(
         self,
@@ -554,8 +557,8 @@ class _Server:
             connection.request(
                 method, place.path + path, sent, {"Content-Type": "application/json"}
             )
-            response = connection.getresponse()
-            return response.status, response.read().decode()
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
         except TimeoutError as error:
             raise LostProcessError(
                 f"{self.named} did not answer {path} within {self.plugin.timeout:g} seconds;"

@@ -6,17 +6,22 @@ import json
 import pickle
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from segcredit import registry
-from segcredit.errors import LostProcessError, PolicyError, RegistryError
+from segcredit import load_config, registry
+from segcredit.config import RunConfig
+from segcredit.errors import LostProcessError, PolicyError, RecordError, RegistryError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.samplers.vllm import VLLM
 from segcredit.protocols import Sampler
+from segcredit.records.run_directory import RunRecords
+from segcredit.records.stored_config import read_config
+from segcredit.training.build import run_hash
 from segcredit.types import Generation, SamplingParams
 from vllm_wire import CASES, PROMPTS, Played, completions, listening, policy, turned_into
 
@@ -292,6 +297,20 @@ def test_images_are_refused(server: Played) -> None:
             generator=torch.Generator(),
             inputs={"pixel_values": torch.zeros(1)},
         )
+
+
+def test_a_run_goes_on_with_another_server(tmp_path: Path) -> None:
+    def config(port: int, *more: str) -> RunConfig:
+        return load_config("grpo", [f'sampler={{name="vllm", url="http://a:{port}"}}', *more])
+
+    first, second = config(1), config(2, "sampler.timeout=9")
+    assert run_hash(first) == run_hash(second)
+    for one in (first, second, second):
+        RunRecords.create(tmp_path, one.identity(), {}, one.carriers())
+        assert load_config(read_config(tmp_path)).sampler == one.sampler
+    other = config(1, "seed=1")
+    with pytest.raises(RecordError, match=r"it differs in seed .there 0, now 1\)\."):
+        RunRecords.create(tmp_path, other.identity(), {}, other.carriers())
 
 
 def test_nothing_asked_for_is_nothing(server: Played) -> None:

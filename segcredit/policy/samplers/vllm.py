@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, cast
@@ -60,6 +60,8 @@ CPU_OPTIONS = {
 """Those that it needs besides on a CPU, or is slower without."""
 SERVER_VARIABLES = {"VLLM_SERVER_DEV_MODE": "1"}
 """Variables of the server's environment; this one opens the endpoints that take new weights."""
+_CARRIER = {"identity": False}
+"""Marks an option that is no part of a run: another server draws the same."""
 _BEGUN, _LOADING = "default", "segcredit: loading"
 """The names of the server's weights before any were sent, and while some are."""
 _CONNECTIONS = 64
@@ -88,14 +90,14 @@ class VLLM(Sampler):
 
     in_process: ClassVar[bool] = False
 
-    url: str
+    url: str = field(metadata=_CARRIER)
     """Address of the server, such as ``http://127.0.0.1:8000``."""
-    timeout: Annotated[float, Gt(0)] = 600.0
+    timeout: Annotated[float, Gt(0)] = field(default=600.0, metadata=_CARRIER)
     """Seconds that an answer may take."""
-    retries: Annotated[int, Ge(0)] = 8
+    retries: Annotated[int, Ge(0)] = field(default=8, metadata=_CARRIER)
     """Attempts after the first, where a server is gone: after 1, 2, 4, ... and at most 30
     seconds."""
-    folder: str = ""
+    folder: str = field(default="", metadata=_CARRIER)
     """A folder for the weights, which the server must see under the same name; '' = in memory, or
     among temporary files where there is no ``/dev/shm``."""
 
@@ -169,7 +171,7 @@ class VLLM(Sampler):
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process meets the server by itself.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
 
 def server_command(

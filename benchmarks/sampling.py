@@ -1,10 +1,12 @@
 """How fast each sampler is: tokens per CPU-second of one thread.
 
     python benchmarks/sampling.py --rounds 5 --rows 16 64 256 1024 --group 1 8
+    python benchmarks/sampling.py --vllm vllm-env/bin/python policy.heads=2
 
-The policy is ``tiny`` as it is warm-started; prompts of ``arithmetic`` with three to eight steps,
-each one as often as ``--group`` says; completions of at most 64 tokens. The samplers take turns, in
-one process, and each round begins with another one.
+The policy is ``tiny`` as it is warm-started, or another by overrides; prompts of ``arithmetic``
+with three to eight steps, each one as often as ``--group`` says; completions of at most 64 tokens.
+The samplers take turns, in one process, and each round begins with another one. With ``--vllm``,
+the Python of vLLM's environment, a server takes part; then its CPU-seconds are counted with ours.
 
 Columns: completions at once, of one prompt; tokens sampled per CPU-second, up to and including
 each end token, the mean over rounds (``generate`` first); how many times as many as ``generate``,
@@ -20,21 +22,28 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from scipy import stats
 
 from segcredit import load_config, registry
+from segcredit.policy.samplers.vllm import VLLM
 from segcredit.protocols import Prompt
 from segcredit.training.build import build
 from segcredit.types import SamplingParams
 
 LIMIT = 64
 SETTINGS = ["task.min_steps=3", "task.max_steps=8", f"rollouts.max_new_tokens={LIMIT}"]
+IN_PROCESS = ("generate", "lean")
+PORT = 8017
 LEAST = 512
 """Rows that a measurement has at least."""
 
@@ -48,14 +57,48 @@ def sampled(policy: Any, prompts: Sequence[Prompt], sampler: Any, seed: int, gre
     )
 
 
-def speed(policy: Any, prompts: Sequence[Prompt], sampler: Any, number: int) -> float:
+def speed(
+    policy: Any,
+    prompts: Sequence[Prompt],
+    sampler: Any,
+    number: int,
+    clock: Callable[[], float],
+) -> float:
     """Tokens per CPU-second."""
     calls = max(LEAST // len(prompts), 1)
-    tokens, started = 0, time.process_time()
+    tokens, started = 0, clock()
     for call in range(calls):
         found = sampled(policy, prompts, sampler, number * calls + call, greedy=False)
         tokens += int(found.mask.sum())
-    return tokens / (time.process_time() - started)
+    return tokens / (clock() - started)
+
+
+@contextmanager
+def served(python: str, settings: Sequence[str]) -> Generator[tuple[Any, Callable[[], float]]]:
+    """A sampler of a server, and CPU-seconds of this process and of the server's together."""
+    words = ["serve", "grpo", *settings, "--python", python, "--port", str(PORT)]
+    command = [sys.executable, "-m", "segcredit", *words]
+    # Its log is of no interest unless it ends.
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        lines: list[str] = []
+        for line in server.stdout or ():
+            lines.append(line)
+            if line.startswith("sampler = "):
+                break
+        else:
+            sys.exit("".join(lines[-20:]))
+        subprocess.Popen(["cat"], stdin=server.stdout, stdout=subprocess.DEVNULL)
+        parts = psutil.Process(server.pid).children(recursive=True)
+
+        def clock() -> float:
+            times = [part.cpu_times() for part in parts]
+            return time.process_time() + sum(one.user + one.system for one in times)
+
+        yield VLLM(f"http://127.0.0.1:{PORT}"), clock
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def agreement(policy: Any, prompts: Sequence[Prompt], first: Any, second: Any) -> float:
@@ -85,11 +128,28 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256, 1024])
     options.add_argument("--group", type=int, nargs="+", default=[1, 8])
+    options.add_argument("--vllm", help="the Python of vLLM's environment")
+    options.add_argument("overrides", nargs="*", default=[])
     chosen = options.parse_args()
+    settings = [*SETTINGS, *chosen.overrides]
     torch.set_num_threads(1)
-    run = build(load_config("grpo", SETTINGS))
-    names = ["generate", *(name for name in registry.samplers.names() if name != "generate")]
-    samplers = {name: registry.samplers.build(name) for name in names}
+    samplers: dict[str, Any] = {name: registry.samplers.build(name) for name in IN_PROCESS}
+    clocks: dict[str, Callable[[], float]] = dict.fromkeys(samplers, time.process_time)
+    if not chosen.vllm:
+        compare(chosen, settings, samplers, clocks)
+        return
+    with served(chosen.vllm, settings) as (sampler, clock):
+        compare(chosen, settings, samplers | {"vllm": sampler}, clocks | {"vllm": clock})
+
+
+def compare(
+    chosen: argparse.Namespace,
+    settings: Sequence[str],
+    samplers: dict[str, Any],
+    clocks: dict[str, Callable[[], float]],
+) -> None:
+    """Prints a line for each number of rows, group and sampler."""
+    run, names = build(load_config("grpo", settings)), [*samplers]
     print("  rows  group      sampler  tok/CPU-s           x generate   agree")
     for rows in chosen.rows:
         for group in chosen.group:
@@ -99,7 +159,8 @@ def main() -> None:
             speeds: dict[str, list[float]] = {name: [] for name in names}
             for number in range(chosen.rounds):
                 for name in names[number % len(names) :] + names[: number % len(names)]:
-                    speeds[name].append(speed(run.actor, prompts, samplers[name], number))
+                    one = samplers[name], number, clocks[name]
+                    speeds[name].append(speed(run.actor, prompts, *one))
             for name in names:
                 same = agreement(run.actor, prompts, samplers[name], samplers["generate"])
                 print(

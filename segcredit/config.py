@@ -17,6 +17,7 @@ from functools import reduce
 from importlib import resources
 from itertools import chain
 from math import prod
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -436,7 +437,25 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Returns every key but who carries the run and who watches it; names its directory."""
-        return self.model_dump(exclude={"record": {"trackers"}, "train": {"processes", "parallel"}})
+        others: Any = {"record": {"trackers"}, "train": {"processes", "parallel"}}
+        found = self.model_dump(exclude=others)
+        for key in self.carriers():
+            *path, name = key.split(".")
+            del reduce(getitem, path, found)[name]
+        return found
+
+    def carriers(self) -> dict[str, Any]:
+        """Returns plug-ins' options that say who does the work, by their dotted keys.
+
+        They are fields with ``metadata={"identity": False}``, such as the address of a server:
+        stored with a run, which may be continued with others.
+        """
+        return {
+            f"{path}.{name}": table[name]
+            for path, plugins, table in self.plugins()
+            for name in plugins.carriers(str(table["name"]))
+            if name in table
+        }
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Yields dotted path, registry and table of every plug-in that the run uses."""

@@ -184,6 +184,18 @@ class Registry(Generic[T]):
             )
         return {key: self._convert(name, key, hints[key], options[key]) for key in options}
 
+    def carriers(self, name: str) -> list[str]:
+        """Returns a plug-in's options that are no part of a run's identity: who does the work.
+
+        None where the plug-in cannot be had.
+        """
+        try:
+            plugin: Any = self.find(name)
+        except RegistryError:
+            return []
+        fields = dataclasses.fields(plugin) if dataclasses.is_dataclass(plugin) else ()
+        return [field.name for field in fields if not field.metadata.get("identity", True)]
+
     def resolve(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the table that names this plug-in with every option, defaults included."""
         return {"name": name, **_fields(self.build(name, **options), self, options)}

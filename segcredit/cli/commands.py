@@ -692,6 +692,54 @@ def save_policy(
     _say(f"Policy: {written}")
 
 
+@app.command()
+def serve(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run, a config for its untrained policy, or a folder of transformers.",
+            autocompletion=completion.preset_or_run,
+        ),
+    ],
+    overrides: Overrides = None,
+    python: Annotated[
+        str,
+        typer.Option(
+            envvar="SEGCREDIT_VLLM_PYTHON",
+            help="The Python of the environment with vLLM; default: this one.",
+        ),
+    ] = "",
+    host: Annotated[
+        str, typer.Option(help="Where it listens; whoever reaches it may command it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Likewise.")] = 8000,
+    vllm: Annotated[
+        str, typer.Option(help="More options of vLLM, such as '--max-model-len 4096'.")
+    ] = "",
+    trust: Trust = False,
+    code: Code = None,
+) -> None:
+    """Starts a vLLM server for the sampler vllm, with the options that training needs."""
+    from segcredit.register import load_code
+    from segcredit.study.serving import Place
+    from segcredit.study.serving import serve as start
+
+    def ready(url: str) -> None:
+        _say(f"Serving at {url}, until Ctrl-C. In the run's config:")
+        _say(f'sampler = {{ name = "vllm", url = "{url}" }}')
+
+    load_code(code or [])
+    start(
+        source,
+        overrides or [],
+        python=python,
+        place=Place(host, port),
+        more=shlex.split(vllm),
+        trust=trust,
+        ready=ready,
+    )
+
+
 @app.command("list")
 def list_plugins(
     check: Annotated[

@@ -87,7 +87,7 @@ def audit(
     tell = watch or _unwatched
     with run_lock(directory), stoppable(Processes()):
         seen = environment(config.run) | {"plugins": config.plugin_identities()}
-        records = RunRecords.create(directory, config.identity(), seen)
+        records = RunRecords.create(directory, config.identity(), seen, config.run.carriers())
         records.begin()
         with _recorded_failure(records):
             place = directory / TRUTH if truth is None else Path(truth)

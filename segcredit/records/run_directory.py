@@ -252,7 +252,11 @@ class RunRecords(Records):
 
     @classmethod
     def create(
-        cls, path: Path | str, config: Mapping[str, Any], environment: Mapping[str, Any]
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        carriers: Mapping[str, Any] | None = None,
     ) -> RunRecords:
         """Makes a run directory, or takes up the one that holds the same config.
 
@@ -265,6 +269,7 @@ class RunRecords(Records):
             path: the run directory.
             config: the resolved config, nested; None means absent.
             environment: whatever JSON can hold, the rest as text.
+            carriers: options that may change, see ``store_config``.
 
         Raises:
             RecordError: the directory holds another config or a run with other data, or cannot be
@@ -276,7 +281,7 @@ class RunRecords(Records):
             (path / CONFIG).unlink(missing_ok=True)
         else:
             require_same_data(path, environment.get(DATA, {}))
-        store_config(path, config)
+        store_config(path, config, carriers)
         if not records.finished:
             write_signed(path / ENVIRONMENT, environment)
             records.begin()

@@ -48,7 +48,9 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def store_config(path: Path, config: Mapping[str, Any]) -> None:
+def store_config(
+    path: Path, config: Mapping[str, Any], carriers: Mapping[str, Any] | None = None
+) -> None:
     """Writes the config of the run in ``path``, or makes sure that it is what is there.
 
     One that cannot be read is kept beside the new one: whatever it was, it may not be ours.
@@ -56,19 +58,32 @@ def store_config(path: Path, config: Mapping[str, Any]) -> None:
     Args:
         path: the run directory.
         config: nested; None means absent.
+        carriers: more values by their dotted keys, which may change: the last ones are kept.
 
     Raises:
         RecordError: the directory holds another config, or a value is none that TOML can hold.
         StorageError: it cannot be written.
     """
-    file, text = path / CONFIG, _signed(f"{_FIRST}{toml_text(config)}")
-    found = _found(path)
+    carried = carriers or {}
+    file, text = path / CONFIG, _signed(f"{_FIRST}{toml_text(_with(config, carried))}")
+    found, now = _found(path), rtoml.loads(text)
     if found is not None:
-        _require_same(path, differences(found, rtoml.loads(text)))
-        return
-    if file.exists():
+        bare = [_with(one, dict.fromkeys(carried)) for one in (found, now)]
+        _require_same(path, differences(*bare))
+        if not differences(found, now):
+            return
+    elif file.exists():
         _set_aside(file)
     write_atomically(file, text.encode())
+
+
+def _with(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested table with other values of some dotted keys; without those of None."""
+    found = dict(config)
+    for key, value in keys.items():
+        first, _, rest = key.partition(".")
+        found[first] = _with(found.get(first) or {}, {rest: value}) if rest else value
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def toml_text(config: Mapping[str, Any]) -> str:

@@ -41,15 +41,19 @@ def save_policy(
             " model stay in it. Choose another one."
         )
     require_writable(folder / "config.json")
-    policy = _loaded(stored_config(run, trust=trust))
+    policy = loaded_policy(stored_config(run, trust=trust))
     with checkpoint.fitting(saved):
         MasterWeights(policy).load_state_dict(checkpoint.load_run(saved)["policy"]["module"])
-    _write(policy, folder, merged=merged)
+    write_policy(policy, folder, merged=merged)
     return folder
 
 
-def _loaded(config: RunConfig) -> CausalPolicy:
-    """Returns the policy as the run began with it."""
+def loaded_policy(config: RunConfig) -> CausalPolicy:
+    """Returns the policy as a run begins with it.
+
+    Raises:
+        StudyError: it is no model of transformers.
+    """
     policy = registry.policies.from_table(config.policy).load(
         registry.tasks.from_table(config.task),
         registry.samplers.from_table(config.sampler),
@@ -65,10 +69,13 @@ def _loaded(config: RunConfig) -> CausalPolicy:
     return policy
 
 
-def _write(policy: CausalPolicy, folder: Path, *, merged: bool) -> None:
+def write_policy(policy: CausalPolicy, folder: Path, *, merged: bool) -> None:
     """Writes a policy's weights, or its adapters alone, and its tokenizer or processor.
 
-    With ``merged``, its adapters are merged into its weights in place.
+    Args:
+        policy: of which adapters, with ``merged``, are merged into its weights in place.
+        folder: is made where it is not there.
+        merged: whether they are; otherwise they are written alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if has_adapters(policy.model) and merged:

@@ -124,7 +124,7 @@ def _records(config: RunConfig, directory: Path, processes: Processes, held: Exi
         return SilentRecords(directory)
     held.enter_context(run_lock(directory))
     found = environment(config) | {"processes": processes.count}
-    records = RunRecords.create(directory, config.identity(), found)
+    records = RunRecords.create(directory, config.identity(), found, config.carriers())
     # A run that counts as finished, but whose files were damaged since, is run again.
     if records.finished and damage(directory, config.train.steps):
         records.begin()

@@ -15,7 +15,7 @@ from checkpoints import drawn, load, tiny_checkpoint
 from segcredit import load_config, read_runs, train
 from segcredit.cli import main
 from segcredit.errors import MissingPackageError, PolicyError, RecordError, RegistryError
-from segcredit.policy.checkpoints.lora import LoRA, merge_adapters, save_adapters
+from segcredit.policy.checkpoints.lora import LoRA, merge_adapters, merged_parameters, save_adapters
 from segcredit.policy.module_copies import copy_of_trained, frozen_copy
 from segcredit.policy.samplers.lean import Lean
 from segcredit.policy.samplers.llama_decoding import is_small_llama
@@ -125,6 +125,22 @@ def test_scores_are_those_of_the_merged_model_and_gradients_reach_adapters_alone
     assert not (tmp_path / "adapter_config.json").exists()
     found = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(found(ids).logits, policy.model(ids).logits)
+
+
+def test_merged_parameters_are_those_of_the_merged_model_which_stays_as_it_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    model: Any = shaken(load(folder, lora=LoRA(rank=4, alpha=8.0))).model
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    found = merged_parameters(model)
+    model.save_pretrained(tmp_path, state_dict=found)
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+    read = AutoModelForCausalLM.from_pretrained(tmp_path)
+    merge_adapters(model)
+    wanted = dict(model.named_parameters())
+    assert {*found} == {*wanted}
+    for name, x in read.named_parameters():
+        assert torch.allclose(x, wanted[name], atol=1e-6), name
 
 
 def test_the_reference_is_the_model_without_a_second_copy_of_it(folder: Path) -> None:

@@ -47,7 +47,7 @@ def whose(config: RunConfig) -> Identity:
     stop = {"stop": sizes.stop} if sizes.stop else {}
     start = {} if config.start_seed is None else {"start_seed": config.start_seed}
     found = {
-        **{name: getattr(config, name) for name in _WHOSE},
+        **{name: table for name, table in config.identity().items() if name in _WHOSE},
         "seed": config.seed,
         **start,
         "rollouts": {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
+import torch
 from annotated_types import Interval, Le
 from pydantic import ConfigDict
 from safetensors.torch import save
@@ -100,6 +101,30 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     # peft's own model has the network under these two names; ours has no such wrapping.
     named = {f"base_model.model.{name}": x.contiguous() for name, x in state.items()}
     write_atomically(folder / "adapter_model.safetensors", save(named))
+
+
+@torch.no_grad()
+def merged_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns a model's parameters by name, as if its adapters were merged into them.
+
+    The model stays as it is: taking merged adapters out again would round its weights.
+
+    Args:
+        model: with adapters or without.
+    """
+    own = {name: x.detach() for name, x in model.named_parameters() if ".lora_" not in name}
+    if not has_adapters(model):
+        return own
+    from peft.tuners.lora import LoraLayer
+
+    found = {name.replace(".base_layer.", "."): x for name, x in own.items()}
+    layers = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
+    ]
+    for name, layer in cast("list[tuple[str, Any]]", layers):
+        for adapter in layer.active_adapters:
+            found[f"{name}.weight"] = found[f"{name}.weight"] + layer.get_delta_weight(adapter)
+    return found
 
 
 def merge_adapters(model: PreTrainedModel) -> None:

@@ -89,6 +89,8 @@ def record_failure(cell: Cell, error: Exception) -> None:
     with suppress(SegcreditError):
         found = environment(cell.config)
     with suppress(RecordError), run_lock(cell.directory):
-        records = RunRecords.create(cell.directory, cell.config.identity(), found)
+        records = RunRecords.create(
+            cell.directory, cell.config.identity(), found, cell.config.carriers()
+        )
         trace = "".join(traceback.format_exception(error))
         records.fail(type(error).__name__, str(error), trace)

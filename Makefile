@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries clean
+.PHONY: install demo demo-picture demo-smollm test test-trl lint types contracts unit slow check docs bench boundaries clean
 
 install: .venv/installed
 
@@ -45,6 +45,15 @@ unit:
 slow: install
 	$(BIN)/pytest -m slow
 
+# TRL has an environment of its own: this project's tests need none of what it pins.
+test-trl: .venv-trl/installed
+	.venv-trl/bin/pytest tests/integrations/with_trl
+
+.venv-trl/installed: pyproject.toml constraints.txt
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lora,trl]' 'beartype>=0.19' 'hypothesis>=6.100' 'pytest>=8.3' 'pytest-timeout>=2.3'
+	touch $@
+
 check: test docs
 	$(BIN)/python tests/readme_commands.py
 
@@ -68,4 +77,4 @@ boundaries: install
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
-	rm -rf .venv demo demo-picture demo-smollm
+	rm -rf .venv .venv-trl demo demo-picture demo-smollm

@@ -146,6 +146,9 @@ class RolloutsConfig(_Section):
     """Last tokens before ``max_new_tokens`` over which a penalty on length grows from 0."""
     overlong_penalty: Weight
     """Penalty at ``max_new_tokens``, in reward units."""
+    ahead: int = Field(0, ge=0, le=1)
+    """1: the next step's completions are sampled before this step's update, by an engine beside it;
+    they are then one update old, see ``loss.correction``. In one process."""
 
     def sampling(self) -> SamplingParams:
         """Returns the settings of a completion, drawn at the policy's temperature."""
@@ -154,9 +157,11 @@ class RolloutsConfig(_Section):
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found = write(self)
-        # Runs that were stored before there were stop strings keep their identity.
+        # Runs that were stored before there were these keys keep their identity.
         if not self.stop:
             found.pop("stop", None)
+        if not self.ahead:
+            found.pop("ahead", None)
         return found
 
     @model_validator(mode="after")
@@ -175,6 +180,11 @@ class RolloutsConfig(_Section):
         require_tokens(self.prompts, self.completions, self.max_new_tokens, ValueError, "one step")
         if self.layout == "tree" and self.dynamic_sampling:
             raise ValueError("dynamic_sampling is for layout = 'independent' alone")
+        if self.layout == "tree" and self.ahead:
+            raise ValueError(
+                "ahead is 1 and layout is 'tree'; expected ahead = 0, since a tree is cut and"
+                " scored while it grows"
+            )
         return self
 
 

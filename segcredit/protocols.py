@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -712,6 +712,10 @@ class PolicySource(Protocol):
 @runtime_checkable
 class Sampler(Protocol):
     """The engine under a policy: token ids in, token ids out."""
+
+    in_process: ClassVar[bool] = True
+    """True where it samples with the model that it is given (neutral answer); False for an engine
+    with weights of its own, which change in ``sync`` alone."""
 
     @abstractmethod
     def sample(

@@ -40,7 +40,7 @@ class Shuffled(Segmenter):
 
     @property
     def reads(self) -> frozenset[SegmenterReading]:
-        """Parts that the inner segmenter reads, and ids, which seed the draws with the prompt's key."""
+        """Parts that the inner segmenter reads, and ids, which seed the draws."""
         return self.inner.reads | frozenset[SegmenterReading]({"ids"})
 
     def segment(self, rollouts: RolloutBatch) -> Segmentation:

@@ -86,6 +86,7 @@ DECIDED_BY_TRL = {
     "rollouts.completions": "num_generations",
     "rollouts.temperature": "temperature",
     "rollouts.max_new_tokens": "max_completion_length",
+    "rollouts.ahead": "steps_per_generation and num_iterations",
     "train.steps": "max_steps or num_train_epochs",
     "train.epochs": "num_iterations",
     "train.minibatches": "steps_per_generation and gradient_accumulation_steps",

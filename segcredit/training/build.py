@@ -235,6 +235,12 @@ def started_processes(config: RunConfig) -> Processes:
 
 
 def _require_prompts(config: RunConfig, processes: Processes) -> None:
+    if config.rollouts.ahead and processes.count > 1:
+        raise ConfigError(
+            f"rollouts.ahead is 1 and {processes.count} processes share the run; expected one,"
+            " since sampling ahead does not wait for other processes. Set rollouts.ahead = 0, or"
+            " start one process."
+        )
     if config.rollouts.prompts < processes.count:
         raise ConfigError(
             f"rollouts.prompts is {config.rollouts.prompts} and {processes.count} processes share"

@@ -1,7 +1,7 @@
 """The policy-gradient loop: the one loop under every method.
 
-1. sample prompts x completions, verify, score            (``credit_assignment.collect``)
-2. segment, value, credit                                 (``credit_assignment.collect``)
+1. sample prompts x completions, verify, score            (``ahead.Ahead.sample``)
+2. segment, value, credit                                 (``credit_assignment.assign``)
 3. epochs x minibatches of policy and value losses        (``update.improve``)
 4. record, evaluate, checkpoint                           (here)
 
@@ -40,11 +40,12 @@ from segcredit.records.trackers import tracking
 from segcredit.registry import plugin_fault
 from segcredit.rng import stream
 from segcredit.training.build import Run, build, environment, run_hash, started_processes
-from segcredit.training.credit_assignment import TrainingBatch, collect
+from segcredit.training.credit_assignment import TrainingBatch, assign, collect
 from segcredit.training.distributed.processes import Processes, stoppable
 from segcredit.training.evaluate import evaluate
 from segcredit.training.out_of_memory import memory_advice
 from segcredit.training.pretraining import Watch, pretrain
+from segcredit.training.rollouts.ahead import Ahead
 from segcredit.training.step_rows import images, tables
 from segcredit.training.update import improve
 from segcredit.types import LARGE_ADVANTAGE
@@ -146,22 +147,24 @@ def _iterate(
         row = _restore(run, records, resume=resume)
         if row is None:
             row = _begin(run, watch)
-            state = _state(run, row)
+            state = _state(run, row, Ahead(run))
             with processes.error_barrier():
                 _record(records, row, state, run.config.checkpoint.keep)
                 show(row)
             yield row
-        unvaried = 0
+        unvaried, batches = 0, Ahead(run)
         for step in range(int(row["step"]) + 1, config.train.steps + 1):
             started = time.process_time()
-            batch = collect(run, step)
-            before, row = row, _row(run, batch, improve(run, batch, step), row, step, started)
+            batch = assign(run, batches.sample(step), step)
+            batches.begin(step + 1)
+            losses = improve(run, batch, step, before_sync=batches.wait)
+            before, row = row, _row(run, batch, losses, row, step, started)
             if processes.first:
                 _warn_of_large_credit(row, before)
             due = step % config.record.every == 0 or step == config.train.steps
             found = _tables(run, batch, step) if due else {}
             # On every process, since shards are gathered; process 0 then writes it alone.
-            state = _state(run, row)
+            state = _state(run, row, batches)
             with processes.error_barrier():
                 for image in images(run, batch) if due else ():
                     records.image(image)  # first: no table names a missing file
@@ -322,7 +325,7 @@ def _tables(run: Run, batch: TrainingBatch, step: int) -> dict[TableName, Any]:
         return tables(run, batch, step)
 
 
-def _state(run: Run, row: Row) -> dict[str, Any] | None:
+def _state(run: Run, row: Row, batches: Ahead) -> dict[str, Any] | None:
     """Builds the state that a resumed run needs; None where the step is not one to keep."""
     step = int(row["step"])
     if step % run.config.checkpoint.every and step != run.config.train.steps:
@@ -331,8 +334,7 @@ def _state(run: Run, row: Row) -> dict[str, Any] | None:
         "row": row,
         "policy": run.policy.state_dict(),
         "estimator": run.state.state_dict(),
-        "prompts": run.prompts.state_dict(),
-        "further_prompts": run.further_prompts.state_dict(),
+        **batches.prompt_states(),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -66,17 +66,23 @@ def _is_maximum(name: str) -> bool:
 
 
 def improve(
-    run: Run, batch: TrainingBatch, step: int, *, policy: bool = True, passes_made: int = 0
+    run: Run,
+    batch: TrainingBatch,
+    step: int,
+    *,
+    policy: bool = True,
+    before_sync: Callable[[], None] = lambda: None,
+    passes_made: int = 0,
 ) -> dict[str, float]:
     """Trains on one batch; the policy is left alone in value warm-up.
 
     Args:
-        run: whose policy and value estimator are trained.
-        batch: they are trained on.
+        run: gives losses and optimizers.
+        batch: is trained on.
         step: names the random generators.
         policy: whether the policy is trained.
-        passes_made: passes over the batch that another trainer has made, policy and value
-            estimator at once; those that the config asks for beyond them are left.
+        before_sync: called once the policy has been updated, before its sampler gets the weights.
+        passes_made: passes over the batch that another trainer made; the others are left.
 
     Returns:
         Means over all minibatches: ``loss, value_loss, clip_fraction, ratio_max, kl,
@@ -96,6 +102,7 @@ def improve(
         for rows in minibatches(run, len(batch.rollouts), pieces, f"minibatches/{epoch}", step):
             train_minibatch(run, batch, rows, meter, step, policy=train_policy, value=train_value)
     if policy:
+        before_sync()
         with run.whole():
             run.actor.sync()
     _update_estimator(run, batch)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -189,8 +193,6 @@ def lose_one(path: Path, rank: int) -> subprocess.CompletedProcess[str]:
 
 
 def _child(launcher: int, rank: int) -> int:
-    import psutil
-
     children = psutil.Process(launcher).children()
     return next(c.pid for c in children if c.environ().get("RANK") == str(rank))
 
@@ -313,3 +315,85 @@ def test_each_process_needs_a_prompt() -> None:
 def test_only_float32_is_sharded() -> None:
     with pytest.raises(ConfigError, match=r"float32; found torch.bfloat16.*'replicated'"):
         shard(torch.nn.Linear(2, 2, dtype=torch.bfloat16), Processes(0, 2))
+
+
+KILLED = {
+    "one": (1, 40, []),
+    "ahead": (1, 10, ["rollouts.ahead=1", "loss.correction=mask"]),
+    "two": (2, 30, []),
+    "sharded": (2, 20, ["train.parallel=sharded"]),
+}
+"""Processes, kills and settings of runs that are killed at any moment."""
+
+
+def resumed(path: Path, processes: int, settings: list[str]) -> list[str]:
+    changes = [*SMALL, "checkpoint.every=1", "train.steps=30", "evaluate.every=30", *settings]
+    own = ["-m", "segcredit", "train", "sapo", *changes, "--output", str(path), "--resume"]
+    return [sys.executable, *own] if processes == 1 else torchrun(*own, processes=processes)
+
+
+def rows(path: Path) -> int:
+    metrics = path / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+
+
+def kill_once(path: Path, processes: int, settings: list[str], chance: random.Random) -> bool:
+    """Starts a run and kills one of its processes; tells whether it was alive then."""
+    started = subprocess.Popen(
+        resumed(path, processes, settings),
+        cwd=HERE,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wanted, deadline = rows(path) + chance.choice([0, 1, 2]), time.monotonic() + SECONDS
+    while rows(path) < wanted and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # In the midst of starting, of a step, or of writing.
+    time.sleep(chance.choice([0.02, 0.3, 2.0]) * chance.random())
+    every = (
+        [started.pid] if processes == 1 else [c.pid for c in psutil.Process(started.pid).children()]
+    )
+    if started.poll() is None and every:
+        with suppress(ProcessLookupError):
+            psutil.Process(chance.choice(every)).send_signal(signal.SIGKILL)
+    return started.wait(timeout=SECONDS) != 0
+
+
+def tables(path: Path) -> dict[str, pd.DataFrame]:
+    found = read_runs(path)
+    steps = found.steps.drop(columns="cpu_seconds")
+    return {"steps": steps, "completions": found.completions, "segments": found.segments}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", KILLED)
+def test_a_run_survives_kills(case: str, tmp_path: Path) -> None:
+    processes, kills, settings = KILLED[case]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(
+        resumed(whole, processes, settings),
+        cwd=HERE,
+        env=environment(),
+        check=True,
+        timeout=SECONDS,
+    )
+    chance, killed = random.Random(case), 0
+    for _ in range(kills):
+        killed += kill_once(cut, processes, settings, chance)
+    subprocess.run(
+        resumed(cut, processes, settings), cwd=HERE, env=environment(), check=True, timeout=SECONDS
+    )
+    print(f"{case}: {killed} of {kills} kills met a run that was alive")
+    assert killed > kills // 2
+    want, found = tables(whole), tables(cut)
+    assert found["steps"].step.tolist() == list(range(31))
+    assert not found["completions"].duplicated(["step", "prompt", "completion"]).any()
+    if case == "ahead":  # the first step after a kill is drawn anew, under a newer policy
+        assert len(found["completions"]) == len(want["completions"])
+        return
+    # One process repeats itself to the bit; two add what they add in the same order, too.
+    for name, table in want.items():
+        own = found[name].drop(columns="run")
+        pd.testing.assert_frame_equal(own, table.drop(columns="run"), check_exact=processes == 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,10 +62,26 @@ def sample(run: Run, step: int) -> Sampled:
         TaskError: the verifier raised; says on which prompt and completion.
     """
     with run.whole():
-        return _sampled(run, step)
+        drawn = draw(run, step)
+        found = scored(run, drawn.completions, step, tokens=drawn.tokens, rounds=drawn.rounds)
+    rollouts = found.rollouts
+    if not run.config.rollouts.ahead or rollouts.sampler_logprobs is not None:
+        return found
+    # Of a run whose other batches are an update old: this one was drawn as it was scored.
+    return replace(found, rollouts=rollouts.replace(sampler_logprobs=rollouts.logprobs.detach()))
 
 
-def _sampled(run: Run, step: int) -> Sampled:
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The verified completions of a step, not yet scored, and what they cost; see ``Sampled``."""
+
+    completions: Completions
+    tokens: int
+    rounds: int
+
+
+def draw(run: Run, step: int) -> Drawn:
+    """Samples and verifies the completions of a step, see ``sample``."""
     (found, tokens), rounds = _draw(run, step, 0), 1
     if run.config.rollouts.dynamic_sampling:
         found, tokens, rounds = _dynamic_sampling(run, step, found, tokens)
@@ -77,7 +93,7 @@ def _sampled(run: Run, step: int) -> Sampled:
             " policy that masks its own tokens. Look at rollouts.max_new_tokens and the task's"
             " prompts."
         )
-    return scored(run, found, step, tokens=tokens, rounds=rounds)
+    return Drawn(found, tokens, rounds)
 
 
 def scored(

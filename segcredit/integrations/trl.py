@@ -76,7 +76,7 @@ Row = dict[str, Any]
 """A row of TRL's data set: ``prompt`` and the columns that reward functions read."""
 
 READ: frozenset[SegmenterReading] = frozenset(get_args(SegmenterReading)) - {"token_values"}
-"""What segmenters find here; values are measured nowhere in TRL's loop."""
+"""The readings that segmenters find here: values are measured nowhere in TRL's loop."""
 
 DECIDED_BY_TRL = {
     "seed": "seed",
@@ -173,9 +173,10 @@ class SegmentTrainer(GRPOTrainer):
         self, *args: Any, method: Source, settings: Sequence[str] = (), **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        config = _config(self, method, settings)
-        for sentence in _refusals(self, config):
+        _require_theirs(settings)
+        for sentence in _refusals(self, load_config(method, settings)):
             raise ConfigError(sentence)
+        config = _config(self, method, settings)
         network = _network(self)
         disable_dropout_in_model(network)
         sampler = registry.samplers.from_table(config.sampler)
@@ -492,13 +493,12 @@ def _answer_rollouts(network: nn.Module, policy: Policy) -> None:
     network.forward = answer
 
 
-def _config(trainer: Any, method: Source, settings: Sequence[str]) -> RunConfig:
-    """Returns the method's config, with what TRL decides as TRL decides it.
+def _require_theirs(settings: Sequence[str]) -> None:
+    """Refuses settings that TRL decides.
 
     Raises:
-        ConfigError: settings name what TRL decides, or are wrong.
+        ConfigError: names the argument of TRL instead.
     """
-    args = trainer.args
     for path, _ in map(parse_override, settings):
         for key, theirs in DECIDED_BY_TRL.items():
             if path == key or path.startswith(f"{key}."):
@@ -506,6 +506,11 @@ def _config(trainer: Any, method: Source, settings: Sequence[str]) -> RunConfig:
                     f"settings name {path}, which TRL decides; expected it left out. Set {theirs}"
                     " of GRPOConfig or GRPOTrainer instead."
                 )
+
+
+def _config(trainer: Any, method: Source, settings: Sequence[str]) -> RunConfig:
+    """Returns the method's config, with what TRL decides as TRL decides it."""
+    args = trainer.args
     fixed = {
         "seed": args.seed,
         "rollouts.prompts": args.generation_batch_size // args.num_generations,

@@ -1,4 +1,4 @@
-"""SegmentTrainer: losses and gradients are our own; rewards, tools, adapters, checkpoints, refusals.
+"""SegmentTrainer: losses and gradients are our own; rewards, tools, checkpoints, refusals.
 
 Needs the package trl, and so an environment of its own: ``make test-trl``.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,9 +23,9 @@ from peft import LoraConfig, PromptTuningConfig
 from transformers import AutoTokenizer
 from trl import GRPOTrainer
 
-from segcredit.config import presets
+from segcredit.config import load_config, presets
 from segcredit.errors import ConfigError, RecordError, TaskError, TrainingError
-from segcredit.integrations.trl import DECIDED_BY_METHOD, DECIDED_BY_TRL, SegmentTrainer
+from segcredit.integrations.trl import DECIDED_BY_METHOD, DECIDED_BY_TRL
 
 HERE = Path(__file__).parent
 REFUSED = {
@@ -36,7 +37,6 @@ REFUSED = {
 """Presets that do not run as they stand, and how their sentences begin."""
 NEVER = ("spo_tree", "single_stream")
 """Those that run with no setting that leaves them what they are."""
-EQUAL = 1e-5
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def require_equal(found: dict[str, float], steps: int = 4) -> None:
     assert found["steps"] == steps
-    assert found["size"] > 1e-3  # there are gradients
+    assert found["size"] > 1e-4  # there are gradients
     assert found["moved"] > 1e-3  # second passes have ratios other than 1
-    for name in ("logprobs", "loss", "gradient"):
-        assert found[name] < EQUAL * max(1.0, found["size"]), (name, found)
+    assert found["loss"] < 1e-5
+    assert found["gradient"] < 1e-5
+    assert found["logprobs"] < 1e-4  # of single tokens, some of them very unlikely by now
 
 
 @pytest.mark.parametrize("method", [name for name in presets() if name not in NEVER])
@@ -107,7 +108,7 @@ def test_two_processes_have_the_denominators_of_one(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case')]
-    assert len(lines) == 2 * len(PROCESSES)
+    assert [line["case"] for line in lines] == PROCESSES
     for line in lines:
         print(line)
         require_equal(line, 8 if line["case"].endswith("both") else 4)
@@ -197,11 +198,13 @@ def test_the_reference_of_adapters_is_the_model_without_them(folder: Path) -> No
 
 
 def sometimes(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[Any]:
-    """The share of digits, of every other completion."""
+    """The share of digits, of every other text or so."""
     shares = [sum(map(str.isdigit, text)) / max(len(text), 1) for text in completions]
-    return [
-        share if len(text) % 2 else None for share, text in zip(shares, completions, strict=True)
-    ]
+    return [share if odd(text) else None for share, text in zip(shares, completions, strict=True)]
+
+
+def odd(text: str) -> bool:
+    return sum(map(ord, text)) % 2 == 1
 
 
 def test_rewards_are_weighted_and_what_none_judged_is_left_out(folder: Path) -> None:
@@ -217,7 +220,7 @@ def test_rewards_are_weighted_and_what_none_judged_is_left_out(folder: Path) -> 
     require_equal(made.found)
     rollouts = made._batch.rollouts
     assert 0 < len(rollouts) < 16
-    assert all(len(text) % 2 for text in rollouts.texts)
+    assert all(map(odd, rollouts.texts))
     for text, reward in zip(rollouts.texts, rollouts.rewards.tolist(), strict=True):
         assert reward == pytest.approx(1.5 * sometimes([""], [text])[0])
         prompt = made._batch.sampled.prompts[0]
@@ -238,9 +241,9 @@ def test_what_samples_is_judged_by_plain_functions_alone(folder: Path) -> None:
     async def slow(prompts: Sequence[str], **columns: Any) -> list[float]:
         return [0.0] * len(prompts)
 
-    with pytest.raises(ConfigError, match="'monte_carlo' does not work here.*coroutines"):
+    with pytest.raises(ConfigError, match=r"'monte_carlo' does not work here.*coroutines"):
         trainer_of(folder, "vineppo", reward_funcs=slow)
-    with pytest.raises(ConfigError, match="'monte_carlo' does not work here.*tools or rollout"):
+    with pytest.raises(ConfigError, match=r"'monte_carlo' does not work here.*tools or rollout"):
         trainer_of(folder, "vineppo", rollout_func=rolled(0.1))
     with pytest.raises(TaskError, match="tools or rollout_func these cannot be judged"):
         trainer_of(folder, "remax", rollout_func=rolled(0.1)).train()
@@ -251,8 +254,7 @@ def test_what_samples_is_judged_by_plain_functions_alone(folder: Path) -> None:
 def test_conversations_are_written_as_trl_writes_them(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{% endif %}"
+        "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     )
     rows = [[{"role": "user", "content": text}] for text in DATA["prompt"]]
 
@@ -327,15 +329,15 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(folder: Path, tmp_path: P
     whole = trainer(folder, tmp_path / "run", "sapo", settings, args=args)
     whole.train()
     again = trainer(folder, tmp_path / "run", "sapo", settings, args=args)
-    begun = weights_before = [x.clone() for x in again.credit.state.module.state_dict().values()]
+    begun = [x.clone() for x in again.credit.state.module.state_dict().values()]
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     for ours, wanted in zip(weights(again), weights(whole), strict=True):
         assert torch.equal(ours, wanted)
     ended = again.credit.state.module.state_dict().values()
-    assert any(not torch.equal(a, b) for a, b in zip(begun, ended, strict=True)), weights_before
+    assert any(not torch.equal(a, b) for a, b in zip(begun, ended, strict=True))
     # Another method, and a checkpoint that is not ours.
     other = trainer(folder, tmp_path / "run", "ppo", settings, args=args)
-    with pytest.raises(RecordError, match="is of another method: .*segmenter"):
+    with pytest.raises(RecordError, match=r"is of another method: .*segmenter"):
         other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     theirs = GRPOTrainer(
         model=model(folder),
@@ -428,7 +430,7 @@ def test_models_that_do_not_fit(folder: Path) -> None:
         trainer_of(folder, "grpo", peft_config=tokens)
     dropping = model(folder)
     dropping.config.attention_dropout = 0.1
-    with pytest.raises(ConfigError, match="attention_dropout of the model is 0.1"):
+    with pytest.raises(ConfigError, match=r"attention_dropout of the model is 0\.1"):
         trainer_of(folder, "grpo", model=dropping)
 
 
@@ -440,7 +442,53 @@ def test_a_stream_of_prompts_has_no_warm_up(folder: Path) -> None:
     trainer_of(folder, "sapo", settings, train_dataset=rows, args={"max_steps": 2}).train()
 
 
-def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert issubclass(SegmentTrainer, GRPOTrainer)
-    assert set(CHANGES) <= set(presets())
-    assert set(REFUSED) <= set(presets())
+# The page
+
+
+PAGE = (HERE.parents[2] / "docs/how-to/trl.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_script_runs_with_three_lines_changed(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```(?:python [^\n]*|text)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    model_of, script, difference = blocks
+    changed, lines = script, difference.splitlines()
+    assert sum(line.startswith("-") for line in lines) == 2
+    assert sum(line.startswith("+") for line in lines) == 4  # of which one is a further import
+    old, new = [], []
+    for line in [*lines, " "]:
+        if line[0] == "-" and new:
+            changed, old, new = replaced(changed, old, new), [], []
+        (old if line[0] == "-" else new).append(line[1:])
+    changed = replaced(changed, old, new[:-1])
+    (tmp_path / "train.py").write_text(script, encoding="utf-8")
+    (tmp_path / "segments.py").write_text(changed, encoding="utf-8")
+    for command in (["-c", model_of], ["train.py"], ["segments.py"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "segcredit/tokens_simulated" in done.stdout
+
+
+def replaced(text: str, old: list[str], new: list[str]) -> str:
+    assert text.count("\n".join(old) + "\n") == 1
+    return text.replace("\n".join(old) + "\n", "\n".join(new) + "\n")
+
+
+def test_the_pages_table_says_what_runs() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\d+) \|$", PAGE, re.MULTILINE)
+    assert [name for name, _, _ in rows] == presets()
+    for name, runs, passes in rows:
+        assert load_config(name).train.epochs == int(passes)
+        if name in NEVER:
+            assert runs.startswith("no: ")
+        elif name in REFUSED:
+            (setting,) = CHANGES[name]
+            assert runs == f"with `{setting}`"
+        else:
+            assert runs == "yes"

@@ -47,7 +47,7 @@ slow: install
 
 # TRL has an environment of its own: this project's tests need none of what it pins.
 test-trl: .venv-trl/installed
-	.venv-trl/bin/pytest tests/integrations/with_trl
+	.venv-trl/bin/pytest --timeout 1200 tests/integrations/with_trl
 
 .venv-trl/installed: pyproject.toml constraints.txt
 	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl

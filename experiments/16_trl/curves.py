@@ -36,7 +36,7 @@ def ours(method: str, seed: int) -> list[dict[str, Any]]:
     """Runs our own loop; a row for each step."""
     config = load_config(
         method,
-        [f"seed={seed}", f"train.steps={GENERATIONS}", "sampler=generate", "train.device=cpu"],
+        [f"seed={seed}", f"train.steps={GENERATIONS}", "train.device=cpu", "sampler=lean"],
     )
     with tempfile.TemporaryDirectory() as output:
         steps = list(iterate(config, Path(output)))

@@ -20,6 +20,7 @@ import functools
 import hashlib
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -189,6 +190,7 @@ class SegmentTrainer(GRPOTrainer):
         )
         """The method's live objects, and the value estimator's state."""
         require_readings(self.credit, READ, "TRL's trainer")
+        _warn_of_stale_passes(config)
         _require_asked(self)
         _answer_rollouts(network, self.credit.actor)
         self._batch: TrainingBatch | None = None
@@ -271,6 +273,7 @@ class SegmentTrainer(GRPOTrainer):
         # A folder of its own: the cache is named by configs, which do not describe TRL's data.
         with _evaluating(self.model), tempfile.TemporaryDirectory() as folder:
             warm_up(self.credit, folder=Path(folder) / "values")
+        self._warm = True
 
     def step_values(self) -> None:
         """Steps the value estimator after TRL stepped the policy, and ends a batch's last pass."""
@@ -402,7 +405,8 @@ def _functions(trainer: Any) -> list[Callable[..., Any]]:
         ValueError: there are others.
     """
     odd = [f for f in trainer.reward_funcs if isinstance(f, nn.Module) or is_async_callable(f)]
-    if odd or trainer.tools or trainer.rollout_func is not None:
+    environments = trainer.environment_factories is not None
+    if odd or trainer.tools or environments or trainer.rollout_func is not None:
         what = "reward_funcs that are models or coroutines" if odd else "tools or rollout_func"
         raise ValueError(
             f"the method samples completions of its own, and with {what} these cannot be judged as"
@@ -653,6 +657,19 @@ def _require_asked(trainer: Any) -> None:
         raise ConfigError(f"estimator {name!r} does not work here: {error}.") from error
 
 
+def _warn_of_stale_passes(config: RunConfig) -> None:
+    """Warns of several steps along a loss that takes every completion for the policy's own."""
+    steps = config.train.epochs * config.train.minibatches
+    if config.loss.ratio is None and steps > 1:
+        warnings.warn(
+            f"loss.ratio is 'none' and TRL makes {steps} optimizer steps of each generation batch;"
+            " nothing corrects for the policy's having moved after the first. Usual is one:"
+            " num_iterations=1, and as many steps_per_generation as accumulation steps.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def _identity(config: RunConfig) -> dict[str, Any]:
     """Returns the keys that decide what the value estimator's state is."""
     names = {"segmenter", "estimator", "advantage", "process_reward", "loss"}
@@ -665,6 +682,15 @@ def _restore(run: Run, folder: Path) -> None:
     Raises:
         RecordError: it has none, or one of another method.
     """
+    state: dict[str, Any] = {}
+    with run.processes.error_barrier():
+        if run.processes.first:
+            state = _loaded(folder, _identity(run.config))
+    with checkpoint.fitting(folder):
+        run.state.load_state_dict(run.processes.from_first(state)["estimator"])
+
+
+def _loaded(folder: Path, method: Mapping[str, Any]) -> dict[str, Any]:
     files = checkpoint.found(folder)
     if not files:
         raise RecordError(
@@ -672,10 +698,9 @@ def _restore(run: Run, folder: Path) -> None:
             " SegmentTrainer wrote. Usually GRPOTrainer wrote it, or save_only_model was set."
         )
     state = checkpoint.load(files[-1])
-    if changed := differences(state["method"], _identity(run.config)):
+    if changed := differences(state["method"], method):
         raise RecordError(
             f"{folder.parent} is of another method: {changed}. Resume with the same method and"
             " settings, or begin with another output_dir."
         )
-    with checkpoint.fitting(folder):
-        run.state.load_state_dict(state["estimator"])
+    return state

@@ -245,12 +245,37 @@ def outcome(
     return checked.found
 
 
+def weights(made: Any) -> list[Tensor]:
+    """Parameters of policy and critic, and what the critic's optimizer remembers."""
+    found = [*made.model.state_dict().values(), *made.credit.state.module.state_dict().values()]
+    moments = made.credit.state.optimizer.state.values()
+    return [*found, *(state["exp_avg"] for state in moments)]
+
+
+def resumed(folder: Path, output: Path, method: str, processes: int = 1) -> float:
+    """The largest difference between a run and one that was resumed at its middle."""
+    args = {"save_strategy": "steps", "save_steps": 2}
+    args["per_device_train_batch_size"] = 16 // processes
+    settings = ["train.value.warmup_iterations=1"]
+    whole = trainer(folder, output, method, settings, args=args)
+    whole.train()
+    again = trainer(folder, output, method, settings, args=args)
+    begun = [x.clone() for x in weights(whole)]
+    again.train(resume_from_checkpoint=str(output / "checkpoint-2"))
+    pairs = zip(begun, weights(again), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, *cases = sys.argv[1:]
     for each in cases:
         method, case = each.split(":")
-        found = outcome(Path(folder), method, case, processes=2)
+        if case == "resumed":
+            place = Path(folder).parent / "resumed"
+            found = {"difference": resumed(Path(folder), place, method, processes=2)}
+        else:
+            found = outcome(Path(folder), method, case, processes=2)
         if os.environ["RANK"] == "0":  # both found the same: each compared the rows of all
             print(json.dumps({"case": each, **found}), flush=True)
 

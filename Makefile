@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries
-.PHONY: gpu-check test-vllm clean
+.PHONY: gpu-check test-trl test-verl test-vllm clean
 
 install: .venv/installed
 
@@ -57,6 +57,15 @@ test-vllm: install .venv-vllm/installed
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# TRL has an environment of its own: this project's tests need none of what it pins.
+test-trl: .venv-trl/installed
+	.venv-trl/bin/pytest --timeout 1200 tests/integrations/with_trl
+
+.venv-trl/installed: pyproject.toml constraints.txt
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lora,trl]' 'beartype>=0.19' 'hypothesis>=6.100' 'pytest>=8.3' 'pytest-timeout>=2.3'
+	touch $@
+
 check: test docs
 	$(BIN)/python tests/readme_commands.py
 
@@ -86,4 +95,4 @@ boundaries: install
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
-	rm -rf .venv .venv-vllm demo demo-picture demo-smollm
+	rm -rf .venv .venv-trl .venv-verl .venv-vllm demo demo-picture demo-smollm

@@ -26,7 +26,7 @@ from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
 from segcredit.training.distributed.fsdp import full, shard, shard_like, whole
 from segcredit.training.distributed.processes import ALONE, Processes
-from segcredit.training.loop import _load_state, _sampled_metrics, _state
+from segcredit.training.loop import _load_state, _state, batch_metrics
 from segcredit.training.optimizer import Trained
 from segcredit.training.pretraining import pretrain
 from segcredit.training.rollouts.ahead import Ahead
@@ -161,7 +161,7 @@ def furthest(these: list[torch.Tensor], those: list[torch.Tensor]) -> float:
 
 def metrics(run: Any, batch: Any, step: int) -> dict[str, float]:
     found = improve(run, batch, step)
-    return found | {k: float(v) for k, v in _sampled_metrics(run, batch).items()}
+    return found | {k: float(v) for k, v in batch_metrics(run, batch).items()}
 
 
 def equal(processes: Processes, preset: str, changes: list[str]) -> dict[str, Any]:

@@ -4,7 +4,9 @@
 lead from verified ``Completions`` to a batch with its credit; ``policy_loss`` and ``value_loss``,
 by the denominators of ``LossCounts.of``, lead from scores to losses with everything that the method
 adds. ``require_readings`` refuses a method that reads what the other trainer cannot provide. Where
-that trainer steps the policy, ``build(..., train_policy=False)``.
+that trainer steps the policy, ``build(..., train_policy=False)``. The value estimator is trained
+here all the same: ``warm_up`` before the first step, ``apply_gradients`` along ``value_loss``, and
+``improve(..., policy=False)`` for the passes that it makes beyond the policy's.
 
     run = build(config, processes, task=task, policy=policy, train_policy=False)
     batch = assign(run, scored(run, completions, step, tokens=count), step)
@@ -21,22 +23,29 @@ from segcredit.protocols import SegmenterReading
 from segcredit.training.batch_loss import LossCounts, policy_loss, value_loss
 from segcredit.training.build import Run, build, started_processes
 from segcredit.training.credit_assignment import TrainingBatch, assign
+from segcredit.training.loop import batch_metrics, warm_up
 from segcredit.training.rollouts.completions import Completions
 from segcredit.training.rollouts.sampling import Sampled, scored
+from segcredit.training.update import Meter, apply_gradients, improve
 
 __all__ = [
     "Completions",
     "LossCounts",
+    "Meter",
     "Run",
     "Sampled",
     "TrainingBatch",
+    "apply_gradients",
     "assign",
+    "batch_metrics",
     "build",
+    "improve",
     "policy_loss",
     "require_readings",
     "scored",
     "started_processes",
     "value_loss",
+    "warm_up",
 ]
 
 

@@ -185,9 +185,22 @@ def _begin(run: Run, watch: Watch | None) -> Row:
     """
     costs = {"tokens_sampled": 0, "tokens_simulated": 0, "cpu_seconds": 0.0}
     row: Row = {"step": 0, **costs, **_evaluation(run, 0)}
-    if run.state.optimizer is None:
-        return row
-    if (cost := pretrain(run, watch)) is not None:
+    return row if run.state.optimizer is None else row | warm_up(run, watch)
+
+
+def warm_up(run: Run, watch: Watch | None = None, folder: Path | None = None) -> Row:
+    """Trains the value estimator before the first step: pretraining, then warm-up iterations.
+
+    Args:
+        run: whose estimator has parameters.
+        watch: called before each batch of the pretraining.
+        folder: of the pretraining's checkpoints; see ``pretraining.pretrain``.
+
+    Returns:
+        What it took: tokens and CPU-seconds, over all processes.
+    """
+    row: Row = {}
+    if (cost := pretrain(run, watch, folder)) is not None:
         row |= {"pretraining_tokens": cost.tokens, "pretraining_cpu_seconds": cost.cpu_seconds}
     started, tokens, simulated = time.process_time(), 0, 0
     for iteration in range(1, run.config.train.value.warmup_iterations + 1):
@@ -211,7 +224,7 @@ def _row(
     run: Run, batch: TrainingBatch, losses: Row, before: Row, step: int, started: float
 ) -> Row:
     """Builds the step's metrics; costs count from the start of the run, without evaluations."""
-    sampled = _sampled_metrics(run, batch)
+    sampled = batch_metrics(run, batch)
     spent = _costs(
         run,
         batch.sampled.tokens,
@@ -225,8 +238,8 @@ def _row(
     return row | (_evaluation(run, step) if last or step % run.config.evaluate.every == 0 else {})
 
 
-def _sampled_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
-    """Computes metrics of the rollouts of all processes."""
+def batch_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
+    """Computes metrics of the rollouts of all processes, before anything is learned from them."""
     rollouts, processes = batch.rollouts, run.processes
     # A standard deviation needs the rows; of all else the sums do.
     rewards_B = processes.all_gather(rollouts.rewards)

@@ -68,7 +68,9 @@ class PretrainingCost:
     cpu_seconds: float
 
 
-def pretrain(run: Run, watch: Watch | None = None) -> PretrainingCost | None:
+def pretrain(
+    run: Run, watch: Watch | None = None, folder: Path | None = None
+) -> PretrainingCost | None:
     """Trains the value estimator as ``train.value.pretraining`` says, or takes it from the cache.
 
     Regression targets are the returns that came (VC-PPO's value pretraining, Yuan et al. 2025,
@@ -78,6 +80,8 @@ def pretrain(run: Run, watch: Watch | None = None) -> PretrainingCost | None:
     Args:
         run: whose estimator's state is trained in place; its policy and prompts stay as they are.
         watch: called before each batch.
+        folder: keeps its checkpoints; None = the cache, by a name that the config decides. Policies
+            and tasks that the config does not describe need one of their own.
 
     Returns:
         What it took; None where the config asks for none, or the estimator has no parameters.
@@ -89,7 +93,7 @@ def pretrain(run: Run, watch: Watch | None = None) -> PretrainingCost | None:
     settings = run.config.train.value.pretraining
     if settings is None or run.state.optimizer is None:
         return None
-    folder = cache_folder() / f"value-{_key(run)}"
+    folder = folder or cache_folder() / f"value-{_key(run)}"
     with ExitStack() as held:
         # Process 0 waits until no other run is making the same, and the others for it.
         with run.processes.error_barrier():

@@ -72,6 +72,7 @@ def improve(
     *,
     policy: bool = True,
     before_sync: Callable[[], None] = lambda: None,
+    passes_made: int = 0,
 ) -> dict[str, float]:
     """Trains on one batch; the policy is left alone in value warm-up.
 
@@ -81,6 +82,7 @@ def improve(
         step: names the random generators.
         policy: whether the policy is trained.
         before_sync: called once the policy has been updated, before its sampler gets the weights.
+        passes_made: passes over the batch that another trainer made; the others are left.
 
     Returns:
         Means over all minibatches: ``loss, value_loss, clip_fraction, ratio_max, kl,
@@ -94,7 +96,7 @@ def improve(
     policy_epochs = run.policy.epochs if policy else 0
     if policy:
         batch.simulator.known = None  # the policy's scores until now
-    for epoch in range(max(policy_epochs, run.state.epochs)):
+    for epoch in range(passes_made, max(policy_epochs, run.state.epochs)):
         train_policy, train_value = epoch < policy_epochs, epoch < run.state.epochs
         pieces = run.config.train.minibatches
         for rows in minibatches(run, len(batch.rollouts), pieces, f"minibatches/{epoch}", step):
@@ -139,9 +141,9 @@ def train_minibatch(
     for name in ("loss",) * policy + ("value_loss",) * value:
         meter.add(name, run.processes.sum(losses[name]))
     if policy:
-        meter.add("gradient_norm", _apply(run, run.policy, "loss", step))
+        meter.add("gradient_norm", apply_gradients(run, run.policy, "loss", step))
     if value:
-        meter.add("value_gradient_norm", _apply(run, run.state, "value loss", step))
+        meter.add("value_gradient_norm", apply_gradients(run, run.state, "value loss", step))
 
 
 def _accumulating(run: Run) -> AbstractContextManager[None]:
@@ -259,7 +261,7 @@ def _backward(loss: Tensor) -> None:
     loss.backward()  # pyright: ignore[reportUnknownMemberType]
 
 
-def _apply(run: Run, trained: Trained[object], what: str, step: int) -> Tensor:
+def apply_gradients(run: Run, trained: Trained[object], what: str, step: int) -> Tensor:
     """Sums gradients over processes, clips them, and steps along them.
 
     Returns:

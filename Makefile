@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries clean
+.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check test-verl docs bench boundaries clean
 
 install: .venv/installed
 
@@ -48,6 +48,19 @@ slow: install
 check: test docs
 	$(BIN)/python tests/readme_commands.py
 
+# verl's requirements clash with ours, and it does not name what its own trainer imports.
+VERL_IMPORTS := TransferQueue==0.1.11 cachetools fastapi msgspec opentelemetry-api opentelemetry-sdk \
+  pyzmq starlette uvicorn
+
+.venv-verl/installed: pyproject.toml constraints.txt
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verl]' \
+	  $(VERL_IMPORTS) beartype hypothesis pytest pytest-timeout
+	touch $@
+
+test-verl: .venv-verl/installed
+	.venv-verl/bin/pytest -p no:cacheprovider tests/integrations/with_verl
+
 # The site, in build/docs/site: strict, and without a network.
 docs: install
 	$(BIN)/python docs/make_site.py
@@ -68,4 +81,4 @@ boundaries: install
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
-	rm -rf .venv demo demo-picture demo-smollm
+	rm -rf .venv .venv-verl demo demo-picture demo-smollm

@@ -1,8 +1,8 @@
 """segcredit's methods in verl: under its registries, and in a trainer that gives them more.
 
 verl hands a registered advantage function rewards, mask and the prompts' uids, and a registered
-policy loss log-probs, advantages and mask. A method that reads more needs the trainer of
-``segcredit.integrations.verl_trainer``: it gives the advantage function the whole batch
+policy loss log-probs, advantages and mask. A method that reads more needs the trainer in the module
+``verl_trainer`` beside this one: it gives the advantage function the whole batch
 (``whole_batch``), and the workers losses that read what credit wrote into it (``policy_loss``,
 ``value_loss``). ``HostedMethod.refusal`` says which way a method can go, and why not.
 
@@ -18,11 +18,11 @@ Shapes: ``B`` completions of a batch or a micro-batch, ``T`` completion tokens.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
@@ -99,9 +99,9 @@ class HostedMethod:
         """Pickles what it was made of: it goes to verl's workers, and runs are built there."""
         return type(self), (self.source, self.settings, self.name)
 
-    @functools.cached_property
+    @cached_property
     def config(self) -> RunConfig:
-        """Config of the method, in which task, policy, sampler and optimizer are not read."""
+        """Config of the method; its task, policy, sampler and optimizer are not used."""
         return load_config(self.source, self.settings)
 
     @property
@@ -129,7 +129,7 @@ class HostedMethod:
             return str(error)
         return None
 
-    @functools.cache  # noqa: B019 - as many methods as a process registers
+    @cache  # noqa: B019 - as many methods as a process registers
     def require(self, way: Way) -> None:
         """Raises a ConfigError where the method needs what verl does not give it that way."""
         for fault in self._faults(way):
@@ -350,7 +350,7 @@ class HostedMethod:
                 f" algorithm.kl_penalty=kl and algorithm.kl_ctrl.kl_coef={wanted}."
             )
 
-    @functools.cache  # noqa: B019 - as many methods as a process registers
+    @cache  # noqa: B019 - as many methods as a process registers
     def _run(self, way: Way, length: int = 0) -> Run:
         """Builds the objects that assign credit and compute losses; there is no model in them."""
         settings = [*self.settings, "loss.kl_penalty=0.0", "train.device=cpu", "evaluate.prompts=1"]

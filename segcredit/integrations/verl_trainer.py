@@ -45,8 +45,8 @@ class SegmentTrainer(PPOTrainerSync):
 
     def __init__(self, config: Any) -> None:
         self.method = registered(config.algorithm.adv_estimator)
-        _require_fit(config, self.method.label, self.method.learns_values)
         self.method.require("trainer")
+        _require_fit(config, self.method.label, self.method.learns_values)
         config.trainer.v1.trainer_mode = "sync"  # the mode that it is of, under another name
         super().__init__(config)
 

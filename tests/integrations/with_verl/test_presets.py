@@ -7,7 +7,9 @@ of ours: ``apply_kl_penalty``, ``compute_advantage``, ``ppo_loss``, and its nest
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +41,12 @@ from segcredit.integrations.verl import (
 from segcredit.integrations.verl_trainer import minibatches
 from segcredit.objective.returns import overlong
 from segcredit.rng import stream
-from segcredit.training.rollouts.completions import Completions, complete
+from segcredit.training.rollouts.completions import (
+    Completions,
+    complete,
+    score,
+    unscored_rollouts,
+)
 from small import SMALL
 
 RANKS, MINIBATCH, TOLERANCE = 2, 8, 1e-6
@@ -74,6 +81,21 @@ def test_every_preset_is_equal_or_refused() -> None:
 def test_what_cannot_run_says_why(name: str) -> None:
     for way in ("registries", "trainer"):
         assert REFUSED[name] in str(HostedMethod(name).refusal(way))
+
+
+def test_the_page_says_what_runs_where() -> None:
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "verl.md"
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|(.*)\|$", page.read_text(), re.MULTILINE)
+    ways = {name: way for name, way, _ in rows}
+    assert ways == (
+        dict.fromkeys(REGISTRIES, "registries")
+        | dict.fromkeys(TRAINER, "trainer")
+        | dict.fromkeys(REFUSED, "not")
+    )
+    for name, way, reason in rows:
+        refusal = HostedMethod(name).refusal("trainer" if way == "not" else "registries")
+        assert bool(reason.strip()) == (refusal is not None)
+        assert reason.strip() in (refusal or "")
 
 
 class Step(NamedTuple):
@@ -127,6 +149,10 @@ def collected(name: str, *settings: str, empty: bool) -> Step:
     )
     completions = with_holes(run, made, empty=empty)
     lengths = made.mask.sum(1)
+    if run.config.loss.correction is not None:  # as if an engine had rounded otherwise
+        noise = torch.randn(made.ids.shape, generator=torch.Generator().manual_seed(5))
+        own = score(run.actor, unscored_rollouts(completions), micro_tokens=10**6).logprobs
+        completions = dataclasses.replace(completions, sampler_logprobs=own + noise)
     batch = assign(run, scored(run, completions, 1, tokens=1), 1)
     rollouts, mask = batch.rollouts, completions.mask
     scores = torch.zeros(mask.shape)
@@ -148,6 +174,8 @@ def collected(name: str, *settings: str, empty: bool) -> Step:
     }
     if rollouts.reference_logprobs is not None:
         tensors["ref_log_prob"] = rollouts.reference_logprobs
+    if completions.sampler_logprobs is not None:
+        tensors["rollout_log_probs"] = completions.sampler_logprobs
     if HostedMethod(name).learns_values:
         with torch.no_grad():
             tensors["values"] = run.state.module(rollouts, None)
@@ -186,7 +214,7 @@ def micro_batches(step: Step, more: dict[str, Tensor], number: int) -> list[Tens
     prompt = data.batch["prompts"].shape[1]
     attended = data.batch["attention_mask"].bool()
     names = {"responses", "response_mask", "old_log_probs", "advantages", "returns", "values"}
-    names |= {"ref_log_prob", *more}
+    names |= {"ref_log_prob", *more}  # of credit's own, and the factors of a correction
     found = []
     for rows in places.split(3):
         ragged: dict[str, Any] = {
@@ -222,6 +250,11 @@ def outputs(piece: TensorDict, x: Tensor) -> Tensor:
     return nested(found)
 
 
+def scores_of(logprobs: Tensor) -> TokenScores:
+    unread = torch.full(logprobs.shape, torch.nan)
+    return TokenScores(logprobs=logprobs, entropies=unread, hidden=unread[..., None])
+
+
 def actor(step: Step, label: str) -> ActorConfig:
     return ActorConfig(
         strategy="fsdp",
@@ -232,15 +265,21 @@ def actor(step: Step, label: str) -> ActorConfig:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "way"),
-    [(name, "registries") for name in sorted(REGISTRIES)]
-    + [(name, "trainer") for name in sorted(REGISTRIES | TRAINER)],
-)
-def test_credit_loss_and_gradient_are_our_own(name: str, way: str) -> None:
-    (method,) = register(name)
+BLOCKS = ("segmenter={name='fixed_length',tokens=5}", "loss.ratio=segment")
+MORE = ("loss.kl_loss=0.05", "loss.tokens=low_probability", "loss.imitation=0.2")
+IN_TEXT = ("segmenter=newline", "loss.ratio=segment", "loss.correction=truncate")
+CASES = [(name, (), "registries") for name in sorted(REGISTRIES)]
+CASES += [(name, (), "trainer") for name in sorted(REGISTRIES | TRAINER)]
+CASES += [("grpo", BLOCKS, "registries"), ("grpo", MORE, "trainer"), ("grpo", IN_TEXT, "trainer")]
+
+
+@pytest.mark.parametrize(("name", "settings", "way"), CASES)
+def test_credit_loss_and_gradient_are_our_own(
+    name: str, settings: tuple[str, ...], way: str
+) -> None:
+    (method,) = register(name, settings, "".join([name, *settings]) if settings else "")
     # verl's registry counts completions without an action among the rows of a minibatch.
-    step = collected(name, empty=way == "trainer")
+    step = collected(name, *settings, empty=way == "trainer")
     run, batch = step.run, step.batch
     more = credited(step, method, wholly=way == "trainer")
     advantages = batch.advantages.per_token
@@ -251,11 +290,8 @@ def test_credit_loss_and_gradient_are_our_own(name: str, way: str) -> None:
     for number in range(2):
         rows = (minibatches(len(step.data), RANKS, MINIBATCH) == number).nonzero()[:, 0]
         logprobs = (batch.rollouts.logprobs + 0.2 * noise).requires_grad_()
-        scores = TokenScores(
-            logprobs=logprobs[rows], entropies=noise[rows], hidden=noise[rows][..., None]
-        )
         counts = LossCounts.of(run, batch, rows)
-        want, _ = own_policy_loss(run, batch, rows, scores, counts)
+        want, _ = own_policy_loss(run, batch, rows, scores_of(logprobs[rows]), counts)
         (slope,) = torch.autograd.grad(want, logprobs)
         found = torch.zeros(())
         for piece in micro_batches(step, more, number):
@@ -283,11 +319,7 @@ def test_the_critic_learns_what_our_own_learns(name: str) -> None:
     config = CriticConfig(strategy="fsdp", rollout_n=4, ppo_micro_batch_size_per_gpu=1)
     for number in range(2):
         rows = (minibatches(len(step.data), RANKS, MINIBATCH) == number).nonzero()[:, 0]
-        scores = TokenScores(
-            logprobs=batch.rollouts.logprobs[rows],
-            entropies=batch.rollouts.entropies[rows],
-            hidden=batch.rollouts.entropies[rows][..., None],
-        )
+        scores = scores_of(batch.rollouts.logprobs[rows])
         want = own_value_loss(run, batch, rows, scores, LossCounts.of(run, batch, rows))
         slopes = torch.autograd.grad(want, list(critic.parameters()), allow_unused=True)
         values = critic(batch.rollouts, None)

@@ -18,16 +18,13 @@ Shapes: ``B`` completions of a batch or a micro-batch, ``T`` completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal, NoReturn, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from segcredit import registry
@@ -37,16 +34,26 @@ from segcredit.integrations import (
     LossCounts,
     Run,
     Sampled,
-    TrainingBatch,
     assign,
     build,
     require_readings,
 )
 from segcredit.integrations import policy_loss as loss_of_policy
 from segcredit.integrations import value_loss as loss_of_values
+from segcredit.integrations.verl_batch import (
+    CARRIED,
+    WHOLE,
+    Carried,
+    PolicyRows,
+    ValueRows,
+    WholeBatch,
+    per_token,
+    rollouts_of,
+    scored_rollouts,
+    scores_of,
+)
 from segcredit.objective.aggregation import Aggregation, loss_count
 from segcredit.objective.returns import segment_values, token_rewards
-from segcredit.policy.token_spans import place_spans, text_and_spans
 from segcredit.protocols import (
     Prompt,
     SegmenterReading,
@@ -55,30 +62,22 @@ from segcredit.protocols import (
     Verdict,
     checked_segments,
 )
-from segcredit.segmentation import Segmentation
 from segcredit.training.distributed.processes import Processes
 from segcredit.types import (
-    Advantages,
     Generation,
     RolloutBatch,
     SamplingParams,
-    SegmentValues,
     TokenScores,
 )
 
 Way = Literal["registries", "trainer"]
 """A way into verl: its registries alone, or the trainer that gives their functions more."""
 
-Decode = Callable[[list[int]], str]
-"""Decodes a row of token ids to text, without special tokens."""
-
 _WHERE: dict[Way, str] = {
     "registries": "verl's registry of advantage functions",
     "trainer": "verl's trainer 'segcredit'",
 }
 _USE_TRAINER = " Use the trainer 'segcredit' (trainer.v1.trainer_mode), which provides it."
-_PREFIX = "segcredit_"
-"""Begins the names of the fields that credit writes into verl's batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +201,7 @@ class HostedMethod:
             ConfigError: the method needs what is not there; says what.
             PluginError: a plug-in raised, or returned what does not fit; names it.
         """
-        whole = _WHOLE.get()
+        whole = WHOLE.get()
         way: Way = "registries" if whole is None else "trainer"
         self.require(way)
         self._require_priced(config)
@@ -211,9 +210,15 @@ class HostedMethod:
                 f"{self.label}: verl's batch has no 'uid', by which completions of one prompt are"
                 " told; expected it in its non-tensor batch, as its own trainers have it."
             )
-        rollouts = _rollouts(token_level_rewards, response_mask.bool(), index, whole)
+        rollouts = rollouts_of(token_level_rewards, response_mask.bool(), index, whole)
         run = self._run(way)
         require_readings(run, _readings(way, rollouts), _WHERE[way])
+        if run.reference is not None and rollouts.reference_logprobs is None:
+            raise ConfigError(
+                f"{self.label}: loss.kl_loss = {run.config.loss.kl_loss} needs the reference's"
+                " log-probs, and verl's batch has none. Set use_kl_loss=true and kl_loss_coef=0.0"
+                " of actor_rollout_ref.actor, so that there are some and KL counts once."
+            )
         if self.learns_values:
             if rollouts.token_values is None:
                 raise ConfigError(
@@ -258,10 +263,10 @@ class HostedMethod:
             PluginError: a plug-in raised, or returned what does not fit; names it.
         """
         del loss_agg_mode
-        mask_BT, carried = response_mask.bool(), _CARRIED.get()
+        mask_BT, carried = response_mask.bool(), CARRIED.get()
         info: Mapping[str, Any] = {} if config is None else config.global_batch_info
         run = self._run("registries" if carried is None else "trainer", self._length(info))
-        rollouts = _scored_rollouts(mask_BT, old_log_prob, carried)
+        rollouts = scored_rollouts(mask_BT, old_log_prob, carried)
         if carried is None:
             self.require("registries")
             rows = _whole_rows(run, rollouts, advantages, rollout_is_weights)
@@ -271,7 +276,7 @@ class HostedMethod:
         else:
             rows = PolicyRows(
                 rollouts=rollouts,
-                advantages=_per_token(advantages),
+                advantages=per_token(advantages),
                 ratio_segmentation=carried.cut("segments", mask_BT),
                 token_weights=carried.token("weights"),
                 count_weights=carried.token("counts"),
@@ -279,7 +284,7 @@ class HostedMethod:
             )
             counts = carried.counts()
         every = torch.arange(len(mask_BT))
-        total, metrics = loss_of_policy(run, rows, every, _scores(log_prob), counts)
+        total, metrics = loss_of_policy(run, rows, every, scores_of(log_prob), counts)
         # FSDP and Megatron average gradients over the data-parallel ranks.
         total = total * (info.get("dp_size") or 1)
         return total, {f"actor/{name}": float(value) for name, value in metrics.items()}
@@ -301,7 +306,7 @@ class HostedMethod:
         """
         mask_BT = response_mask.bool()
         states = carried.cut("states", mask_BT)
-        rollouts = _scored_rollouts(mask_BT, torch.zeros_like(outputs), carried)
+        rollouts = scored_rollouts(mask_BT, torch.zeros_like(outputs), carried)
         firsts_BN = states.anchors("start")
         values_BN, targets_BN = (
             x_BT.gather(1, firsts_BN).masked_fill(~states.mask, 0)
@@ -315,7 +320,7 @@ class HostedMethod:
         )
         every = torch.arange(len(mask_BT))
         run = _with_outputs(self._run("trainer"), outputs)
-        return loss_of_values(run, rows, every, _scores(outputs.detach()), carried.counts())
+        return loss_of_values(run, rows, every, scores_of(outputs.detach()), carried.counts())
 
     def _length(self, info: Mapping[str, Any]) -> int:
         """Returns the longest completion allowed, where the loss is divided by it; else 0."""
@@ -468,46 +473,6 @@ def registered(label: str) -> HostedMethod:
 _METHODS: dict[str, HostedMethod] = {}
 
 
-# Where credit is assigned.
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WholeBatch:
-    """A batch of verl that advantage functions may read beyond what the registry gives them."""
-
-    tensors: Mapping[str, Tensor]
-    """(B,...) by verl's names, padded on the right, prompts on either side."""
-    decode: Decode
-    assigned: list[tuple[Run, TrainingBatch]]
-    """Credit as it was assigned; empty before."""
-
-    def get(self, *names: str) -> Tensor | None:
-        """Returns the tensor of the first name that is there."""
-        there = set(self.tensors.keys())  # "in" asks a TensorDict for a value
-        return next((self.tensors[name] for name in names if name in there), None)
-
-
-_WHOLE: ContextVar[WholeBatch | None] = ContextVar("whole_batch", default=None)
-
-
-@contextmanager
-def whole_batch(tensors: Mapping[str, Tensor], decode: Decode) -> Generator[WholeBatch]:
-    """Lets advantage functions inside read a batch of verl, as its trainer 'segcredit' does.
-
-    Args:
-        tensors: (B,...) such as ``DataProto.batch``, by verl's names: ids of both parts,
-            ``attention_mask``, ``old_log_probs``, and where there are any ``entropys``, ``values``,
-            ``ref_log_prob``, ``rollout_log_probs``, ``token_level_scores``.
-        decode: of the policy's tokenizer.
-    """
-    whole = WholeBatch(tensors, decode, [])
-    token = _WHOLE.set(whole)
-    try:
-        yield whole
-    finally:
-        _WHOLE.reset(token)
-
-
 def _readings(way: Way, rollouts: RolloutBatch | None = None) -> frozenset[SegmenterReading]:
     """Returns what segmenters can read; of a batch, where it is there."""
     if way == "registries":
@@ -521,173 +486,6 @@ def _readings(way: Way, rollouts: RolloutBatch | None = None) -> frozenset[Segme
         "token_values": rollouts.token_values is None,
     }
     return every - {name for name, gone in missing.items() if gone}
-
-
-def _rollouts(
-    token_level_rewards: Tensor, mask_BT: Tensor, uids: Any, whole: WholeBatch | None
-) -> RolloutBatch:
-    """Builds rollouts of what verl gives; what it does not give is NaN, or missing."""
-    given = WholeBatch({}, _no_text, []) if whole is None else whole
-    blank_BT = torch.zeros_like(mask_BT, dtype=torch.long)
-    unread_BT = token_level_rewards.new_full((), torch.nan).expand_as(mask_BT)
-    ids_BT = _or(given.get("responses"), blank_BT)
-    prompts_BP = _or(given.get("prompts"), blank_BT[:, :1])
-    attended = given.get("attention_mask")
-    prompt_mask_BP = (
-        torch.ones_like(prompts_BP) if attended is None else attended[:, : prompts_BP.shape[1]]
-    )
-    texts, spans_BT2 = _texts(ids_BT, mask_BT, given.decode)
-    scores_BT = _or(given.get("token_level_scores", "rm_scores"), token_level_rewards)
-    # verl's reward stands on the last token of all; behind a hole that is none of the policy's.
-    outside_B = token_level_rewards.masked_fill(mask_BT, 0).sum(1)
-    inside_BT = token_level_rewards.masked_fill(~mask_BT, 0)
-    return RolloutBatch(
-        prompt_ids=prompts_BP,
-        prompt_mask=prompt_mask_BP.bool(),
-        prompt_keys=tuple(map(str, uids)),
-        completion_ids=ids_BT,
-        action_mask=mask_BT,
-        logprobs=_or(given.get("old_log_probs"), unread_BT),
-        entropies=_or(given.get("entropys", "entropy"), unread_BT),
-        group=torch.as_tensor(np.unique(list(map(str, uids)), return_inverse=True)[1]).to(
-            mask_BT.device
-        ),
-        texts=texts,
-        token_spans=spans_BT2,
-        rewards=scores_BT.sum(1),
-        token_rewards=inside_BT + token_rewards(outside_B, mask_BT),
-        truncated=torch.zeros_like(mask_BT[:, 0]),
-        reference_logprobs=given.get("ref_log_prob"),
-        sampler_logprobs=given.get("rollout_log_probs"),
-        token_values=given.get("values"),
-    )
-
-
-def _or(found: Tensor | None, otherwise: Tensor) -> Tensor:
-    return otherwise if found is None else found
-
-
-def _no_text(ids: list[int]) -> str:
-    return ""
-
-
-def _texts(ids_BT: Tensor, mask_BT: Tensor, decode: Decode) -> tuple[tuple[str, ...], Tensor]:
-    """Decodes the tokens that the policy chose: those of tools are in no text."""
-    rows: list[list[int]] = [
-        ids[mask].tolist() for ids, mask in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)
-    ]
-    texts, spans = text_and_spans(rows, decode)
-    return texts, place_spans(spans, mask_BT)
-
-
-def written_fields(
-    run: Run,
-    batch: TrainingBatch,
-    minibatches: Int[Tensor, "B"],
-    value_minibatches: Int[Tensor, "B"],
-) -> dict[str, Tensor]:
-    """Returns what losses need of credit, as fields of verl's batch.
-
-    Args:
-        run: assigned it.
-        batch: with credit.
-        minibatches: (B,) number of the policy's minibatch that each row is in, over all ranks.
-        value_minibatches: (B,) the same of the critic's.
-
-    Returns:
-        (B,T) and (B,4) tensors by name. The last holds each row's reward, and the denominators of
-        its minibatches, which are sums over all of their rows.
-    """
-    row_B4 = torch.zeros(len(batch.rollouts), 4)
-    row_B4[:, 0] = batch.rollouts.rewards
-    for number in minibatches.unique():
-        rows = (minibatches == number).nonzero()[:, 0]
-        counts = LossCounts.of(run, batch, rows)
-        row_B4[rows, 1], row_B4[rows, 2] = counts.tokens.cpu(), counts.imitated.cpu()
-    for number in value_minibatches.unique():
-        rows = (value_minibatches == number).nonzero()[:, 0]
-        row_B4[rows, 3] = LossCounts.of(run, batch, rows).segments.cpu()
-    found = {
-        "segments": batch.ratio_segmentation.segment_ids,
-        "states": batch.states.segment_ids,
-        "values": batch.states.spread(batch.state_values.values),
-        "weights": batch.token_weights,
-        "counts": batch.count_weights,
-        "row": row_B4,
-    }
-    fields = {_PREFIX + name: value for name, value in found.items()}
-    if batch.corrections is not None:
-        fields["rollout_is_weights"] = batch.corrections
-    return fields
-
-
-# Where losses are computed.
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PolicyRows:
-    """Rows of a micro-batch, as ``segcredit.integrations.policy_loss`` reads them."""
-
-    rollouts: RolloutBatch
-    advantages: Advantages
-    ratio_segmentation: Segmentation
-    token_weights: Tensor
-    count_weights: Tensor
-    corrections: Tensor | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ValueRows:
-    """Rows of a micro-batch, as ``segcredit.integrations.value_loss`` reads them."""
-
-    rollouts: RolloutBatch
-    states: Segmentation
-    state_values: SegmentValues
-    targets: Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Carried:
-    """A micro-batch's part of what credit wrote into verl's batch, padded."""
-
-    tensors: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, data: Any) -> Carried:
-        """Reads the fields of a micro-batch of verl, a ``TensorDict``.
-
-        Raises:
-            ConfigError: they are not there.
-        """
-        there = set(data.keys())
-        names = [name for name in there if name.startswith(_PREFIX)]
-        if not names:
-            raise ConfigError(
-                "verl's batch holds nothing of segcredit's credit; expected the fields that its"
-                " trainer 'segcredit' writes. Set trainer.v1.trainer_mode=segcredit."
-            )
-        return cls(data.select(*names, *there & {"ref_log_prob"}).to_padded_tensor())
-
-    def token(self, name: str) -> Tensor:
-        """Returns the (B,T) field of a name."""
-        return self.tensors[_PREFIX + name]
-
-    def cut(self, name: str, mask_BT: Tensor) -> Segmentation:
-        """Returns the segments of a name: padding is none."""
-        return Segmentation(self.token(name).long().masked_fill(~mask_BT, -1))
-
-    @property
-    def rewards(self) -> Tensor:
-        """(B,) the verifier's rewards."""
-        return self.token("row")[:, 0]
-
-    def counts(self) -> LossCounts:
-        """Returns the denominators: all rows of a minibatch hold the same."""
-        tokens, imitated, segments = self.token("row")[0, 1:]
-        return LossCounts(tokens, imitated, segments)
-
-
-_CARRIED: ContextVar[Carried | None] = ContextVar("carried", default=None)
 
 
 def policy_loss(
@@ -705,11 +503,11 @@ def policy_loss(
     """
     from verl.workers.utils.losses import ppo_loss
 
-    token = _CARRIED.set(Carried.of(data))
+    token = CARRIED.set(Carried.of(data))
     try:
         return ppo_loss(config, model_output, data, dp_group)
     finally:
-        _CARRIED.reset(token)
+        CARRIED.reset(token)
 
 
 def value_loss(
@@ -732,7 +530,7 @@ def value_loss(
     mask_BT = padded["response_mask"]
     loss = method.values_loss(outputs_BT, padded["returns"], mask_BT, Carried.of(data))
     loss = loss * (data["dp_size"] or 1)
-    mean = outputs_BT.detach()[mask_BT.bool()].mean()
+    mean = (outputs_BT.detach() * mask_BT).sum() / mask_BT.sum().clamp(min=1)
     return loss, {
         "critic/vf_loss": Metric(value=loss, aggregation=AggregationType.SUM),
         "critic/vpred_mean": float(mean),
@@ -748,7 +546,7 @@ def _whole_rows(
     every_BT = rollouts.action_mask.to(advantages_BT.dtype)
     return PolicyRows(
         rollouts=rollouts,
-        advantages=_per_token(advantages_BT),
+        advantages=per_token(advantages_BT),
         ratio_segmentation=checked_segments(segmenter, table["name"], rollouts),
         token_weights=every_BT,
         count_weights=every_BT,
@@ -782,42 +580,6 @@ def _denominator(
     tokens, rows = info.get("batch_num_tokens") or tokens, info.get("global_batch_size") or rows
     count = loss_count(evenly(int(tokens), int(rows)), aggregation)
     return torch.where(count > 0, count, 1)
-
-
-def _scored_rollouts(
-    mask_BT: Bool[Tensor, "B T"], logprobs_BT: Tensor, carried: Carried | None
-) -> RolloutBatch:
-    """Builds rollouts of what a loss reads: log-probs, mask, rewards and the reference."""
-    blank_BT = torch.zeros_like(mask_BT, dtype=torch.long)
-    zeros_BT = torch.zeros_like(logprobs_BT)
-    rewards_B = zeros_BT[:, 0] if carried is None else carried.rewards
-    return RolloutBatch(
-        prompt_ids=blank_BT[:, :1],
-        prompt_mask=torch.ones_like(mask_BT[:, :1]),
-        prompt_keys=("",) * len(mask_BT),
-        completion_ids=blank_BT,
-        action_mask=mask_BT,
-        logprobs=logprobs_BT,
-        entropies=zeros_BT,
-        group=blank_BT[:, 0],
-        texts=("",) * len(mask_BT),
-        token_spans=torch.zeros_like(blank_BT)[..., None].expand(-1, -1, 2),
-        rewards=rewards_B,
-        token_rewards=zeros_BT,
-        truncated=torch.zeros_like(mask_BT[:, 0]),
-        reference_logprobs=None if carried is None else carried.tensors.get("ref_log_prob"),
-    )
-
-
-def _per_token(advantages_BT: Tensor) -> Advantages:
-    """Wraps verl's advantages; losses read them token by token."""
-    return Advantages(per_segment=advantages_BT[:, :0], per_token=advantages_BT)
-
-
-def _scores(logprobs_BT: Tensor) -> TokenScores:
-    """Wraps log-probs; entropies and hidden states are read by no loss here, and NaN."""
-    unread_BT = logprobs_BT.detach().new_full((), torch.nan).expand_as(logprobs_BT)
-    return TokenScores(logprobs=logprobs_BT, entropies=unread_BT, hidden=unread_BT[..., None])
 
 
 # Stand-ins for what verl keeps elsewhere.
@@ -932,7 +694,7 @@ def _require_runs(method: HostedMethod, run: Run, way: Way) -> None:
     tensors |= {"values": zeros_BT, "ref_log_prob": zeros_BT - 1, "rollout_log_probs": zeros_BT - 1}
     whole = WholeBatch(tensors, lambda ids: "x" * len(ids), [])
     rewards_BT = token_rewards(torch.tensor([0.0, 1.0, 1.0, 0.0]), mask_BT)
-    rollouts = _rollouts(rewards_BT, mask_BT, "aabb", whole if way == "trainer" else None)
+    rollouts = rollouts_of(rewards_BT, mask_BT, "aabb", whole if way == "trainer" else None)
     prompts = tuple(Prompt(key, "", None) for key in "aabb")
     known = _with_outputs(run, zeros_BT) if learns else run
     try:

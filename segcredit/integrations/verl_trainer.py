@@ -23,13 +23,13 @@ from verl.workers.utils.padding import response_to_nested
 
 from segcredit.errors import ConfigError
 from segcredit.integrations.verl import (
+    HostedMethod,
     policy_loss,
     register,
     registered,
     value_loss,
-    whole_batch,
-    written_fields,
 )
+from segcredit.integrations.verl_batch import whole_batch, written_fields
 
 _READ = ("prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "entropy")
 _READ_IF_THERE = ("ref_log_prob", "rollout_log_probs", "values")
@@ -46,7 +46,7 @@ class SegmentTrainer(PPOTrainerSync):
     def __init__(self, config: Any) -> None:
         self.method = registered(config.algorithm.adv_estimator)
         self.method.require("trainer")
-        _require_fit(config, self.method.label, self.method.learns_values)
+        _require_fit(config, self.method)
         config.trainer.v1.trainer_mode = "sync"  # the mode that it is of, under another name
         super().__init__(config)
 
@@ -66,26 +66,22 @@ class SegmentTrainer(PPOTrainerSync):
         mask = found["response_mask"]
         with whole_batch(padded(found), self._decode) as whole:
             batch = super()._compute_advantage(batch, metrics)
-        (run, assigned) = whole.assigned[-1]
-        sizes = self.config.actor_rollout_ref.actor, self.config.get("critic")
-        groups = (self.actor_rollout_wg, "actor"), (getattr(self, "critic_wg", None), "train")
-        places = [
-            minibatches(len(mask), ranks(*group), size.ppo_mini_batch_size * self._completions)
-            if group[0] is not None
-            else torch.zeros(len(mask), dtype=torch.long)
-            for size, group in zip(sizes, groups, strict=True)
-        ]
-        fields = written_fields(run, assigned, *places)
+        run, assigned = whole.assigned[-1]
+        actor, rows = self.config.actor_rollout_ref.actor, len(mask)
+        places = value_places = self._minibatches(rows, self.actor_rollout_wg, "actor", actor)
+        if self.use_critic:
+            value_places = self._minibatches(rows, self.critic_wg, "train", self.config.critic)
+        fields = written_fields(run, assigned, places, value_places)
         nested = {
             name: value if name.endswith("_row") else response_to_nested(value, mask)
             for name, value in fields.items()
         }
-        tq.kv_batch_put(**kept, fields=TensorDict(nested, batch_size=len(mask)))
+        tq.kv_batch_put(**kept, fields=TensorDict(nested, batch_size=rows))
         return batch
 
-    @property
-    def _completions(self) -> int:
-        return self.config.actor_rollout_ref.rollout.n
+    def _minibatches(self, rows: int, group: Any, mesh: str, sizes: Any) -> Tensor:
+        completions = self.config.actor_rollout_ref.rollout.n
+        return minibatches(rows, ranks(group, mesh), sizes.ppo_mini_batch_size * completions)
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -123,25 +119,32 @@ def minibatches(rows: int, ranks: int, size: int) -> Tensor:
     return torch.arange(rows) % (rows // ranks) // (size // ranks)
 
 
-def _require_fit(config: Any, label: str, learns_values: bool) -> None:
+def _require_fit(config: Any, method: HostedMethod) -> None:
     """Raises a ConfigError where verl's config does not fit what this trainer does."""
-    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
+    actor, loss = config.actor_rollout_ref.actor, method.config.loss
+    own_term = loss.kl_loss > 0
+    corrected = config.algorithm.get("rollout_correction") or {}
     wrong = {
-        f"actor_rollout_ref.actor.policy_loss.loss_mode={label}": (
-            actor.policy_loss.loss_mode != label
+        f"actor_rollout_ref.actor.policy_loss.loss_mode={method.label}": (
+            actor.policy_loss.loss_mode != method.label
         ),
         # Denominators of minibatches are counted where their rows are known, before workers cut.
         "actor_rollout_ref.actor.shuffle=false": bool(actor.get("shuffle")),
-        "critic.enable=true": learns_values and not config.critic.enable,
-        "critic.shuffle=false": learns_values and bool(config.critic.get("shuffle")),
-        "algorithm.rollout_correction.bypass_mode=false": bool(
-            (algorithm.get("rollout_correction") or {}).get("bypass_mode")
+        "critic.enable=true": method.learns_values and not config.critic.enable,
+        "critic.shuffle=false": method.learns_values and bool(config.critic.get("shuffle")),
+        "algorithm.rollout_correction.bypass_mode=false": bool(corrected.get("bypass_mode")),
+        # Either's factors travel as ``rollout_is_weights``.
+        "algorithm.rollout_correction.rollout_is=null, since the method corrects itself": (
+            loss.correction is not None and bool(corrected.get("rollout_is"))
+        ),
+        "actor_rollout_ref.actor.use_kl_loss=true with kl_loss_coef=0.0": (
+            own_term and not (actor.get("use_kl_loss") and actor.get("kl_loss_coef") == 0)
         ),
     }
     if missing := [setting for setting, is_wrong in wrong.items() if is_wrong]:
         raise ConfigError(
-            f"{label}: verl's config says otherwise than the trainer 'segcredit' needs; expected"
-            f" {', '.join(missing)}."
+            f"{method.label}: verl's config says otherwise than the trainer 'segcredit' needs;"
+            f" expected {'; '.join(missing)}."
         )
 
 

@@ -27,6 +27,7 @@ from verl.workers.utils.losses import ppo_loss
 
 from segcredit import TokenScores, Verdict, load_config
 from segcredit.config import presets
+from segcredit.errors import ConfigError
 from segcredit.integrations import LossCounts, Run, TrainingBatch, assign, build, scored
 from segcredit.integrations import policy_loss as own_policy_loss
 from segcredit.integrations import value_loss as own_value_loss
@@ -35,9 +36,8 @@ from segcredit.integrations.verl import (
     policy_loss,
     register,
     value_loss,
-    whole_batch,
-    written_fields,
 )
+from segcredit.integrations.verl_batch import whole_batch, written_fields
 from segcredit.integrations.verl_trainer import minibatches
 from segcredit.objective.returns import overlong
 from segcredit.rng import stream
@@ -303,6 +303,27 @@ def test_credit_loss_and_gradient_are_our_own(
         assert slope.abs().max() > 1e-4
         torch.testing.assert_close(found, want, atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(theirs, slope, atol=TOLERANCE, rtol=0)
+
+
+def test_what_is_not_in_the_batch_is_said() -> None:
+    step, kl = collected("grpo", empty=True), "loss.kl_loss=0.1"
+    for settings, sentence in [
+        (["segmenter=entropy"], "'entropy' reads entropies"),
+        ([kl], "use_kl_loss=true"),
+    ]:
+        (method,) = register("grpo", settings, settings[0])
+        step.data.batch.pop("entropys", None)
+        with pytest.raises(ConfigError, match=sentence):
+            credited(step, method, wholly=True)
+    (priced,) = register("reinforce_pp")
+    with pytest.raises(ConfigError, match="use_kl_in_reward=true"):
+        credited(step, priced, wholly=False)
+    (long,) = register("dr_grpo")
+    zeros = torch.zeros(2, 3)
+    with pytest.raises(ConfigError, match="loss_scale_factor"):
+        long.loss(zeros, zeros, zeros, zeros + 1)
+    with pytest.raises(ConfigError, match="registered in verl already"):
+        register("gspo", name="segcredit/grpo")
 
 
 CRITICS = ("ppo", "sapo", "sapo_released", "vapo", "vc_ppo")

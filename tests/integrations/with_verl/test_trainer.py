@@ -71,7 +71,7 @@ def settings(label: str, **changes: Any) -> Any:
 def trainer(step: Step, method: HostedMethod) -> SegmentTrainer:
     """A trainer as verl sets it up, but for models and workers."""
     made = object.__new__(SegmentTrainer)
-    made.config, made.method = settings(method.label), method
+    made.config, made.method, made.use_critic = settings(method.label), method, True
     made.actor_rollout_wg = made.critic_wg = Workers()
     made.tokenizer = step.run.actor.tokenizer
     return made
@@ -160,6 +160,25 @@ def test_a_config_that_does_not_fit_is_refused(changes: dict[str, Any], sentence
     assert get_trainer_cls("segcredit") is SegmentTrainer
     with pytest.raises(ConfigError, match=sentence):
         SegmentTrainer(settings("segcredit/sapo", **changes))
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes", "sentence"),
+    [
+        ("loss.kl_loss=0.1", {}, "use_kl_loss=true with kl_loss_coef=0.0"),
+        (
+            "loss.correction=truncate",
+            {"algorithm__rollout_correction": {"rollout_is": "token"}},
+            "rollout_is=null",
+        ),
+    ],
+)
+def test_what_the_method_adds_is_not_added_twice(
+    setting: str, changes: dict[str, Any], sentence: str
+) -> None:
+    (method,) = register("sapo", [setting], setting)
+    with pytest.raises(ConfigError, match=sentence):
+        SegmentTrainer(settings(method.label, **changes))
 
 
 def test_verl_cuts_minibatches_as_counted() -> None:

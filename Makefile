@@ -69,6 +69,19 @@ test-trl: .venv-trl/installed
 check: test docs
 	$(BIN)/python tests/readme_commands.py
 
+# verl's requirements clash with ours, and it does not name what its own trainer imports.
+VERL_IMPORTS := TransferQueue==0.1.11 cachetools fastapi msgspec opentelemetry-api opentelemetry-sdk \
+  pyzmq starlette uvicorn
+
+.venv-verl/installed: pyproject.toml constraints.txt
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[verl]' \
+	  $(VERL_IMPORTS) beartype hypothesis pytest pytest-timeout
+	touch $@
+
+test-verl: .venv-verl/installed
+	.venv-verl/bin/pytest -p no:cacheprovider tests/integrations/with_verl
+
 # The site, in build/docs/site: strict, and without a network.
 docs: install
 	$(BIN)/python docs/make_site.py

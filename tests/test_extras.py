@@ -35,14 +35,18 @@ EXTRAS = {
     "ray": ["ray"],
     "trackers": ["mlflow", "tensorboard", "trackio", "wandb"],
     "trl": ["trl"],
+    "verl": ["verl"],
 }
 """The modules of each extra."""
 MODULES = {module for modules in EXTRAS.values() for module in modules}
 ALONG = {"markupsafe", "pytest", "sympy"}
 """Modules that jinja2 and torch bring, and one that a test of plug-ins runs in."""
 ROOMS = ("segcredit", "segmenters", "estimators")
-DOORS = {"segcredit/integrations/trl.py": {"trl"}}
-"""Files that are of use with an extra alone, and begin with its sentence."""
+DOORS = {
+    "segcredit/integrations/trl.py": {"trl"},
+    "segcredit/integrations/verl_trainer.py": {"verl"},
+}
+"""Files that are of use with an extra alone: classes over another trainer's."""
 
 
 def names(requirements: list[str]) -> list[str]:
@@ -90,12 +94,12 @@ def test_a_command_ends_in_the_sentence(
     assert capsys.readouterr().err.startswith("error: segmenter 'learned' needs the package skops")
 
 
-def test_extras_are_those_of_the_project_and_dev_has_all_but_what_clashes() -> None:
+def test_extras_are_those_of_the_project_and_dev_has_those_that_fit_together() -> None:
     declared = PROJECT["optional-dependencies"]
     found = {name: names(declared[name]) for name in declared if name != "dev"}
     assert {k: [m.replace("_", "-") for m in v] for k, v in EXTRAS.items()} == found
     own = next(each for each in declared["dev"] if each.startswith("segcredit["))
-    assert set(own[10:-1].split(",")) == EXTRAS.keys() - {"trackers", "trl"}
+    assert set(own[10:-1].split(",")) == EXTRAS.keys() - {"trackers", "trl", "verl"}
 
 
 def imports(body: list[ast.stmt]) -> Iterator[str]:

@@ -9,6 +9,7 @@ Shapes: ``B`` rows of the batch, ``n`` rows of them, ``T`` completion tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +20,43 @@ from segcredit.objective.aggregation import TokenMean, aggregate_loss, loss_coun
 from segcredit.objective.policy_loss import kl_divergence, surrogate_loss
 from segcredit.objective.sampler_correction import Corrected
 from segcredit.protocols import readable, readable_scores
+from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
-from segcredit.types import TokenScores, require_shape
+from segcredit.types import Advantages, RolloutBatch, SegmentValues, TokenScores, require_shape
+
+
+class PolicyLossRows(Protocol):
+    """The part of a ``TrainingBatch`` that the policy's loss reads.
+
+    An engine whose loss is computed elsewhere than its credit carries these alone.
+    """
+
+    @property
+    def rollouts(self) -> RolloutBatch: ...  # noqa: D102
+    @property
+    def advantages(self) -> Advantages: ...  # noqa: D102
+    @property
+    def ratio_segmentation(self) -> Segmentation: ...  # noqa: D102
+    @property
+    def token_weights(self) -> Tensor: ...  # noqa: D102
+    @property
+    def count_weights(self) -> Tensor: ...  # noqa: D102
+    @property
+    def corrections(self) -> Tensor | None: ...  # noqa: D102
+
+
+class ValueLossRows(Protocol):
+    """The part of a ``TrainingBatch`` that the value estimator's loss reads."""
+
+    @property
+    def rollouts(self) -> RolloutBatch: ...  # noqa: D102
+    @property
+    def states(self) -> Segmentation: ...  # noqa: D102
+    @property
+    def state_values(self) -> SegmentValues: ...  # noqa: D102
+    @property
+    def targets(self) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +94,7 @@ class LossCounts:
 
 def policy_loss(
     run: Run,
-    batch: TrainingBatch,
+    batch: PolicyLossRows,
     rows: Int[Tensor, "n"],
     scores: TokenScores,
     counts: LossCounts,
@@ -124,7 +159,7 @@ def policy_loss(
 
 def value_loss(
     run: Run,
-    batch: TrainingBatch,
+    batch: ValueLossRows,
     rows: Int[Tensor, "n"],
     scores: TokenScores,
     counts: LossCounts,

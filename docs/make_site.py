@@ -111,7 +111,7 @@ def without_repository_links(text: str, page: Path, beside: Iterable[str] = ()) 
         if not outside or picture:
             return link[0]
         name = path.relative_to(ROOT).as_posix()
-        return words if words.strip("`") == name else f"{words} (`{name}`)"
+        return f"`{name}`" if name.startswith(words.strip("`")) else f"{words} (`{name}`)"
 
     parts, end = [], 0
     for code in CODE.finditer(text):  # in which nothing is a link

@@ -68,6 +68,8 @@ def test_links_out_of_the_pages_are_paths_and_lost_ones_are_faults() -> None:
     text = "[why](../../DECISIONS.md), [tables](../reference/tables.md#runs), `[x](gone.md)`"
     wanted = "why (`DECISIONS.md`), [tables](../reference/tables.md#runs), `[x](gone.md)`"
     assert without_repository_links(text, page) == wanted
+    within = "[tests](../../tests/test_site.py)"
+    assert without_repository_links(within, page) == "`tests/test_site.py`"
     for lost in ("[gone](../../gone.py)", "![gone](gone.png)"):
         with pytest.raises(SiteError, match="gone"):
             without_repository_links(lost, page)

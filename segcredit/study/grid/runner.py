@@ -41,7 +41,7 @@ class GridProgress:
     lost: dict[Path, str] = field(default_factory=dict[Path, str])
     """Reasons why cells did not come to their end, though their runs did not fail."""
     seconds_a_step: float = 0.0
-    """Of the clock, by whichever cell the step is made; 0 before it is known."""
+    """Seconds of the clock a policy step, whichever cell makes it; 0 before they are known."""
     workers: int = 1
 
     def of(self, *states: State) -> list[Cell]:
@@ -133,13 +133,13 @@ class _Shift:
         self._begun: Counter[Path] = Counter()
         self._not_before: dict[Path, float] = {}
         self._steps_before: dict[Path, int] = {}
-        """Of the cells that were begun in this call."""
+        """Steps of the cells that were begun in this call, before it."""
         self._first: list[Cell] = []
         """Cells begun at once, before any other: they make, or wait for, what all share."""
         self._made = 0
         """Steps made in this call by the cells that ended."""
         self._start: tuple[float, int] | None = None
-        """When each of the first cells had made a step, and the steps of all cells by then."""
+        """Time at which each of the first cells had made a step, and the steps of all by then."""
         self._ends: deque[tuple[float, int]] = deque()
         """Likewise at the cells' ends since."""
 

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import distribution
 from pathlib import Path
@@ -39,7 +39,10 @@ from segcredit.study import method_table
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 LINK = re.compile(r"(!?)\[([^\]\n]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
-CODE = re.compile(r"^(?:```.*?^```|~~~.*?^~~~)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(
+    r"^(?:```.*?^```|~~~.*?^~~~)|`[^`\n]+`|<(script|style)\b.*?</\1>", re.MULTILINE | re.DOTALL
+)
+"""Code of a page, and of what a notebook shows in one."""
 MARK = re.compile(r"^<!-- generated: (\S+) ?(.*?) -->$", re.MULTILINE)
 DEFAULTS = tomllib.loads(config.preset_text("base"))
 AUDIT_DEFAULTS = tomllib.loads((ROOT / "segcredit/credit_audit/defaults.toml").read_text("utf-8"))
@@ -64,12 +67,12 @@ def write_pages(output: Path) -> None:
     skip = shutil.ignore_patterns("*.py", "*.toml", "*.ipynb", "__pycache__", ".*")
     shutil.copytree(DOCS, pages, ignore=skip)
     shutil.copy(DOCS / "zensical.toml", output)
-    for notebook in sorted(DOCS.glob("notebooks/*.ipynb")):
-        write_notebook(notebook, pages / "notebooks")
     for page in sorted(pages.rglob("*.md")):
         text = MARK.sub(lambda mark: GENERATED[mark[1]](*mark[2].split()), page.read_text("utf-8"))
         source = DOCS / page.relative_to(pages)
         page.write_text(without_repository_links(text, source), encoding="utf-8")
+    for notebook in sorted(DOCS.glob("notebooks/*.ipynb")):
+        write_notebook(notebook, pages / "notebooks")
 
 
 def write_notebook(notebook: Path, folder: Path) -> None:
@@ -78,13 +81,20 @@ def write_notebook(notebook: Path, folder: Path) -> None:
 
     text, found = MarkdownExporter().from_filename(str(notebook))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / notebook.stem).with_suffix(".md").write_text(text, encoding="utf-8")
-    for name, content in found["outputs"].items():
+    pictures: Mapping[str, bytes] = found["outputs"]
+    page = without_repository_links(text, notebook, pictures)
+    (folder / notebook.stem).with_suffix(".md").write_text(page, encoding="utf-8")
+    for name, content in pictures.items():
         (folder / name).write_bytes(content)
 
 
-def without_repository_links(text: str, page: Path) -> str:
+def without_repository_links(text: str, page: Path, beside: Iterable[str] = ()) -> str:
     """Returns a page whose links to files outside docs/ are the files' paths, as text.
+
+    Args:
+        text: the page's.
+        page: its file in docs/.
+        beside: names of pictures that will be written beside it.
 
     Raises:
         SiteError: such a file, or a picture, is not there.
@@ -92,7 +102,7 @@ def without_repository_links(text: str, page: Path) -> str:
 
     def replaced(link: re.Match[str]) -> str:
         picture, words, target, _ = link.groups()
-        if re.match(r"[a-z]+:", target):
+        if re.match(r"[a-z]+:", target) or target in beside:
             return link[0]
         path = Path(os.path.normpath(page.parent / target))
         outside = not path.is_relative_to(DOCS)
@@ -101,7 +111,7 @@ def without_repository_links(text: str, page: Path) -> str:
         if not outside or picture:
             return link[0]
         name = path.relative_to(ROOT).as_posix()
-        return words if words.strip("`") == name else f"{words} (`{name}`)"
+        return f"`{name}`" if name.startswith(words.strip("`")) else f"{words} (`{name}`)"
 
     parts, end = [], 0
     for code in CODE.finditer(text):  # in which nothing is a link

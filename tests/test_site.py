@@ -38,6 +38,11 @@ CELLS = [
                 "metadata": {},
                 "data": {"image/png": "iVBORw0KGgo=", "text/plain": ["<Figure>"]},
             },
+            {
+                "output_type": "display_data",
+                "metadata": {},
+                "data": {"text/html": ["<script>[f][1](row)</script>"], "text/plain": ["shown"]},
+            },
         ],
     },
 ]
@@ -55,6 +60,7 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path: Path) -> None:
     assert re.search(r"^ {4}42$", text, re.MULTILINE)
     (picture,) = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert (tmp_path / "notebooks" / picture).read_bytes().startswith(b"\x89PNG")
+    assert "<script>[f][1](row)</script>" in text
 
 
 def test_links_out_of_the_pages_are_paths_and_lost_ones_are_faults() -> None:
@@ -62,6 +68,8 @@ def test_links_out_of_the_pages_are_paths_and_lost_ones_are_faults() -> None:
     text = "[why](../../DECISIONS.md), [tables](../reference/tables.md#runs), `[x](gone.md)`"
     wanted = "why (`DECISIONS.md`), [tables](../reference/tables.md#runs), `[x](gone.md)`"
     assert without_repository_links(text, page) == wanted
+    within = "[tests](../../tests/test_site.py)"
+    assert without_repository_links(within, page) == "`tests/test_site.py`"
     for lost in ("[gone](../../gone.py)", "![gone](gone.png)"):
         with pytest.raises(SiteError, match="gone"):
             without_repository_links(lost, page)

@@ -454,14 +454,14 @@ def compare(
 
     with printed(out, as_json=as_json) as page:
         found, sides = two_sides(a, b, folder)
-        settings = differing_settings(found, sides)
-        page.table("settings", settings, settings_table(settings, a, b))
         difference: Any = compare_groups(
             found, sides, metric, measure=cast("Any", measure), per=per, pair_on=_names(pair_on)
         )
-        page.table("comparison", difference, comparison_table(difference, metric))
         for sentence in difference["finding"]:
             _say(sentence)
+        page.table("comparison", difference, comparison_table(difference, metric))
+        settings = differing_settings(found, sides)
+        page.table("settings", settings, settings_table(settings, a, b))
 
 
 def _names(text: str) -> list[str]:
@@ -772,14 +772,14 @@ def config(
     code: Code = None,
 ) -> None:
     """Prints the complete config with every default; without a source, lists the presets."""
-    from segcredit.config import load_config, presets
+    if source is None:  # at once: the options of a whole config are those of classes over torch
+        out.print("\n".join(completion.preset("")))
+        return
+    from segcredit.config import load_config
     from segcredit.records.stored_config import toml_text
     from segcredit.register import load_code
 
     load_code(code or [])
-    if source is None:
-        out.print("\n".join(presets()))
-        return
     sys.stdout.write(toml_text(load_config(source, overrides or []).model_dump()))
 
 

@@ -238,11 +238,18 @@ def runs_lines(progress: Any) -> Iterator[str]:
 
 
 def settings_table(settings: Any, a: str, b: str) -> Table:
-    """Builds the table of config keys in which two sides of a comparison differ."""
+    """Builds the table of config keys in which two sides of a comparison differ.
+
+    Options of a plug-in that differs itself are counted alone: two plug-ins hardly share any.
+    """
     title = "config keys that differ" if len(settings) else "the configs differ in no key"
     table = Table("key", escape(a), escape(b), title=title, box=box.SIMPLE, pad_edge=False)
+    keys = set(settings["key"])
     for row in settings.itertuples(index=False):
-        table.add_row(*(Text(str(value), overflow="fold") for value in row))
+        if row.key.rpartition(".")[0] not in keys:
+            table.add_row(*(Text(str(value), overflow="fold") for value in row))
+    if options := len(settings) - table.row_count:
+        table.add_row(Text(f"and {options} of their options", "dim"), "", "")
     return table
 
 

@@ -130,7 +130,8 @@ def test_compare_pairs_over_seeds(
     assert call("compare", *sides) == 0
     shown = capsys.readouterr().out
     assert f"{sides[1]} minus {sides[0]} is +0.11" in shown
-    assert "segmenter.fork" in shown
+    assert shown.index("shared seeds") < shown.index("config keys that differ")
+    assert "and 1 of their options" in shown  # segmenter.fork
 
 
 def test_compare_of_two_runs_by_the_beginnings_of_their_names(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ import tomli_w
 from segcredit import TextSegmenter, read_runs, registry, run_grid, train
 from segcredit.cli import main
 from segcredit.errors import MissingPackageError, RegistryError, StorageError, StudyError
-from segcredit.study.grid import GridProgress, plan
+from segcredit.records.run_directory import RunRecords
+from segcredit.study.grid import GridProgress, plan, runner
+from segcredit.study.grid.cells import Cell
+from segcredit.study.grid.workers import Outcome
 from small import SMALL
 from tables import assert_same
 
@@ -177,6 +181,61 @@ def test_a_cell_that_cannot_be_read_stops_no_other_and_nothing_runs_twice(
 
     monkeypatch.setattr(subprocess, "Popen", refused)
     assert len(run_grid(config(seeds=2), tmp_path).of("finished")) == 1
+
+
+class Simulated:
+    """A team of two on a clock of its own: the first cells make in a minute what all share."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._at_work: dict[Path, tuple[Cell, RunRecords, float]] = {}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def free(self) -> bool:
+        return len(self._at_work) < 2
+
+    def start(self, cell: Cell) -> None:
+        run = RunRecords.create(cell.directory, cell.config.model_dump(), {})
+        ready = self.now + (60.0 if self.now < 60 else 4.0)
+        self._at_work[cell.directory] = (cell, run, ready)
+
+    def wait(self, timeout: float) -> list[tuple[Cell, Outcome]]:
+        self.now += timeout
+        ended: list[tuple[Cell, Outcome]] = []
+        for cell, run, ready in list(self._at_work.values()):
+            step = self.now - ready
+            if step >= 0 and step == int(step):
+                run.metrics({"step": int(step)})
+            if step == cell.config.train.steps:
+                run.finish()
+                del self._at_work[cell.directory]
+                ended.append((cell, Outcome("ended")))
+        return ended
+
+
+def test_the_time_left_is_right_from_the_first_rows_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first cells make for all is in none of the estimates."""
+    team = Simulated()
+    monkeypatch.setattr(runner, "ProcessWorkers", lambda *_: nullcontext(team))
+    monkeypatch.setattr(runner, "time", team)
+    told: list[tuple[float, float]] = []
+
+    def watch(progress: GridProgress) -> None:
+        if (left := progress.seconds_left()) is not None:
+            told.append((team.now, left))
+
+    after = run_grid(config(seeds=8), tmp_path, workers=2, overrides=["train.steps=6"], watch=watch)
+    assert len(after.of("finished")) == 8
+    assert told[0][0] == 62.0  # the second steps
+    # What starts take, three times four seconds, is known when the later cells have ended.
+    for now, left in told:
+        assert left == pytest.approx(team.now - now, abs=12.5 if now < 76 else 4.5)
+    assert dict(told)[76.0] == dict(told)[86.0] + 10 == 20
+    assert told[-1][1] == 0
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nohost.invalid:6379", "here:there"])

@@ -279,7 +279,8 @@ def test_no_interval_is_claimed_of_one_run(tmp_path: Path) -> None:
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([3], [0.5])
     assert line.get_marker() not in ("", "None")  # else one point would be invisible
     assert not ends_of(artists(axes, "interval")[0])
-    assert names(figure) == ["m (n = 1)"]
+    assert names(figure) == ["m"]
+    assert "mean over 1 seed;" in note(figure)
 
 
 def test_the_interval_of_a_single_step_is_a_line(tmp_path: Path) -> None:
@@ -304,19 +305,23 @@ def test_a_band_of_a_share_stays_inside_its_range(tmp_path: Path) -> None:
 
 def test_the_note_names_unit_and_number(runs: Runs, tmp_path: Path) -> None:
     figure = learning_curves(runs, by="method")
-    assert "mean over seeds; thin: seeds; band: 95% Student interval" in note(figure)
-    assert names(figure) == ["grpo (n = 2–3)", "sapo (n = 2–3)"]
+    assert "mean over 2–3 seeds; thin: seeds; band: 95% Student interval" in note(figure)
+    assert names(figure) == ["grpo", "sapo"]
     # Runs of two methods in one group: the same seed twice.
     mixed = learning_curves(runs, by="estimator")
-    assert "mean over runs; thin: runs" in note(mixed)
+    assert "mean over 4–6 runs; thin: runs" in note(mixed)
     for method, seeds in (("a", 2), ("b", 2)):
         for seed in range(seeds):
             row = {"step": 1, "accuracy": 0.5}
             make_run(tmp_path / f"{method}{seed}", [row], method=method, seed=seed)
     make_run(tmp_path / "none", [], method="a", seed=9)
     figure = learning_curves(read_runs(tmp_path), by="method")
-    assert names(figure) == ["a (n = 2)", "b (n = 2)"]
+    assert names(figure) == ["a", "b"]
     assert "1 of 5 runs recorded none" in note(figure)
+    make_run(tmp_path / "b2", [{"step": 1, "accuracy": 0.5}], method="b", seed=2)
+    figure = learning_curves(read_runs(tmp_path), by="method")
+    assert names(figure) == ["a (2 seeds)", "b (3 seeds)"]
+    assert "mean over seeds;" in note(figure)
 
 
 def test_groups_keep_their_look_from_figure_to_figure(tmp_path: Path) -> None:
@@ -472,8 +477,8 @@ def test_one_axes_takes_all_groups_with_their_legend(runs: Runs) -> None:
     wanted = slow(runs, "method", "accuracy")
     assert_drawn(axes, [wanted["grpo"], wanted["sapo"]])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "grpo (n = 2–3)",
-        "sapo (n = 2–3)",
+        "grpo (2–3 seeds)",
+        "sapo (2–3 seeds)",
     ]
 
 
@@ -661,13 +666,13 @@ def test_names_cannot_hide_or_become_formulae(tmp_path: Path) -> None:
     for number, method in enumerate(("_hidden", "a $x$ b")):
         make_run(tmp_path / str(number), [{"step": 0, "accuracy": 0.5}], method=method)
     figure = learning_curves(read_runs(tmp_path), by="method")
-    assert [name.strip() for name in names(figure)] == ["_hidden (n = 1)", r"a \$x\$ b (n = 1)"]
+    assert [name.strip() for name in names(figure)] == ["_hidden", r"a \$x\$ b"]
     assert "<path" in as_svg(figure)
 
 
 def test_long_names_break_where_a_word_ends() -> None:
     assert wrapped("sapo, min_length_of_entropy", 17) == "sapo, min_length_\nof_entropy"
-    assert wrapped("segment_td, per_token (n = 2)", 26) == "segment_td, per_token\n(n = 2)"
+    assert wrapped("segment_td, per_token (5)", 24) == "segment_td, per_token\n(5)"
     assert wrapped("short", 16) == "short"
     assert wrapped("x" * 40, 16) == "x" * 40
 

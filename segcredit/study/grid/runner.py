@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from segcredit.errors import LostProcessError, StorageError
@@ -23,6 +22,8 @@ _ATTEMPTS = 3
 """Times that a cell is begun in one call, when its workers are killed."""
 _LOOK = 0.5
 """Seconds between two looks at the cells."""
+_ROUNDS = 4
+"""Cells of each worker over which the time that is left is estimated."""
 _PATIENCE = 5.0
 """Seconds before a cell that another process has is asked for again."""
 
@@ -40,7 +41,7 @@ class GridProgress:
     lost: dict[Path, str] = field(default_factory=dict[Path, str])
     """Reasons why cells did not come to their end, though their runs did not fail."""
     seconds_a_step: float = 0.0
-    """Median over the cells that ended in this call, all that each took; 0 before the first."""
+    """Seconds of the clock a policy step, whichever cell makes it; 0 before they are known."""
     workers: int = 1
 
     def of(self, *states: State) -> list[Cell]:
@@ -54,9 +55,8 @@ class GridProgress:
 
     def seconds_left(self) -> float | None:
         """Estimates the wall seconds until the rest is done; None before a speed was measured."""
-        if not self.seconds_a_step:
-            return None
-        return self.steps_left() * self.seconds_a_step / self.workers
+        steps = self.steps_left()
+        return steps * self.seconds_a_step if self.seconds_a_step or not steps else None
 
 
 Watch = Callable[[GridProgress], None]
@@ -132,15 +132,27 @@ class _Shift:
         self._queue = deque(chosen)
         self._begun: Counter[Path] = Counter()
         self._not_before: dict[Path, float] = {}
-        self._paces: list[float] = []
+        self._steps_before: dict[Path, int] = {}
+        """Steps of the cells that were begun in this call, before it."""
+        self._first: list[Cell] = []
+        """Cells begun at once, before any other: they make, or wait for, what all share."""
+        self._made = 0
+        """Steps made in this call by the cells that ended."""
+        self._start: tuple[float, int] | None = None
+        """Time at which each of the first cells had made a step, and the steps of all by then."""
+        self._ends: deque[tuple[float, int]] = deque()
+        """Likewise at the cells' ends since."""
 
     def work(self, watch: Watch | None) -> None:
         """Runs cells until the queue is empty and no cell runs."""
         while self._queue or self._progress.running:
             while self._workers.free() and (cell := self._next()) is not None:
                 self._begin(cell)
-            for cell, outcome in self._wait():
+            self._first = self._first or list(self._progress.running)
+            outcomes = self._wait()
+            for cell, outcome in outcomes:
                 self._end(cell, outcome)
+            self._measure(sum(outcome.kind == "ended" for _, outcome in outcomes))
             if watch is not None:
                 watch(self._progress)
 
@@ -162,12 +174,13 @@ class _Shift:
     def _begin(self, cell: Cell) -> None:
         self._progress.running.append(cell)
         self._progress.workers = max(self._progress.workers, len(self._progress.running))
+        self._steps_before[cell.directory] = cell.steps_done()
         self._workers.start(cell)
 
     def _end(self, cell: Cell, outcome: Outcome) -> None:
         progress = self._progress
         progress.running.remove(cell)
-        before = progress.states[cell.directory]
+        self._made += self._steps_made(cell)
         progress.states[cell.directory] = cell.state()
         progress.elsewhere = [other for other in progress.elsewhere if other is not cell]
         if outcome.kind == "stopped":
@@ -178,8 +191,6 @@ class _Shift:
             self._queue.append(cell)
         elif outcome.kind == "lost":
             self._lost(cell, outcome.note)
-        elif before == "new":  # one that was continued says nothing about the cost of a whole one
-            self._measure(cell, outcome.seconds)
 
     def _lost(self, cell: Cell, note: str) -> None:
         self._begun[cell.directory] += 1
@@ -191,7 +202,25 @@ class _Shift:
             self._progress.lost[cell.directory] = sentence
             self._progress.states[cell.directory] = cell.state()
 
-    def _measure(self, cell: Cell, seconds: float) -> None:
-        self._paces.append(seconds / max(cell.steps_done(), 1))
-        # Not the mean: a few cells make the warm starts and critics that all others share.
-        self._progress.seconds_a_step = median(self._paces)
+    def _steps_made(self, cell: Cell) -> int:
+        return max(0, cell.steps_done() - self._steps_before[cell.directory])
+
+    def _measure(self, ended: int) -> None:
+        """Measures what a step takes, over the last rounds: from one cell's end to another's.
+
+        Cells' starts are in it then. In the first round they are not: it is measured there from
+        the moment at which each of the first cells has made a step.
+        """
+        running = self._progress.running
+        now = time.monotonic(), self._made + sum(map(self._steps_made, running))
+        if self._start is None:
+            if all(self._steps_made(cell) for cell in self._first if cell in running):
+                self._start = now
+            return
+        self._ends.extend([now] * ended)
+        round_done = len(self._ends) > len(self._first)
+        while len(self._ends) > _ROUNDS * len(self._first):
+            self._ends.popleft()
+        at, made = self._ends[0] if round_done else self._start
+        if (ended or not round_done) and now[1] > made:
+            self._progress.seconds_a_step = (now[0] - at) / (now[1] - made)

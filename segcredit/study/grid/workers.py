@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -25,8 +24,6 @@ class Outcome:
     kind: Literal["ended", "stopped", "busy", "lost"]
     """``stopped``: by the disk, so that the others would be as well. ``busy``: another process has
     the cell. ``lost``: the worker was killed."""
-    seconds: float = 0.0
-    """Wall seconds, for cells that ended."""
     note: str = ""
     """Sentence on the end; '' where there is nothing to say."""
 
@@ -67,7 +64,6 @@ def prepared(code: Sequence[str], plugins: bytes) -> SegcreditError | None:
 
 def work(cell: Cell, fault: SegcreditError | None) -> Outcome:
     """Runs one cell, from its checkpoint where it has one; what stops it is in its status."""
-    started = time.monotonic()
     try:
         if fault is not None:
             raise fault
@@ -78,7 +74,7 @@ def work(cell: Cell, fault: SegcreditError | None) -> Outcome:
         return Outcome("stopped", note=str(error))
     except Exception as error:
         record_failure(cell, error)
-    return Outcome("ended", time.monotonic() - started)
+    return Outcome("ended")
 
 
 def record_failure(cell: Cell, error: Exception) -> None:

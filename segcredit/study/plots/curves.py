@@ -296,7 +296,8 @@ def curve_note(runs: Runs, curves: Sequence[Curve], *parts: str, spread: bool = 
     """
     unit = unit_of(runs, [curve.values.columns for curve in curves])
     drawn = {run for curve in curves for run in curve.values.columns}
-    said = [f"Line: mean over {unit}s"]
+    counts = {curve.seeds for curve in curves}
+    said = ["Line: mean over " + (_counted(counts.pop(), unit) if len(counts) == 1 else f"{unit}s")]
     if spread:
         said += [f"thin: {unit}s", f"band: 95% Student interval, of 2 to {BAND_FROM - 1} the range"]
         said += ["×: where a run failed"] if drawn & failed_runs(runs) else []
@@ -308,9 +309,22 @@ def curve_note(runs: Runs, curves: Sequence[Curve], *parts: str, spread: bool = 
     return "; ".join([*said, *parts]) + "."
 
 
-def names_of(curves: Sequence[Curve]) -> dict[int, str]:
-    """Returns the name of each group, with the number of its runs, by the group's number."""
-    return {one.group.number: f"{one.group.name} (n = {one.seeds})" for one in curves}
+def names_of(runs: Runs, curves: Sequence[Curve], *, noted: bool = True) -> dict[int, str]:
+    """Returns each group's name by its number, with that of its runs where no note says it of all.
+
+    Args:
+        runs: those that were drawn.
+        curves: one of each group.
+        noted: the figure has a ``curve_note``, which says once what is the same in all groups.
+    """
+    if noted and len({curve.seeds for curve in curves}) == 1:
+        return {one.group.number: one.group.name for one in curves}
+    unit = unit_of(runs, [curve.values.columns for curve in curves])
+    return {c.group.number: f"{c.group.name} ({_counted(c.seeds, unit)})" for c in curves}
+
+
+def _counted(number: str, unit: str) -> str:
+    return f"{number} {unit}{'s' * (number != '1')}"
 
 
 def fullest(panels: Iterable[Sequence[Curve]]) -> list[Curve]:

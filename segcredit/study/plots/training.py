@@ -110,7 +110,7 @@ def learning_curves(
     curves = curves_of(runs, groups_of(runs, columns), metric, per)
     wanted = f"'{metric}'" if per == "step" else f"'{metric}' together with '{per}'"
     require_curves(runs, curves, "learning curves", wanted)
-    names, failed = names_of(curves), failed_runs(runs)
+    names, failed = names_of(runs, curves, noted=ax is None), failed_runs(runs)
     title = headline(runs, columns, metric, label(metric))
     width = room(width, figure)
     across = min(len(curves), 2 if width < 1.5 * COLUMN else 3 if len(curves) in (5, 6, 9) else 4)
@@ -357,7 +357,8 @@ def _metrics_figure(
         title = sentences.title(label(first), means, 0, 0) if first != LENGTHS else ""
         points = [f"a point: {window} steps"] if window > 1 else []
         note = curve_note(runs, drawn, *points, spread=len(drawn) <= MOST_SPREADS)
-        page.finish(title, note, names_of(drawn), ", ".join(varying(runs, columns)), beside=few)
+        names, by = names_of(runs, drawn), ", ".join(varying(runs, columns))
+        page.finish(title, note, names, by, beside=few)
     return page.figure
 
 

@@ -27,6 +27,8 @@ from segcredit.study.report.view import Block, Cell, Code, Failure, Listing, Not
 
 MOST_ROWS = 300
 """Rows of a table of runs that a page still bears."""
+_MOST_OPEN = 10
+"""Rows of a table of runs that stand open though all finished."""
 MOST_GROUPS = 40
 """Columns of a table of groups, likewise."""
 _MOST_FAILURES = 20
@@ -213,7 +215,10 @@ def _runs_table(runs: Runs, by: Sequence[str], statuses: Statuses) -> Table:
     columns += [view.numbers(table[name], 0) for name in costs]
     columns += [view.numbers([_minutes(statuses[str(run)]) for run in table["run"]], 1)]
     headings = ["run", "status", *config, "steps", "tokens sampled", "CPU-seconds", "minutes"]
-    return Table(caption, headings, list(zip(*columns, strict=True)))
+    rows, count = list(zip(*columns, strict=True)), view.counted(len(table), "run")
+    ended = bool((table["status"] == "finished").all())
+    # All is well: the results come first, and the rows on demand.
+    return Table(caption, headings, rows, folded=count if ended and len(rows) > _MOST_OPEN else "")
 
 
 def _sortable(column: Any) -> Any:

@@ -17,7 +17,8 @@
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     return made;
   };
-  const written = (value) => Number(value.toPrecision(3)).toString().replace("-", "−");
+  const written = (value, beside = 0) => // what is nothing beside another number is 0
+    Number(Math.abs(value) < Math.abs(beside) / 1000 ? 0 : value.toPrecision(3)).toString().replace("-", "−");
   const signed = (value) => (value > 0 ? "+" : "") + Number(value.toPrecision(2)).toString().replace("-", "−");
   const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
 
@@ -92,7 +93,7 @@
     if (!letters.length && !sizes.length) text.append(make("em", "", "nothing"));
     const said = [counted(segment + 1, "segment")];
     if (cut.notes && cut.notes[row]) said.unshift(cut.notes[row]);
-    if (values.length) said.push(`value (line) from ${written(range[0])} to ${written(range[1])}`);
+    if (values.length) said.push(`value (line) from ${written(range[0], range[1])} to ${written(range[1])}`);
     if (credit.length) said.push(`credit (bars, shades) deepest from ±${written(cut.deepest)}`);
     const made = make("section", "sc-cut");
     if (cut.name || credit.length || values.length) {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -301,8 +300,8 @@ def test_a_killed_server_loses_no_run(served: Served, tmp_path: Path) -> None:
         time.sleep(0.1)
     # Gone for good: a sentence, and nothing is lost.
     served.kill()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.terminate()
+    assert process.wait(120) == 130
     lost = subprocess.run(
         [sys.executable, "-m", "segcredit", "train", str(run), "--resume"],
         env=ENVIRONMENT,

@@ -42,7 +42,11 @@ TINY = [
     "rollouts.overlong_buffer=7",  # rewards that differ, of a policy that knows nothing
     "evaluate.prompts=2",
     "train.steps=1",
+    # One step of the optimizer, which makes steps of equal size out of gradients that are rounding.
     "train.epochs=1",
+    "train.minibatches=1",
+    "train.micro_tokens=48",
+    "train.value.epochs=1",
     "train.value.pretraining.completions=16",
     "train.value.pretraining.epochs=1",
 ]
@@ -87,7 +91,7 @@ def require_step_of_the_cpu(method: str, changes: Sequence[str]) -> dict[str, fl
         found = step(method, changes, device)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-5, nan_ok=True), name
+        assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
     return found
 
 

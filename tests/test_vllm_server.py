@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -266,7 +265,7 @@ def test_an_audit_runs(served: Served, tmp_path: Path) -> None:
     ]
     config = load_audit_config("sapo", [*TINY, served.sampler, *options])
     found = read_runs(audit(config, tmp_path)).audit
-    assert {*found["estimator"]} == {"measured", "group_mean"}
+    assert {*found["estimator"].dropna()} == {"measured", "group_mean"}
 
 
 def recorded_step(run: Path) -> int:
@@ -301,8 +300,8 @@ def test_a_killed_server_loses_no_run(served: Served, tmp_path: Path) -> None:
         time.sleep(0.1)
     # Gone for good: a sentence, and nothing is lost.
     served.kill()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.terminate()
+    assert process.wait(120) == 130
     lost = subprocess.run(
         [sys.executable, "-m", "segcredit", "train", str(run), "--resume"],
         env=ENVIRONMENT,

@@ -36,7 +36,7 @@ from trl import GRPOTrainer
 
 from segcredit.config import load_config, presets
 from segcredit.errors import ConfigError, RecordError, TaskError, TrainingError
-from segcredit.integrations.trl import DECIDED_BY_METHOD, DECIDED_BY_TRL
+from segcredit.integrations.trl import DECIDED_BY_METHOD, DECIDED_BY_TRL, _refusals
 
 HERE = Path(__file__).parent
 REFUSED = {
@@ -444,6 +444,37 @@ def test_models_that_do_not_fit(folder: Path) -> None:
     dropping.config.attention_dropout = 0.1
     with pytest.raises(ConfigError, match=r"attention_dropout of the model is 0\.1"):
         trainer_of(folder, "grpo", model=dropping)
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path) -> Any:
+    return trainer_of(folder, "grpo")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "sentence"),
+    [
+        ("use_vllm", True, "vllm_importance_sampling_correction is true"),
+        ("_is_vlm", True, "the processing class reads images"),
+        ("is_fsdp_enabled", True, "the model is sharded by FSDP or DeepSpeed"),
+        ("is_deepspeed_enabled", True, "the model is sharded by FSDP or DeepSpeed"),
+        ("aux_loss_enabled", True, "the model is a mixture of experts"),
+        (
+            "args.per_device_train_batch_size",
+            6,
+            "a process has 6 completions of a generation batch",
+        ),
+    ],
+)
+def test_engines_that_are_not_here_are_refused_all_the_same(
+    attribute: str, value: object, sentence: str, built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need vLLM, accelerators or more processes: the trainer is told of them."""
+    config = load_config("grpo")
+    assert not list(_refusals(built, config))
+    owner, _, name = attribute.rpartition(".")
+    monkeypatch.setattr(built.args if owner else built, name, value)
+    assert next(iter(_refusals(built, config))).startswith(sentence)
 
 
 def test_a_stream_of_prompts_has_no_warm_up(folder: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_config_that_does_not_fit_is_refused(changes: dict[str, Any], sentence
 def test_what_the_method_adds_is_not_added_twice(
     setting: str, changes: dict[str, Any], sentence: str
 ) -> None:
-    (method,) = register("sapo", [setting], setting)
+    (method,) = register("sapo", [setting], f"sapo {setting}")
     with pytest.raises(ConfigError, match=sentence):
         SegmentTrainer(settings(method.label, **changes))
 

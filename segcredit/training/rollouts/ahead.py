@@ -8,7 +8,6 @@ from dataclasses import replace
 from threading import Thread
 from typing import Any
 
-from segcredit import registry
 from segcredit.errors import PluginError
 from segcredit.training.build import Run
 from segcredit.training.rollouts.completions import score, unscored_rollouts
@@ -57,7 +56,7 @@ class Ahead:
         self._streams = self._positions()
         if not run.config.rollouts.ahead or step > run.config.train.steps:
             return
-        if registry.samplers.find(run.config.sampler["name"]).in_process:
+        if run.actor.samples_in_process:
             self._found = _done(lambda: _told(run, draw(run, step)))
         else:
             self._found = _beside(lambda: draw(run, step))

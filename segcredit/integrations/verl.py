@@ -511,12 +511,11 @@ def policy_loss(
 
 
 def value_loss(
-    config: Any, model_output: Any, data: Any, dp_group: Any = None, *, method: HostedMethod
+    model_output: Any, data: Any, dp_group: Any = None, *, method: HostedMethod
 ) -> tuple[Tensor, dict[str, Any]]:
     """Computes a method's value loss in the place of verl's, whose ``value_loss`` reads all tokens.
 
     Args:
-        config: verl's critic config.
         model_output: with ``values``.
         data: micro-batch, a ``TensorDict``.
         dp_group: data-parallel ranks.

@@ -56,8 +56,7 @@ class SegmentTrainer(PPOTrainerSync):
         actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
         self.actor_rollout_wg.set_loss_fn(partial(policy_loss, config=actor))
         if self.use_critic and self.method.learns_values:
-            critic = omega_conf_to_dataclass(self.config.critic)
-            self.critic_wg.set_loss_fn(partial(value_loss, config=critic, method=self.method))
+            self.critic_wg.set_loss_fn(partial(value_loss, method=self.method))
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """Assigns credit from the whole batch, and writes down what the losses need of it."""

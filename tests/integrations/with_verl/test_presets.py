@@ -22,7 +22,7 @@ from verl import DataProto
 from verl.trainer.ppo.core_algos import get_kl_controller
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty, compute_advantage
 from verl.utils import tensordict_utils as tu
-from verl.workers.config import ActorConfig, CriticConfig
+from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 
 from segcredit import TokenScores, Verdict, load_config
@@ -337,7 +337,6 @@ def test_the_critic_learns_what_our_own_learns(name: str) -> None:
     more = credited(step, method, wholly=True)
     critic = run.state.network
     moved(critic, 4)  # as if an update had been made: a clipped loss is another one then
-    config = CriticConfig(strategy="fsdp", rollout_n=4, ppo_micro_batch_size_per_gpu=1)
     for number in range(2):
         rows = (minibatches(len(step.data), RANKS, MINIBATCH) == number).nonzero()[:, 0]
         scores = scores_of(batch.rollouts.logprobs[rows])
@@ -346,7 +345,7 @@ def test_the_critic_learns_what_our_own_learns(name: str) -> None:
         values = critic(batch.rollouts, None)
         found = torch.zeros(())
         for piece in micro_batches(step, more, number):
-            part, _ = value_loss(config, {"values": outputs(piece, values)}, piece, method=method)
+            part, _ = value_loss({"values": outputs(piece, values)}, piece, method=method)
             found = found + part / RANKS
         theirs = torch.autograd.grad(found, list(critic.parameters()), allow_unused=True)
         torch.testing.assert_close(found, want, atol=TOLERANCE, rtol=0)

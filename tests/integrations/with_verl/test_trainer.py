@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import ray
 import torch
 import transfer_queue as tq
+import verl
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensordict import TensorDict
-from test_presets import RANKS, Step, actor, collected, nested, outputs, scores_of
+from test_presets import (
+    RANKS,
+    Step,
+    actor,
+    collected,
+    credited,
+    micro_batches,
+    nested,
+    outputs,
+    scores_of,
+)
 from torch import Tensor
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.trainer.ppo.utils import need_critic
+from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
 from verl.utils import tensordict_utils as tu
 
 from segcredit.errors import ConfigError
@@ -191,3 +206,64 @@ def test_verl_cuts_minibatches_as_counted() -> None:
         pieces = make_iterator(rank, 3, 1, seed=42, dataloader_kwargs={"shuffle": False})
         for number, piece in enumerate(pieces):
             assert (places[piece["row"]] == number).all()
+
+
+def composed(method: HostedMethod) -> Any:
+    """verl's own config under the overrides of a method; a key that verl has not is an error."""
+    folder = Path(verl.__file__).parent / "trainer" / "config"
+    with initialize_config_dir(str(folder), version_base=None):
+        return compose("ppo_trainer", [*method.overrides(), "actor_rollout_ref.rollout.n=4"])
+
+
+@pytest.mark.parametrize("name", ["dapo", "dr_grpo", "pure", "vapo"])
+def test_overrides_are_keys_of_verl(name: str) -> None:
+    (method,) = register(name)
+    config = composed(method)
+    assert config.algorithm.adv_estimator == method.label
+    actor = config.actor_rollout_ref.actor
+    assert actor.policy_loss.loss_mode == f"segcredit/{name}"
+    if method.divides_by_length:
+        assert actor.loss_scale_factor == config.data.max_response_length
+    assert config.algorithm.use_kl_in_reward == (method.config.loss.kl_penalty > 0)
+    assert bool(need_critic(config)) == method.learns_values
+
+
+def test_workers_are_given_our_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By verl's own config, through the pickles that Ray sends."""
+    (method,) = register("sapo")
+    config = composed(method)
+    config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu = 1
+    made = SegmentTrainer(config)
+    assert made.trainer_mode == "sync"
+    assert made.use_critic
+    sent: dict[str, Any] = {}
+
+    class Group:
+        def __init__(self, role: str) -> None:
+            self.role = role
+
+        def set_loss_fn(self, loss: Any) -> None:
+            sent[self.role] = cloudpickle.loads(cloudpickle.dumps(loss))
+
+    made.actor_rollout_wg, made.critic_wg = Group("actor"), Group("critic")
+    monkeypatch.setattr(PPOTrainerSync, "_setup", lambda self: None)
+    made._setup()
+    step = collected("sapo", empty=True)
+    more = credited(step, method, wholly=True)
+    rows = (minibatches(len(step.data), RANKS, 8) == 0).nonzero()[:, 0]
+    counts, found = LossCounts.of(step.run, step.batch, rows), torch.zeros(2)
+    logprobs = step.batch.rollouts.logprobs + 0.1
+    values = step.run.state.module(step.batch.rollouts, None).detach() + 0.1
+    for piece in micro_batches(step, more, 0):
+        found[0] += sent["actor"](model_output={"log_probs": outputs(piece, logprobs)}, data=piece)[
+            0
+        ]
+        found[1] += sent["critic"](model_output={"values": outputs(piece, values)}, data=piece)[0]
+    scores = scores_of(logprobs[rows])
+    want, _ = own_policy_loss(step.run, step.batch, rows, scores, counts)
+    torch.testing.assert_close(found[0] / RANKS, want, atol=1e-6, rtol=0)
+    errors = (values - step.batch.states.spread(step.batch.targets)).square()
+    starts = step.batch.states.starts
+    means = (errors * starts).sum(1)[rows] / starts.sum(1)[rows].clamp(min=1)
+    want = means.sum() / starts.any(1)[rows].sum()  # sapo: a mean over segments, then over rows
+    torch.testing.assert_close(found[1] / RANKS, want, atol=1e-6, rtol=0)

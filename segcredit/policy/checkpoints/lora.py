@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from segcredit.atomic_files import write_atomically
 from segcredit.errors import PolicyError, require_package
+from segcredit.protocols import whole_weights
 from segcredit.rng import initialised
 
 
@@ -112,7 +113,8 @@ def merged_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
     Args:
         model: with adapters or without.
     """
-    own = {name: x.detach() for name, x in model.named_parameters() if ".lora_" not in name}
+    names = {name for name, _ in model.named_parameters() if ".lora_" not in name}
+    own = {name: x.detach() for name, x in whole_weights(model) if name in names}
     if not has_adapters(model):
         return own
     from peft.tuners.lora import LoraLayer

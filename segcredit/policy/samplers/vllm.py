@@ -336,8 +336,10 @@ class _Server:
         config: Any = found.config.get_text_config()
         self.model, self.vocabulary = type(found).__name__, config.vocab_size
         self.model_context = getattr(config, "max_position_embeddings", None) or 0
+        # Before others are kept out: where parameters are sharded, all processes gather them.
+        parameters = merged_parameters(found)
         with self.alone():
-            version = _written(found, self.weights)
+            version = _written(found, parameters, self.weights)
         if version != self.version:
             self.version, self.has_them = version, False
             self.patiently(lambda _: self.load())
@@ -598,13 +600,13 @@ def _weights_folder(folder: str, url: str) -> Path:
     return found
 
 
-def _written(model: PreTrainedModel, parent: Path) -> str:
+def _written(model: PreTrainedModel, parameters: Mapping[str, Tensor], parent: Path) -> str:
     """Writes a model's weights into a folder that their hash names, and takes older ones away."""
     new = Path(tempfile.mkdtemp(dir=parent))
     shown_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(new, state_dict=merged_parameters(model))
+        model.save_pretrained(new, state_dict=dict(parameters))
     finally:
         if shown_bar:
             logging.enable_progress_bar()

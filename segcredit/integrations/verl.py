@@ -287,7 +287,7 @@ class HostedMethod:
         total, metrics = loss_of_policy(run, rows, every, scores_of(log_prob), counts)
         # FSDP and Megatron average gradients over the data-parallel ranks.
         total = total * (info.get("dp_size") or 1)
-        return total, {f"actor/{name}": float(value) for name, value in metrics.items()}
+        return total, {f"actor/{name}": float(value.detach()) for name, value in metrics.items()}
 
     def values_loss(
         self,

@@ -265,6 +265,29 @@ def methods() -> str:
     return "\n".join([method_table.method_table(), "", *sources])
 
 
+def engines() -> str:
+    """Returns a table of where each preset runs, from the pages that TRL's and verl's tests check.
+
+    Raises:
+        SiteError: a page's table lacks a preset.
+    """
+    lines = ["| preset | here | one step ahead | TRL | verl |", "|---|---|---|---|---|"]
+    hosts = [_rows_of("how-to/trl.md"), _rows_of("how-to/verl.md")]
+    for name in config.presets():
+        ahead = "no" if config.load_config(name).rollouts.layout == "tree" else "yes"
+        missing = [host for host in hosts if name not in host]
+        if missing:
+            raise SiteError(f"the pages on TRL and verl lack {name!r}; expected every preset.")
+        lines.append(f"| `{name}` | yes | {ahead} | {' | '.join(host[name] for host in hosts)} |")
+    return "\n".join(lines)
+
+
+def _rows_of(page: str) -> dict[str, str]:
+    """Returns the second cell of a page's table rows, by the name in the first."""
+    found = re.findall(r"^\| `(\w+)` \| (.*?) \|", (DOCS / page).read_text("utf-8"), re.MULTILINE)
+    return {name: {"not": "no"}.get(cell, cell) for name, cell in found}
+
+
 def metrics() -> str:
     """Returns the table of the audit's metrics."""
     return "\n".join(metric_list.markdown())
@@ -323,6 +346,7 @@ GENERATED: Mapping[str, Callable[..., str]] = {
     "config-keys": config_keys,
     "config-sections": config_sections,
     "docstrings": docstrings,
+    "engines": engines,
     "methods": methods,
     "metrics": metrics,
     "plug-ins": plug_ins,

@@ -14,6 +14,7 @@ from mkdocstrings import Inventory
 
 import segcredit
 from segcredit import registry
+from segcredit.config import presets
 from study.test_report_browser import Opened, browser, open_page
 
 __all__ = ["browser", "open_page"]  # fixtures
@@ -73,6 +74,16 @@ def test_links_out_of_the_pages_are_paths_and_lost_ones_are_faults() -> None:
     for lost in ("[gone](../../gone.py)", "![gone](gone.png)"):
         with pytest.raises(SiteError, match="gone"):
             without_repository_links(lost, page)
+
+
+def test_every_preset_has_a_row_that_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make_site.engines().splitlines()
+    assert "| `spo_tree` | yes | no | no: TRL samples no trees | no |" in table
+    assert "| `sapo` | yes | yes | yes | trainer |" in table
+    assert len(table) == 2 + len(presets())
+    monkeypatch.setattr(make_site, "_rows_of", lambda page: {})
+    with pytest.raises(SiteError, match="lack"):
+        make_site.engines()
 
 
 def test_a_key_without_a_docstring_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

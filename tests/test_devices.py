@@ -30,6 +30,7 @@ from segcredit.training.credit_assignment import collect
 from segcredit.training.distributed import fsdp
 from segcredit.training.distributed.processes import CPU, Processes
 from segcredit.training.optimizer import trained
+from segcredit.training.step_rows import tables
 from segcredit.training.update import improve
 from small import SMALL
 from test_every_method import REDUCED
@@ -78,8 +79,8 @@ def step(method: str, changes: Sequence[str], device: torch.device) -> dict[str,
     losses = improve(run, batch, 1)
     for state in (run.policy, run.state):
         assert {x.device.type for x in state.parameters} <= {device.type}
-    tables = loop._tables(run, batch, 1)
-    assert {len(column) for column in tables["segments"].values()} != {0}
+    found = tables(run, batch, 1)
+    assert {len(column) for column in found["segments"].values()} != {0}
     costs = {"tokens_simulated", "tokens_sampled", "cpu_seconds"}
     return {k: x for k, x in loop._row(run, batch, losses, row, 1, 0.0).items() if k not in costs}
 
@@ -179,7 +180,7 @@ def test_fsdp_over_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
                 module(torch.full((5, 4), float(number), device=place)).square().mean().backward()
                 fsdp.full(torch.nn.utils.clip_grad_norm_(own.parameters, 1.0))
                 own.step()
-            states.append(own.state_dict()["module"])
+            states.append(fsdp.gathered(own.state_dict()["module"]))
     finally:
         distributed.destroy_process_group()
     for name, value in states[1].items():

@@ -16,7 +16,7 @@ from segcredit.policy.tiny.warm_start import character_tokenizer
 from segcredit.protocols import Prompt, Verdict
 from segcredit.tasks.dataset import Dataset
 from segcredit.training.build import build
-from segcredit.training.credit_assignment import collect
+from segcredit.training.credit_assignment import assign, collect
 
 ROWS = 45
 SMALL = {
@@ -92,13 +92,13 @@ def test_a_killed_run_goes_on_with_the_prompts_that_were_next(
     wanted = config("grpo", policy, source, **task)
     whole = prompts(train(wanted, tmp_path / "whole"))
 
-    def killed_at_seven(run: Any, step: int) -> Any:
+    def killed_at_seven(run: Any, sampled: Any, step: int) -> Any:
         if step == 7:
             raise Killed
-        return collect(run, step)
+        return assign(run, sampled, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("segcredit.training.loop.collect", killed_at_seven)
+        patch.setattr("segcredit.training.loop.assign", killed_at_seven)
         with pytest.raises(Killed):
             train(wanted, tmp_path / "cut")
     assert prompts(train(wanted, tmp_path / "cut", resume=True)) == whole

@@ -22,6 +22,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "tables.md"
 OPTIONAL = [
     "start_seed=0",
     'rollouts.stop="never said"',
+    "rollouts.ahead=1",
     "train.value.live_logprobs=true",
     "train.value.pretraining={completions=16, epochs=1}",
 ]

@@ -168,7 +168,7 @@ class SegmentTrainer(GRPOTrainer):
         PolicyError: the model cannot be scored here.
     """
 
-    _tag_names = ["trl", "grpo", "segcredit"]  # noqa: RUF012  # as in TRL
+    _tag_names = [*GRPOTrainer._tag_names, "segcredit"]  # noqa: RUF012  # as in TRL
 
     def __init__(
         self, *args: Any, method: Source, settings: Sequence[str] = (), **kwargs: Any

@@ -589,6 +589,7 @@ class VerlPolicy(nn.Module):
 
     hidden_size = 1
     temperature = 1.0
+    samples_in_process = False
 
     def forward(self, rollouts: RolloutBatch) -> TokenScores:
         """Refuses."""

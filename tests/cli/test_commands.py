@@ -442,10 +442,10 @@ def test_an_interruption_says_why_and_how_to_go_on(monkeypatch, capsys):
     def stopped(*given, **named):
         raise KeyboardInterrupt("process 1 of 2 was lost.")
 
-    monkeypatch.setattr("segcredit.config.presets", stopped)
+    monkeypatch.setattr("segcredit.config.load_config", stopped)
     with pytest.raises(SystemExit, match="130"):
-        main(["config"])
+        main(["config", "sapo"])
     said = " ".join(capsys.readouterr().err.split())
     assert said == (
-        "process 1 of 2 was lost. What was recorded is intact; to go on: segcredit config"
+        "process 1 of 2 was lost. What was recorded is intact; to go on: segcredit config sapo"
     )

@@ -272,7 +272,7 @@ def test_a_keyboard_interrupt_is_no_failure(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segcredit.training.loop.collect", interrupted)
+    monkeypatch.setattr("segcredit.training.loop.assign", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, tmp_path / "run")
     assert read_status(tmp_path / "run")["status"] == "interrupted"
@@ -319,7 +319,7 @@ def test_a_run_that_is_told_to_stop_says_so(
     def told(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("segcredit.training.loop.collect", told)
+    monkeypatch.setattr("segcredit.training.loop.assign", told)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         train(CONFIG, tmp_path / "run")

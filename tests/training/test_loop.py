@@ -25,7 +25,7 @@ from segcredit import (
 from segcredit.errors import PluginError, PolicyError, RecordError, TaskError, TrainingError
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.training.build import build, run_hash
-from segcredit.training.credit_assignment import collect
+from segcredit.training.credit_assignment import assign, collect
 from segcredit.training.loop import iterate
 from segcredit.training.rollouts.completions import micro_batches
 from segcredit.training.update import improve
@@ -73,13 +73,13 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path, monkeypatch):
     config = load_config("ppo", SMALL)
     whole = train(config, tmp_path / "whole")
 
-    def killed_at_three(run, step):
+    def killed_at_three(run, sampled, step):
         if step == 3:
             raise Killed
-        return collect(run, step)
+        return assign(run, sampled, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("segcredit.training.loop.collect", killed_at_three)
+        patch.setattr("segcredit.training.loop.assign", killed_at_three)
         with pytest.raises(Killed):
             train(config, tmp_path / "cut")
     with pytest.raises(RecordError, match="--resume"):
@@ -233,12 +233,12 @@ def test_a_group_of_equal_rewards_under_a_critic_keeps_its_credit_small(tmp_path
 def test_large_credit_is_told_once(tmp_path, monkeypatch):
     huge = [*SMALL, "estimator.name=zero", "advantage.name=full_return"]
 
-    def rewarded(run, step):
-        batch = collect(run, step)
+    def rewarded(run, sampled, step):
+        batch = assign(run, sampled, step)
         batch.advantages.per_token.mul_(0).add_(250.0 * batch.rollouts.action_mask)
         return batch
 
-    monkeypatch.setattr("segcredit.training.loop.collect", rewarded)
+    monkeypatch.setattr("segcredit.training.loop.assign", rewarded)
     with pytest.warns(RuntimeWarning, match="has an advantage of 250 in size; .*a critic") as told:
         path = train(load_config("grpo", huge), tmp_path / "run")
     assert len(told) == 1
@@ -280,13 +280,13 @@ def test_empty_completions_stop_the_run(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    def spoilt(run, step):
-        batch = collect(run, step)
+    def spoilt(run, sampled, step):
+        batch = assign(run, sampled, step)
         if step == 3:
             batch.advantages.per_token.fill_(math.nan)
         return batch
 
-    monkeypatch.setattr("segcredit.training.loop.collect", spoilt)
+    monkeypatch.setattr("segcredit.training.loop.assign", spoilt)
     with pytest.raises(TrainingError, match=r"loss of step 3 is not finite.*step_000002\.pt"):
         train(load_config("grpo", SMALL), tmp_path / "run")
     assert read_runs(tmp_path / "run").steps.step.tolist() == [0, 1, 2]
@@ -322,7 +322,14 @@ class Plain(torch.nn.Module):
         super().__init__()
         self.inner = inner
         self.hidden_size, self.temperature = inner.hidden_size, inner.temperature
-        for name in ("encode", "encode_prompts", "decode", "generate", "sync"):
+        for name in (
+            "samples_in_process",
+            "encode",
+            "encode_prompts",
+            "decode",
+            "generate",
+            "sync",
+        ):
             setattr(self, name, getattr(inner, name))
 
     def forward(self, rollouts):

@@ -286,12 +286,8 @@ def wait(options: argparse.Namespace) -> None:
 
 
 def vllm(options: argparse.Namespace) -> str:
-    from segcredit import registry
-
-    if "vllm" not in registry.samplers.names():
-        raise LeftOut("no sampler 'vllm' is registered")
     if options.server is None:
-        raise LeftOut("no server: start one with the model's folder and give --server URL")
+        raise LeftOut("no server: 'segcredit serve' one of the model's folder, give --server URL")
     return steps(options, f"{{name='vllm', url='{options.server}'}}")
 
 

@@ -767,10 +767,15 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     process holds more than one. Every process must therefore take all of them, also one that
     sends nothing to the engine.
     """
+    for name, x in model.state_dict().items():
+        yield name, whole_tensor(x)
+
+
+def whole_tensor(x: Tensor) -> Tensor:
+    """Returns a tensor whole; where processes hold shards of it, all of them call this alike."""
     from torch.distributed.tensor import DTensor  # here: it takes two seconds to load
 
-    for name, x in model.state_dict().items():
-        yield name, x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 @runtime_checkable

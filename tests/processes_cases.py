@@ -20,11 +20,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from segcredit import load_config
+from segcredit.protocols import whole_tensor
 from segcredit.records import checkpoint
 from segcredit.training import update
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import assign, collect
-from segcredit.training.distributed.fsdp import full, shard, shard_like, whole
+from segcredit.training.distributed.fsdp import shard, shard_like, whole
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.loop import _load_state, _state, batch_metrics
 from segcredit.training.optimizer import Trained
@@ -83,7 +84,7 @@ def selected(sampled: Sampled, rows: list[int]) -> Sampled:
 
 def parameters(run: Any) -> list[torch.Tensor]:
     modules = run.policy.module, run.state.module
-    return [full(p.detach()).clone() for module in modules for p in module.parameters()]
+    return [whole_tensor(p.detach()).clone() for module in modules for p in module.parameters()]
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Steps:
             for parameter, expected in zip(trained.parameters, next(recorded), strict=True):
                 assert (parameter.grad is None) == (expected is None)
                 if parameter.grad is not None and expected is not None:
-                    self.off = max(self.off, apart(full(parameter.grad), expected))
+                    self.off = max(self.off, apart(whole_tensor(parameter.grad), expected))
                     parameter.grad = shard_like(expected.clone(), parameter)
             step(trained)
 
@@ -148,7 +149,7 @@ def moments(run: Any) -> list[torch.Tensor]:
     """Both moments of every trained parameter, whole."""
     found = [part for part in (run.policy, run.state) if part.optimizer is not None]
     return [
-        full(of[name]).clone()
+        whole_tensor(of[name]).clone()
         for part in found
         for of in part.optimizer.state.values()
         for name in ("exp_avg", "exp_avg_sq")

@@ -28,11 +28,11 @@ from estimators.values.critic import Critic
 from segcredit import Prompt, SampledTokens, Sampler, Verdict, load_config
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.policy.tiny.warm_start import alphabet_of
+from segcredit.protocols import whole_tensor
 from segcredit.records import checkpoint
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.training.build import Run, build
 from segcredit.training.credit_assignment import TrainingBatch, collect
-from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
 from segcredit.training.loop import _load_state, _state
 from segcredit.training.optimizer import Trained
@@ -129,7 +129,7 @@ def gradients() -> Generator[list[tuple[float, float, Tensor]]]:
 
     def keep(trained: Trained[Any]) -> None:
         for parameter in trained.parameters:
-            entries = full(parameter.grad).flatten()
+            entries = whole_tensor(parameter.grad).flatten()
             every = max(1, len(entries) // 1000)
             norm = float(entries.double().norm())
             found.append((float(entries.abs().max()), norm, entries[::every].clone()))

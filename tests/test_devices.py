@@ -21,6 +21,7 @@ from segcredit.credit_audit import audit, load_audit_config
 from segcredit.errors import ConfigError
 from segcredit.objective import Clip, Importance, SegmentRatio, TokenMean, surrogate_loss
 from segcredit.objective.returns import advantages, segment_values
+from segcredit.protocols import whole_tensor
 from segcredit.segmentation import Segmentation
 from segcredit.testing import make_rollouts
 from segcredit.testing.other_device import PRETENDED, PretendedDevice, other_device
@@ -178,7 +179,7 @@ def test_fsdp_over_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
             own = trained(place, module, 1e-2, 1.0, 1, config)
             for number in range(3):
                 module(torch.full((5, 4), float(number), device=place)).square().mean().backward()
-                fsdp.full(torch.nn.utils.clip_grad_norm_(own.parameters, 1.0))
+                whole_tensor(torch.nn.utils.clip_grad_norm_(own.parameters, 1.0))
                 own.step()
             states.append(fsdp.gathered(own.state_dict()["module"]))
     finally:

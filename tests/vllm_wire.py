@@ -40,6 +40,11 @@ CASES: dict[str, dict[str, Any]] = {
     "stopped": {"stop": ("3",)},
 }
 GETS = ("/weight_info", "/server_info?config_format=json")
+READ = {
+    "model_config": ("logprobs_mode", "max_model_len"),
+    "scheduler_config": ("enable_chunked_prefill", "max_num_seqs"),
+    "device_config": ("device",),
+}
 SHARPNESS = {"a": 1.0, "b": 5.0}
 """Two sets of weights, by a factor of the output layer's."""
 
@@ -209,9 +214,9 @@ class Recorder(Played):
 
 
 def trimmed(info: str) -> dict[str, Any]:
+    """What the sampler reads of a server's settings; the rest names folders of its machine."""
     whole = json.loads(info)["vllm_config"]
-    parts = ("model_config", "scheduler_config", "device_config")
-    return {"vllm_config": {part: whole[part] for part in parts}}
+    return {"vllm_config": {part: {k: whole[part][k] for k in keys} for part, keys in READ.items()}}
 
 
 def asked(url: str, body: Any = None, method: str | None = None) -> tuple[int, str]:

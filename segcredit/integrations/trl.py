@@ -542,7 +542,14 @@ def _generations(trainer: Any) -> int:
 
 def _refusals(trainer: Any, config: RunConfig) -> Generator[str]:
     """Yields a sentence for whatever TRL's loop cannot do, or would do as well as the method."""
-    args, sizes = trainer.args, config.rollouts
+    yield from _refused_settings(trainer, config)
+    yield from _refused_arguments(trainer.args)
+    yield from _refused_models(trainer)
+
+
+def _refused_settings(trainer: Any, config: RunConfig) -> Generator[str]:
+    """Yields a sentence for each setting of the method that has no place in TRL's loop."""
+    sizes = config.rollouts
     if sizes.layout == "tree":
         yield (
             "rollouts.layout is 'tree', and TRL samples completions one by one; expected"
@@ -571,7 +578,11 @@ def _refusals(trainer: Any, config: RunConfig) -> Generator[str]:
             " model itself, of which there is nothing to correct; expected 'none'. It is for"
             " use_vllm=True, or a rollout_func that returns log-probs."
         )
-    if trainer.use_vllm and args.vllm_importance_sampling_correction:
+
+
+def _refused_arguments(args: Any) -> Generator[str]:
+    """Yields a sentence for each argument of ``GRPOConfig`` that contradicts the method."""
+    if args.use_vllm and args.vllm_importance_sampling_correction:
         yield (
             "vllm_importance_sampling_correction is true, which is a factor of GRPO's own loss;"
             " expected false. The method corrects where settings say so, such as"
@@ -611,6 +622,10 @@ def _refusals(trainer: Any, config: RunConfig) -> Generator[str]:
             f" {args.num_generations}; expected a multiple of it, since completions of a prompt"
             " stay together. Raise per_device_train_batch_size or steps_per_generation."
         )
+
+
+def _refused_models(trainer: Any) -> Generator[str]:
+    """Yields a sentence for each kind of model that cannot be scored here as TRL samples it."""
     if trainer._is_vlm:
         yield (
             "the processing class reads images, which are not passed on to segmenters and critics;"

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from segcredit.errors import TrainingError, blame
-from segcredit.protocols import readable
+from segcredit.protocols import readable, whole_tensor
 from segcredit.rng import stream
 from segcredit.training.batch_loss import LossCounts, policy_loss, value_loss
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
 from segcredit.training.distributed.all_gather import all_rows
-from segcredit.training.distributed.fsdp import full
 from segcredit.training.distributed.processes import Processes
 from segcredit.training.optimizer import Trained
 from segcredit.training.rollouts.completions import micro_batches
@@ -271,7 +270,7 @@ def apply_gradients(run: Run, trained: Trained[object], what: str, step: int) ->
         TrainingError: it is not finite; nothing was stepped.
     """
     run.processes.sum_gradients(trained.parameters)
-    norm = full(nn.utils.clip_grad_norm_(trained.parameters, trained.gradient_clip))
+    norm = whole_tensor(nn.utils.clip_grad_norm_(trained.parameters, trained.gradient_clip))
     # One read a minibatch: parameters once spoilt by NaN cannot be mended.
     if not bool(norm.isfinite()):
         trained.forget_gradients()

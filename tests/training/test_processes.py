@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -485,8 +486,10 @@ KILLED = {
 """Processes, kills and settings of runs that are killed at any moment."""
 
 
-def resumed(path: Path, processes: int, settings: list[str]) -> list[str]:
-    changes = [*SMALL, "checkpoint.every=1", "train.steps=30", "evaluate.every=30", *settings]
+def resumed(path: Path, processes: int, kills: int, settings: list[str]) -> list[str]:
+    # About a step a kill: so that the last one meets a run, too.
+    steps = [f"train.steps={2 * kills}", f"evaluate.every={2 * kills}"]
+    changes = [*SMALL, "checkpoint.every=1", *steps, *settings]
     own = ["-m", "segcredit", "train", "sapo", *changes, "--output", str(path), "--resume"]
     return [sys.executable, *own] if processes == 1 else torchrun(*own, processes=processes)
 
@@ -496,27 +499,30 @@ def rows(path: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
-def kill_once(path: Path, processes: int, settings: list[str], chance: random.Random) -> bool:
+def kill_once(command: list[str], path: Path, processes: int, chance: random.Random) -> bool:
     """Starts a run and kills one of its processes; tells whether it was alive then."""
     started = subprocess.Popen(
-        resumed(path, processes, settings),
+        command,
         cwd=HERE,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+    def its() -> list[psutil.Process]:
+        own = psutil.Process(started.pid)
+        return [own] if processes == 1 else own.children()
+
     wanted, deadline = rows(path) + chance.choice([0, 1, 2]), time.monotonic() + SECONDS
-    while rows(path) < wanted and started.poll() is None and time.monotonic() < deadline:
+    while (rows(path) < wanted or len(its()) < processes) and started.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     # In the midst of starting, of a step, or of writing.
     time.sleep(chance.choice([0.02, 0.3, 2.0]) * chance.random())
-    every = (
-        [started.pid] if processes == 1 else [c.pid for c in psutil.Process(started.pid).children()]
-    )
-    if started.poll() is None and every:
-        with suppress(ProcessLookupError):
-            psutil.Process(chance.choice(every)).send_signal(signal.SIGKILL)
+    if started.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            chance.choice(its()).send_signal(signal.SIGKILL)
     return started.wait(timeout=SECONDS) != 0
 
 
@@ -527,27 +533,22 @@ def tables(path: Path) -> dict[str, pd.DataFrame]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", KILLED)
 def test_a_run_survives_kills(case: str, tmp_path: Path) -> None:
     processes, kills, settings = KILLED[case]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(
-        resumed(whole, processes, settings),
-        cwd=HERE,
-        env=environment(),
-        check=True,
-        timeout=SECONDS,
+    whole, cut = (resumed(tmp_path / name, processes, kills, settings) for name in ("whole", "cut"))
+    run_whole = partial(
+        subprocess.run, cwd=HERE, env=environment(), check=True, timeout=3 * SECONDS
     )
-    chance, killed = random.Random(case), 0
-    for _ in range(kills):
-        killed += kill_once(cut, processes, settings, chance)
-    subprocess.run(
-        resumed(cut, processes, settings), cwd=HERE, env=environment(), check=True, timeout=SECONDS
-    )
+    run_whole(whole)
+    chance = random.Random(case)
+    killed = sum(kill_once(cut, tmp_path / "cut", processes, chance) for _ in range(kills))
+    run_whole(cut)
     print(f"{case}: {killed} of {kills} kills met a run that was alive")
-    assert killed > kills // 2
-    want, found = tables(whole), tables(cut)
-    assert found["steps"].step.tolist() == list(range(31))
+    assert killed >= 0.9 * kills
+    want, found = (tables(tmp_path / name) for name in ("whole", "cut"))
+    assert found["steps"].step.tolist() == list(range(2 * kills + 1))
     assert not found["completions"].duplicated(["step", "prompt", "completion"]).any()
     if case == "ahead":  # the first step after a kill is drawn anew, under a newer policy
         assert len(found["completions"]) == len(want["completions"])

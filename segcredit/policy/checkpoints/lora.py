@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from segcredit.atomic_files import write_atomically
 from segcredit.errors import PolicyError, require_package
-from segcredit.protocols import whole_weights
+from segcredit.protocols import whole_tensor, whole_weights
 from segcredit.rng import initialised
 
 
@@ -106,15 +106,16 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
 
 @torch.no_grad()
 def merged_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns a model's parameters by name, as if its adapters were merged into them.
+    """Returns a model's parameters by name, on the CPU, as if its adapters were merged into them.
 
-    The model stays as it is: taking merged adapters out again would round its weights.
+    The model stays as it is: taking merged adapters out again would round its weights. Sharded
+    parameters are whole here; every process must call this.
 
     Args:
         model: with adapters or without.
     """
     names = {name for name, _ in model.named_parameters() if ".lora_" not in name}
-    own = {name: x.detach() for name, x in whole_weights(model) if name in names}
+    own = {name: x.cpu() for name, x in whole_weights(model) if name in names}
     if not has_adapters(model):
         return own
     from peft.tuners.lora import LoraLayer
@@ -125,7 +126,8 @@ def merged_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
     ]
     for name, layer in cast("list[tuple[str, Any]]", layers):
         for adapter in layer.active_adapters:
-            found[f"{name}.weight"] = found[f"{name}.weight"] + layer.get_delta_weight(adapter)
+            delta = whole_tensor(layer.get_delta_weight(adapter)).cpu()
+            found[f"{name}.weight"] = found[f"{name}.weight"] + delta
     return found
 
 

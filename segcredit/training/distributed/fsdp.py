@@ -214,11 +214,6 @@ def shard_optimizer_state(
     return {**state, "state": found}
 
 
-def full(x: Tensor) -> Tensor:
-    """Returns a tensor whole, however many processes hold shards of it."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
 def _parts(module: nn.Module) -> Iterator[FSDPModule]:
     return (part for part in module.modules() if isinstance(part, FSDPModule))
 

@@ -6,6 +6,7 @@ Slow, and in need of the environment that SEGCREDIT_VLLM_PYTHON names; a server 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -350,7 +351,8 @@ def test_the_sampler_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.Monk
     torch.manual_seed(1)
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(sampler_rules, "_model", lambda: model)
+    # A copy each time: a rule moves its own to another device.
+    monkeypatch.setattr(sampler_rules, "_model", lambda: copy.deepcopy(model))
     served = Served(tmp_path, str(tmp_path / "model"), "--vllm", "--skip-tokenizer-init")
     try:
         for name, check in sampler_checks(VLLM(served.url)):

@@ -1,6 +1,6 @@
 """Prints a Markdown table with every seed of a grid: accuracy before and after, and what it cost.
 
-python experiments/seed_table.py runs/01_embedded
+python experiments/seed_table.py runs/01_embedded [CONFIG_COLUMN ...]
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import segcredit
 KEYS = ["method", "segmenter", "seed"]
 
 
-def main(path: str) -> None:
-    """One row a run, in the order of method, segmenter and seed."""
+def main(path: str, *more: str) -> None:
+    """One row a run, in the order of method, segmenter, further columns and seed."""
     runs = segcredit.read_runs(path)
-    steps = runs.steps.merge(runs.runs[["run", *KEYS]], on="run").sort_values("step")
-    groups = steps.astype(dict.fromkeys(KEYS, object)).groupby(KEYS)
+    keys = [*KEYS[:-1], *more, KEYS[-1]]
+    steps = runs.steps.merge(runs.runs[["run", *keys]], on="run").sort_values("step")
+    plain = steps.astype(dict.fromkeys([*keys, "run"], object))
+    # By the run too: settings that no column shows must not make one row of two runs.
+    groups = plain.groupby([*keys, "run"], dropna=False)
     columns = ("accuracy", "accuracy_greedy", "process_correct")
     table = pd.DataFrame(
         {
@@ -29,6 +32,7 @@ def main(path: str) -> None:
             "CPU-seconds": groups["cpu_seconds"].last(),
         }
     ).reset_index()
+    table = table.drop(columns="run")
     print("| " + " | ".join(table.columns) + " |")
     print("|" + "---|" * len(table.columns))
     for row in table.itertuples(index=False):
@@ -42,4 +46,4 @@ def _shown(value: object) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -543,7 +543,7 @@ def _generations(trainer: Any) -> int:
 def _refusals(trainer: Any, config: RunConfig) -> Generator[str]:
     """Yields a sentence for whatever TRL's loop cannot do, or would do as well as the method."""
     yield from _refused_settings(trainer, config)
-    yield from _refused_arguments(trainer.args)
+    yield from _refused_arguments(trainer)
     yield from _refused_models(trainer)
 
 
@@ -580,9 +580,10 @@ def _refused_settings(trainer: Any, config: RunConfig) -> Generator[str]:
         )
 
 
-def _refused_arguments(args: Any) -> Generator[str]:
+def _refused_arguments(trainer: Any) -> Generator[str]:
     """Yields a sentence for each argument of ``GRPOConfig`` that contradicts the method."""
-    if args.use_vllm and args.vllm_importance_sampling_correction:
+    args = trainer.args
+    if trainer.use_vllm and args.vllm_importance_sampling_correction:
         yield (
             "vllm_importance_sampling_correction is true, which is a factor of GRPO's own loss;"
             " expected false. The method corrects where settings say so, such as"
@@ -602,7 +603,7 @@ def _refused_arguments(args: Any) -> Generator[str]:
                 f" distribution than the one that is scored, and ratios be wrong; expected"
                 f" {plain[0]!r}. A temperature is taken into account."
             )
-    understood = set[str]() if args.use_vllm else {"suppress_tokens"}
+    understood = set[str]() if trainer.use_vllm else {"suppress_tokens"}
     if odd := sorted({*(args.generation_kwargs or {})} - understood):
         yield (
             f"generation_kwargs name {', '.join(odd)}, which may change the distribution that"

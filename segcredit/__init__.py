@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from segcredit.objective.returns import lambda_returns as lambda_returns
     from segcredit.objective.sampler_correction import Correction as Correction
     from segcredit.protocols import AdvantageScheme as AdvantageScheme
+    from segcredit.protocols import Environment as Environment
     from segcredit.protocols import Policy as Policy
     from segcredit.protocols import PolicySource as PolicySource
     from segcredit.protocols import ProcessReward as ProcessReward
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
     from segcredit.protocols import SupportsBackbone as SupportsBackbone
     from segcredit.protocols import SupportsLogitGradients as SupportsLogitGradients
     from segcredit.protocols import SupportsResume as SupportsResume
+    from segcredit.protocols import SupportsTurns as SupportsTurns
     from segcredit.protocols import Task as Task
     from segcredit.protocols import TextSegmenter as TextSegmenter
+    from segcredit.protocols import Transition as Transition
     from segcredit.protocols import ValueEstimator as ValueEstimator
     from segcredit.protocols import Verdict as Verdict
     from segcredit.protocols import capability as capability
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from segcredit.types import SamplingParams as SamplingParams
     from segcredit.types import SegmentValues as SegmentValues
     from segcredit.types import TokenScores as TokenScores
+    from segcredit.types import turn_starts as turn_starts
 
 _HOMES = {
     "segcredit.config": ("RunConfig", "load_config"),
@@ -105,6 +109,7 @@ _HOMES = {
     "segcredit.training.rollouts.simulator": ("PolicySimulator",),
     "segcredit.protocols": (
         "AdvantageScheme",
+        "Environment",
         "Policy",
         "PolicySource",
         "ProcessReward",
@@ -119,8 +124,10 @@ _HOMES = {
         "SupportsLogitGradients",
         "SupportsBackbone",
         "SupportsResume",
+        "SupportsTurns",
         "Task",
         "TextSegmenter",
+        "Transition",
         "ValueEstimator",
         "Verdict",
         "capability",
@@ -141,6 +148,7 @@ _HOMES = {
         "SamplingParams",
         "SegmentValues",
         "TokenScores",
+        "turn_starts",
     ),
 }
 _MODULES = ("errors", "objective", "register", "registry", "rng", "testing")

@@ -42,6 +42,7 @@ from segcredit.types import (
     SamplingParams,
     SegmentValues,
     TokenScores,
+    turn_starts,
 )
 
 
@@ -92,6 +93,14 @@ class Segmenter(Protocol):
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Cuts every completion; pure, and blind to padding and to the order of the batch."""
         ...
+
+    @property
+    def spans_turns(self) -> bool:
+        """True where a segment may go on from one turn to the next; False (neutral answer).
+
+        Otherwise every turn begins a segment, whatever ``segment`` says.
+        """
+        return False
 
 
 class TextSegmenter(Segmenter):
@@ -162,7 +171,9 @@ def checked_segments(segmenter: Segmenter, name: str, rollouts: RolloutBatch) ->
         )
         require_type("segment", segmentation, Segmentation)
         segmentation.require_covers(rollouts.action_mask)
-    return segmentation
+        if rollouts.turn_ids is None or segmenter.spans_turns:
+            return segmentation
+    return segmentation.cut_before(turn_starts(rollouts.turn_ids))
 
 
 def missing_members(plugin: object, protocol: type) -> list[str]:
@@ -441,6 +452,84 @@ class _Drawn(PromptStream):
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """An environment's answer to one turn of the policy."""
+
+    state: Any
+    """The state that the next turn begins in: an immutable value."""
+    observation: str = ""
+    """Text that the policy reads before its next turn; not read where the episode is done."""
+    reward: float = 0.0
+    """Reward of the turn, finite; stands on its last token."""
+    done: bool = False
+    """True where the episode ends with this turn."""
+    anchor: str | None = None
+    """A name of the state, equal where two states are to be compared as one (GiGPO, arXiv
+    2505.10978); None where no other state is like it."""
+    correct: bool | None = None
+    """Where done: whether the episode ended well. None = the task's ``verify`` is asked about the
+    text of this turn, and its reward added."""
+    process_correct: bool | None = None
+    """Where done: whether every turn was right; None where the environment cannot tell."""
+    answer: str | None = None
+    """Where done: the final answer, for votes; None where the environment does not tell."""
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """What a policy acts in: it answers turns with observations and rewards.
+
+    ``start`` and ``step`` are pure: what they return follows from their arguments alone, and no
+    argument is changed. Randomness comes from a seed in the state. So an episode can be continued
+    from any of its prefixes, by feeding the turns before it again: Monte-Carlo values, trees and
+    the audit need that.
+
+    Malformed actions are answered by an observation rather than by an exception.
+    """
+
+    @property
+    def max_turns(self) -> int:
+        """The limit of turns; an episode that is not done then is truncated. 1 (neutral answer)."""
+        return 1
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a turn, beside end tokens; none (neutral answer)."""
+        return ()
+
+    @property
+    def turn_tokens(self) -> int | None:
+        """Limit of the tokens of a turn; None (neutral answer): the completion's limit alone."""
+        return None
+
+    @property
+    def workers(self) -> int:
+        """How many steps may be taken at once, from threads; 1 (neutral answer).
+
+        More makes sense where ``step`` waits for another process.
+        """
+        return 1
+
+    def start(self, prompt: Prompt) -> tuple[Any, str]:
+        """Returns the first state, and text to add to the prompt's own; the prompt and ''."""
+        return prompt, ""
+
+    @abstractmethod
+    def step(self, state: Any, text: str) -> Transition:
+        """Answers the text of a turn, special tokens removed, its stop string included."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SingleTurn(Environment):
+    """The environment of a completion without turns: its first step is done."""
+
+    def step(self, state: Any, text: str) -> Transition:
+        """Ends the episode; the task's verifier judges the text."""
+        return Transition(state=state, done=True)
+
+
 @runtime_checkable
 class Task(Protocol):
     """Prompts and their verifier."""
@@ -464,8 +553,15 @@ class Task(Protocol):
 
     @abstractmethod
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
-        """Judges one completion's text, special tokens removed; truncated: no end token came."""
+        """Judges one completion's text, special tokens removed; truncated: no end token came.
+
+        Of several turns, the text of the last.
+        """
         ...
+
+    def environment(self) -> Environment:
+        """Returns what completions are made in; an episode of one turn (neutral answer)."""
+        return SingleTurn()
 
     def judges(self) -> int:
         """Returns how many completions may be verified at once, from threads; 1 (neutral answer).
@@ -619,6 +715,23 @@ class SupportsResume(Protocol):
         ``instead_N`` stands in the place of the token just before each position; after an end
         token there is nothing new, nor after a string of ``params.stop``, which may begin before
         the position. Returns the new tokens alone, a row for each of N states.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsTurns(Protocol):
+    """The capability to read an environment's observations; needed by tasks of several turns."""
+
+    @abstractmethod
+    def encode_observations(
+        self, prompts: Sequence[Prompt], observations: Sequence[str], last_ids: Sequence[int]
+    ) -> list[list[int]]:
+        """Returns the tokens between two turns: the observation, and what the policy puts round it.
+
+        ``last_ids``: the last token of the turn before each, which may be an end token. Where a
+        prompt is a chat, the tokens end the assistant's message, are the observation's message, and
+        begin the next of the assistant.
         """
         ...
 

@@ -249,6 +249,15 @@ class Segmentation(Showable):
             )
         return _pick(x, self.segment_ids.clamp(min=0)).masked_fill(self.segment_ids < 0, 0)
 
+    def cut_before(self, starts: Shaped[Tensor, "B T"]) -> Segmentation:
+        """Cuts before the marked tokens as well, as an environment's turns do.
+
+        Args:
+            starts: (B,T) any dtype, non-zero where a segment is to begin. A mark in a hole takes
+                effect at the next action token.
+        """
+        return Segmentation.from_starts(self.starts | starts.bool(), self.action_mask)
+
     def select(self, rows: Shaped[Tensor, "N"] | Sequence[int]) -> Segmentation:
         """Returns the given rows, in the order given; both axes keep their widths."""
         index = _as_index(rows, self.segment_ids)

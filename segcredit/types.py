@@ -77,11 +77,12 @@ class RolloutBatch(RowTable, Showable):
     token_spans: Int[Tensor, "B T 2"]
     """First character of each token in its row's text, and the one after its last."""
     rewards: Float[Tensor, "B"]
-    """The verifier's reward of each completion."""
+    """The reward of each completion: the verifier's, and the sum of an environment's."""
     token_rewards: Float[Tensor, "B T"]
-    """The verifier's reward on the last action token, and any penalty on action tokens."""
+    """The verifier's reward on the last action token, an environment's reward of a turn on the
+    turn's last one, and any penalty on action tokens."""
     truncated: Bool[Tensor, "B"]
-    """True where neither an end token nor a stop string came before the length limit."""
+    """True where the limit of tokens, or of turns, came before the end."""
     reference_logprobs: Float[Tensor, "B T"] | None = None
     """Nats, under the frozen starting policy, where a KL term or an estimator reads them."""
     reference_entropies: Float[Tensor, "B T"] | None = None
@@ -96,6 +97,14 @@ class RolloutBatch(RowTable, Showable):
     policy's own. The two differ where an inference engine rounds in other ways, or is stale."""
     token_values: Float[Tensor, "B T"] | None = None
     """Values of the state before each token, in reward units, where something measured them."""
+    turn_ids: Int[Tensor, "B T"] | None = None
+    """The turn of each sampled token, counted from 0 in its row; -1 on tokens of the environment
+    and padding. None where nothing tells turns apart. Two turns with no token between them are
+    two."""
+    anchor_ids: Int[Tensor, "B T"] | None = None
+    """A number of the environment's state before each sampled token's turn, equal where the
+    environment named two states alike (``Transition.anchor``) and always on first turns; -1 where
+    it named none, on tokens of the environment and padding."""
     extras: tuple[Mapping[str, Tensor], ...] = ()
     """One mapping of tensors a row (images); empty where no prompt has any."""
     node_ids: Int[Tensor, "B T"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
@@ -109,6 +118,7 @@ class RolloutBatch(RowTable, Showable):
         )
         _require_shapes(self, (rows, width), "reference_logprobs", "reference_entropies")
         _require_shapes(self, (rows, width), "sampler_logprobs", "token_values", "node_ids")
+        _require_shapes(self, (rows, width), "turn_ids", "anchor_ids")
         _require_shapes(self, (rows, width, 2), "token_spans")
         _require_shapes(self, (rows,), "group", "rewards", "truncated", "others_reward")
         _require_shapes(self, (rows, self.prompt_ids.shape[1]), "prompt_ids", "prompt_mask")
@@ -215,6 +225,8 @@ class SamplingParams:
     """True takes the likeliest token each time, and draws nothing."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion: with the token that completes the first one in its text."""
+    turn_tokens: int | None = None
+    """Limit of the tokens of one turn, of a completion with several; None = no limit of its own."""
     temperature: float = 1.0
     """Divides the logits; greater than 0."""
     stop_ids: tuple[int, ...] = ()
@@ -227,6 +239,12 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", stop_strings(self.stop))
+
+
+def turn_starts(turn_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Marks the first sampled token of every turn, see ``RolloutBatch.turn_ids``: (B,T)."""
+    before_BT = torch.cat([torch.full_like(turn_ids[:, :1], -1), turn_ids[:, :-1]], 1)
+    return (turn_ids >= 0) & (turn_ids != before_BT)
 
 
 def stop_strings(value: object) -> tuple[str, ...]:

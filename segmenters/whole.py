@@ -27,6 +27,11 @@ class Whole(Segmenter):
         """Nothing: there is no boundary."""
         return frozenset()
 
+    @property
+    def spans_turns(self) -> bool:
+        """True: a completion is one segment, however many turns it has."""
+        return True
+
     def segment(self, rollouts: RolloutBatch) -> Segmentation:
         """Puts all action tokens of a row into segment 0."""
         mask_BT = rollouts.action_mask

@@ -19,6 +19,9 @@ from segcredit.types import RolloutBatch, SegmentValues
 
 Rows = TypeVar("Rows", RolloutBatch, SegmentValues)
 
+_NONE = ("turn_ids", "anchor_ids")
+"""Fields whose entry for no token is -1 rather than 0."""
+
 
 def all_rows(processes: Processes, rows: Rows) -> Rows:
     """Gathers the rows of all processes, process 0's first; with one process the same object.
@@ -44,7 +47,10 @@ def join_rows(shares: Sequence[Rows]) -> Rows:
     fields = {name: [getattr(share, name) for share in apart] for name in names}
     return dataclasses.replace(
         apart[0],
-        **{name: _cat(values, name.startswith("prompt_")) for name, values in fields.items()},
+        **{
+            name: _cat(values, name.startswith("prompt_"), fill=-1 if name in _NONE else 0)
+            for name, values in fields.items()
+        },
     )
 
 
@@ -77,8 +83,8 @@ def _begins(numbers: Sequence[Tensor]) -> list[int]:
     return list(accumulate(sizes, initial=0))[:-1]
 
 
-def _cat(values: Sequence[Any], left: bool) -> Any:
-    """Joins tensors, padded with 0 to one width, or tuples, one after the other; None stays."""
+def _cat(values: Sequence[Any], left: bool, fill: int) -> Any:
+    """Joins tensors, padded to one width, or tuples, one after the other; None stays."""
     first = values[0]
     if isinstance(first, tuple):
         return tuple(chain.from_iterable(values))
@@ -87,9 +93,9 @@ def _cat(values: Sequence[Any], left: bool) -> Any:
     if first.ndim == 1:
         return torch.cat(list(values))
     width = max(x.shape[1] for x in values)
-    return torch.cat([_wide(x, width, left) for x in values])
+    return torch.cat([_wide(x, width, left, fill) for x in values])
 
 
-def _wide(x: Tensor, width: int, left: bool) -> Tensor:
+def _wide(x: Tensor, width: int, left: bool, fill: int) -> Tensor:
     gap = width - x.shape[1]
-    return pad(x, (0, 0) * (x.ndim - 2) + ((gap, 0) if left else (0, gap)))
+    return pad(x, (0, 0) * (x.ndim - 2) + ((gap, 0) if left else (0, gap)), value=fill)

@@ -468,17 +468,17 @@ class Transition:
     """A name of the state, equal where two states are to be compared as one (GiGPO, arXiv
     2505.10978); None where no other state is like it."""
     correct: bool | None = None
-    """Where done: whether the episode ended well. None = the task's ``verify`` is asked about the
-    text of this turn, and its reward added."""
+    """True where the episode is done and ended well. None = the task's ``verify`` is asked about
+    the text of this turn, and its reward added."""
     process_correct: bool | None = None
-    """Where done: whether every turn was right; None where the environment cannot tell."""
+    """True where it is done and every turn was right; None where the environment cannot tell."""
     answer: str | None = None
-    """Where done: the final answer, for votes; None where the environment does not tell."""
+    """The final answer of an episode that is done, for votes; None where it does not tell."""
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """What a policy acts in: it answers turns with observations and rewards.
+    """The world that a policy acts in: it answers turns with observations and rewards.
 
     ``start`` and ``step`` are pure: what they return follows from their arguments alone, and no
     argument is changed. Randomness comes from a seed in the state. So an episode can be continued
@@ -505,7 +505,7 @@ class Environment(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many steps may be taken at once, from threads; 1 (neutral answer).
+        """The number of steps that may be taken at once, from threads; 1 (neutral answer).
 
         More makes sense where ``step`` waits for another process.
         """

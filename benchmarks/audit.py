@@ -42,7 +42,8 @@ from segcredit import load_config
 from segcredit.credit_audit.truth.measure import measure
 from segcredit.protocols import Prompt
 from segcredit.training.build import Run, build
-from segcredit.training.rollouts.completions import as_rollouts, complete, verify
+from segcredit.episodes import complete, verify
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch, SamplingParams
 
 LIMIT = 41

@@ -19,7 +19,7 @@ from segcredit.credit_audit import audit, load_audit_config
 from segcredit.errors import PluginError, PolicyError, StudyError, TrainingError
 from segcredit.protocols import Prompt
 from segcredit.training.out_of_memory import memory_advice
-from segcredit.training.rollouts.completions import complete
+from segcredit.episodes import complete
 from segcredit.types import SamplingParams
 from small import SMALL
 

@@ -30,7 +30,8 @@ from segcredit.policy.samplers.vllm import VLLM
 from segcredit.records.run_directory import read_status
 from segcredit.testing import sampler_checks, sampler_rules
 from segcredit.training.build import Run, build
-from segcredit.training.rollouts.completions import Completions, complete, score, unscored_rollouts
+from segcredit.episodes import Completions, complete
+from segcredit.training.rollouts.completions import score, unscored_rollouts
 from segcredit.types import SamplingParams
 from small import SMALL
 

@@ -17,7 +17,7 @@ import torch
 from segcredit.protocols import Policy, Prompt, Task
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.pass_at_k import maj_at_k, pass_at_k, powers_of_two
-from segcredit.training.rollouts.completions import complete
+from segcredit.episodes import complete
 from segcredit.types import SamplingParams
 
 

@@ -21,7 +21,8 @@ from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.testing.toy import ToyPolicy, ToySimulator, toy_reward
-from segcredit.training.rollouts.completions import as_rollouts, complete, resume
+from segcredit.episodes import complete, resume
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 
 COPIES = 400

@@ -23,7 +23,8 @@ from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.records.run_lock import run_lock
 from segcredit.rng import stream
 from segcredit.training.build import build
-from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.episodes import complete
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 
 

@@ -12,7 +12,7 @@ from segcredit.protocols import SegmenterReading, checked_segments
 from segcredit.rng import stream
 from segcredit.testing import make_rollouts
 from segcredit.training.credit_assignment import collect
-from segcredit.training.rollouts.completions import complete
+from segcredit.episodes import complete
 from small import SMALL
 
 EVERYTHING: frozenset[SegmenterReading] = frozenset(

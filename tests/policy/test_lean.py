@@ -30,7 +30,8 @@ from segcredit.policy.samplers.llama_decoding import LlamaSteps, is_small_llama
 from segcredit.policy.vlm import vision_policy
 from segcredit.protocols import Prompt
 from segcredit.training.build import build
-from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.episodes import complete
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 from small import SMALL
 from vision_models import BEGIN, CLASSES, PAD, UNKNOWN, image

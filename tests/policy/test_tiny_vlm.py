@@ -25,7 +25,8 @@ from segcredit.study.report import write_report
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.tasks.picture import Picture
 from segcredit.training.build import build
-from segcredit.training.rollouts.completions import as_rollouts, complete, with_extras
+from segcredit.episodes import complete
+from segcredit.training.rollouts.completions import as_rollouts, with_extras
 from segcredit.types import SamplingParams
 from small import SMALL
 

@@ -20,7 +20,7 @@ from segcredit.tasks.verifiers.answer_extraction import FinalAnswer, after_cue, 
 from segcredit.tasks.verifiers.choice_answers import chosen
 from segcredit.tasks.verifiers.judge_process import JUDGES
 from segcredit.tasks.verifiers.math_text import expression, located, plain
-from segcredit.training.rollouts.completions import verify
+from segcredit.episodes import verify
 
 pytest.importorskip("math_verify")
 CORPUS = [

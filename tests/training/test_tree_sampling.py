@@ -19,7 +19,7 @@ from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.testing import ToyPolicy
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
-from segcredit.training.rollouts.completions import Completions, complete
+from segcredit.episodes import Completions, complete
 from segcredit.training.rollouts.tree_sampling import grow
 from segcredit.types import SamplingParams
 from small import SMALL

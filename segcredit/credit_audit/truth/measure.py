@@ -34,7 +34,7 @@ from torch import Tensor
 
 from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt, SupportsAlternatives, Task, capability
-from segcredit.training.rollouts.completions import resume
+from segcredit.episodes import resume
 from segcredit.types import RolloutBatch, SamplingParams
 
 CERTAIN = 1e-6

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.image_processors import without_videos
-from segcredit.policy.tiny.sft_loss import Demonstrations, imitation_losses
+from segcredit.policy.tiny.sft_loss import imitation_losses
 from segcredit.policy.tiny.warm_start import (
     BEGIN,
     END,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from segcredit.errors import PolicyError
 from segcredit.protocols import Policy, Prompt, Verdict
-from segcredit.training.rollouts.completions import Completions, as_rollouts
+from segcredit.episodes import Completions
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch
 
 

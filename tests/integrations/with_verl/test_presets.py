@@ -41,12 +41,8 @@ from segcredit.integrations.verl_batch import whole_batch, written_fields
 from segcredit.integrations.verl_trainer import minibatches
 from segcredit.objective.returns import overlong
 from segcredit.rng import stream
-from segcredit.training.rollouts.completions import (
-    Completions,
-    complete,
-    score,
-    unscored_rollouts,
-)
+from segcredit.episodes import Completions, complete
+from segcredit.training.rollouts.completions import score, unscored_rollouts
 from small import SMALL
 
 RANKS, MINIBATCH, TOLERANCE = 2, 8, 1e-6

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 
 from segcredit import load_config
 from segcredit.credit_audit.truth.measure import measure
+from segcredit.episodes import complete, verify
 from segcredit.protocols import Prompt
 from segcredit.training.build import Run, build
-from segcredit.episodes import complete, verify
 from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch, SamplingParams
 

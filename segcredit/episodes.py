@@ -187,9 +187,7 @@ def resume(
     """
     environment = task.environment()
     params = _in_turns(params, environment)
-    positions_N, numbers = _standing(
-        rollouts, rows_N, positions_N, replaced=instead_N is not None
-    )
+    positions_N, numbers = _standing(rollouts, rows_N, positions_N, replaced=instead_N is not None)
     made = capability(policy, SupportsResume, "resuming from a prefix").resume(
         rollouts,
         rows_N,
@@ -229,9 +227,7 @@ def resume(
         micro_tokens,
     )
     fresh = _tokens(made.ids, made.mask, new_NF, made.logprobs, turns)
-    whole = episodes.play(
-        known.followed_by(fresh), made.truncated, turns, unused + new_NF.numel()
-    )
+    whole = episodes.play(known.followed_by(fresh), made.truncated, turns, unused + new_NF.numel())
     return whole, int(whole.mask.sum()) - int(known.sampled.sum())
 
 
@@ -661,7 +657,9 @@ class _Episodes:
 
 def _begun(environment: Environment, prompts: Sequence[Prompt]) -> list[tuple[Any, str]]:
     """Returns the first state and the opening of each prompt; of one that comes twice once."""
-    found = {key: opened(environment, prompt) for key, prompt in {id(p): p for p in prompts}.items()}
+    found = {
+        key: opened(environment, prompt) for key, prompt in {id(p): p for p in prompts}.items()
+    }
     return [found[id(prompt)] for prompt in prompts]
 
 

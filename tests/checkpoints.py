@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from segcredit.episodes import complete
 from segcredit.policy.checkpoints.pretrained import Pretrained
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.tasks.arithmetic import Arithmetic
-from segcredit.episodes import complete
 from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch, SamplingParams
 

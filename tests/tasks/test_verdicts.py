@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from segcredit.episodes import verify
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt
 from segcredit.tasks.dataset import Dataset
@@ -20,7 +21,6 @@ from segcredit.tasks.verifiers.answer_extraction import FinalAnswer, after_cue, 
 from segcredit.tasks.verifiers.choice_answers import chosen
 from segcredit.tasks.verifiers.judge_process import JUDGES
 from segcredit.tasks.verifiers.math_text import expression, located, plain
-from segcredit.episodes import verify
 
 pytest.importorskip("math_verify")
 CORPUS = [

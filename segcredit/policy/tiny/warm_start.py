@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 from segcredit import registry
 from segcredit.atomic_files import write_atomically
 from segcredit.cache_folder import cache_folder, locked
-from segcredit.errors import PolicyError
 from segcredit.episodes import Demonstration, complete, demonstrated
+from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.samplers.generate import Generate
 from segcredit.protocols import PolicySource, Sampler, Task, Verdict
@@ -89,7 +89,8 @@ def require_alphabet(texts: Iterable[str], alphabet: Sequence[str]) -> None:
         raise PolicyError(
             f"the task's demonstrations have the characters {sorted(missing)}, which are not in"
             f" its alphabet {''.join(alphabet)!r}; expected every character of prompts,"
-            " completions and observations there, since each is a token. Add them to the task's alphabet()."
+            " completions and observations there, since each is a token. Add them to the task's"
+            " alphabet()."
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from segcredit.episodes import Completions, complete, join
 from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.objective import returns
 from segcredit.objective.group_statistics import group_std
@@ -14,8 +15,12 @@ from segcredit.objective.policy_loss import kl_divergence
 from segcredit.protocols import Prompt, PromptStream, checked_prompts
 from segcredit.rng import stream
 from segcredit.training.build import Run
-from segcredit.episodes import Completions, complete, join
-from segcredit.training.rollouts.completions import micro_batches, score, unscored_rollouts, with_scores
+from segcredit.training.rollouts.completions import (
+    micro_batches,
+    score,
+    unscored_rollouts,
+    with_scores,
+)
 from segcredit.training.rollouts.tree_sampling import grow
 from segcredit.types import RolloutBatch, TokenScores, require_shape
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from segcredit.protocols import Policy, Prompt, Segmenter, Task, checked_segments
 from segcredit.episodes import Completions, complete, join, resume
+from segcredit.protocols import Policy, Prompt, Segmenter, Task, checked_segments
 from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 

@@ -197,7 +197,7 @@ def resume(
         generator=generator,
         instead_N=instead_N,
     )
-    rows = rows_N.tolist()
+    rows = _integers(rows_N)
     turns, rewards_BT = _replayed(policy, environment, prompts, rollouts, rows, numbers)
     known = _known(rollouts, rows_N, positions_N, rewards_BT)
     # Numbers that no token has yet: what is drawn here is shared with nobody.
@@ -394,9 +394,12 @@ class _Tokens:
         order = torch.argsort(~exists, dim=1, stable=True)[:, : max(longest, 1)]
         joined: dict[str, Tensor | None] = {}
         for name in (field.name for field in dataclasses.fields(self)):
-            old, new = getattr(self, name), getattr(more, name)
-            told = old is not None and new is not None
-            joined[name] = torch.cat([old, new], 1).gather(1, order) if told else None
+            old: Tensor | None = getattr(self, name)
+            new: Tensor | None = getattr(more, name)
+            if old is None or new is None:
+                joined[name] = None
+            else:
+                joined[name] = torch.cat([old, new], 1).gather(1, order)
         return _Tokens(**joined)  # pyright: ignore[reportArgumentType]
 
 
@@ -453,7 +456,7 @@ def _known(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turn:
-    """Where an episode stands: the state that its present turn begins in, and what came before."""
+    """State that an episode's present turn begins in, and what came before it."""
 
     state: Any
     number: int = 0
@@ -518,7 +521,7 @@ class _Episodes:
         limit, several = self.params.max_new_tokens, self.environment.max_turns > 1
         turns, rows = list(turns), torch.arange(len(turns), device=tokens.ids.device)
         while True:
-            own_M1 = rows.new_tensor([turns[row].number for row in rows.tolist()])[:, None]
+            own_M1 = rows.new_tensor([turns[row].number for row in _integers(rows)])[:, None]
             texts, spans = self.policy.decode(tokens.ids[rows], tokens.turn_ids[rows] == own_M1)
             lengths_M = tokens.exists[rows].sum(1)
             # A turn that ran into the limit of the whole completion is not the environment's to
@@ -526,11 +529,11 @@ class _Episodes:
             over_M = cut_B[rows]
             if self.params.turn_tokens is not None:
                 over_M = over_M & (lengths_M >= limit)
-            said = dict(zip(rows.tolist(), texts, strict=True))
-            for row in rows[over_M].tolist():
+            said = dict(zip(_integers(rows), texts, strict=True))
+            for row in _integers(rows[over_M]):
                 turns[row] = replace(turns[row], text=said[row], answer=None)
             rows, lengths_M = rows[~over_M], lengths_M[~over_M]
-            here = rows.tolist()
+            here = _integers(rows)
             answers = _answers(
                 self.environment, [turns[row] for row in here], [said[row] for row in here]
             )
@@ -557,14 +560,7 @@ class _Episodes:
             truncated=torch.tensor([not turn.done for turn in turns]).to(cut_B),
             texts=texts,
             token_spans=spans,
-            verdicts=tuple(
-                _map(
-                    self.task.judges(),
-                    lambda turn, prompt: turn.verdict(self.task, prompt),
-                    turns,
-                    self.prompts,
-                )
-            ),
+            verdicts=tuple(_map(self.task.judges(), self._verdict, turns, self.prompts)),
             node_ids=tokens.node_ids,
             extras=self.extras,
             sampler_logprobs=tokens.logprobs,
@@ -572,6 +568,9 @@ class _Episodes:
             anchor_ids=tokens.anchor_ids if several else None,
             turn_rewards=tokens.rewards if several else None,
         )
+
+    def _verdict(self, turn: _Turn, prompt: Prompt) -> Verdict:
+        return turn.verdict(self.task, prompt)
 
     def _observed(
         self, tokens: _Tokens, turns: Sequence[_Turn], rows: Tensor, unused: int
@@ -581,7 +580,7 @@ class _Episodes:
         An observation after which there is no room for a token ends the episode unread.
         """
         most = self.environment.max_turns
-        left = [r for r in rows.tolist() if not turns[r].done and turns[r].number < most]
+        left = [r for r in _integers(rows) if not turns[r].done and turns[r].number < most]
         if not left:
             return tokens, rows[:0]
         lengths_B = tokens.exists.sum(1)
@@ -590,9 +589,9 @@ class _Episodes:
         between = reads.encode_observations(
             [self.prompts[row] for row in left],
             [answer.observation for answer in answers if answer is not None],
-            tokens.ids[left, lengths_B[left] - 1].tolist(),
+            _integers(tokens.ids[left, lengths_B[left] - 1]),
         )
-        room = (self.params.max_new_tokens - lengths_B).tolist()
+        room = _integers(self.params.max_new_tokens - lengths_B)
         ids: list[list[int]] = [[] for _ in turns]
         for row, found in zip(left, between, strict=True):
             ids[row] = found if len(found) < room[row] else []
@@ -625,7 +624,7 @@ class _Episodes:
         unused: int,
     ) -> tuple[_Tokens, Tensor]:
         """Draws the next turn of some episodes; returns all tokens, and which turns were cut."""
-        chosen = rows.tolist()
+        chosen = _integers(rows)
         ids, mask = tokens.ids[rows], torch.zeros_like(tokens.sampled[rows])
         # Nothing here is an action of the turn to come, whose stop strings begin with it.
         given = blank_rollouts(
@@ -737,7 +736,7 @@ def _standing(
         next_BE = pad(own_BT.flip(1).cummin(1).values.flip(1), (0, 1), value=width)
         positions_N = torch.minimum(next_BE[rows_N, positions_N], lasts_B[rows_N] + 1)
     places_N = torch.minimum(positions_N - int(replaced), lasts_B[rows_N]).clamp(min=0)
-    return positions_N, turn_BT[rows_N, places_N].clamp(min=0).tolist()
+    return positions_N, _integers(turn_BT[rows_N, places_N].clamp(min=0))
 
 
 def _replayed(
@@ -774,3 +773,7 @@ def _replayed(
         for row, turn, text, answer in zip(here, before, texts, answers, strict=True):
             at[row, number + 1] = turn.taken(text, answer)
     return [at[place] for place in zip(rows, numbers, strict=True)], rewards_BT
+
+
+def _integers(x: Tensor) -> list[int]:
+    return x.cpu().numpy().tolist()

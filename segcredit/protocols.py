@@ -708,9 +708,15 @@ class Policy(Protocol):
     hidden_size: int
     temperature: float
     """Divides the logits in sampling and scoring alike."""
-    samples_in_process: bool = True
-    """True where ``generate`` and ``resume`` run the network itself, rather than an engine's copy
-    of it. Only then are sharded parameters gathered for them."""
+
+    @property
+    def samples_in_process(self) -> bool:
+        """True where ``generate`` and ``resume`` run the network itself (neutral answer).
+
+        False where an engine's copy of it draws. Only for the former are sharded parameters
+        gathered.
+        """
+        return True
 
     @abstractmethod
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:

@@ -182,7 +182,7 @@ def test_a_text_that_ran_out_of_time_is_remembered_and_holds_up_nobody() -> None
     prompts = [Prompt(str(n), "?", "2") for n in range(count)]
     for allowed in (20.0, 1.0):
         began = time.monotonic()
-        verdicts = verify(task, prompts, texts, torch.zeros(count, dtype=torch.bool))
+        verdicts = verify(task, prompts, texts, [False] * count)
         assert [one.timed_out for one in verdicts] == [True] + [False] * (count - 1)
         assert [one.correct for one in verdicts] == [False] + [True] * (count - 1)
         assert time.monotonic() - began < allowed

@@ -130,6 +130,8 @@ class RolloutsConfig(_Section):
     """Tokens of the longest completion."""
     stop: Annotated[tuple[str, ...], BeforeValidator(stop_strings)] = Field((), max_length=64)
     """Strings that end a completion: with the token that completes the first one in its text."""
+    observation_limit: int = Field(2000, ge=0, le=10**6)
+    """Characters of an environment's longest observation, which is cut there; 0 = no limit."""
     layout: Literal["independent", "tree"]
     """Independent completions of a prompt, or a tree whose rows share prefixes."""
     branches: tuple[Count, ...] = Field(max_length=64)
@@ -163,6 +165,8 @@ class RolloutsConfig(_Section):
             found.pop("stop", None)
         if not self.ahead:
             found.pop("ahead", None)
+        if self.observation_limit == type(self).model_fields["observation_limit"].default:
+            found.pop("observation_limit", None)
         return found
 
     @model_validator(mode="after")
@@ -398,6 +402,9 @@ class RunConfig(_Section):
     one policy and one critic, as those of a pretrained model do; None = ``seed``."""
     task: Plugin
     """Prompts and their verifier."""
+    environment: OptionalPlugin = None
+    """The world that the task's prompts are worked on in over several turns, such as a tool;
+    None = the task's own, which mostly has one turn."""
     policy: Plugin
     """The model that is trained."""
     sampler: Plugin
@@ -428,6 +435,8 @@ class RunConfig(_Section):
         found = write(self)
         if found.get("start_seed") is None:
             found.pop("start_seed", None)  # runs stored before there was the key keep their name
+        if self.environment is None:
+            found.pop("environment", None)
         return found
 
     @property

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from segcredit.environments import turns_of
 from segcredit.protocols import (
     Environment,
     Policy,
@@ -277,7 +278,7 @@ def demonstrated(task: Task, prompt: Prompt, text: str) -> Demonstration:
     environment = task.environment()
     ((state, opening),) = _begun(environment, [prompt])
     turn, turns = _Turn(state=state), list[tuple[str, bool, str]]()
-    said, stop = _split(text, environment.stop), tuple(environment.stop)
+    said, stop = turns_of(text, environment.stop), tuple(environment.stop)
     while said and not turn.done and turn.number < environment.max_turns:
         own, *said = said
         turn = turn.taken(own, asked(environment, turn.state, own))
@@ -705,17 +706,6 @@ def _anchor_id(anchor: str | None) -> int:
     if anchor is None:
         return -1
     return int.from_bytes(blake2b(anchor.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def _split(text: str, stop: Sequence[str]) -> list[str]:
-    """Cuts a text behind every stop string."""
-    turns: list[str] = []
-    while text:
-        ends = [text.find(string) + len(string) for string in stop if string in text]
-        end = min(ends, default=len(text))
-        turns.append(text[:end])
-        text = text[end:]
-    return turns or [""]
 
 
 def _standing(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from segcredit.objective import Aggregation, Bound, Correction, Ratio
     from segcredit.protocols import (
         AdvantageScheme,
+        Environment,
         PolicySource,
         ProcessReward,
         Sampler,
@@ -505,6 +506,9 @@ advantages: Registry[AdvantageScheme] = Registry(
     "advantage scheme", "segcredit.advantages", "AdvantageScheme"
 )
 tasks: Registry[Task] = Registry("task", "segcredit.tasks", "Task")
+environments: Registry[Environment] = Registry(
+    "environment", "segcredit.environments", "Environment"
+)
 policies: Registry[PolicySource] = Registry("policy", "segcredit.policies", "PolicySource")
 samplers: Registry[Sampler] = Registry("sampler", "segcredit.samplers", "Sampler")
 process_rewards: Registry[ProcessReward] = Registry(
@@ -523,6 +527,7 @@ ALL: dict[str, Registry[Any]] = {
     "estimators": estimators,
     "advantages": advantages,
     "tasks": tasks,
+    "environments": environments,
     "policies": policies,
     "samplers": samplers,
     "process_rewards": process_rewards,
@@ -533,6 +538,7 @@ ALL: dict[str, Registry[Any]] = {
 }
 PATHS: dict[str, Registry[Any]] = {
     "task": tasks,
+    "environment": environments,
     "policy": policies,
     "sampler": samplers,
     "segmenter": segmenters,

@@ -476,12 +476,12 @@ class Transition:
     process_correct: bool | None = None
     """True where it is done and every turn was right; None where the environment cannot tell."""
     answer: str | None = None
-    """The final answer where it is done, for votes; None where the environment does not tell."""
+    """The final answer of an episode that is done, for votes; None where it does not tell."""
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """A world that a policy acts in: it answers turns with observations and rewards.
+    """The world that a policy acts in: it answers turns with observations and rewards.
 
     ``start`` and ``step`` are pure: what they return follows from their arguments alone, and no
     argument is changed. Randomness comes from a seed in the state. So an episode can be continued
@@ -508,7 +508,7 @@ class Environment(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of steps that may be taken at once, from threads; 1 (neutral answer).
+        """The number of steps that may be taken at once, from threads; 1 (neutral answer).
 
         More makes sense where ``step`` waits for another process.
         """
@@ -708,9 +708,15 @@ class Policy(Protocol):
     hidden_size: int
     temperature: float
     """Divides the logits in sampling and scoring alike."""
-    samples_in_process: bool = True
-    """True where ``generate`` and ``resume`` run the network itself, rather than an engine's copy
-    of it. Only then are sharded parameters gathered for them."""
+
+    @property
+    def samples_in_process(self) -> bool:
+        """True where ``generate`` and ``resume`` run the network itself (neutral answer).
+
+        False where an engine's copy of it draws. Only for the former are sharded parameters
+        gathered.
+        """
+        return True
 
     @abstractmethod
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:

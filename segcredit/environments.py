@@ -1,4 +1,4 @@
-"""What stands round an environment: a task put into it, observations cut, episodes played."""
+"""Tools round an environment: a task put into it, observations cut, episodes played."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class InEnvironment(Task):
 
     inner: Task
     within: Environment
-    """What the inner task's prompts are worked on in."""
+    """The environment that the inner task's prompts are worked on in."""
 
     def environment(self) -> Environment:
         """Returns the environment."""

@@ -127,7 +127,7 @@ class Calculator(DrawnProblems):
 
 @dataclass(frozen=True, slots=True)
 class _Called:
-    """What has been called for so far."""
+    """The calls so far."""
 
     due: tuple[tuple[str, int], ...]
     """Each call of the chain and its result."""

@@ -128,7 +128,7 @@ class GridWorld(DrawnProblems):
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """Where the episode stands."""
+    """The place where the episode stands, and what is left to do."""
 
     at: _Place
     key: _Place
@@ -199,8 +199,12 @@ def _shown(state: _State) -> str:
 def _nearer(state: _State, *, to_door: bool) -> list[str]:
     """Returns the moves that lead nearer to door or key, round a door that is on the way."""
     goal, at = state.door if to_door else state.key, state.at
-    free = [move for move in _MOVES if to_door or _moved(at, move) != state.door]
-    return [x for x in free if _distance(_moved(at, x), goal) < _distance(at, goal)] or free
+    to = {move: _moved(at, move) for move in _MOVES}
+    # A place from which the door stands in the way is as bad as the door itself.
+    bad = {x for x in to if to[x] == state.door or _between(to[x], state.door, state.key)}
+    free = [x for x in to if to_door or x not in bad]
+    near = [x for x in free if _distance(to[x], goal) < _distance(at, goal)]
+    return near or free or [*to]
 
 
 def _between(one: _Place, middle: _Place, other: _Place) -> bool:

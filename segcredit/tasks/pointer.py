@@ -114,7 +114,7 @@ class Pointer(DrawnProblems):
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What has been asked for so far."""
+    """The queries so far."""
 
     cycle: str
     """The letters in the order of their pointers, the start first."""

@@ -41,9 +41,9 @@ class PythonTool(Environment):
     call: Literal["tags", "fence"] = "tags"
     """The form of a call: ``<python>...</python>``, or a block fenced by "```python" and "```",
     which is answered by one fenced by "```output"."""
-    max_turns: int = 4
+    max_turns: int = 4  # pyright: ignore[reportIncompatibleMethodOverride]  # frozen, like a property
     """Turns of an episode, at least 2: that of the answer included."""
-    turn_tokens: int | None = None
+    turn_tokens: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     """Tokens of the longest turn; None = the completion's limit alone."""
     timeout: float = 3.0
     """Seconds that a call may compute; by the clock, four times as many."""
@@ -68,7 +68,7 @@ class PythonTool(Environment):
 
     @property
     def workers(self) -> int:
-        """As many as there are cores."""
+        """The number of cores."""
         return JUDGES
 
     def step(self, state: object, text: str) -> Transition:

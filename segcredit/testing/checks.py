@@ -237,8 +237,8 @@ def _checks_of(plugin: object) -> list[Check]:
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
         " estimator, an advantage scheme, a process reward, a task, an environment, a sampler, a"
-        " policy, an importance ratio, a bound, a correction or an aggregation. Give instances rather than"
-        " classes, and name the protocol as base."
+        " policy, an importance ratio, a bound, a correction or an aggregation. Give instances"
+        " rather than classes, and name the protocol as base."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from segcredit.errors import PluginError, TaskError
+from segcredit.errors import PluginError, TaskError, require_type
 from segcredit.protocols import Prompt, Transition, asked, opened
 from segcredit.testing.checked_plugin import CheckedPlugin
 from segcredit.types import stop_strings
@@ -104,10 +105,8 @@ def _limits_are_valid(checked: CheckedEnvironment) -> None:
             "workers": plugin.workers,
             "turn_tokens": 1 if plugin.turn_tokens is None else plugin.turn_tokens,
         }
-        stop: object = plugin.stop
-        if not isinstance(stop, tuple):
-            stop_strings(0)
-        stop_strings(stop)
+        stop_strings(plugin.stop)
+        require_type("stop", plugin.stop, tuple)
     for name, found in limits.items():
         if type(found) is not int or found < 1:
             checked.broke(
@@ -165,9 +164,9 @@ def _episodes_can_be_played_at_once(checked: CheckedEnvironment) -> None:
     if checked.plugin.workers == 1:
         return
     cases = _cases(checked) * 2
-    wanted = [checked.played(*case) for case in cases]
+    wanted = list(itertools.starmap(checked.played, cases))
     with ThreadPoolExecutor(min(checked.plugin.workers, 8)) as threads:
-        found = list(threads.map(lambda case: checked.played(*case), cases))
+        found = list(threads.map(checked.played, *zip(*cases, strict=True)))
     for (prompt, _), one, other in zip(cases, wanted, found, strict=True):
         _require_alike(checked, "an episode among others in threads", one, other, prompt.key)
 

@@ -328,7 +328,7 @@ def _environment(
     with checked.using("environment()"):
         found = checked.plugin.environment()
         require_type("environment", found, Environment)
-    return CheckedEnvironment(f"{checked.name}'s environment", found, tuple(prompts), tuple(turns))
+    return CheckedEnvironment(f"{checked.name}: environment", found, tuple(prompts), tuple(turns))
 
 
 def _episode(checked: CheckedPlugin, prompt: Prompt, text: str) -> tuple[list[str], Episode]:

@@ -63,6 +63,8 @@ class Method:
     """Aggregation of the policy's loss over tokens."""
     value_aggregation: Aggregation
     """Aggregation of the value estimator's loss over segments."""
+    credit_scheme: AdvantageScheme | None
+    """The scheme over the sum of several credits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +87,19 @@ class Run:
     method: Method
     state: Trained[nn.Module]
     """The value estimator's state."""
+    further: tuple[FurtherCredit, ...] = ()
+    """Credits that are added to the method's own."""
+
+    @property
+    def credits(self) -> tuple[Run, ...]:
+        """The run of each credit: this one, then one with each further credit as its method."""
+        return (self, *(each.run for each in self.further))
+
+    @property
+    def trained_parts(self) -> dict[str, Trained[Any]]:
+        """What a checkpoint keeps the train state of, by its names there."""
+        states = {f"estimator_{n}": own.state for n, own in enumerate(self.credits)}
+        return {"policy": self.policy, "estimator": states.pop("estimator_0"), **states}
 
     @property
     def actor(self) -> Policy:
@@ -108,6 +123,16 @@ class Run:
         gathers = self.actor.samples_in_process
         with self.processes.error_barrier(), whole(*[self.policy.network] * gathers):
             self.actor.sync()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FurtherCredit:
+    """A credit of ``[[credit]]``, which is added to the method's own."""
+
+    weight: float
+    """Factor of the advantages."""
+    run: Run
+    """The same run with this credit as its method, and with its estimator's state."""
 
 
 def build(
@@ -154,7 +179,7 @@ def build(
         names = ("prompts", "further prompts")
         streams = [task.stream(derived_seed(config.seed, name)) for name in names]
         require_type("stream", streams[0], PromptStream)
-    return Run(
+    found = Run(
         config=config,
         processes=processes,
         task=task,
@@ -167,6 +192,18 @@ def build(
         method=method,
         state=state,
     )
+    return replace(found, further=_further(found))
+
+
+def _further(run: Run) -> tuple[FurtherCredit, ...]:
+    """Builds the further credits of a run's config; they share its policy and its reference."""
+    found: list[FurtherCredit] = []
+    for place, each in enumerate(run.config.credit):
+        own = with_credit(run, run.config.of_credit(place))
+        _require_capabilities(own.config, own.method, run.actor)
+        run = replace(run, reference=own.reference)  # copied once, whoever reads it
+        found.append(FurtherCredit(each.weight, own))
+    return tuple(found)
 
 
 def _reference(
@@ -300,7 +337,10 @@ def with_credit(run: Run, config: RunConfig) -> Run:
     if reference is None:
         reference = _reference(config, run.processes, method, run.policy.network)
     state = _state(config, run.processes, method.estimator, run.policy.module)
-    return replace(run, config=config, method=method, reference=reference, state=state)
+    found = replace(
+        run, config=config, method=method, reference=reference, state=state, further=()
+    )
+    return replace(found, further=_further(found))
 
 
 def _method(config: RunConfig) -> Method:
@@ -315,6 +355,7 @@ def _method(config: RunConfig) -> Method:
         correction=_optional(registry.corrections, config.loss.correction),
         aggregation=aggregation.for_length(float(config.rollouts.max_new_tokens)),
         value_aggregation=registry.aggregations.from_table(config.train.value.aggregate),
+        credit_scheme=_optional(registry.advantages, config.credit_scheme),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -192,7 +193,21 @@ def build(
         method=method,
         state=state,
     )
+    _warn_of_no_turns(found)
     return replace(found, further=_further(found))
+
+
+def _warn_of_no_turns(run: Run) -> None:
+    """Warns of a credit drawn from the rewards of turns where there is one turn."""
+    sources = {run.config.reward_source, *(each.reward_source for each in run.config.credit)}
+    if "turn" in sources and run.task.environment().max_turns == 1:
+        warnings.warn(
+            f"a reward_source is 'turn' and task {run.config.task['name']!r} has completions of one"
+            " turn; expected several, since no turn comes before the last one: that credit is 0."
+            " Usually the task is meant to have an environment.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _further(run: Run) -> tuple[FurtherCredit, ...]:

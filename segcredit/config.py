@@ -414,7 +414,7 @@ def _require_process_reward(source: RewardSource, plugin: dict[str, Any] | None)
     if source == "process" and plugin is None:
         raise ValueError(
             "reward_source is 'process' without a process_reward; expected one, such as"
-            " process_reward = 'leave_one_out_centered'"
+            " process_reward = 'equations'"
         )
 
 

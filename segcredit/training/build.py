@@ -98,7 +98,7 @@ class Run:
 
     @property
     def trained_parts(self) -> dict[str, Trained[Any]]:
-        """What a checkpoint keeps the train state of, by its names there."""
+        """The parts whose train state a checkpoint keeps, by their names there."""
         states = {f"estimator_{n}": own.state for n, own in enumerate(self.credits)}
         return {"policy": self.policy, "estimator": states.pop("estimator_0"), **states}
 
@@ -352,9 +352,7 @@ def with_credit(run: Run, config: RunConfig) -> Run:
     if reference is None:
         reference = _reference(config, run.processes, method, run.policy.network)
     state = _state(config, run.processes, method.estimator, run.policy.module)
-    found = replace(
-        run, config=config, method=method, reference=reference, state=state, further=()
-    )
+    found = replace(run, config=config, method=method, reference=reference, state=state, further=())
     return replace(found, further=_further(found))
 
 

@@ -57,8 +57,8 @@ class TrainingBatch:
     further: tuple[TrainingBatch, ...] = ()
     """The same rollouts with each of the further credits, by itself and before its weight."""
     own_advantages: Advantages | None = None
-    """Where there are further credits: the credit of the method itself, which ``advantages`` holds
-    the sum of. That sum is a token's; a segment has the mean over its tokens."""
+    """The method's own credit where there are further ones, and ``advantages`` are the sum: that
+    of each token, and of a segment the mean over its tokens. None without further credits."""
 
     def each_credit(self) -> tuple[Tensor, ...]:
         """Returns (B,T) each credit of the sum, the method's own first, before its weight."""

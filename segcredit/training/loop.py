@@ -447,7 +447,7 @@ def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) ->
     Raises:
         TrainingError: as many as ``train.patience`` were.
     """
-    rewards_B = run.processes.all_gather(batch.rollouts.token_rewards.sum(1))
+    rewards_B = run.processes.all_gather(batch.sampled.rollouts.token_rewards.sum(1))
     if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
         return unvaried
     if step >= run.config.train.patience:

@@ -146,12 +146,12 @@ def train_minibatch(
         meter.add(name, run.processes.sum(loss))
     if policy:
         meter.add("gradient_norm", apply_gradients(run, run.policy, "loss", step))
-    for place, own in _trained(run).items() if value else ():
+    for place, own in _in_training(run).items() if value else ():
         norm = apply_gradients(run, own.state, "value loss", step)
         meter.add(f"value_gradient_norm{_suffix(place)}", norm)
 
 
-def _trained(run: Run) -> dict[int, Run]:
+def _in_training(run: Run) -> dict[int, Run]:
     """Returns the credits whose estimators are trained, by their places."""
     found = enumerate(run.credits)
     return {place: own for place, own in found if own.state.optimizer is not None}
@@ -222,8 +222,8 @@ def _accumulate(
     Returns:
         This process's parts of the losses by name, 0 where it has none.
     """
-    learning = _trained(run) if train_value else {}
-    names = ["loss"] * train_policy + [f"value_loss{_suffix(place)}" for place in learning]
+    trains = _in_training(run) if train_value else {}
+    names = ["loss"] * train_policy + [f"value_loss{_suffix(place)}" for place in trains]
     totals = {name: torch.zeros((), device=rows.device) for name in names}
     for chosen, weight in _pieces(run, batch, rows):
         own_meter = meter if weight else Meter()  # what a pass of weight 0 adds is thrown away
@@ -233,11 +233,10 @@ def _accumulate(
             parts["loss"], metrics = policy_loss(run, batch, chosen, scores, counts)
             for name, metric in metrics.items():
                 own_meter.add(name, metric, batch.token_weights[chosen].sum())
-        if train_value:
-            for place, own in learning.items():
-                credit = (batch, *batch.further)[place]
-                loss = value_loss(own, credit, chosen, scores, counts, credit=place)
-                parts[f"value_loss{_suffix(place)}"] = loss
+        for place, own in trains.items():
+            credit = (batch, *batch.further)[place]
+            loss = value_loss(own, credit, chosen, scores, counts, credit=place)
+            parts[f"value_loss{_suffix(place)}"] = loss
         for name, part in parts.items():
             _backward(part * weight)
             totals[name] = totals[name] + part.detach() * weight

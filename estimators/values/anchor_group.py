@@ -49,13 +49,14 @@ class AnchorGroup(ValueEstimator):
         singleton: what a turn that is compared with no other gets: ``zero`` advantage, or its
             ``reward`` as advantage.
         history: with ``anchor``: also compares turns by their last 2, 3, ..., history + 1 anchors.
-            V is then a mean of these means, those of turns without a like left out.
+            V is then a mean of these means, those of no other turn and of too few turns left out.
         history_weight: α in the weight (k + 1)^α of the mean over equal last k anchors.
 
     Source:
         GiGPO, Feng et al. 2025, arXiv 2505.10978, eqs. 5-8 with F_norm = 1, and its released code.
         That code's episode statistics run over turns, not over completions: ``match="prompt"`` with
-        ``reward_source = "outcome"`` and ``singleton="reward"``. ``history``: HGPO, arXiv 2602.22817.
+        ``reward_source = "outcome"`` and ``singleton="reward"``. ``history``: HGPO, arXiv
+        2602.22817, without its ``base_group``, and without its scaling where history is above 0.
         Difference: states are named by the environment; the code's choice of texts that are
         alike to 95 % depends on the order of rows, and is left out.
     """
@@ -106,7 +107,7 @@ class AnchorGroup(ValueEstimator):
             values=torch.zeros_like(rewards_BK),
             rewards=rewards_BK,
             lengths=turns.lengths,
-            weights=turns.lengths,
+            weights=turns.lengths.to(rewards_BK.dtype),
             mask=turns.mask,
             group=rollouts.group,
         )
@@ -117,13 +118,12 @@ class AnchorGroup(ValueEstimator):
         mask_BK, anchors_BT = turns.mask, rollouts.anchor_ids
         anchors_BK = None if anchors_BT is None else turns.reduce(anchors_BT, "first")
         found = [compared_segments(rollouts.group, mask_BK, self.match, anchors_BK)]
-        own_BK = found[0] + 1
         for length in range(1, self.history + 1):
-            # 0 where a row has not so many turns before: the same for all such.
-            before_BK = F.pad(own_BK, (length, 0))[:, : own_BK.shape[1]]
+            # -1 where a row has not so many turns before: such a turn is compared with no other.
+            before_BK = F.pad(found[0], (length, 0), value=-1)[:, : mask_BK.shape[1]]
             # Equal where both the anchors until now and the one before them are.
             joint_N1 = compared_segments(
                 found[-1].flatten(), mask_BK.reshape(-1, 1), "anchor", before_BK.reshape(-1, 1)
             )
-            found.append(joint_N1.view(own_BK.shape))
+            found.append(joint_N1.view(mask_BK.shape))
         return found

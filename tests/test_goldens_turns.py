@@ -58,8 +58,8 @@ def last_step(x: Tensor, trajectory: Tensor, step: Tensor) -> Tensor:
 
 @cases("gigpo")
 def test_gigpo(case: Case) -> None:
-    """``turns`` twice: the outcome by ``anchor_group`` over all turns of the prompt (statistics over
-    step rows), and the rewards by ``anchor_group``; ``anchor_scaled`` where they are scaled."""
+    """``turns`` twice: the outcome by ``anchor_group`` over all turns of a prompt, and the rewards
+    over those from one state; ``anchor_scaled`` where they are scaled."""
     data, args = case.load(), case.args
     place = (data["traj_index"], data["step"])
     scores = last_step(data["episode_scores"], *place)
@@ -109,7 +109,7 @@ def test_hgpo(case: Case) -> None:
 
 @cases("mt_grpo_assign")
 def test_mt_grpo_assign(case: Case) -> None:
-    """``whole`` with the outcome's advantage plus ``turns`` with the turn's, on the first turn alone.
+    """``whole`` with the outcome's advantage plus ``turns`` with the turn's, on the first turn.
 
     Difference: a row without a tool result has a third advantage there, of rewards of its own.
     """

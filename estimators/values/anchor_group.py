@@ -27,11 +27,11 @@ from segcredit import (
 
 @dataclass(frozen=True, slots=True)
 class AnchorGroup(ValueEstimator):
-    """V = the mean of R_k over the prompt's turns that began in the same state, R_k = Σ γ^(j−k) r_j.
+    """V = the mean return R_k over the prompt's turns that began in the same state.
 
     States are the same where ``rollouts.anchor_ids`` are equal, in whichever completion and at
-    whichever turn; each visit counts. r_j is the sum of a turn's token rewards, and R_k runs from
-    turn k to the last. Segments inside a turn have the turn's value. Take segmenter ``turns`` and
+    whichever turn; each visit counts. R_k = Σ_{j≥k} γ^(j−k) r_j over the turns from k to the last,
+    r_j being the sum of a turn's token rewards. Segments inside a turn have the turn's value. Take segmenter ``turns`` and
     ``full_return`` with the same gamma: A_k = R_k − V, all tokens of a turn alike.
 
     Assumption: what came before a state does not matter to what follows it. Since the mean includes
@@ -114,7 +114,7 @@ class AnchorGroup(ValueEstimator):
         return lambda_returns(values, gamma=self.gamma)
 
     def _states(self, rollouts: RolloutBatch, turns: Segmentation) -> list[Tensor]:
-        """Lists (B,K) numbers of turns, equal where they are compared, for each length of history."""
+        """Lists (B,K) numbers, equal where turns are compared, one for each length of history."""
         mask_BK, anchors_BT = turns.mask, rollouts.anchor_ids
         anchors_BK = None if anchors_BT is None else turns.reduce(anchors_BT, "first")
         found = [compared_segments(rollouts.group, mask_BK, self.match, anchors_BK)]

@@ -147,7 +147,7 @@ def in_a_cell(text: str) -> str:
     return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 
-SECTIONS = ("rollouts", "loss", "train", "train.value", "train.value.pretraining")
+SECTIONS = ("credit", "rollouts", "loss", "train", "train.value", "train.value.pretraining")
 SECTIONS += ("evaluate", "record", "checkpoint")
 """Sections of a config, in the order of the page."""
 
@@ -157,7 +157,9 @@ def config_sections() -> str:
     parts: list[str] = []
     for section in SECTIONS:
         said = in_a_cell((model_of(section).__doc__ or "").strip().replace("\n\n", " "))
-        parts += [f"## `[{section}]`", said, config_keys(section)]
+        several = config.RunConfig.model_fields[section.partition(".")[0]].default == ()
+        name = f"[[{section}]]" if several else f"[{section}]"
+        parts += [f"## `{name}`", said, config_keys(section)]
     return "\n\n".join(parts)
 
 
@@ -199,7 +201,8 @@ def keys(model: Any, section: str, below: Mapping[str, Any]) -> str:
     lines = ["| key | type | default | meaning | column |", "|---|---|---|---|---|"]
     described = attributes(model)
     for name, schema in model.model_json_schema()["properties"].items():
-        if "$ref" in schema or any("$ref" in each for each in schema.get("anyOf", ())):
+        inside = (schema, schema.get("items", {}), *schema.get("anyOf", ()))
+        if any("$ref" in each for each in inside):
             continue  # a section, with a table of its own
         path = ".".join(filter(None, (section, name)))
         if name not in described:
@@ -229,6 +232,7 @@ def as_toml(value: object) -> str:
 
 def kind_of(schema: Mapping[str, Any], path: str) -> tuple[str, str]:
     """Returns a key's type with its range, and the type of its column."""
+    path = path.removeprefix("credit.")
     if path in registry.PATHS:
         kind = registry.PATHS[path].group.rpartition(".")[2]
         return f"[plug-in](plug-ins.md#{kind})", "category"

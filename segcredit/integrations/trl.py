@@ -552,8 +552,8 @@ def _refused_settings(trainer: Any, config: RunConfig) -> Generator[str]:
     sizes = config.rollouts
     if config.credit:
         yield (
-            f"{len(config.credit)} [[credit]] tables are a sum of credits, whose estimators TRL's"
-            " loop does not train; expected none. Run such methods by segcredit's own loop."
+            "the [[credit]] tables are a sum of credits, whose estimators TRL's loop does not"
+            " train; expected none. Run such methods by segcredit's own loop."
         )
     if sizes.layout == "tree":
         yield (

@@ -373,8 +373,8 @@ class HostedMethod:
         estimator = registry.estimators.from_table(config.estimator)
         if config.credit:
             yield (
-                "the [[credit]] tables are a sum of credits, some of turns, and verl's batch tells no"
-                " turns apart. Leave them out, or train by segcredit's own loop."
+                "the [[credit]] tables are a sum of credits, some of turns, and verl's batch tells"
+                " no turns apart. Leave them out, or train by segcredit's own loop."
             )
         if rollouts.layout == "tree":
             yield (

@@ -147,18 +147,19 @@ def in_a_cell(text: str) -> str:
     return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 
-SECTIONS = ("credit", "rollouts", "loss", "train", "train.value", "train.value.pretraining")
+SECTIONS = ("rollouts", "loss", "train", "train.value", "train.value.pretraining")
 SECTIONS += ("evaluate", "record", "checkpoint")
 """Sections of a config, in the order of the page."""
+LISTS = ("credit",)
+"""Keys whose value is a list of sections: one column, as JSON."""
 
 
 def config_sections() -> str:
     """Returns a heading, the docstring and a table of keys for each section of a config."""
     parts: list[str] = []
-    for section in SECTIONS:
+    for section in (*LISTS, *SECTIONS):
         said = in_a_cell((model_of(section).__doc__ or "").strip().replace("\n\n", " "))
-        several = config.RunConfig.model_fields[section.partition(".")[0]].default == ()
-        name = f"[[{section}]]" if several else f"[{section}]"
+        name = f"[[{section}]]" if section in LISTS else f"[{section}]"
         parts += [f"## `{name}`", said, config_keys(section)]
     return "\n\n".join(parts)
 
@@ -201,8 +202,7 @@ def keys(model: Any, section: str, below: Mapping[str, Any]) -> str:
     lines = ["| key | type | default | meaning | column |", "|---|---|---|---|---|"]
     described = attributes(model)
     for name, schema in model.model_json_schema()["properties"].items():
-        inside = (schema, schema.get("items", {}), *schema.get("anyOf", ()))
-        if any("$ref" in each for each in inside):
+        if "$ref" in schema or any("$ref" in each for each in schema.get("anyOf", ())):
             continue  # a section, with a table of its own
         path = ".".join(filter(None, (section, name)))
         if name not in described:
@@ -210,6 +210,7 @@ def keys(model: Any, section: str, below: Mapping[str, Any]) -> str:
         kind, column = kind_of(schema, path)
         default = below.get(name, schema.get("default", REQUIRED))
         shown = default if default in (REQUIRED, "the run's") else f"`{as_toml(default)}`"
+        column = f"in `{section}`" if section in LISTS else column
         lines.append(f"| `{path}` | {kind} | {shown} | {described[name]} | {column} |")
     return "\n".join(lines)
 

@@ -215,8 +215,8 @@ def pairs() -> Table:
         "Groups of two",
         f"All {len(toy().everything) ** 2} ordered pairs, each a group; `group_scaled` and"
         " `anchor_scaled` scale `full_return`. *direction* is the sine of the angle between the"
-        " expected gradient and the true one, which no step size can mend; an error of 0.5 whose direction is exact is a"
-        " gradient half as long.",
+        " expected gradient and the true one, which no step size can mend; an error of 0.5 whose"
+        " direction is exact is a gradient half as long.",
         ["estimator", "advantage", *(f"{c}, {what}" for c in cuts for what in MEASURES)],
         rows,
         "A group mean that holds the completion's own return keeps (G − 1)/G of the gradient and"

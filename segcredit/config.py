@@ -829,7 +829,7 @@ _MOST_LEVELS = 32
 
 def _member(owner: Any, part: str) -> Any:
     """Returns what a part of a dotted key names: an attribute, or an entry of a list."""
-    return owner[int(part)] if isinstance(owner, tuple) else getattr(owner, part)
+    return cast(Any, owner)[int(part)] if part.isdecimal() else getattr(owner, part)
 
 
 def _entry_at(entries: Sequence[Any], place: str, path: str) -> dict[str, Any]:
@@ -846,7 +846,7 @@ def _entry_at(entries: Sequence[Any], place: str, path: str) -> dict[str, Any]:
 
 def _entry(table: Any, part: str) -> Any:
     """Returns what a part of a dotted key names in nested tables and lists."""
-    return table[part] if isinstance(table, dict) else table[int(part)]
+    return table[int(part)] if part.isdecimal() else table[part]
 
 
 def _set(values: dict[str, Any], path: str, value: Any) -> None:

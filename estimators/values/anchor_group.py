@@ -31,8 +31,8 @@ class AnchorGroup(ValueEstimator):
 
     States are the same where ``rollouts.anchor_ids`` are equal, in whichever completion and at
     whichever turn; each visit counts. R_k = Σ_{j≥k} γ^(j−k) r_j over the turns from k to the last,
-    r_j being the sum of a turn's token rewards. Segments inside a turn have the turn's value. Take segmenter ``turns`` and
-    ``full_return`` with the same gamma: A_k = R_k − V, all tokens of a turn alike.
+    r_j being the sum of a turn's token rewards. Segments inside a turn have the turn's value. Take
+    segmenter ``turns`` and ``full_return`` with the same gamma: A_k = R_k − V.
 
     Assumption: what came before a state does not matter to what follows it. Since the mean includes
     a turn's own return, expected gradients shrink, as with ``group_mean``. Degenerate cases: a
@@ -64,7 +64,7 @@ class AnchorGroup(ValueEstimator):
     match: Match = "anchor"
     gamma: Annotated[float, Interval(ge=0, le=1)] = 1.0
     singleton: Literal["zero", "reward"] = "zero"
-    history: Annotated[int, Interval(ge=0, le=1000)] = 0
+    history: Annotated[int, Interval(ge=0, le=100)] = 0
     history_weight: Annotated[float, Interval(ge=0, le=100)] = 1.0
 
     def __post_init__(self) -> None:

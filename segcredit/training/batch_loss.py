@@ -96,8 +96,8 @@ class LossCounts:
             ),
         )
         # 1 where there is nothing to count: the loss is 0 there, rather than 0 / 0.
-        counts = tuple(torch.where(count > 0, count, 1) for count in found)
-        return cls(*counts[:3], counts[3:])
+        tokens, imitated, segments, *rest = (torch.where(count > 0, count, 1) for count in found)
+        return cls(tokens, imitated, segments, tuple(rest))
 
 
 def policy_loss(

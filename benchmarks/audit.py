@@ -40,9 +40,10 @@ from torch import Tensor, nn
 
 from segcredit import load_config
 from segcredit.credit_audit.truth.measure import measure
+from segcredit.episodes import complete, verify
 from segcredit.protocols import Prompt
 from segcredit.training.build import Run, build
-from segcredit.training.rollouts.completions import as_rollouts, complete, verify
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch, SamplingParams
 
 LIMIT = 41
@@ -118,7 +119,7 @@ def _continued(
     )
     whole = torch.cat([before_NT, made.ids], 1), torch.cat([there_NT, made.mask], 1)
     texts, _ = run.actor.decode(*whole)
-    verdicts = verify(run.task, [prompts[row] for row in rows_N.tolist()], texts, made.truncated)
+    verdicts = verify(run.task, [prompts[row] for row in rows_N.tolist()], texts, made.truncated.tolist())
     rewards_N = torch.tensor([verdict.reward for verdict in verdicts], dtype=torch.float64)
     return rewards_N, int(made.mask.sum())
 

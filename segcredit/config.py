@@ -129,6 +129,8 @@ class RolloutsConfig(_Section):
     """Tokens of the longest completion."""
     stop: Annotated[tuple[str, ...], BeforeValidator(stop_strings)] = Field((), max_length=64)
     """Strings that end a completion: with the token that completes the first one in its text."""
+    observation_limit: int = Field(2000, ge=0, le=10**6)
+    """Characters of an environment's longest observation, which is cut there; 0 = no limit."""
     layout: Literal["independent", "tree"]
     """Independent completions of a prompt, or a tree whose rows share prefixes."""
     branches: tuple[Count, ...] = Field(max_length=64)
@@ -162,6 +164,8 @@ class RolloutsConfig(_Section):
             found.pop("stop", None)
         if not self.ahead:
             found.pop("ahead", None)
+        if self.observation_limit == type(self).model_fields["observation_limit"].default:
+            found.pop("observation_limit", None)
         return found
 
     @model_validator(mode="after")
@@ -431,6 +435,9 @@ class RunConfig(_Section):
     one policy and one critic, as those of a pretrained model do; None = ``seed``."""
     task: Plugin
     """Prompts and their verifier."""
+    environment: OptionalPlugin = None
+    """The world that the task's prompts are worked on in over several turns, such as a tool;
+    None = the task's own, which mostly has one turn."""
     policy: Plugin
     """The model that is trained."""
     sampler: Plugin
@@ -491,9 +498,9 @@ class RunConfig(_Section):
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found = write(self)
         # Runs that were stored before there were these keys keep their name.
-        usual = {"start_seed": None, "reward_source": "all", "credit": (), "credit_scheme": None}
-        for name, value in usual.items():
-            if name in found and found[name] == value:
+        usual: dict[str, Any] = {"start_seed": None, "environment": None, "reward_source": "all"}
+        for name, value in {**usual, "credit": (), "credit_scheme": None}.items():
+            if name in found and getattr(self, name) == value:
                 del found[name]
         return found
 
@@ -829,7 +836,7 @@ _MOST_LEVELS = 32
 
 def _member(owner: Any, part: str) -> Any:
     """Returns what a part of a dotted key names: an attribute, or an entry of a list."""
-    return cast(Any, owner)[int(part)] if part.isdecimal() else getattr(owner, part)
+    return owner[int(part)] if part.isdecimal() else getattr(owner, part)
 
 
 def _entry_at(entries: Sequence[Any], place: str, path: str) -> dict[str, Any]:

@@ -154,11 +154,11 @@ def blame(kind: str, name: str, plugin: object) -> Generator[None]:
     except (MissingPackageError, PluginError, PolicyError, RecordError, TaskError, TrainingError):
         raise
     except SegcreditError as error:
-        raise PluginError(f"{kind} {name!r}{_place(error, plugin)}: {error}") from error
+        raise PluginError(f"{kind} {name!r}{place_of(error, plugin)}: {error}") from error
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{kind} {name!r}{_place(error, plugin)} raised {told(error)}. Run segcredit.testing's"
-            " checks over it to find the case that it does not bear."
+            f"{kind} {name!r}{place_of(error, plugin)} raised {told(error)}. Run"
+            " segcredit.testing's checks over it to find the case that it does not bear."
         ) from error
 
 
@@ -192,11 +192,13 @@ def require_type(method: str, found: object, expected: type[object]) -> None:
         )
 
 
-def _place(error: BaseException, plugin: object) -> str:
-    """Returns the file of a plug-in's class, and the last line of it that an error came through."""
+def place_of(error: BaseException, plugin: object) -> str:
+    """Returns a plug-in's file, and the last line of it that an error came through, in brackets."""
     # Not inspect.getfile: a class of a notebook's cell has no file, but its methods do.
     methods = [inspect.unwrap(x) for x in vars(type(plugin)).values() if callable(x)]
-    files = {x.__code__.co_filename for x in methods if isinstance(x, FunctionType)} - {"<string>"}
+    functions = [x for x in methods if isinstance(x, FunctionType)]
+    own = [x.__code__ for x in functions if x.__module__ not in ("dataclasses", "typing")]
+    files = {code.co_filename for code in own} - {"<string>"}
     lines = [at for at in traceback.extract_tb(error.__traceback__) if at.filename in files]
     if lines:
         return f" ({lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name})"

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -29,6 +31,7 @@ from segcredit.errors import (
     ShapeError,
     TaskError,
     blame,
+    place_of,
     require_type,
     shown,
     told,
@@ -468,17 +471,17 @@ class Transition:
     """A name of the state, equal where two states are to be compared as one (GiGPO, arXiv
     2505.10978); None where no other state is like it."""
     correct: bool | None = None
-    """Where done: whether the episode ended well. None = the task's ``verify`` is asked about the
-    text of this turn, and its reward added."""
+    """True where the episode is done and ended well. None = the task's ``verify`` is asked about
+    the text of this turn, and its reward added."""
     process_correct: bool | None = None
-    """Where done: whether every turn was right; None where the environment cannot tell."""
+    """True where it is done and every turn was right; None where the environment cannot tell."""
     answer: str | None = None
-    """Where done: the final answer, for votes; None where the environment does not tell."""
+    """The final answer of an episode that is done, for votes; None where it does not tell."""
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """What a policy acts in: it answers turns with observations and rewards.
+    """The world that a policy acts in: it answers turns with observations and rewards.
 
     ``start`` and ``step`` are pure: what they return follows from their arguments alone, and no
     argument is changed. Randomness comes from a seed in the state. So an episode can be continued
@@ -505,7 +508,7 @@ class Environment(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many steps may be taken at once, from threads; 1 (neutral answer).
+        """The number of steps that may be taken at once, from threads; 1 (neutral answer).
 
         More makes sense where ``step`` waits for another process.
         """
@@ -618,6 +621,81 @@ def judged(task: Task, prompt: Prompt, text: str, truncated: bool) -> Verdict:
         ) from error
 
 
+def opened(environment: Environment, prompt: Prompt) -> tuple[Any, str]:
+    """Returns an environment's first state and text, once they are known to be that.
+
+    Raises:
+        TaskError: the environment raised, or gave something else; names it and its file.
+    """
+    with _answering(environment, f"start() of the prompt {prompt.key!r}"):
+        found: Sequence[Any] = environment.start(prompt)
+        if type(found) is not tuple or len(found) != 2 or not _is_text(found[1]):
+            raise ShapeError(
+                f"start returned {shown(found)}; expected a pair: the first state, and a text to"
+                " add to the prompt's own, '' for none."
+            )
+        return found[0], found[1]
+
+
+def asked(environment: Environment, state: Any, text: str) -> Transition:
+    """Returns an environment's answer to a turn, once it is known to be a whole one.
+
+    Raises:
+        TaskError: the environment raised, or answered otherwise; names it, its file and the turn.
+    """
+    with _answering(environment, f"the turn {shown(text)}"):
+        answer = environment.step(state, text)
+        require_type("step", answer, Transition)
+        _require_plain(answer)
+        return answer
+
+
+@contextmanager
+def _answering(environment: Environment, occasion: str) -> Generator[None]:
+    """Names the environment, its file and what it was asked in whatever it raises."""
+    try:
+        yield
+    except TaskError:  # of what the environment itself asked, such as a sandbox that is gone
+        raise
+    except (Exception, SystemExit) as error:
+        said = str(error) if isinstance(error, ShapeError) else f"raised {told(error)}."
+        raise TaskError(
+            f"environment {type(environment).__name__!r}{place_of(error, environment)}, asked for"
+            f" {occasion}: {said} An environment must answer any text; answer a malformed action"
+            " with an observation that says so."
+        ) from error
+
+
+def _require_plain(answer: Transition) -> None:
+    """Raises a ShapeError where a transition has a field of another type than is recorded."""
+    for name, kind in _PLAIN.items():
+        value: object = getattr(answer, name)
+        fine = _is_text(value) if kind is str else isinstance(value, kind)
+        if not fine or (kind is Real and not math.isfinite(cast(float, value))):
+            raise ShapeError(
+                f"step returned the {name} {shown(value)}; expected a finite number as reward, a"
+                " text that can be written as UTF-8 as observation, True or False as done, and"
+                " otherwise what segcredit.Transition says, or None."
+            )
+
+
+_PLAIN: dict[str, Any] = {
+    "observation": str,
+    "reward": Real,
+    "done": bool,
+    "anchor": str | None,
+    "correct": bool | None,
+    "process_correct": bool | None,
+    "answer": str | None,
+}
+"""Types of a transition's fields; the state may be anything."""
+
+
+def _is_text(value: object) -> bool:
+    """Tells whether a value is text that files and tokenizers take: no half of a surrogate pair."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 @runtime_checkable
 class Policy(Protocol):
     """A language model with the operations that every method needs.
@@ -630,9 +708,15 @@ class Policy(Protocol):
     hidden_size: int
     temperature: float
     """Divides the logits in sampling and scoring alike."""
-    samples_in_process: bool = True
-    """True where ``generate`` and ``resume`` run the network itself, rather than an engine's copy
-    of it. Only then are sharded parameters gathered for them."""
+
+    @property
+    def samples_in_process(self) -> bool:
+        """True where ``generate`` and ``resume`` run the network itself (neutral answer).
+
+        False where an engine's copy of it draws. Only for the former are sharded parameters
+        gathered.
+        """
+        return True
 
     @abstractmethod
     def __call__(self, rollouts: RolloutBatch) -> TokenScores:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from segcredit.objective import Aggregation, Bound, Correction, Ratio
     from segcredit.protocols import (
         AdvantageScheme,
+        Environment,
         PolicySource,
         ProcessReward,
         Sampler,
@@ -106,7 +107,11 @@ class Registry(Generic[T]):
         """
         known = self._local.get(name)
         again = known is not None and known.__qualname__ == plugin.__qualname__
-        if (known is not None and not again) or any(p.name == name for p in self._points()):
+        own = f"{plugin.__module__}:{plugin.__qualname__}"
+        points = [point for point in self._points() if point.name == name]
+        if [point.value for point in points] == [own]:
+            return  # an installed package's own file, which also works by --code
+        if (known is not None and not again) or points:
             owner = LOCAL if known is not None else self._owner(name)
             raise RegistryError(
                 f"{self.kind} {name!r} is registered already, by {owner}. Names are unique;"
@@ -505,6 +510,9 @@ advantages: Registry[AdvantageScheme] = Registry(
     "advantage scheme", "segcredit.advantages", "AdvantageScheme"
 )
 tasks: Registry[Task] = Registry("task", "segcredit.tasks", "Task")
+environments: Registry[Environment] = Registry(
+    "environment", "segcredit.environments", "Environment"
+)
 policies: Registry[PolicySource] = Registry("policy", "segcredit.policies", "PolicySource")
 samplers: Registry[Sampler] = Registry("sampler", "segcredit.samplers", "Sampler")
 process_rewards: Registry[ProcessReward] = Registry(
@@ -523,6 +531,7 @@ ALL: dict[str, Registry[Any]] = {
     "estimators": estimators,
     "advantages": advantages,
     "tasks": tasks,
+    "environments": environments,
     "policies": policies,
     "samplers": samplers,
     "process_rewards": process_rewards,
@@ -533,6 +542,7 @@ ALL: dict[str, Registry[Any]] = {
 }
 PATHS: dict[str, Registry[Any]] = {
     "task": tasks,
+    "environment": environments,
     "policy": policies,
     "sampler": samplers,
     "segmenter": segmenters,

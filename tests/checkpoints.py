@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from segcredit.episodes import complete
 from segcredit.policy.checkpoints.pretrained import Pretrained
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.tasks.arithmetic import Arithmetic
-from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch, SamplingParams
 
 TASK = Arithmetic(min_steps=1, max_steps=3)

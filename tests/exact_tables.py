@@ -14,12 +14,14 @@ from exact import (
     measure_groups,
     surrogate_gradient,
     toy,
+    toy_of_turns,
     weighed_credit,
     weighed_tree_credit,
 )
 from exact_claims import (
     CUTS,
     FIXED,
+    MARKER,
     NEWLINE,
     PER_TOKEN,
     RANDOM,
@@ -39,7 +41,7 @@ from exact_claims import (
 from segcredit import AdvantageScheme, registry
 from segcredit.objective.loss_masks import high_entropy, low_probability
 
-EXACT_VALUES = "monte_carlo"
+EXACT_VALUES, EXACT_IN_TURNS = "monte_carlo", "measured"
 WRONG_BY_STATE = "critic"
 WRONG_BY_PROMPT = ("zero", "greedy", "tracker")
 ALONE = (EXACT_VALUES, WRONG_BY_STATE, *WRONG_BY_PROMPT)
@@ -51,7 +53,7 @@ def reasons(cut: Cut, source: str, lam: float) -> str:
     A number that is the same at all states of a prompt is a baseline with any boundaries. With
     λ < 1 a value also stands for what is still to come, unless the segment is the last one.
     """
-    if source != EXACT_VALUES and lam < 1 and cut is not WHOLE:
+    if source not in (EXACT_VALUES, EXACT_IN_TURNS) and lam < 1 and cut is not WHOLE:
         return "v" + cut.why
     return "" if source in WRONG_BY_PROMPT else cut.why
 
@@ -385,10 +387,40 @@ def trees() -> Table:
     )
 
 
+@functools.cache
+def turns() -> Table:
+    rows: list[Row] = []
+    for cut in (Cut("turns"), WHOLE, PER_TOKEN, NEWLINE, FIXED, MARKER):
+        row: Row = [str(cut), cut.causal]
+        for source, name, lam in IN_TURNS:
+            error = measure(toy_of_turns(), cut.plugin, estimator(source), scheme(name)).error
+            row.append(Figure(error, reasons(cut, source, lam)))
+        rows.append(row)
+    return Table(
+        "Turns",
+        "Completions of two turns of two tokens: between them stands an observation, which follows"
+        " from the first turn and is no action, and the first turn has a reward of its own."
+        " Every segmenter but `whole` is cut at the turns. `measured`: the exact expected rewards"
+        " still to come.",
+        ["segmenter", "causal", *(f"`{source}`, `{name}`" for source, name, _ in IN_TURNS)],
+        rows,
+        "Turns are causal: what the environment answers is settled before the policy goes on, so"
+        " that any values are a baseline, and exact ones may be bootstrapped from. A rule whose"
+        " marker opens its segment biases the gradient inside a turn as it does elsewhere.",
+    )
+
+
+IN_TURNS = (
+    ("zero", "full_return", 1.0),
+    ("critic", "full_return", 1.0),
+    (EXACT_IN_TURNS, "td", 0.0),
+)
+
+
 def tables() -> list[Table]:
     """In the page's order."""
     made = (full_return, half_lambda, one_step, anchors, partial_values, ratios)
-    made += (pairs, larger_groups, whitening, token_choices, discounts, trees)
+    made += (pairs, larger_groups, whitening, token_choices, discounts, trees, turns)
     return [make() for make in made]
 
 

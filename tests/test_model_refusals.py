@@ -16,10 +16,10 @@ from checkpoints import TASK, drawn, load, tiny_checkpoint
 from segcredit import load_config, read_runs, train
 from segcredit.cli import main
 from segcredit.credit_audit import audit, load_audit_config
+from segcredit.episodes import complete
 from segcredit.errors import PluginError, PolicyError, StudyError, TrainingError
 from segcredit.protocols import Prompt
 from segcredit.training.out_of_memory import memory_advice
-from segcredit.training.rollouts.completions import complete
 from segcredit.types import SamplingParams
 from small import SMALL
 

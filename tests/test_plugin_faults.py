@@ -11,6 +11,7 @@ from torch import nn
 
 from segcredit import (
     AdvantageScheme,
+    Environment,
     PolicySource,
     ProcessReward,
     Prompt,
@@ -40,6 +41,7 @@ BASES: dict[str, type] = {
     "advantages": AdvantageScheme,
     "process_rewards": ProcessReward,
     "tasks": Task,
+    "environments": Environment,
     "policies": PolicySource,
     "samplers": Sampler,
 }
@@ -282,6 +284,7 @@ REQUIRED = {
     "advantages": ["__call__"],
     "process_rewards": ["reward"],
     "tasks": ["evaluation", "prompts", "verify"],
+    "environments": ["step"],
     "policies": ["load"],
     "samplers": ["sample"],
 }

@@ -25,6 +25,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from segcredit.episodes import demonstrated
 from segcredit.errors import PolicyError, TaskError
 from segcredit.policy.causal_lm import Backbone, CausalPolicy
 from segcredit.policy.checkpoints.pretrained import Pretrained
@@ -525,7 +526,8 @@ def test_a_change_of_the_tasks_code_makes_another_warm_start(
 
 def test_the_warm_start_learns_completions_alone() -> None:
     prompt, text = TASK.demonstrations(1, _generator())[0]
-    ids, counted = tiny_module._tensors([(prompt.text, text), ("1", "2")], TASK.alphabet())
+    shown = [demonstrated(TASK, prompt, text), demonstrated(TASK, TASK.prompt("1+1"), "2")]
+    ids, counted = tiny_module._tensors(shown, TASK.alphabet())
     letters = ["<pad>", "<eos>", "<bos>", *TASK.alphabet()]
     assert "".join(letters[i] for i in ids[0][counted[0]].tolist()) == f"{text}<eos>"
     assert "".join(letters[i] for i in ids[0][~counted[0]].tolist()) == f"<bos>{prompt.text}"
@@ -533,8 +535,8 @@ def test_the_warm_start_learns_completions_alone() -> None:
 
 
 def test_the_warm_start_lowers_the_loss() -> None:
-    pairs = TASK.demonstrations(64, _generator(9))
-    batch = tiny_module._tensors([(prompt.text, text) for prompt, text in pairs], TASK.alphabet())
+    shown = [demonstrated(TASK, *pair) for pair in TASK.demonstrations(64, _generator(9))]
+    batch = tiny_module._tensors(shown, TASK.alphabet())
     losses = [
         tiny_module._imitation_loss(_load(steps=steps).model, *batch).item() for steps in (0, 25)
     ]

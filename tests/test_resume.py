@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from segcredit import load_config
+from segcredit.episodes import Completions, complete, resume
 from segcredit.policy.prefix_cache import PrefixCache
 from segcredit.protocols import Prompt, Sampler, Task, Verdict
 from segcredit.testing import ToyPolicy
 from segcredit.training.build import build
-from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, resume
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.training.rollouts.simulator import PolicySimulator
 from segcredit.types import RolloutBatch, SampledTokens, SamplingParams
 from small import SMALL

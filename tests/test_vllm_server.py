@@ -24,13 +24,14 @@ import torch
 import vllm_wire
 from segcredit import load_config, read_runs, registry, train
 from segcredit.credit_audit import audit, load_audit_config
+from segcredit.episodes import Completions, complete
 from segcredit.errors import PolicyError
 from segcredit.policy.samplers import vllm
 from segcredit.policy.samplers.vllm import VLLM
 from segcredit.records.run_directory import read_status
 from segcredit.testing import sampler_checks, sampler_rules
 from segcredit.training.build import Run, build
-from segcredit.training.rollouts.completions import Completions, complete, score, unscored_rollouts
+from segcredit.training.rollouts.completions import score, unscored_rollouts
 from segcredit.types import SamplingParams
 from small import SMALL
 

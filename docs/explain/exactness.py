@@ -37,10 +37,9 @@ are averaged over rows of different lengths (`token_mean` and the others differ 
 here), of `length_weighted_group_mean` beside `group_mean`, of `gae`'s length_scale, or of
 truncation. `latex_steps` with its default `sentence` joins steps of fewer than 20 characters and
 leaves five characters whole. `sentence`, `steps`, `reflection` and `learned` look for words that
-three symbols cannot spell; `turns` needs tokens that others wrote, `value_jump` measured values,
-and `surprise_change` more than five tokens. `measured` values would be those of `monte_carlo`
-here. And all ratios are 1: what bounds do to later passes over a batch is no question of bias
-alone."""
+three symbols cannot spell; `value_jump` needs measured values, and `surprise_change` more than
+five tokens. And all ratios are 1: what bounds do to later passes over a batch is no question of
+bias alone."""
 
 GOLDENS = """Golden cases of the reference projects' own functions (`tests/test_goldens_turns.py`).
 *Equal* is to 1e-10 in float64, 1e-6 where a whitening counts in float32, and 1e-5 where the

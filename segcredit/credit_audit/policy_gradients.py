@@ -22,11 +22,12 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from segcredit.atomic_files import write_atomically
+from segcredit.episodes import complete
 from segcredit.objective.group_statistics import group_mean, group_size
 from segcredit.protocols import Prompt
 from segcredit.rng import stream
 from segcredit.training.build import Run
-from segcredit.training.rollouts.completions import as_rollouts, complete, micro_batches
+from segcredit.training.rollouts.completions import as_rollouts, micro_batches
 from segcredit.types import RolloutBatch
 
 Parameters = npt.NDArray[np.float32]

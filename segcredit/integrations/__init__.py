@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from segcredit.episodes import Completions
 from segcredit.errors import ConfigError
 from segcredit.protocols import SegmenterReading
 from segcredit.training.batch_loss import LossCounts, policy_loss, value_loss
 from segcredit.training.build import Run, build, started_processes
 from segcredit.training.credit_assignment import TrainingBatch, assign
 from segcredit.training.loop import batch_metrics, warm_up
-from segcredit.training.rollouts.completions import Completions
 from segcredit.training.rollouts.sampling import Sampled, scored
 from segcredit.training.update import Meter, apply_gradients, improve
 

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from segcredit.errors import PolicyError, ShapeError, blame, require_type
-from segcredit.policy.chat_templates import chat_ids
+from segcredit.policy.chat_templates import chat_ids, observation_ids, plain_ids
 from segcredit.policy.hidden_states import first_prompt_column, token_states
 from segcredit.policy.image_prompts import ImagePrompts
 from segcredit.policy.logprobs import token_distributions
@@ -39,6 +39,7 @@ from segcredit.types import (
     SamplingParams,
     TokenScores,
     require_shape,
+    turn_starts,
 )
 
 M = TypeVar("M", bound="_Deterministic")
@@ -237,6 +238,27 @@ class CausalPolicy(_Deterministic):
         texts, spans = self._table.text_and_spans(rows)
         return texts, place_spans(spans, mask)
 
+    def encode_observations(
+        self, prompts: Sequence[Prompt], observations: Sequence[str], last_ids: Sequence[int]
+    ) -> list[list[int]]:
+        """Encodes what an environment answered, with what a chat's template writes round it.
+
+        Names of special tokens in it are text.
+
+        Raises:
+            PolicyError: a prompt is a chat, and the template has no place for an observation; or
+                the tokenizer does not know a character.
+        """
+        holder = self.images.processor if self.images is not None else self.tokenizer
+        chats = self.images is not None and self.images.as_chats
+        read: list[list[int]] = []
+        for prompt, text, last in zip(prompts, observations, last_ids, strict=True):
+            if prompt.chat is not None or chats:
+                read.append(observation_ids(holder, self.tokenizer, prompt, text, last))
+            else:
+                read.append(plain_ids(self.tokenizer, text))
+        return read
+
     def generate(
         self,
         prompt_ids: Int[Tensor, "B Tp"],
@@ -288,9 +310,13 @@ class CausalPolicy(_Deterministic):
         in batches of as many, longest first, so that a batch's lengths are alike. A state at the
         limit is continued by nothing, and truncated; one after an end token that was put in, or
         after a stop string, by nothing either. A stop string may begin before the position, in
-        the tokens that the policy chose since the last hole.
+        the tokens that the policy chose since the last hole, or since its turn began.
         """
         limit = params.max_new_tokens
+        starts_N = _turn_begins(rollouts, rows_N, positions_N - int(instead_N is not None))
+        limits_N = torch.full_like(positions_N, limit)
+        if params.turn_tokens is not None:
+            limits_N = (starts_N + params.turn_tokens).clamp(max=limit)
         length = rollouts.prompt_ids.shape[1] + limit
         most = max(micro_tokens // length, 1)
         ids_NF = rows_N.new_full((len(rows_N), limit), self.pad_id)
@@ -302,17 +328,17 @@ class CausalPolicy(_Deterministic):
             ended_N = torch.isin(instead_N, _index(list(self.end_ids), instead_N))
         before: list[list[int]] = []
         if params.stop:
-            before = _chosen_before(rollouts, rows_N, positions_N, instead_N)
+            before = _chosen_before(rollouts, rows_N, starts_N, positions_N, instead_N)
             first = StopStrings(params.stop, self._table).first
             stopped = [first(ids) is not None for ids in before]
             ended_N = ended_N | torch.tensor(stopped, dtype=torch.bool, device=ended_N.device)
-        open_N, truncated_N = (positions_N < limit) & ~ended_N, truncated_N & ~ended_N
+        open_N, truncated_N = (positions_N < limits_N) & ~ended_N, truncated_N & ~ended_N
         # The pieces of nothing are one empty piece, which the network cannot read.
         for rows_R in rows_N[open_N].unique().split(most) if open_N.any() else ():
             prefixes = PrefixCache.read(self._sampled_base, rollouts, rows_R, self.inputs)
             here_M = (open_N & torch.isin(rows_N, rows_R)).nonzero()[:, 0]
             for states_M in here_M[positions_N[here_M].argsort(descending=True)].split(most):
-                room_M1 = (limit - positions_N[states_M])[:, None]
+                room_M1 = (limits_N - positions_N)[states_M][:, None]
                 here = rows_N[states_M], positions_N[states_M]
                 prefix, prefix_mask, cache = prefixes.before(*here)
                 more = prefixes.inputs_before(*here, cached=cache is not None)
@@ -495,16 +521,32 @@ def _up_to_first(ended_BT: Tensor) -> Bool[Tensor, "B T"]:
     return ended_BT.long().cumsum(1) - ended_BT.long() == 0
 
 
+def _turn_begins(rollouts: RolloutBatch, rows_N: Tensor, places_N: Tensor) -> Tensor:
+    """Finds (N,) the first token of the turn that each place is in.
+
+    It stands after the last hole, or where turn ids begin a turn.
+    """
+    mask_BT = rollouts.action_mask
+    columns_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    # Of the T + 1 places, the last of which is behind all tokens.
+    begins_BE = pad(((columns_T + 1) * ~mask_BT).cummax(1).values, (1, 0))
+    if rollouts.turn_ids is not None:
+        turns_BT = (columns_T * turn_starts(rollouts.turn_ids)).cummax(1).values
+        turns_BE = torch.cat([turns_BT, turns_BT[:, -1:]], 1)
+        begins_BE = torch.maximum(begins_BE, turns_BE)
+    return begins_BE[rows_N, places_N]
+
+
 def _chosen_before(
-    rollouts: RolloutBatch, rows_N: Tensor, positions_N: Tensor, instead_N: Tensor | None
+    rollouts: RolloutBatch,
+    rows_N: Tensor,
+    starts_N: Tensor,
+    positions_N: Tensor,
+    instead_N: Tensor | None,
 ) -> list[list[int]]:
-    """Returns the tokens that the policy chose before each position, since the last hole."""
-    mask_BT, kept_N = rollouts.action_mask, positions_N - int(instead_N is not None)
-    columns_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
-    # After the last hole among the tokens before each of the T + 1 positions.
-    starts_BE = pad((columns_T * ~mask_BT).cummax(1).values, (1, 0))
-    ids = _integers(rollouts.completion_ids)
-    ends = zip(*map(_integers, (rows_N, starts_BE[rows_N, kept_N], kept_N)), strict=True)
+    """Returns the tokens of the turn before each position."""
+    ids, kept_N = _integers(rollouts.completion_ids), positions_N - int(instead_N is not None)
+    ends = zip(*map(_integers, (rows_N, starts_N, kept_N)), strict=True)
     chosen = [ids[row][start:end] for row, start, end in ends]
     if instead_N is None:
         return chosen

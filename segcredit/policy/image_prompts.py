@@ -79,7 +79,7 @@ class ImagePrompts:
         """
         if prompt.chat is not None:
             require_template(self.processor, prompt)
-        elif not (self.chat and self._has_template()):
+        elif not self.as_chats:
             return self.slot.join(texts), True
         content: list[dict[str, str]] = [{"type": "text", "text": texts[0]}]
         for text in texts[1:]:
@@ -95,8 +95,10 @@ class ImagePrompts:
         begin = self.processor.tokenizer.bos_token
         return written, not (begin and written.startswith(begin))
 
-    def _has_template(self) -> bool:
-        return bool(getattr(self.processor, "chat_template", None))
+    @property
+    def as_chats(self) -> bool:
+        """True where prompts that are no chats themselves are written as chats too."""
+        return self.chat and bool(getattr(self.processor, "chat_template", None))
 
 
 def _text_part(text: str) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.checkpoints.lora import has_adapters, merge_adapters, save_adapters
 from segcredit.records import checkpoint
 from segcredit.study.stored_policy import last_checkpoint, stored_config
+from segcredit.training.build import task_of
 from segcredit.training.master_weights import MasterWeights
 
 
@@ -55,7 +56,7 @@ def loaded_policy(config: RunConfig) -> CausalPolicy:
         StudyError: it is no model of transformers.
     """
     policy = registry.policies.from_table(config.policy).load(
-        registry.tasks.from_table(config.task),
+        task_of(config),
         registry.samplers.from_table(config.sampler),
         temperature=config.rollouts.temperature,
         seed=config.starting_seed,

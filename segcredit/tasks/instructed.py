@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from segcredit.protocols import Prompt, PromptStream, Task, Verdict
+from segcredit.protocols import Environment, Prompt, PromptStream, Task, Verdict
 from segcredit.tasks.data.prompt_streams import Changed
 
 STEPS = {
@@ -60,6 +60,10 @@ class Instructed(Task):
     def verify(self, prompt: Prompt, text: str, *, truncated: bool) -> Verdict:
         """Returns the inner task's verdict."""
         return self.inner.verify(prompt, text, truncated=truncated)
+
+    def environment(self) -> Environment:
+        """Returns the inner task's environment."""
+        return self.inner.environment()
 
     def judges(self) -> int:
         """Returns how many completions the inner task verifies at once."""

@@ -16,6 +16,7 @@ from segcredit.objective.ratio_clipping import Bound
 from segcredit.objective.sampler_correction import Correction
 from segcredit.protocols import (
     AdvantageScheme,
+    Environment,
     Policy,
     ProcessReward,
     Prompt,
@@ -26,6 +27,10 @@ from segcredit.protocols import (
 )
 from segcredit.testing.advantage_rules import ADVANTAGE_RULES
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
+from segcredit.testing.environment_rules import (
+    ENVIRONMENT_RULES,
+    CheckedEnvironment,
+)
 from segcredit.testing.estimator_rules import ESTIMATOR_RULES
 from segcredit.testing.loss_rules import (
     AGGREGATION_RULES,
@@ -92,6 +97,17 @@ def check_task(plugin: Task) -> None:
     _run(task_checks(plugin))
 
 
+def check_environment(
+    plugin: Environment, prompts: Sequence[Prompt] = DEFAULT_PROMPTS, turns: Sequence[str] = ()
+) -> None:
+    """Runs every check of ``environment_checks``.
+
+    Raises:
+        PluginError: the first rule that the environment breaks.
+    """
+    _run(environment_checks(plugin, prompts, turns))
+
+
 def check_loss(plugin: Ratio | Bound | Correction | Aggregation) -> None:
     """Runs every check of ``loss_checks``.
 
@@ -151,6 +167,21 @@ def task_checks(plugin: Task) -> list[Check]:
     return _checks("task", plugin, TASK_RULES)
 
 
+def environment_checks(
+    plugin: Environment, prompts: Sequence[Prompt] = DEFAULT_PROMPTS, turns: Sequence[str] = ()
+) -> list[Check]:
+    """Returns the rules for environments, each with a name.
+
+    Args:
+        plugin: the environment.
+        prompts: at least one that it can be started on.
+        turns: an episode that it understands, such as calls of a tool. Without them it meets texts
+            alone that it has to answer as malformed.
+    """
+    checked = CheckedEnvironment("environment", plugin, tuple(prompts), tuple(turns))
+    return [(rule.__name__.lstrip("_"), partial(rule, checked)) for rule in ENVIRONMENT_RULES]
+
+
 def loss_checks(plugin: Ratio | Bound | Correction | Aggregation) -> list[Check]:
     """Returns the rules for a part of a loss, each with a name."""
     if isinstance(plugin, Ratio):
@@ -205,9 +236,9 @@ def _checks_of(plugin: object) -> list[Check]:
             return checks(plugin)
     raise PluginError(
         f"{plugin!r} is no plug-in that the kit knows; expected an instance of a segmenter, a value"
-        " estimator, an advantage scheme, a process reward, a task, a sampler, a policy, an"
-        " importance ratio, a bound, a correction or an aggregation. Give instances rather than"
-        " classes, and name the protocol as base."
+        " estimator, an advantage scheme, a process reward, a task, an environment, a sampler, a"
+        " policy, an importance ratio, a bound, a correction or an aggregation. Give instances"
+        " rather than classes, and name the protocol as base."
     )
 
 
@@ -226,6 +257,7 @@ _KINDS: dict[type, Callable[[Any], list[Check]]] = {
     ValueEstimator: estimator_checks,
     ProcessReward: process_reward_checks,
     Task: task_checks,
+    Environment: environment_checks,
     Sampler: sampler_checks,
     Policy: policy_checks,
     Ratio: loss_checks,

@@ -12,9 +12,18 @@ from typing import Any
 
 import torch
 
-from segcredit.errors import TaskError
-from segcredit.protocols import IMAGE_SLOT, Prompt, PromptStream, Verdict
+from segcredit.environments import turns_of
+from segcredit.errors import TaskError, require_type
+from segcredit.protocols import (
+    IMAGE_SLOT,
+    Environment,
+    Prompt,
+    PromptStream,
+    Transition,
+    Verdict,
+)
 from segcredit.testing.checked_plugin import CheckedPlugin, Rule
+from segcredit.testing.environment_rules import ENVIRONMENT_RULES, CheckedEnvironment
 
 _SEEDS = 8
 """Generator states from which training prompts are drawn."""
@@ -47,6 +56,8 @@ ODD_TEXTS = (
 )
 """Completions that a policy may well write, and that careless verifiers raise on."""
 
+Episode = list[Transition]
+"""Answers of an environment, to one turn after the other."""
 _Content = tuple[str, object, tuple[bytes, ...]]
 
 
@@ -311,11 +322,42 @@ def _verify_is_pure(checked: CheckedPlugin) -> None:
         checked.require_untouched(old, prompt, "verify()")
 
 
+def _environment(
+    checked: CheckedPlugin, prompts: Sequence[Prompt], turns: Sequence[str] = ()
+) -> CheckedEnvironment:
+    with checked.using("environment()"):
+        found = checked.plugin.environment()
+        require_type("environment", found, Environment)
+    return CheckedEnvironment(f"{checked.name}: environment", found, tuple(prompts), tuple(turns))
+
+
+def _episode(checked: CheckedPlugin, prompt: Prompt, text: str) -> tuple[list[str], Episode]:
+    """Returns the turns of a demonstration, and what they are answered."""
+    environment = _environment(checked, [prompt])
+    turns = turns_of(text, environment.plugin.stop)
+    return turns, environment.played(prompt, turns)
+
+
+def _is_right(checked: CheckedPlugin, prompt: Prompt, text: str) -> bool:
+    """Tells whether a demonstration's episode ends well."""
+    turns, answers = _episode(checked, prompt, text)
+    if answers[-1].done and answers[-1].correct is None:
+        return _judged(checked, prompt, turns[len(answers) - 1], truncated=False).correct
+    return bool(answers[-1].correct)
+
+
+def _environment_keeps_the_contract(checked: CheckedPlugin) -> None:
+    shown = _demonstrated(checked)[:1]
+    turns = _episode(checked, *shown[0])[0] if shown else []
+    prompts = [*(prompt for prompt, _ in shown), _drawn(checked, 0)[0], _held_out(checked)[0]]
+    for rule in ENVIRONMENT_RULES:
+        rule(_environment(checked, prompts, turns))
+
+
 def _demonstrations_can_be_right(checked: CheckedPlugin) -> None:
     pairs = _demonstrated(checked)
-    verdicts = [_judged(checked, *pair, truncated=False) for pair in pairs]
     # A tutor may err on purpose, but not always.
-    if pairs and not any(verdict.correct for verdict in verdicts):
+    if pairs and not any(_is_right(checked, *pair) for pair in pairs):
         checked.broke(
             "verify() accepts what demonstrations() shows",
             found=f"none of {_PAIRS} demonstrations right, such as {pairs[0][1]!r} for"
@@ -345,10 +387,11 @@ def _alphabet_covers_texts(checked: CheckedPlugin) -> None:
     pairs = _demonstrated(checked)
     texts = [prompt.text for prompt in [*_training(checked), *_held_out(checked)]]
     texts += [text for prompt, completion in pairs for text in (prompt.text, completion)]
+    texts += [answer.observation for pair in pairs for answer in _episode(checked, *pair)[1]]
     missing = {*"".join(texts).replace(IMAGE_SLOT, "")} - {*alphabet}
     if alphabet and missing:
         checked.broke(
-            "alphabet() has every character of prompts and demonstrations",
+            "alphabet() has every character of prompts, demonstrations and observations",
             found=f"{sorted(missing)} in texts and not in {alphabet!r}",
             expected="all of them, or '' where any may come",
             cause="a line break or a space forgotten",
@@ -417,6 +460,7 @@ TASK_RULES: tuple[Rule, ...] = (
     _evaluation_is_held_out,
     _verify_judges_any_text,
     _verify_is_pure,
+    _environment_keeps_the_contract,
     _demonstrations_can_be_right,
     _alphabet_covers_texts,
     _stream_follows_its_seed,

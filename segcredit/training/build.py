@@ -17,17 +17,20 @@ from torch import nn
 
 from segcredit import registry
 from segcredit.config import LossConfig, RunConfig, TrainConfig, ValueConfig
+from segcredit.environments import InEnvironment, LimitedObservations
 from segcredit.errors import ConfigError, PolicyError, TrainingError, blame, require_type
 from segcredit.objective import Aggregation, Correction, Importance, Reinforce, Surrogate
 from segcredit.policy.module_copies import frozen_copy
 from segcredit.protocols import (
     AdvantageScheme,
+    Environment,
     Policy,
     ProcessReward,
     Prompt,
     PromptStream,
     Segmenter,
     SupportsResume,
+    SupportsTurns,
     Task,
     ValueEstimator,
     capability,
@@ -163,7 +166,7 @@ def build(
     """
     processes = processes or _alone(config)
     _require_prompts(config, processes)
-    task = task or registry.tasks.from_table(config.task)
+    task = task or task_of(config)
     policy = policy or _policy(config, task, processes)
     if not isinstance(policy, Policy):
         raise PolicyError(
@@ -172,7 +175,7 @@ def build(
             " segcredit.Policy. Usually a method was misspelt or left out."
         )
     method = _method(config)
-    _require_capabilities(config, method, policy)
+    _require_capabilities(config, method, policy, task)
     reference = _reference(config, processes, method, policy)
     state = _state(config, processes, method.estimator, policy)
     with blame("task", config.task["name"], task):
@@ -183,7 +186,7 @@ def build(
     found = Run(
         config=config,
         processes=processes,
-        task=task,
+        task=_with_limit(config, task),
         held_out=tuple(held_out),
         pool=_pool(task, config),
         prompts=streams[0],
@@ -221,6 +224,33 @@ def _further(run: Run) -> tuple[FurtherCredit, ...]:
     return tuple(found)
 
 
+def task_of(config: RunConfig) -> Task:
+    """Builds a config's task, in the environment that the config names, if any."""
+    task = registry.tasks.from_table(config.task)
+    within = _optional(registry.environments, config.environment)
+    return task if within is None else InEnvironment(task, within)
+
+
+def _with_limit(config: RunConfig, task: Task) -> Task:
+    """Returns a task whose observations are cut as the config says; itself where none come."""
+    world, limit = _world(config, task), config.rollouts.observation_limit
+    if world.max_turns == 1 or not limit:
+        return task
+    return InEnvironment(task, LimitedObservations(world, limit))
+
+
+def _world(config: RunConfig, task: Task) -> Environment:
+    """Returns a task's environment.
+
+    Raises:
+        PluginError: it cannot be had, or is none; names the task.
+    """
+    with blame("task", config.task["name"], task):
+        world = task.environment()
+        require_type("environment", world, Environment)
+        return world
+
+
 def _reference(
     config: RunConfig, processes: Processes, method: Method, policy: nn.Module
 ) -> Policy | None:
@@ -233,12 +263,17 @@ def _reference(
     return cast(Policy, reference.to(processes.device))
 
 
-def _require_capabilities(config: RunConfig, method: Method, policy: Policy) -> None:
+def _require_capabilities(config: RunConfig, method: Method, policy: Policy, task: Task) -> None:
     """Raises a PolicyError that names who asked where the policy lacks a capability."""
     for wanted in method.estimator.needs:
         capability(policy, wanted, f"estimator {config.estimator['name']!r}")
     if config.rollouts.layout == "tree":
         capability(policy, SupportsResume, "rollouts.layout='tree'")
+    if _world(config, task).max_turns > 1:
+        named = config.environment or config.task
+        kind = "task" if config.environment is None else "environment"
+        for wanted in (SupportsResume, SupportsTurns):
+            capability(policy, wanted, f"{kind} {named['name']!r}, of several turns,")
 
 
 _USES = ("alternatives", "logit_gradients")

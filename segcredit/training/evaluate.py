@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
+from segcredit.episodes import complete
 from segcredit.protocols import Policy, Prompt, Task
 from segcredit.training.distributed.processes import ALONE, Processes
 from segcredit.training.pass_at_k import maj_at_k, pass_at_k, powers_of_two
-from segcredit.training.rollouts.completions import complete
 from segcredit.types import SamplingParams
 
 

@@ -15,13 +15,14 @@ import torch
 
 from segcredit.credit_audit.truth import exact_truth, measure
 from segcredit.credit_audit.truth.measure import allocation, leaving
+from segcredit.episodes import complete, resume
 from segcredit.errors import StudyError
 from segcredit.policy.causal_lm import _draws
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.testing.toy import ToyPolicy, ToySimulator, toy_reward
-from segcredit.training.rollouts.completions import as_rollouts, complete, resume
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 
 COPIES = 400

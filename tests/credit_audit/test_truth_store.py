@@ -18,12 +18,13 @@ import torch
 from segcredit import load_config, registry
 from segcredit.credit_audit.truth import load_truth, measure_truth
 from segcredit.credit_audit.truth.parts import read_part
+from segcredit.episodes import complete
 from segcredit.errors import BusyError, StudyError
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.records.run_lock import run_lock
 from segcredit.rng import stream
 from segcredit.training.build import build
-from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from segcredit import RolloutBatch, Segmentation, Segmenter, load_config
+from segcredit.episodes import complete
 from segcredit.errors import ConfigError
 from segcredit.integrations import assign, build, require_readings, scored
 from segcredit.protocols import SegmenterReading, checked_segments
 from segcredit.rng import stream
 from segcredit.testing import make_rollouts
 from segcredit.training.credit_assignment import collect
-from segcredit.training.rollouts.completions import complete
 from small import SMALL
 
 EVERYTHING: frozenset[SegmenterReading] = frozenset(

@@ -23,7 +23,7 @@ CHAT = Prompt("p", "2?", "4", chat=(("system", "su"), ("user", "1?"), ("assistan
 
 
 def policy(template: str | None) -> CausalPolicy:
-    tokenizer: Any = character_tokenizer("0123456789?/:asu ")
+    tokenizer: Any = character_tokenizer("0123456789?/:asut ")
     tokenizer.chat_template = template
     torch.manual_seed(0)
     size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
@@ -66,3 +66,36 @@ def test_a_template_that_refuses_is_told() -> None:
     picky = "{{ raise_exception('no system message') }}"
     with pytest.raises(PolicyError, match=r"refused prompt 'p'.*no system message.*roles before"):
         policy(picky).encode_prompts([CHAT])
+
+
+REFUSES_TOOLS = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}"
+SKIPS_TOOLS = TEMPLATE.replace("{{ m[", "{% if m.role != 'tool' %}{{ m[", 1).replace(
+    "/{% endfor", "/{% endif %}{% endfor"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (TEMPLATE, "/t:34/a:"),
+        (f"{REFUSES_TOOLS}{{% endif %}}{{% endfor %}}{TEMPLATE}", "/u:34/a:"),
+        (SKIPS_TOOLS, "/u:34/a:"),
+    ],
+)
+def test_an_observation_is_a_message_of_the_tool_or_else_of_the_user(
+    template: str, written: str
+) -> None:
+    found = policy(template)
+    ended, other = found.tokenizer.convert_tokens_to_ids(["/", "1"])
+    after, once = found.encode_observations([CHAT, CHAT], ["34", "34"], [other, ended])
+    assert found.tokenizer.decode(after) == written
+    # The token with which the template ends a message is not written twice.
+    assert found.tokenizer.decode(once) == written[1:]
+    (plain,) = found.encode_observations([Prompt("q", "3?", "9")], ["34"], [other])
+    assert found.tokenizer.decode(plain) == "34"
+
+
+def test_a_template_without_a_place_for_observations_is_refused() -> None:
+    found = policy("{{ messages[0]['content'] }}")
+    with pytest.raises(PolicyError, match=r"no place for an observation.*tuned for tools"):
+        found.encode_observations([CHAT], ["34"], [5])

@@ -22,6 +22,7 @@ from sampling_models import (
     up_to_the_end,
 )
 from segcredit import load_config, registry
+from segcredit.episodes import complete
 from segcredit.errors import PolicyError
 from segcredit.policy.samplers import lean
 from segcredit.policy.samplers.generate import Generate
@@ -30,7 +31,7 @@ from segcredit.policy.samplers.llama_decoding import LlamaSteps, is_small_llama
 from segcredit.policy.vlm import vision_policy
 from segcredit.protocols import Prompt
 from segcredit.training.build import build
-from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 from small import SMALL
 from vision_models import BEGIN, CLASSES, PAD, UNKNOWN, image

@@ -16,6 +16,7 @@ from segcredit import load_config, read_runs, registry, train
 from segcredit.config import RunConfig
 from segcredit.credit_audit import audit, load_audit_config
 from segcredit.credit_audit.truth import load_truth, measure_truth
+from segcredit.episodes import complete, demonstrated
 from segcredit.errors import PolicyError, RegistryError, StudyError
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.sft_loss import imitation_losses
@@ -25,7 +26,7 @@ from segcredit.study.report import write_report
 from segcredit.tasks.arithmetic import Arithmetic
 from segcredit.tasks.picture import Picture
 from segcredit.training.build import build
-from segcredit.training.rollouts.completions import as_rollouts, complete, with_extras
+from segcredit.training.rollouts.completions import as_rollouts, with_extras
 from segcredit.types import SamplingParams
 from small import SMALL
 
@@ -75,9 +76,9 @@ def test_the_warm_start_is_cached_and_learns(architecture: str, folder: Path) ->
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state)
-    pairs = TASK.demonstrations(64, _generator(9))
+    shown = [demonstrated(TASK, *pair) for pair in TASK.demonstrations(64, _generator(9))]
     losses = [
-        next(iter(imitation_losses(_load(architecture, steps=steps), pairs, 64)))().item()
+        next(iter(imitation_losses(_load(architecture, steps=steps), shown, 64)))().item()
         for steps in (0, 2, 20)
     ]
     assert losses[2] < losses[1] < losses[0]
@@ -89,7 +90,7 @@ def test_the_warm_start_is_cached_and_learns(architecture: str, folder: Path) ->
 def test_the_imitation_loss_is_the_mean_over_completions_and_their_ends() -> None:
     policy = _load("llava")
     pairs = TASK.demonstrations(3, _generator())
-    (loss,) = imitation_losses(policy, pairs, 3)
+    (loss,) = imitation_losses(policy, [demonstrated(TASK, *pair) for pair in pairs], 3)
     total, count = 0.0, 0
     for prompt, text in pairs:
         given = policy.images.encode(prompt)

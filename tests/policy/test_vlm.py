@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segcredit.episodes import complete, resume
 from segcredit.errors import PolicyError
 from segcredit.policy.checkpoints.pretrained import Pretrained
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.vlm import vision_policy
 from segcredit.protocols import Prompt, Task, Verdict
-from segcredit.training.rollouts.completions import as_rollouts, complete, resume
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch, SamplingParams
 from vision_models import BEGIN, CLASSES, PAD, UNKNOWN, image
 

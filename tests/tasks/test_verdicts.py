@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from segcredit.episodes import verify
 from segcredit.errors import TaskError
 from segcredit.protocols import Prompt
 from segcredit.tasks.dataset import Dataset
@@ -20,7 +21,6 @@ from segcredit.tasks.verifiers.answer_extraction import FinalAnswer, after_cue, 
 from segcredit.tasks.verifiers.choice_answers import chosen
 from segcredit.tasks.verifiers.judge_process import JUDGES
 from segcredit.tasks.verifiers.math_text import expression, located, plain
-from segcredit.training.rollouts.completions import verify
 
 pytest.importorskip("math_verify")
 CORPUS = [
@@ -182,7 +182,7 @@ def test_a_text_that_ran_out_of_time_is_remembered_and_holds_up_nobody() -> None
     prompts = [Prompt(str(n), "?", "2") for n in range(count)]
     for allowed in (20.0, 1.0):
         began = time.monotonic()
-        verdicts = verify(task, prompts, texts, torch.zeros(count, dtype=torch.bool))
+        verdicts = verify(task, prompts, texts, [False] * count)
         assert [one.timed_out for one in verdicts] == [True] + [False] * (count - 1)
         assert [one.correct for one in verdicts] == [False] + [True] * (count - 1)
         assert time.monotonic() - began < allowed

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from segcredit.errors import PluginError
-from segcredit.protocols import Prompt, PromptStream, Task, Verdict
+from segcredit.protocols import Environment, Prompt, PromptStream, Task, Transition, Verdict
 from segcredit.testing import check_task, task_checks
 
 
@@ -184,6 +184,43 @@ class Marks(Sums):
         return Verdict(float(right), right)
 
 
+@dataclasses.dataclass
+class Counts(Environment):
+    """Answers with the number of turns that it ever saw."""
+
+    seen: int = 0
+    max_turns = 3
+
+    def step(self, state, text):
+        self.seen += 1
+        return Transition(state=state, observation=f"{self.seen}", done=text == "2")
+
+
+class ImpureEnvironment(Sums):
+    def environment(self):
+        return Counts()
+
+
+class NoEnvironment(Sums):
+    def environment(self):
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaks(Environment):
+    """Answers with a character that no prompt has."""
+
+    max_turns = 3
+
+    def step(self, state, text):
+        return Transition(state=state, observation="!", done=text == "2")
+
+
+class UnreadObservations(Sums):
+    def environment(self):
+        return Speaks()
+
+
 class NeverRight(Sums):
     def demonstrations(self, count, generator):
         return [(prompt, f"{prompt.answer}\n") for prompt in self.prompts(count, generator)]
@@ -291,6 +328,9 @@ WRONG = [
     (Moody(), "verify_is_pure", "always earns the same verdict"),
     (Remembers(), "verify_is_pure", "always earns the same verdict"),
     (Marks(), "verify_is_pure", "verify() changed Prompt.answer"),
+    (ImpureEnvironment(), "environment_keeps_the_contract", "environment 'Counts' breaks the rule"),
+    (NoEnvironment(), "environment_keeps_the_contract", "environment returned nothing"),
+    (UnreadObservations(), "alphabet_covers_texts", "found ['!'] in texts"),
     (NeverRight(), "demonstrations_can_be_right", "accepts what demonstrations() shows"),
     (TokenIds(), "demonstrations_can_be_right", "the text of a completion"),
     (UnseededTutor(), "demonstrations_can_be_right", "decides which demonstrations are drawn"),

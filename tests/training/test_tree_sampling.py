@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from segcredit import Segmenter, load_config, read_runs, registry, train
+from segcredit.episodes import Completions, complete
 from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Prompt, Task, Verdict
 from segcredit.testing import ToyPolicy
 from segcredit.training.build import build
 from segcredit.training.credit_assignment import collect
-from segcredit.training.rollouts.completions import Completions, complete
 from segcredit.training.rollouts.tree_sampling import grow
 from segcredit.types import SamplingParams
 from small import SMALL

@@ -32,9 +32,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from segcredit.episodes import resume
 from segcredit.errors import StudyError
 from segcredit.protocols import Policy, Prompt, SupportsAlternatives, Task, capability
-from segcredit.training.rollouts.completions import resume
 from segcredit.types import RolloutBatch, SamplingParams
 
 CERTAIN = 1e-6

@@ -12,10 +12,11 @@ from segcredit.config import RunConfig
 from segcredit.credit_audit.truth.identity import Identity, hash_of, identity
 from segcredit.credit_audit.truth.measure import measure
 from segcredit.credit_audit.truth.parts import Part, part_rows
+from segcredit.episodes import complete
 from segcredit.errors import StudyError, blame
 from segcredit.protocols import Policy, Prompt, Task, checked_prompts
 from segcredit.rng import stream
-from segcredit.training.rollouts.completions import as_rollouts, complete
+from segcredit.training.rollouts.completions import as_rollouts
 
 PROMPTS_A_PART = 8
 """Each part has streams of its own, so that another number makes another truth."""

@@ -4,69 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from segcredit.episodes import Demonstration, blank_rollouts, with_opening
 from segcredit.policy.causal_lm import CausalPolicy
-from segcredit.protocols import Prompt
 from segcredit.types import RolloutBatch
-
-Demonstrations = Sequence[tuple[Prompt, str]]
 
 
 def imitation_losses(
-    policy: CausalPolicy, pairs: Demonstrations, batch: int
+    policy: CausalPolicy, shown: Sequence[Demonstration], batch: int
 ) -> Iterator[Callable[[], Tensor]]:
     """Yields a function for each batch in turn that computes its loss, with gradients.
 
-    The loss is the mean cross-entropy, in nats, of the completions' tokens and their end tokens.
+    The loss is the mean cross-entropy, in nats, of the tokens of all turns, and of end tokens where
+    no stop string ends a turn.
 
     Args:
         policy: is trained.
-        pairs: prompts and the completions to imitate, in order.
-        batch: pairs of a batch; the last one may be smaller.
+        shown: demonstrations, in order.
+        batch: demonstrations of a batch; the last one may be smaller.
 
     Raises:
         PolicyError: a prompt cannot be encoded; raised as its batch's function is called.
     """
-    for first in range(0, len(pairs), batch):
-        yield partial(_loss, policy, pairs[first : first + batch])
+    for first in range(0, len(shown), batch):
+        yield partial(_loss, policy, shown[first : first + batch])
 
 
-def _loss(policy: CausalPolicy, pairs: Demonstrations) -> Tensor:
-    rollouts = _demonstrated(policy, pairs)
+def _loss(policy: CausalPolicy, batch: Sequence[Demonstration]) -> Tensor:
+    rollouts = _as_sampled(policy, batch)
     return -policy(rollouts).logprobs[rollouts.action_mask].mean()
 
 
-def _demonstrated(policy: CausalPolicy, pairs: Demonstrations) -> RolloutBatch:
-    """Builds the batch that sampling the demonstrations would give, for scoring alone.
-
-    Rewards, texts' spans and whatever else scoring does not read are blank.
-    """
-    prompt_ids, prompt_mask, extras = policy.encode_prompts([prompt for prompt, _ in pairs])
-    texts = tuple(text for _, text in pairs)
-    ids: list[list[int]] = policy.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+def _as_sampled(policy: CausalPolicy, batch: Sequence[Demonstration]) -> RolloutBatch:
+    """Builds the batch that sampling the demonstrations would give, for scoring alone."""
+    prompts = [with_opening(shown.prompt, shown.opening) for shown in batch]
+    prompt_ids, prompt_mask, extras = policy.encode_prompts(prompts)
     end, device = policy.end_ids[0], prompt_ids.device
-    rows = [torch.tensor([*row, end]) for row in ids]
-    ids_BT = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(device)
-    lengths_B = torch.tensor([len(row) for row in rows], device=device)
-    mask_BT = torch.arange(ids_BT.shape[1], device=device) < lengths_B[:, None]
-    blank_BT = torch.zeros(ids_BT.shape, device=device)
-    return RolloutBatch(
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        prompt_keys=tuple(prompt.key for prompt, _ in pairs),
-        completion_ids=ids_BT,
-        action_mask=mask_BT,
-        logprobs=blank_BT,
-        entropies=blank_BT,
-        group=torch.arange(len(pairs), device=device),
-        texts=texts,
-        token_spans=torch.zeros(*ids_BT.shape, 2, dtype=torch.long, device=device),
-        rewards=blank_BT.sum(1),
-        token_rewards=blank_BT,
-        truncated=torch.zeros(len(pairs), dtype=torch.bool, device=device),
-        extras=extras,
+    said = [text for shown in batch for text, _, _ in shown.turns]
+    encoded: Any = policy.tokenizer(said, add_special_tokens=False)["input_ids"]
+    own = iter([list[int](ids) for ids in encoded])
+    rows: list[Tensor] = []
+    masks: list[Tensor] = []
+    for shown in batch:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for _, stopped, observation in shown.turns:
+            turn = [*next(own), *([] if stopped else [end])]
+            read = policy.encode_observations([shown.prompt], [observation], turn[-1:])[0]
+            ids += [*turn, *read] if observation else turn
+            mask += [*[True] * len(turn), *[False] * (len(read) if observation else 0)]
+        rows.append(torch.tensor(ids))
+        masks.append(torch.tensor(mask))
+    return blank_rollouts(
+        prompts,
+        prompt_ids,
+        prompt_mask,
+        pad_sequence(rows, batch_first=True, padding_value=policy.pad_id).to(device),
+        pad_sequence(masks, batch_first=True).to(device),
+        extras,
     )

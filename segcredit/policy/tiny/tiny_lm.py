@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from segcredit.episodes import Demonstration
 from segcredit.policy.causal_lm import CausalPolicy
-from segcredit.policy.tiny.sft_loss import Demonstrations
 from segcredit.policy.tiny.warm_start import (
     BEGIN,
     END,
@@ -75,16 +75,16 @@ class Tiny(WarmStarted):
         )
 
     def losses(
-        self, policy: CausalPolicy, pairs: Demonstrations, alphabet: Sequence[str]
+        self, policy: CausalPolicy, shown: Sequence[Demonstration], alphabet: Sequence[str]
     ) -> Iterator[Callable[[], Tensor]]:
         """Yields a function for each batch in turn that computes its loss, with gradients."""
-        demonstrations = _tensors([(prompt.text, text) for prompt, text in pairs], alphabet)
+        demonstrations = _tensors(shown, alphabet)
         for batch in zip(*(tensor.split(self.batch) for tensor in demonstrations), strict=True):
             yield partial(_imitation_loss, cast(LlamaForCausalLM, policy.model), *batch)
 
 
 def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor) -> Tensor:
-    """Computes the mean cross-entropy, in nats, of the counted tokens: completions, their ends."""
+    """Computes the mean cross-entropy, in nats, of the counted tokens: turns, and their ends."""
     width = int(counted_BL.any(0).nonzero()[-1]) + 1
     ids_BL, counted_BL = ids_BL[:, :width], counted_BL[:, 1:width]
     # Padding is on the right, where no counted token can see it.
@@ -93,14 +93,19 @@ def _imitation_loss(model: LlamaForCausalLM, ids_BL: Tensor, counted_BL: Tensor)
     return nn.functional.cross_entropy(logits_NV, ids_BL[:, 1:][counted_BL])
 
 
-def _tensors(pairs: Sequence[tuple[str, str]], alphabet: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Encodes prompts with completions: (R,L) ids, right-padded, and which the loss counts."""
+def _tensors(shown: Sequence[Demonstration], alphabet: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Encodes demonstrations: (R,L) ids, right-padded, and which the loss counts."""
     id_of = {character: index for index, character in enumerate(alphabet, len(SPECIALS))}
     rows: list[Tensor] = []
     counted: list[Tensor] = []
-    for prompt, completion in pairs:
-        ids = [BEGIN, *(id_of[c] for c in prompt), *(id_of[c] for c in completion), END]
+    for each in shown:
+        before = f"{each.prompt.text}{each.opening}"
+        ids, own = [BEGIN, *map(id_of.__getitem__, before)], [False] * (1 + len(before))
+        for text, stopped, observation in each.turns:
+            turn = [*map(id_of.__getitem__, text), *([] if stopped else [END])]
+            ids += [*turn, *map(id_of.__getitem__, observation)]
+            own += [*[True] * len(turn), *[False] * len(observation)]
         rows.append(torch.tensor(ids))
-        counted.append(torch.arange(len(ids)) > len(prompt))
+        counted.append(torch.tensor(own))
     pad = nn.utils.rnn.pad_sequence
     return pad(rows, batch_first=True, padding_value=PAD), pad(counted, batch_first=True)

@@ -10,9 +10,10 @@ import transformers as hf
 from annotated_types import Interval
 from torch import Tensor
 
+from segcredit.episodes import Demonstration
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.image_processors import without_videos
-from segcredit.policy.tiny.sft_loss import Demonstrations, imitation_losses
+from segcredit.policy.tiny.sft_loss import imitation_losses
 from segcredit.policy.tiny.warm_start import (
     BEGIN,
     END,
@@ -81,11 +82,11 @@ class TinyVLM(WarmStarted):
         )
 
     def losses(
-        self, policy: CausalPolicy, pairs: Demonstrations, alphabet: Sequence[str]
+        self, policy: CausalPolicy, shown: Sequence[Demonstration], alphabet: Sequence[str]
     ) -> Iterator[Callable[[], Tensor]]:
         """Yields a function for each batch in turn that computes its loss, with gradients."""
         del alphabet  # the policy's tokenizer knows it
-        return imitation_losses(policy, pairs, self.batch)
+        return imitation_losses(policy, shown, self.batch)
 
     def _text(self, words: Any) -> dict[str, Any]:
         """Returns the settings of the language model, as transformers names them."""

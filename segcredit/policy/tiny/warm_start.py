@@ -24,11 +24,11 @@ from transformers import PreTrainedTokenizerFast
 from segcredit import registry
 from segcredit.atomic_files import write_atomically
 from segcredit.cache_folder import cache_folder, locked
+from segcredit.episodes import Demonstration, complete, demonstrated
 from segcredit.errors import PolicyError
 from segcredit.policy.causal_lm import CausalPolicy
 from segcredit.policy.samplers.generate import Generate
-from segcredit.policy.tiny.sft_loss import Demonstrations
-from segcredit.protocols import PolicySource, Sampler, Task, Verdict, judged
+from segcredit.protocols import PolicySource, Sampler, Task, Verdict
 from segcredit.rng import derived_seed, named_seed, stream
 from segcredit.types import SamplingParams
 
@@ -77,19 +77,20 @@ def alphabet_of(task: Task) -> list[str]:
     return alphabet
 
 
-def require_alphabet(pairs: Iterable[tuple[str, str]], alphabet: Sequence[str]) -> None:
-    """Checks that every character of prompts and completions is in the alphabet.
+def require_alphabet(texts: Iterable[str], alphabet: Sequence[str]) -> None:
+    """Checks that every character of prompts, turns and observations is in the alphabet.
 
     Raises:
         PolicyError: one is not; names those that are missing.
     """
     known = {*alphabet}
-    missing = {character for pair in pairs for text in pair for character in text} - known
+    missing = {character for text in texts for character in text} - known
     if missing:
         raise PolicyError(
             f"the task's demonstrations have the characters {sorted(missing)}, which are not in"
-            f" its alphabet {''.join(alphabet)!r}; expected every character of prompts and"
-            " completions there, since each is a token. Add them to the task's alphabet()."
+            f" its alphabet {''.join(alphabet)!r}; expected every character of prompts,"
+            " completions and observations there, since each is a token. Add them to the task's"
+            " alphabet()."
         )
 
 
@@ -195,7 +196,7 @@ class WarmStarted(PolicySource):
 
     @abstractmethod
     def losses(
-        self, policy: CausalPolicy, pairs: Demonstrations, alphabet: Sequence[str]
+        self, policy: CausalPolicy, shown: Sequence[Demonstration], alphabet: Sequence[str]
     ) -> Iterator[Callable[[], Tensor]]:
         """Yields a function for each batch in turn that computes its loss, with gradients."""
         ...
@@ -210,7 +211,7 @@ class WarmStarted(PolicySource):
         A few demonstrations with their verdicts stand for code that the task's own calls.
         """
         shown = task.demonstrations(_SHOWN, stream(seed, "warm start key")) if self.steps else ()
-        verdicts = [judged(task, *pair, truncated=False) for pair in shown]
+        verdicts = [demonstrated(task, *pair).verdict(task) for pair in shown]
         kinds = [kind for kind in type(task).__mro__ if kind is not Task and issubclass(kind, Task)]
         decisive = (
             *(_FORMAT, repr(self), repr(task), seed),
@@ -228,12 +229,12 @@ class WarmStarted(PolicySource):
         for attempt in range(_ATTEMPTS):
             own = derived_seed(seed, "warm start", attempt) if attempt else seed
             policy = self.untrained(alphabet, Generate(), 1.0, own)
-            pairs = self._imitated(policy, task, alphabet, own)
-            if not pairs or not target:
+            shown = self._imitated(policy, task, alphabet, own)
+            if not shown or not target:
                 return _file(policy.model)
-            taught = [judged(task, *pair, truncated=False) for pair in pairs[:_TAUGHT]]
+            taught = [each.verdict(task) for each in shown[:_TAUGHT]]
             needed = target * _share(taught)
-            reached = _share(_completed(policy, task, pairs, own))
+            reached = _share(_completed(policy, task, shown, own))
             if reached >= needed:
                 return _file(policy.model)
             fault = (
@@ -256,13 +257,17 @@ class WarmStarted(PolicySource):
 
     def _imitated(
         self, policy: CausalPolicy, task: Task, alphabet: Sequence[str], seed: int
-    ) -> Demonstrations:
+    ) -> Sequence[Demonstration]:
         """Trains a policy on demonstrations, and returns them; none where there are no steps."""
         if not self.steps:
             return ()
         generator = torch.Generator().manual_seed(named_seed(seed, "demonstrations"))
         pairs = task.demonstrations(self.steps * self.batch, generator)
-        require_alphabet([(prompt.text, text) for prompt, text in pairs], alphabet)
+        shown = [demonstrated(task, *pair) for pair in pairs]
+        require_alphabet(
+            (text for each in shown for text in (each.prompt.text, each.opening, *each.texts)),
+            alphabet,
+        )
         optimizer = torch.optim.AdamW(
             policy.model.parameters(),
             lr=self.learning_rate,
@@ -270,13 +275,13 @@ class WarmStarted(PolicySource):
             weight_decay=self.weight_decay,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        for loss in self.losses(policy, pairs, alphabet):
+        for loss in self.losses(policy, shown, alphabet):
             optimizer.zero_grad()
             loss().backward()
             nn.utils.clip_grad_norm_(policy.model.parameters(), self.max_gradient_norm)
             optimizer.step()
             schedule.step()
-        return pairs
+        return shown
 
     def _rate(self, step: int) -> float:
         """Returns the fraction of the highest rate: rising linearly, then along a cosine."""
@@ -288,16 +293,14 @@ class WarmStarted(PolicySource):
 
 
 @torch.no_grad()
-def _completed(policy: CausalPolicy, task: Task, pairs: Demonstrations, seed: int) -> list[Verdict]:
+def _completed(
+    policy: CausalPolicy, task: Task, shown: Sequence[Demonstration], seed: int
+) -> Sequence[Verdict]:
     """Judges fresh completions, each as long as the longest demonstration at most."""
     generator = stream(seed, "warm start")
+    longest = SamplingParams(max_new_tokens=max(each.characters for each in shown))
     prompts = task.prompts(_COMPLETED, generator)
-    ids, mask, extras = policy.encode_prompts(prompts)
-    longest = SamplingParams(max_new_tokens=1 + max(len(text) for _, text in pairs))
-    made = policy.generate(ids, mask, extras, params=longest, generator=generator)
-    texts, _ = policy.decode(made.ids, made.mask)
-    rows = zip(prompts, texts, made.truncated.tolist(), strict=True)
-    return [judged(task, *row) for row in rows]
+    return complete(policy, task, prompts, params=longest, generator=generator).verdicts
 
 
 def _share(verdicts: Sequence[Verdict]) -> float:

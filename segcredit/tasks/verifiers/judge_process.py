@@ -180,6 +180,7 @@ class _Worker:
             stdout=2,  # what foreign code prints belongs to no output of ours
             pass_fds=[descriptor],
             start_new_session=True,
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # sets of texts in one order everywhere
         )
         theirs.close()
 

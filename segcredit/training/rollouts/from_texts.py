@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from segcredit.episodes import Completions
 from segcredit.errors import PolicyError
 from segcredit.protocols import Policy, Prompt, Verdict
-from segcredit.training.rollouts.completions import Completions, as_rollouts
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import RolloutBatch
 
 

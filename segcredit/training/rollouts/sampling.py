@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from segcredit.episodes import Completions, complete, join
 from segcredit.errors import PluginError, TrainingError, blame
 from segcredit.objective import returns
 from segcredit.objective.group_statistics import group_std
@@ -15,9 +16,6 @@ from segcredit.protocols import Prompt, PromptStream, checked_prompts
 from segcredit.rng import stream
 from segcredit.training.build import Run
 from segcredit.training.rollouts.completions import (
-    Completions,
-    complete,
-    join,
     micro_batches,
     score,
     unscored_rollouts,
@@ -303,15 +301,15 @@ def with_reference(
 def _priced(run: Run, rollouts: RolloutBatch, reference: TokenScores | None) -> RolloutBatch:
     """Sets token rewards: the verifier's, less a penalty on length and each token's KL penalty."""
     sizes, loss = run.config.rollouts, run.config.loss
-    rewards_B = rollouts.rewards
+    overlong_B = torch.zeros_like(rollouts.rewards)
     if sizes.overlong_buffer:
         lengths_B = rollouts.action_mask.sum(1)
-        rewards_B = rewards_B - sizes.overlong_penalty * returns.overlong(
+        overlong_B = sizes.overlong_penalty * returns.overlong(
             lengths_B, sizes.max_new_tokens, sizes.overlong_buffer
         )
     rollouts, penalty_BT = with_reference(run, rollouts, reference), None
     if rollouts.reference_logprobs is not None:
         kl_BT = kl_divergence(rollouts.logprobs, rollouts.reference_logprobs, "k1")
         penalty_BT = loss.kl_penalty * kl_BT
-    rewards_BT = returns.token_rewards(rewards_B, rollouts.action_mask, penalty_BT)
-    return rollouts.replace(token_rewards=rewards_BT)
+    priced_BT = returns.token_rewards(-overlong_B, rollouts.action_mask, penalty_BT)
+    return rollouts.replace(token_rewards=rollouts.token_rewards + priced_BT)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from segcredit.episodes import complete, resume
 from segcredit.errors import ShapeError
 from segcredit.protocols import Policy, Prompt, Reading, Simulator, Task, readable_scores
 from segcredit.training.distributed.all_gather import join_rows
 from segcredit.training.distributed.processes import CPU, Processes
-from segcredit.training.rollouts.completions import as_rollouts, complete, resume, score
+from segcredit.training.rollouts.completions import as_rollouts, score
 from segcredit.types import Continuations, RolloutBatch, SamplingParams, TokenScores
 
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
+from segcredit.episodes import Completions, complete, join, resume
 from segcredit.protocols import Policy, Prompt, Segmenter, Task, checked_segments
-from segcredit.training.rollouts.completions import Completions, as_rollouts, complete, join, resume
+from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 
 

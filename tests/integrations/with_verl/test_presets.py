@@ -27,6 +27,7 @@ from verl.workers.utils.losses import ppo_loss
 
 from segcredit import TokenScores, Verdict, load_config
 from segcredit.config import presets
+from segcredit.episodes import Completions, complete
 from segcredit.errors import ConfigError
 from segcredit.integrations import LossCounts, Run, TrainingBatch, assign, build, scored
 from segcredit.integrations import policy_loss as own_policy_loss
@@ -41,12 +42,7 @@ from segcredit.integrations.verl_batch import whole_batch, written_fields
 from segcredit.integrations.verl_trainer import minibatches
 from segcredit.objective.returns import overlong
 from segcredit.rng import stream
-from segcredit.training.rollouts.completions import (
-    Completions,
-    complete,
-    score,
-    unscored_rollouts,
-)
+from segcredit.training.rollouts.completions import score, unscored_rollouts
 from small import SMALL
 
 RANKS, MINIBATCH, TOLERANCE = 2, 8, 1e-6

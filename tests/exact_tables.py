@@ -186,7 +186,7 @@ def pair_reasons(cut: Cut, source: str, name: str) -> str:
     own = "" if source == "leave_one_out" else "o"
     # A tree of independent rollouts is wrong about states, too, but for that same reason.
     wrong = name == "td" and cut is not WHOLE and source != "tree"
-    return own + ("v" + cut.why if wrong else "") + ("s" if name == "group_scaled" else "")
+    return own + ("v" + cut.why if wrong else "") + ("s" if name.endswith("scaled") else "")
 
 
 @functools.cache
@@ -195,13 +195,16 @@ def pairs() -> Table:
     schemes["group_scaled"] = scheme("group_scaled", inner="full_return")
     cuts = (WHOLE, NEWLINE, TOP)
     rows: list[Row] = []
-    for source in ("leave_one_out", "group_mean", "length_weighted_group_mean", "tree"):
+    anchored = schemes | {"anchor_scaled": scheme("anchor_scaled", inner="full_return")}
+    sources = ("leave_one_out", "group_mean", "length_weighted_group_mean", "anchor_group", "tree")
+    for source in sources:
+        own = anchored if source == "anchor_group" else schemes
         found = {
-            (cut, name): measure_groups(toy(), cut.plugin, estimator(source), schemes[name])
+            (cut, name): measure_groups(toy(), cut.plugin, estimator(source), own[name])
             for cut in cuts
-            for name in schemes
+            for name in own
         }
-        for name in schemes:
+        for name in own:
             row: Row = [f"`{source}`", f"`{name}`"]
             for cut in cuts:
                 why = pair_reasons(cut, source, name)
@@ -212,17 +215,18 @@ def pairs() -> Table:
     assert isinstance(turned, Figure)
     return Table(
         "Groups of two",
-        f"All {len(toy().everything) ** 2} ordered pairs, each a group; `group_scaled` scales"
-        " `full_return`. *direction* is the sine of the angle between the expected gradient and"
-        " the true one, which no step size can mend; an error of 0.5 whose direction is exact is a"
-        " gradient half as long.",
+        f"All {len(toy().everything) ** 2} ordered pairs, each a group; `group_scaled` and"
+        " `anchor_scaled` scale `full_return`. *direction* is the sine of the angle between the"
+        " expected gradient and the true one, which no step size can mend; an error of 0.5 whose"
+        " direction is exact is a gradient half as long.",
         ["estimator", "advantage", *(f"{c}, {what}" for c in cuts for what in MEASURES)],
         rows,
         "A group mean that holds the completion's own return keeps (G − 1)/G of the gradient and"
         " turns it nowhere; `length_weighted_group_mean` is `group_mean` here, since all"
-        f" completions are equally long. Dividing by the group's spread turns it by"
-        f" {shown(turned.value)}: with G = 2 all advantages have the same size, whatever the"
-        " difference in reward."
+        " completions are equally long, and so is `anchor_group`, since they have one turn."
+        " `anchor_scaled` scales only first segments, which are what it compares. Dividing by the"
+        f" group's spread turns it by {shown(turned.value)}: with G = 2 all advantages have the"
+        " same size, whatever the difference in reward."
         " `tree` takes a completion that shares no token with another for all that can follow, and"
         " its return for the value of every state but the first.",
     )

@@ -48,7 +48,7 @@ def answer(code: str, tool: PythonTool = TOOL) -> str:
         ("import sympy; sympy.sqrt(8)", "2*sqrt(2)"),
         ("def f(): f()\nf()", "RecursionError: maximum recursion depth exceeded"),
         ("while True: pass", "TimeoutError: it ran longer than 0.3 s"),
-        ("print(1, flush=True)\nwhile True: pass", "1\nTimeoutError: it ran longer than 0.3 s"),
+        ("print(1, flush=True)\nwhile True: pass", "TimeoutError: it ran longer than 0.3 s"),
         ("import time; time.sleep(100)", "TimeoutError: it ran longer than 0.3 s"),
         ("'a' * 10**10", "MemoryError: it took more than 256 MiB"),
         ("import os; os.remove('/nothing')", "PermissionError: os.remove is not allowed here"),
@@ -139,7 +139,7 @@ def test_problems_of_a_file_are_worked_on_with_the_tool(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("max_turns", 1), ("timeout", 0.0), ("memory", 1), ("turn_tokens", -1)]
+    ("option", "value"), [("max_turns", 1), ("timeout", 0.0), ("memory", 1), ("turn_tokens", 0)]
 )
 def test_options_out_of_range_are_named(option: str, value: float) -> None:
     with pytest.raises(RegistryError, match=f"{option} is {value}; expected a number from"):

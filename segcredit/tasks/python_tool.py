@@ -33,7 +33,8 @@ class PythonTool(Environment):
 
     Each call begins anew: names of an earlier one are not there. The same code prints the same
     wherever it reads neither clock nor the system's randomness and does not just reach a limit;
-    Python's own ``random`` begins with seed 0. The limits keep slips from doing harm, and are no wall against malice.
+    Python's own ``random`` begins with seed 0. The limits keep slips from doing harm, and are no
+    wall against malice.
 
     Cost: a process for each call, some 2 ms; ``workers`` calls run at once. Linux alone.
     """

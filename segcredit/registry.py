@@ -549,6 +549,7 @@ PATHS: dict[str, Registry[Any]] = {
     "estimator": estimators,
     "advantage": advantages,
     "process_reward": process_rewards,
+    "credit_scheme": advantages,
     "loss.ratio": ratios,
     "loss.ratio_segmenter": segmenters,
     "loss.bound": bounds,

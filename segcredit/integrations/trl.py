@@ -552,6 +552,11 @@ def _refusals(trainer: Any, config: RunConfig) -> Generator[str]:
 def _refused_settings(trainer: Any, config: RunConfig) -> Generator[str]:
     """Yields a sentence for each setting of the method that has no place in TRL's loop."""
     sizes = config.rollouts
+    if config.credit:
+        yield (
+            "the [[credit]] tables are a sum of credits, whose estimators TRL's loop does not"
+            " train; expected none. Run such methods by segcredit's own loop."
+        )
     if sizes.layout == "tree":
         yield (
             "rollouts.layout is 'tree', and TRL samples completions one by one; expected"

@@ -69,7 +69,7 @@ def test_a_template_that_refuses_is_told() -> None:
 
 
 REFUSES_TOOLS = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}"
-SKIPS_TOOLS = TEMPLATE.replace("{{ m[", "{% if m.role != 'tool' %}{{ m[").replace(
+SKIPS_TOOLS = TEMPLATE.replace("{{ m[", "{% if m.role != 'tool' %}{{ m[", 1).replace(
     "/{% endfor", "/{% endif %}{% endfor"
 )
 

@@ -23,6 +23,8 @@ OPTIONAL = [
     "start_seed=0",
     'rollouts.stop="never said"',
     "rollouts.ahead=1",
+    "rollouts.observation_limit=100",
+    "environment=python_tool",  # which a policy of digits and signs never calls
     "train.value.live_logprobs=true",
     "train.value.pretraining={completions=16, epochs=1}",
     "reward_source=outcome",

@@ -218,7 +218,7 @@ def _further(run: Run) -> tuple[FurtherCredit, ...]:
     found: list[FurtherCredit] = []
     for place, each in enumerate(run.config.credit):
         own = with_credit(run, run.config.of_credit(place))
-        _require_capabilities(own.config, own.method, run.actor)
+        _require_capabilities(own.config, own.method, run.actor, run.task)
         run = replace(run, reference=own.reference)  # copied once, whoever reads it
         found.append(FurtherCredit(each.weight, own))
     return tuple(found)

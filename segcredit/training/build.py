@@ -203,7 +203,7 @@ def build(
 def _warn_of_no_turns(run: Run) -> None:
     """Warns of a credit drawn from the rewards of turns where there is one turn."""
     sources = {run.config.reward_source, *(each.reward_source for each in run.config.credit)}
-    if "turn" in sources and run.task.environment().max_turns == 1:
+    if "turn" in sources and _world(run.config, run.task).max_turns == 1:
         warnings.warn(
             f"a reward_source is 'turn' and task {run.config.task['name']!r} has completions of one"
             " turn; expected several, since no turn comes before the last one: that credit is 0."
@@ -218,7 +218,7 @@ def _further(run: Run) -> tuple[FurtherCredit, ...]:
     found: list[FurtherCredit] = []
     for place, each in enumerate(run.config.credit):
         own = with_credit(run, run.config.of_credit(place))
-        _require_capabilities(own.config, own.method, run.actor)
+        _require_capabilities(own.config, own.method, run.actor, run.task)
         run = replace(run, reference=own.reference)  # copied once, whoever reads it
         found.append(FurtherCredit(each.weight, own))
     return tuple(found)

@@ -480,6 +480,7 @@ def test_only_float32_is_sharded() -> None:
 KILLED = {
     "one": (1, 40, []),
     "ahead": (1, 10, ["rollouts.ahead=1", "loss.correction=mask"]),
+    "turns": (1, 10, ['task={name="pointer"}', 'segmenter={name="turns"}']),
     "two": (2, 30, []),
     "sharded": (2, 20, ["train.parallel=sharded"]),
 }

@@ -203,7 +203,7 @@ def build(
 def _warn_of_no_turns(run: Run) -> None:
     """Warns of a credit drawn from the rewards of turns where there is one turn."""
     sources = {run.config.reward_source, *(each.reward_source for each in run.config.credit)}
-    if "turn" in sources and run.task.environment().max_turns == 1:
+    if "turn" in sources and _world(run.config, run.task).max_turns == 1:
         warnings.warn(
             f"a reward_source is 'turn' and task {run.config.task['name']!r} has completions of one"
             " turn; expected several, since no turn comes before the last one: that credit is 0."

@@ -309,3 +309,66 @@ def test_rows_without_tokens_take_no_part_in_a_sum() -> None:
     assert found.per_token[[1, 3]].abs().max() == 0
     every = Segmentation.from_starts(rollouts.action_mask, rollouts.action_mask)
     assert not every.mask[1].any()
+
+
+def test_a_presets_table_is_named_by_its_place_too() -> None:
+    config = load_config("gigpo", ["credit.0.weight=0.5", "credit.0.estimator.gamma=0.5"])
+    assert config.credit[0].weight == 0.5
+    assert config.credit[0].estimator["name"] == "anchor_group"
+    assert config.credit[0].estimator["gamma"] == 0.5
+    assert config.credit[0].segmenter == {"name": "turns"}
+
+
+@pytest.mark.filterwarnings("ignore:a reward_source is 'turn'")
+@pytest.mark.parametrize(
+    ("preset", "plain", "factor"), [("mt_grpo", "grpo", 1.0), ("gigpo", "dr_grpo", 2.0)]
+)
+def test_presets_of_turns_reduce_to_groups_on_one_turn(
+    preset: str, plain: str, factor: float
+) -> None:
+    both = [collect(build(load_config(name, SMALL)), 1) for name in (preset, plain)]
+    found, want = (batch.advantages.per_token for batch in both)
+    assert want.abs().max() > 0
+    torch.testing.assert_close(found, factor * want)
+
+
+def test_gigpo_on_a_task_of_turns_is_what_loops_say() -> None:
+    """Sampled episodes of ``pointer``: states that repeat between completions and within one."""
+    changes = ["rollouts.prompts=6", "rollouts.completions=6", "policy.steps=60"]
+    batch = collect(build(load_config({"method": "gigpo", "task": "pointer"}, changes)), 1)
+    rollouts, gamma = batch.rollouts, 0.95
+    assert rollouts.turn_ids is not None
+    assert rollouts.anchor_ids is not None
+    group, texts = rollouts.group.tolist(), len(rollouts)
+    episodes: list[list[tuple[int, list[int], float]]] = []
+    for row in range(texts):
+        turns: dict[int, tuple[int, list[int], float]] = {}
+        for t, turn in enumerate(rollouts.turn_ids[row].tolist()):
+            if turn >= 0:
+                anchor, places, reward = turns.get(
+                    turn, (int(rollouts.anchor_ids[row, t]), [], 0.0)
+                )
+                reward += float(rollouts.token_rewards[row, t])
+                turns[turn] = (anchor, [*places, t], reward)
+        episodes.append([turns[turn] for turn in sorted(turns)])
+    returns = [
+        [sum(gamma ** (j - k) * own[j][2] for j in range(k, len(own))) for k in range(len(own))]
+        for own in episodes
+    ]
+    total = [sum(reward for _, _, reward in own) for own in episodes]
+    alike = 0
+    for row, own in enumerate(episodes):
+        group_total = [total[other] for other in range(texts) if group[other] == group[row]]
+        for k, (anchor, places, _) in enumerate(own):
+            same = [
+                returns[other][m]
+                for other in range(texts)
+                for m in range(len(episodes[other]))
+                if group[other] == group[row] and anchor >= 0 and episodes[other][m][0] == anchor
+            ] or [returns[row][k]]
+            alike += k > 0 and len(same) > 1
+            want = total[row] - sum(group_total) / len(group_total)
+            want += returns[row][k] - sum(same) / len(same)
+            for t in places:
+                assert float(batch.advantages.per_token[row, t]) == pytest.approx(want, abs=1e-5)
+    assert alike > 10

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import segcredit
-from segcredit.cli import main
 from segcredit.credit_audit import audit, compare_credits, load_audit, load_audit_config
 from segcredit.credit_audit.metric_list import METRICS
 from segcredit.credit_audit.metrics import share_within
@@ -24,6 +23,7 @@ from segcredit.errors import StudyError
 from segcredit.policy.samplers.generate import Generate
 from segcredit.policy.tiny.tiny_lm import Tiny
 from segcredit.protocols import Environment, Prompt, Task, Transition, Verdict
+from segcredit.study.report import write_report
 from segcredit.training.rollouts.completions import as_rollouts
 from segcredit.types import SamplingParams
 from small import SMALL
@@ -299,7 +299,8 @@ def test_metrics_see_sampled_tokens_alone(done):
         0, abs=1e-9
     )
     assert by_name["per_token", "critic"].by_token
-    assert not by_name["turns", "critic"].by_token
+    assert by_name["turns", "critic"].by_token  # a turn is one letter here
+    assert not by_name["whole", "critic"].by_token
     assert len(compare_credits(found, "share_within", "")) == 6
 
 
@@ -367,8 +368,7 @@ def test_an_audit_of_turns_again_keeps_what_is_there(done):
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
-def test_the_report_says_in_which_turns_the_value_moves(done, tmp_path, capsys):
-    assert main(["report", str(done), "--output", str(tmp_path / "report.html")]) == 0
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_the_report_says_in_which_turns_the_value_moves(done, tmp_path):
+    page = write_report(done, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "A row a turn" in page
     assert "over share of tokens" in page

@@ -210,7 +210,8 @@ def _turns(row: _Row, turn_T: Array, earned_T: Array) -> list[Turn]:
         places = np.flatnonzero(turn_T == number)
         if len(places):
             start, end = characters_T[[places[0], places[-1] + 1]].tolist()
-            found.append(Turn(start, end, f"reward {earned_T[places].sum():.4g}"))
+            reward = f"{earned_T[places].sum():.4g}".replace("-", "−")
+            found.append(Turn(start, end, f"reward {reward}"))
     return found
 
 

@@ -336,7 +336,9 @@ def test_metrics_are_in_the_log_and_evaluations_leave_training_alone(folder: Pat
     rows = [row for row in made.state.log_history if "segcredit/kl" in row]
     assert len(rows) == 4
     assert rows[0]["segcredit/tokens_simulated"] > 0
-    assert rows[0]["segcredit/ratio_max"] == pytest.approx(1)
+    # Sampling's pass and the loss's have other shapes: a float32 log-prob of -16 nats may differ by
+    # its last bit, 1.9e-6. The page's bound of all such differences is 1e-5.
+    assert rows[0]["segcredit/ratio_max"] == pytest.approx(1, abs=1e-5)
     assert rows[1]["segcredit/ratio_max"] > 1.001
     assert rows[0]["segcredit/reward"] == pytest.approx(rows[0]["reward"])
     assert rows[0]["segcredit/entropy"] > 0

@@ -8,7 +8,7 @@ import pandas as pd
 
 from segcredit import read_runs
 
-SAME_TABLES = ("runs", "steps", "completions", "segments", "tokens")
+SAME_TABLES = ("runs", "steps", "completions", "turns", "segments", "tokens")
 OF_TIME = ("cpu_seconds",)
 """The columns that measure time."""
 

@@ -70,7 +70,7 @@ def _estimates(audit: Audit, metric: str, at: str) -> dict[Key, Estimate]:
 
 
 def _of_segments(audit: Audit, judge: Truth, place: tuple[str, str]) -> dict[Key, Estimate]:
-    ids = {found.segmenter: found.segment_ids for found in audit.credits}
+    ids = {found.segmenter: found.sampled_ids for found in audit.credits}
     return {(name, "", ""): MOVEMENT[place](judge, ids_BT) for name, ids_BT in ids.items()}
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from segcredit.credit_audit.metrics import Credit
-from segcredit.credit_audit.metrics.arrays import Floats, Ints
+from segcredit.credit_audit.metrics.arrays import Floats, Ints, moved_left
 from segcredit.segmentation import Anchor
 
 Batches = dict[str, dict[str, list[float]]]
@@ -44,23 +42,35 @@ class Credits:
     @property
     def by_token(self) -> bool:
         """True where every token is a segment of its own."""
-        places_T = np.arange(self.segment_ids.shape[1])
-        return bool(((self.segment_ids == places_T) | (self.segment_ids < 0)).all())
+        there_BT = self.segment_ids >= 0
+        return bool((there_BT.cumsum(1) - 1 == self.segment_ids)[there_BT].all())
+
+    @property
+    def sampled_ids(self) -> Ints:
+        """(B,T) segment ids of the sampled tokens alone, as metrics take them, see ``of``."""
+        return moved_left(self.segment_ids, self.segment_ids >= 0, -1)
 
     def of(self, advantage: str, base: Credits | None = None) -> Credit:
-        """Returns the credit of one scheme, as the metrics take it.
+        """Returns the credit of one scheme, as the metrics take it: of sampled tokens alone.
+
+        Where observations are between them, the tokens of a row are moved to its left.
 
         Args:
             advantage: the scheme.
             base: credits by the same estimator with a segment for each token, see ``bases_of``.
         """
+        there_BT = self.segment_ids >= 0
+
+        def sampled(x_BT: Floats | None) -> Floats | None:
+            return None if x_BT is None else moved_left(x_BT, there_BT, 0.0)
+
         return Credit(
-            self.segment_ids,
-            self.advantages[advantage],
-            self.state_values,
+            self.sampled_ids,
+            moved_left(self.advantages[advantage], there_BT, 0.0),
+            sampled(self.state_values),
             self.anchor,
-            self.token_values,
-            None if base is None else base.advantages[advantage],
+            sampled(self.token_values),
+            sampled(None if base is None else base.advantages[advantage]),
         )
 
 

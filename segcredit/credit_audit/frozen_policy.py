@@ -76,10 +76,11 @@ class Practice:
 def frozen_rollouts(truth: ValuedCompletions, split: int, policy: Policy) -> Sampled:
     """Returns a truth's completions, with one split of its values for plug-ins that read values.
 
-    On the policy's device, and with what the policy reads of the prompts besides their ids.
+    Values of what is still to come, as plug-ins know them. On the policy's device, and with what
+    the policy reads of the prompts besides their ids.
     """
     device = next(cast(nn.Module, policy).parameters()).device
-    values_BT = truth.values[:, split, :-1].nan_to_num(0.0)
+    values_BT = (truth.values[:, split, :-1] - truth.earned).nan_to_num(0.0)
     rollouts = truth.rollouts.replace(token_values=values_BT.to(truth.rollouts.rewards.dtype))
     rollouts = with_extras(rollouts.to(device), policy, truth.prompts)
     prompts = tuple(truth.prompts[number] for number in truth.prompt_numbers.tolist())

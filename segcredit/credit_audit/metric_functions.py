@@ -15,7 +15,7 @@ from segcredit.credit_audit.metrics import Credit, Estimate, Resampling, Truth
 from segcredit.credit_audit.metrics.arrays import Floats, Ints
 from segcredit.credit_audit.metrics.credit_quality import Level
 from segcredit.credit_audit.metrics.estimates import quotient
-from segcredit.credit_audit.metrics.moments import Fork, of
+from segcredit.credit_audit.metrics.moments import Fork, of, square
 from segcredit.credit_audit.metrics.value_quality import Part
 
 Found = Iterator[tuple[str, str, Estimate]]
@@ -145,3 +145,24 @@ def signals(
     for name, (share, ratio) in metrics.share_by_class(judge, *classes).items():
         yield "class_share", name, share
         yield "class_ratio", name, ratio
+
+
+def turns(judge: Truth, turns_BT: Ints) -> Found:
+    """Yields in which turns the value moves, and by how much; turns are counted from 1.
+
+    By token, as everything else: over a turn as a whole the expected square is the same, since
+    what sampling does to the value in one turn is uncorrelated with what it does in others.
+
+    Args:
+        judge: the splits of the truth that no plug-in has seen.
+        turns_BT: (B,T) the number of each token's turn, from 0 on; −1 for none.
+    """
+    yield "turns", "", segments(judge, turns_BT)
+    names = [str(number) for number in range(1, turns_BT.max(initial=-1) + 2)]
+    for name, (share, ratio) in metrics.share_by_class(judge, turns_BT, names).items():
+        yield "turn_share", name, share
+        yield "turn_ratio", name, ratio
+    squares_BT = square(judge.advantages)
+    for number, name in enumerate(names):
+        inside_BT = turns_BT == number
+        yield "turn_movement", name, of(judge, quotient, squares_BT * inside_BT, inside_BT.any(1))

@@ -85,6 +85,30 @@ METRICS: tuple[Metric, ...] = (
         chance=1.0,
     ),
     Metric(
+        name="turns",
+        section="signals",
+        summary="Turns of a completion.",
+    ),
+    Metric(
+        name="turn_share",
+        section="signals",
+        summary="Share of the squared value change in a turn, counted from 1.",
+        levels=(),
+    ),
+    Metric(
+        name="turn_ratio",
+        section="signals",
+        summary="Share of the change in a turn, over its share of the tokens.",
+        levels=(),
+        chance=1.0,
+    ),
+    Metric(
+        name="turn_movement",
+        section="signals",
+        summary="Squared value change in a turn, mean of the completions that reach it.",
+        levels=(),
+    ),
+    Metric(
         name="split_correlation",
         section="signals",
         summary="Correlation of the judging splits' value changes with each other.",

@@ -47,7 +47,8 @@ def write_credits(path: Path, name: str, found: Credits) -> None:
     """
     label = {key: getattr(found, key) for key in _WHOLE}
     label |= {"name": name, "schemes": list(found.advantages)}
-    lengths_B = (found.segment_ids >= 0).sum(1).tolist()
+    places_T = np.arange(1, found.segment_ids.shape[1] + 1)
+    lengths_B = np.where(found.segment_ids >= 0, places_T, 0).max(1, initial=0).tolist()
     rows = [_row(found, row, length) for row, length in enumerate(lengths_B)]
     write_checksummed(_file(path, name), rows, _SCHEMA, label)
 

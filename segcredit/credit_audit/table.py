@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from segcredit.credit_audit import metric_functions
 from segcredit.credit_audit.credits import Bases, Credits
 from segcredit.credit_audit.metrics import Estimate, Resampling, Scores, Truth
-from segcredit.credit_audit.metrics.arrays import Floats, Ints
+from segcredit.credit_audit.metrics.arrays import Floats, Ints, moved_left
 from segcredit.credit_audit.policy_gradients import Parameters
 from segcredit.credit_audit.settings import AuditSettings
 from segcredit.credit_audit.truth import StoredTruth
@@ -24,20 +25,30 @@ SPLITS = 1 + len(JUDGES)
 
 
 def arrays(truth: StoredTruth, resampling: Resampling) -> Truth:
-    """Returns all splits of a truth, in the form that metrics take."""
+    """Returns all splits of a truth, in the form that metrics take: of sampled tokens alone."""
+    mask_BT, rollouts = truth.rollouts.action_mask.numpy(), truth.rollouts
+    places_T = np.arange(1, mask_BT.shape[1] + 1)
+    # The values before each sampled token, and the one at the end.
+    ends_BE = np.arange(len(places_T) + 1) == (mask_BT * places_T).max(1)[:, None]
+    states_BE = ends_BE | np.pad(mask_BT, ((0, 0), (0, 1)))
+
+    def sampled(x_BT: Tensor) -> Floats:
+        return moved_left(x_BT.numpy(), mask_BT, 0.0)
+
     return Truth(
-        values=truth.values.numpy(),
-        mask=truth.rollouts.action_mask.numpy(),
+        values=moved_left(truth.values.numpy(), states_BE, np.nan),
+        mask=moved_left(mask_BT, mask_BT, False),
         prompts=truth.prompt_numbers.numpy(),
-        rewards=truth.rollouts.rewards.numpy(),
+        rewards=rollouts.rewards.numpy(),
         resampling=resampling,
         scores=None
         if truth.logit_gradients is None
         else Scores(
-            truth.rollouts.logprobs.numpy(),
-            truth.rollouts.entropies.numpy(),
-            truth.logit_gradients.numpy(),
+            sampled(rollouts.logprobs),
+            sampled(rollouts.entropies),
+            sampled(truth.logit_gradients),
         ),
+        earned=sampled(truth.earned),
     )
 
 
@@ -65,7 +76,7 @@ def rows(
         if found.segmenter not in seen:
             seen.add(found.segmenter)
             labels = _labels(found, "movement", segmenter_alone=True)
-            yield from _rows(labels, metric_functions.movement(judge, whole, found.segment_ids))
+            yield from _rows(labels, metric_functions.movement(judge, whole, found.sampled_ids))
         yield from _of_unit(judge, found, bases.get(found.estimator))
 
 
@@ -87,10 +98,16 @@ def _of_truth(
 ) -> Iterator[Row]:
     """Yields the metrics in which no definition of segments has a part."""
     rollouts = truth.rollouts
+    mask_BT = rollouts.action_mask.numpy()
     signals = {"entropy": rollouts.entropies.numpy(), "surprisal": -rollouts.logprobs.numpy()}
-    classes = token_classes(rollouts.texts, rollouts.token_spans.numpy(), settings.classes)
+    signals = {name: moved_left(x_BT, mask_BT, 0.0) for name, x_BT in signals.items()}
+    of, names = token_classes(rollouts.texts, rollouts.token_spans.numpy(), settings.classes)
+    classes = moved_left(of, mask_BT, -1), names
     found = metric_functions.signals(judge, signals, settings.quantiles, settings.jump, classes)
     yield from _rows({"section": "signals"}, found)
+    if rollouts.turn_ids is not None:
+        turns_BT = moved_left(rollouts.turn_ids.numpy(), mask_BT, -1)
+        yield from _rows({"section": "signals"}, metric_functions.turns(judge, turns_BT))
     first_N, second_N = np.moveaxis(judge.advantages, 1, 0)[:, judge.mask]
     reliability = {"split_correlation": _correlation(first_N, second_N)}
     yield from _plain({"section": "signals"}, reliability)

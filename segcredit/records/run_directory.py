@@ -4,7 +4,7 @@
     environment.json    versions, plug-in distributions, git revision, seed, threads
     status.json         "running", "interrupted", "failed" or "finished", and what stopped it
     metrics.jsonl       a row a step, appended and synced; a torn last line is ignored
-    completions/  segments/  tokens/    Parquet, see segcredit.records.step_tables
+    completions/  turns/  segments/  tokens/    Parquet, see segcredit.records.step_tables
     manifest.json       what is there, with checksums, see segcredit.records.manifest
     images/             what prompts show, see segcredit.records.image_files
     checkpoints/        see segcredit.records.checkpoint

@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple, cast
 
 import pyarrow as pa
 
-TableName = Literal["completions", "segments", "tokens"]
+TableName = Literal["completions", "turns", "segments", "tokens"]
 """The tables that a run writes as Parquet, step by step."""
-Table = Literal["steps", "completions", "segments", "tokens", "audit"]
+Table = Literal["steps", "completions", "turns", "segments", "tokens", "audit"]
 """The tables that have several rows a run."""
 
 RENAMED_TABLES: dict[str, TableName] = {"responses": "completions"}

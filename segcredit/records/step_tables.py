@@ -1,6 +1,6 @@
 """The Parquet tables of a run: a file a step while it goes on, one packed file at its end.
 
-    completions/  segments/  tokens/    step_000012.parquet, ..., then all.parquet
+    completions/  turns/  segments/  tokens/    step_000012.parquet, ..., then all.parquet
     steps.parquet                     the metrics; at the end alone
 
 The manifest says which of them a table is made of, so that a crash at any moment never shows a row

@@ -1,4 +1,4 @@
-"""One step's completions, segments and tokens as columns for the record."""
+"""One step's completions, turns, segments and tokens as columns for the record."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import Tensor
 from segcredit.objective.group_statistics import group_place
 from segcredit.records.image_files import image_name
 from segcredit.records.schemas import TableName
+from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run
 from segcredit.training.credit_assignment import TrainingBatch
 from segcredit.training.rollouts.completions import score
+from segcredit.types import turn_starts
 
 Columns = dict[str, Any]
 
@@ -68,6 +70,9 @@ def _own_tables(
     made: dict[TableName, Columns] = {}
     if wanted.completions:
         made["completions"] = _completions(batch, step, earlier)
+        turn_BT = batch.rollouts.turn_ids
+        if turn_BT is not None:
+            made["turns"] = _turns(batch, turn_BT, step, earlier)
     if wanted.segments:
         made["segments"] = _segments(run, batch, step, earlier)
     if wanted.tokens:
@@ -94,6 +99,31 @@ def _completions(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Colu
     }
 
 
+def _turns(batch: TrainingBatch, turn_BT: Tensor, step: int, earlier: Counter[str]) -> Columns:
+    """Builds a row for each turn, whose observation reaches to the next turn's first character."""
+    rollouts, mask_BT = batch.rollouts, batch.rollouts.action_mask
+    cut = Segmentation.from_starts(turn_starts(turn_BT) & mask_BT, mask_BT)
+    mask_BS = cut.mask
+    rows_N, _ = mask_BS.nonzero(as_tuple=True)
+    starts_N = cut.anchors("start")[mask_BS]
+    rows = _list(rows_N)
+    first_N = _list(rollouts.token_spans[rows_N, starts_N, 0])
+    beyond_N = _list(rollouts.token_spans[rows_N, cut.anchors("last_token")[mask_BS], 1])
+    follows = zip(rows, [*rows[1:], -1], [*first_N[1:], 0], beyond_N, strict=True)
+    until_N = [first if row == after else end for row, after, first, end in follows]
+    values_BT = batch.segmentation.spread(batch.values.values)
+    return {
+        **_names(batch, rows_N, step, earlier),
+        "turn": _numpy(turn_BT[rows_N, starts_N]),
+        "text": _pieces(rollouts.texts, rows, first_N, beyond_N),
+        "observation": _pieces(rollouts.texts, rows, beyond_N, until_N),
+        "tokens": _numpy(cut.lengths[mask_BS]),
+        "reward": _numpy(cut.reduce(rollouts.token_rewards, "sum")[mask_BS]),
+        "value": _numpy(values_BT[rows_N, starts_N]),
+        "advantage": _numpy(cut.reduce(batch.advantages.per_token, "mean")[mask_BS]),
+    }
+
+
 def _segments(run: Run, batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
     """Builds a row for each segment; ``start`` and ``end`` are token positions, the end excluded.
 
@@ -110,13 +140,12 @@ def _segments(run: Run, batch: TrainingBatch, step: int, earlier: Counter[str]) 
     ratios_BS = cut.reduce(after_BT - rollouts.logprobs, "mean").exp()
     first_N = _list(rollouts.token_spans[rows_N, starts_N, 0])
     beyond_N = _list(rollouts.token_spans[rows_N, lasts_N, 1])
-    spans = zip(_list(rows_N), first_N, beyond_N, strict=True)
     return {
         **_names(batch, rows_N, step, earlier),
         "segment": _numpy(mask_BS.nonzero()[:, 1]),
         "start": _numpy(starts_N),
         "end": _numpy(lasts_N + 1),
-        "text": [rollouts.texts[row][first:beyond] for row, first, beyond in spans],
+        "text": _pieces(rollouts.texts, _list(rows_N), first_N, beyond_N),
         "value": _numpy(batch.values.values[mask_BS]),
         "reward": _numpy(batch.values.rewards[mask_BS]),
         "advantage": _numpy(batch.advantages.per_segment[mask_BS]),
@@ -166,6 +195,14 @@ def _names(batch: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str])
         "prompt": [keys[row] for row in _list(rows)],
         "completion": _numpy(place_B[rows]),
     }
+
+
+def _pieces(
+    texts: Sequence[str], rows: Sequence[int], firsts: Sequence[int], beyonds: Sequence[int]
+) -> list[str]:
+    """Returns pieces of the rows' texts, from a first character to one behind the last."""
+    places = zip(rows, firsts, beyonds, strict=True)
+    return [texts[row][first:beyond] for row, first, beyond in places]
 
 
 def _list(x: Tensor) -> list[Any]:

@@ -81,12 +81,13 @@ def test_it_is_clean_to_our_linter(folder):
     run(os.environ, "-m", "ruff", "format", "--check", "--line-length", "100", folder)
 
 
-def test_its_own_test_passes_before_and_after_installation(folder, environment):
+def test_its_own_test_passes_before_and_after_installation(kind, folder, environment):
     options = ["-q", "-p", "no:cacheprovider"]
     for env in (os.environ, environment):
         shown = run(env, "-m", "pytest", *options, cwd=folder)
         assert "passed" in shown
-        assert int(shown.split(" passed")[0].split()[-1]) > 8  # the kit's rules, each by name
+        if kind == "segmenter":  # the kit's rules, each by name
+            assert int(shown.split(" passed")[0].split()[-1]) > 10
 
 
 def test_installed_it_is_listed_and_used(kind, environment):

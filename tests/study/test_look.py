@@ -30,7 +30,15 @@ from segcredit.records.image_files import image_name
 from segcredit.records.run_directory import RunRecords
 from segcredit.records.tables import Runs
 from segcredit.study.look import browser, recorded
-from segcredit.study.look.completions import BEGINS, CONTINUES, OBSERVED, Completion, Cut, cut_at
+from segcredit.study.look.completions import (
+    BEGINS,
+    CONTINUES,
+    OBSERVED,
+    Completion,
+    Cut,
+    Turn,
+    cut_at,
+)
 from segcredit.study.look.recorded import (
     TRAINED,
     cuts_of_texts,
@@ -99,6 +107,49 @@ def test_pieces_are_the_text_and_begin_where_segments_do(
     assert observed == "".join("a+12=a"[at] for at in sorted(hole))
 
 
+def in_turns() -> tuple[Any, list[int]]:
+    """Rollouts of three turns: ``a+`` and its observation ``12``, ``=1``, and at once ``2``."""
+    rollouts = make_rollouts(["a+12=12"], holes={0: [2, 3]})
+    turn_ids = [0, 0, -1, -1, 1, 1, 2, 2]
+    rewards = torch.tensor([[0, 0.5, 0, 0, 0, 0, 0.25, -1]])
+    return rollouts.replace(turn_ids=torch.tensor([turn_ids]), token_rewards=rewards), turn_ids
+
+
+def test_no_piece_goes_over_the_edge_of_a_turn() -> None:
+    rollouts, _ = in_turns()
+    whole = Segmentation.from_starts(torch.zeros(1, 8), rollouts.action_mask)
+    (made,) = of_rollouts(rollouts, {"whole": whole}, {"whole": torch.ones(1, 1)}, {}, [0])
+    parts = [("a+", BEGINS), ("12", OBSERVED), ("=1", CONTINUES), ("2⟨1⟩", CONTINUES)]
+    assert pieces(made, "whole") == parts
+    assert str(list(made.cuts["whole"].credit)) == "[1.0, nan, 1.0, 1.0]"
+    assert [(turn.start, turn.end) for turn in made.turns] == [(0, 2), (4, 6), (6, 10)]
+    assert [turn.facts for turn in made.turns] == ["reward 0.5", "reward 0", "reward −0.75"]
+    (bare,) = of_rollouts(rollouts, {}, {}, {}, [0])
+    assert pieces(bare, "") == parts
+
+
+def test_a_text_is_cut_at_turns_and_what_is_in_none_is_observed() -> None:
+    cut = Cut(sizes=[3, 4, 0, 3], kinds=[BEGINS] * 4, credit=[1.0, 2.0, 3.0, 4.0])
+    turns = [Turn(0, 2), Turn(5, 8), Turn(8, 8), Turn(9, 10)]
+    made = Completion(text="abcdefghij", cuts={"x": cut}, turns=turns)
+    assert pieces(made, "x") == [
+        ("ab", BEGINS),
+        ("c", OBSERVED),
+        ("de", OBSERVED),
+        ("fg", BEGINS),
+        ("", BEGINS),
+        ("h", BEGINS),
+        ("i", OBSERVED),
+        ("j", CONTINUES),
+    ]
+    assert str(list(made.cuts["x"].credit)) == "[1.0, nan, nan, 2.0, 3.0, 4.0, nan, 4.0]"
+    without = Completion(text="abcde", cuts={}, turns=[Turn(0, 2), Turn(3, 5)])
+    assert pieces(without, "") == [("ab", BEGINS), ("c", OBSERVED), ("de", CONTINUES)]
+    long = Completion(text="x" * 30_000, cuts={}, turns=[Turn(0, 19_999), Turn(25_000, 30_000)])
+    assert [turn.end for turn in long.turns] == [19_999]
+    assert list(long.cuts[""].sizes) == [19_999, 1]
+
+
 def test_a_segmentation_alone_is_a_dot_a_token() -> None:
     cut = Segmentation(torch.tensor([[0, 0, -1, 1, -1], [-1] * 5]))
     made, nothing = of_segmentations({"s": cut}, {}, {}, [0, 1])
@@ -131,6 +182,21 @@ def test_a_terminal_shows_marks_credit_values_and_observations(out: Console) -> 
     assert "\x1b[33m=12" in styled
     segcredit.show(rollouts, cut, rows=[9])
     assert "row 9" in out.export_text()
+
+
+def test_a_terminal_begins_a_line_with_each_turn(out: Console) -> None:
+    rollouts, _ = in_turns()
+    cut = registry.segmenters.build("turns").segment(rollouts)
+    segcredit.show(rollouts, cut, torch.tensor([[0.5, -0.25, 1.0]]))
+    lines = [line.rstrip() for line in out.export_text().splitlines()]
+    assert lines[lines.index("turn 1: reward 0.5") :][:6] == [
+        "turn 1: reward 0.5",
+        "a+[+0.5]⟦12⟧",
+        "turn 2: reward 0",
+        "=1[−0.25]",
+        "turn 3: reward −0.75",
+        "2⟨1⟩[+1]",
+    ]
 
 
 def test_rich_prints_rollouts_segmentations_and_runs_likewise(tmp_path: Path) -> None:
@@ -243,7 +309,7 @@ def test_rows_are_read_of_what_is_shown_alone(
     found = of_runs(read_runs(tmp_path), ["method"], most=4)
     assert [one.text for one in found.completions] == list("xyz")
     assert rows[0] == (["step"], 5)
-    assert [count for _, count in rows[1:]] == [3, 0]
+    assert [count for _, count in rows[1:]] == [3, 0, 0]
     # One step is shown in part where even that is too many; so are texts that are too long.
     assert len(of_runs(read_runs(tmp_path), ["method"], most=2).completions) == 2
     monkeypatch.setattr(recorded, "MOST_LETTERS", 2)
@@ -308,6 +374,30 @@ def test_places_are_those_of_the_segments(parts: list[tuple[str, bool]]) -> None
     assert [part for part, kind in pieces(made, "c") if kind == BEGINS] == segments
     assert found_places("a b", ["a", "x"]) is None
     assert found_places("a b", ["b", "a"]) is None
+
+
+def test_recorded_turns_are_those_of_the_completion_and_its_step(tmp_path: Path) -> None:
+    of = {"prompt": ["p", "p"], "completion": [0, 1]}
+    run = record(tmp_path / "sapo", reward=[1.0, 0.0], text=["?a.b;=b.", "=c."], **of)
+    turns = {
+        "prompt": ["p"] * 3,
+        "completion": [0, 0, 1],
+        "turn": [1, 0, 0],
+        "text": ["=b.", "?a.", "=c."],
+        "observation": ["", "b;", ""],
+        "reward": [1.0, 0.0, -0.5],
+        "value": [0.75, 0.5, 0.5],
+        "advantage": [0.25, -0.25, 1.0],
+    }
+    run.table("turns", 1, turns)
+    run.table("turns", 0, {**turns, "text": list("xyz")})
+    first, second = of_runs(read_runs(tmp_path), ["method"]).completions
+    assert first.turns == [
+        Turn(0, 3, "reward 0 · value 0.5 · credit −0.25"),
+        Turn(5, 8, "reward 1 · value 0.75 · credit +0.25"),
+    ]
+    assert pieces(first, "") == [("?a.", BEGINS), ("b;", OBSERVED), ("=b.", CONTINUES)]
+    assert second.turns == [Turn(0, 3, "reward −0.5 · value 0.5 · credit +1")]
 
 
 def test_a_segmenter_that_fails_leaves_its_sentence_and_the_others_go_on() -> None:

@@ -17,7 +17,7 @@ from test_report_browser import CONTRAST, PIECES, browser, open_page  # noqa: F4
 
 from segcredit import Segmentation, registry
 from segcredit.study.look import browser as look
-from segcredit.study.look.completions import Completion, Cut
+from segcredit.study.look.completions import Completion, Cut, Turn
 from segcredit.study.look.rollouts import of_rollouts
 from segcredit.study.plots.style import PALETTE
 from segcredit.study.report import write_report
@@ -83,6 +83,27 @@ def test_a_notebook_draws_pieces_credit_values_and_observations(
     assert whole.locator(".sc-value").count() == 0
     found = page.evaluate(CONTRAST, [*PIECES[:1], *PIECES[2:], ".sc-soft", ".sc-observed"])
     assert {name: ratio for name, ratio in found.items() if ratio < 4.5} == {}
+
+
+def test_turns_stand_on_lines_of_their_own_with_what_is_known_of_them(
+    tmp_path: Path,
+    open_page: Any,  # noqa: F811
+) -> None:
+    turns = [Turn(0, 3, "reward 0 · credit −0.25"), Turn(5, 8, "reward 1"), Turn(8, 11)]
+    cut = Cut(sizes=[11], kinds=[0], credit=[0.5])
+    one = Completion(text="?a.b;?b.=c.", cuts={"whole": cut}, turns=turns)
+    opened = open_page(notebook(tmp_path / "n.html", look.page_part([one])), 700)
+    assert (opened.requests[1:], opened.said) == ([], [])
+    parts = opened.page.locator(".sc-written > span")
+    assert parts.all_text_contents() == [
+        *("turn 1 · reward 0 · credit −0.25", "?a.", "b;"),
+        *("turn 2 · reward 1", "?b.", "turn 3", "=c."),
+    ]
+    kinds = ["sc-turn", "sc-piece", "sc-observed", "sc-turn", "sc-piece", "sc-turn", "sc-piece"]
+    assert [part.evaluate("each => each.classList[0]") for part in parts.all()] == kinds
+    tops = [part.bounding_box()["y"] for part in parts.all()]
+    assert tops == sorted(set(tops))
+    assert opened.page.locator(".sc-cut p").text_content().startswith("whole 1 segment")
 
 
 def test_where_no_script_runs_a_notebook_has_plain_text(

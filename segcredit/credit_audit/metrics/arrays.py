@@ -1,7 +1,8 @@
 """True values of some completions, and credit that was given them: what an audit compares.
 
-Letters: ``B`` completions, ``T`` tokens, ``E`` = T + 1 states (the one before each token, and the
-end), ``H`` independent splits of the truth, ``P`` prompts.
+Of several turns the sampled tokens alone: observations move no value. Letters: ``B`` completions,
+``T`` tokens, ``E`` = T + 1 states (the one before each token, and the end), ``H`` independent
+splits of the truth, ``P`` prompts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Anchor = Literal["start", "last_token"]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +77,7 @@ class Truth:
             completions of a prompt were enumerated.
         resampling: how the intervals of all metrics are made.
         scores: of the tokens, by the policy; None = no metrics at the level "gradient".
+        earned: (B,T) rewards before each token, a part of its value; zeros by default.
 
     Raises:
         StudyError: the arrays do not fit, there are fewer than two splits, tokens lie behind a
@@ -88,11 +91,15 @@ class Truth:
     weights: Floats = field(default_factory=lambda: np.empty(0))
     resampling: Resampling = field(default_factory=Resampling)
     scores: Scores | None = None
+    earned: Floats = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         arrays = {"values": np.float64, "mask": np.bool_, "prompts": np.int64}
-        for name, dtype in (arrays | {"rewards": np.float64, "weights": np.float64}).items():
+        arrays |= dict.fromkeys(("rewards", "weights", "earned"), np.float64)
+        for name, dtype in arrays.items():
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        if not self.earned.size:
+            object.__setattr__(self, "earned", np.zeros(self.mask.shape))
         if not self.weights.size:
             object.__setattr__(self, "weights", np.ones(len(self.rewards)))
         self._require()
@@ -114,8 +121,8 @@ class Truth:
 
     @property
     def states(self) -> Floats:
-        """(B,H,T) V before each token; 0 off the mask."""
-        return np.where(self.mask[:, None], self.values[:, :, :-1], 0.0)
+        """(B,H,T) V before each token, of what is still to come; 0 off the mask."""
+        return np.where(self.mask[:, None], self.values[:, :, :-1] - self.earned[:, None], 0.0)
 
     def keep(self, splits: Sequence[int]) -> Truth:
         """Returns the same with some of the splits, such as those that chose no boundaries."""
@@ -124,7 +131,7 @@ class Truth:
     def select(self, rows: ArrayLike) -> Truth:
         """Returns the same with some of the completions."""
         index = np.asarray(rows)
-        names = ("values", "mask", "prompts", "rewards", "weights")
+        names = ("values", "mask", "prompts", "rewards", "weights", "earned")
         chosen = {name: getattr(self, name)[index] for name in names}
         scores = None if self.scores is None else self.scores.select(index)
         return dataclasses.replace(self, **chosen, scores=scores)
@@ -151,7 +158,7 @@ class Truth:
                 " and (B,T)."
             )
         rows, splits, states = self.values.shape
-        shapes = {"mask": (rows, states - 1), "prompts": (rows,)}
+        shapes = {"mask": (rows, states - 1), "prompts": (rows,), "earned": (rows, states - 1)}
         for name, shape in (shapes | {"rewards": (rows,), "weights": (rows,)}).items():
             require_shape(name, getattr(self, name), shape)
         for name in () if self.scores is None else Scores.__slots__:
@@ -215,6 +222,23 @@ class Credit:
                 f"the anchor is {self.anchor!r}; expected 'start' or 'last_token', the state that"
                 " the estimator valued."
             )
+
+
+def moved_left(x: NDArray[T], mask: Bools, fill: float) -> NDArray[T]:
+    """Moves what is on a mask to the left of each row, over the holes.
+
+    Args:
+        x: (B,T) numbers of tokens, or (B,...,T).
+        mask: (B,T) True on what is kept. Where nothing lies behind a hole, all stays as it is.
+        fill: what follows a row's last entry.
+    """
+    if not (mask[:, 1:] & ~mask[:, :-1]).any():
+        return x
+    order_BT = np.argsort(~mask, axis=1, kind="stable")
+    there_BT = np.take_along_axis(mask, order_BT, axis=1)
+    between = (slice(None), *[None] * (x.ndim - 2), slice(None))
+    moved = np.take_along_axis(x, order_BT[between], axis=-1)
+    return np.where(there_BT[between], moved, np.asarray(fill, dtype=x.dtype))
 
 
 def require_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:

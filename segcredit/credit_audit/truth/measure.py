@@ -15,6 +15,10 @@ Where ``allocation`` wants less than one continuation, n < 1, one is drawn with 
 what it says counts 1 / n times (Russian roulette): with w = (1 - p) / n where one was drawn and
 0 where none was, V(t) = V(t+1) + w (X - V(t+1)) is as unbiased.
 
+Over the observations of several turns V stands still: an environment is a pure function of what
+was said. Only sampled tokens can leave, and where another one ends its turn, or the episode, the
+environment answers it anew.
+
 How many continuations a state gets depends on the probabilities and lengths alone, which are known
 before any is drawn, so that the allocation biases neither a value nor a product of two splits. (An
 allocation by the rewards of first continuations would, unless these were thrown away.)
@@ -47,7 +51,8 @@ class MeasuredValues:
     """V at every state of every completion, in splits that share no continuation."""
 
     values: Float[Tensor, "B H E"]
-    """NaN beyond a completion's end; equal to its reward at its end."""
+    """NaN beyond a completion's end; equal to its reward at its end. What an environment gave for
+    turns before a state is part of its value."""
     errors: Float[Tensor, "B H E"]
     """Standard errors of one split's values, from the spread of the continuations of all splits.
     Their squares are unbiased but for a cut at 0: a mean of them over many states says how far
@@ -90,8 +95,8 @@ def measure(
         generator: where the draws come from.
 
     Raises:
-        StudyError: too few splits or continuations; a mask with holes, since what an environment
-            answers cannot be drawn again; completions of another limit.
+        StudyError: too few splits or continuations; a mask with holes in one turn, which nobody
+            can fill in again; completions of another limit.
     """
     _require(continuations, splits, rollouts, max_new_tokens)
     leave_BT = leaving(rollouts)
@@ -138,13 +143,13 @@ def allocation(
     In proportion to (1 - p) sqrt(w / c), which, were U equally noisy everywhere, would make the
     mean squared error of V smallest for a number of tokens (Neyman's allocation with costs): c
     tokens are left, which a continuation costs, and U's noise enters V(t) and, as far as the
-    tokens between are certain, every earlier value: w(t) = 1 + p(t-1)² w(t-1). Never less than
-    1 - p, so that a value stays between the rewards. Above 1 it is whole.
+    tokens between are certain, every earlier value: w(t) = 1 + p(t-1)² w(t-1), where an
+    observation adds no value of its own. Never less than 1 - p, so that a value stays between the
+    rewards. Above 1 it is whole.
     """
-    width = mask_BT.shape[1]
-    left_BT = mask_BT.sum(1, keepdim=True) - torch.arange(width, device=mask_BT.device)
-    reach_BT = torch.ones_like(leave_BT)
-    for t in range(1, width):
+    left_BT = _still_to_come(mask_BT)
+    reach_BT = mask_BT.to(leave_BT)
+    for t in range(1, mask_BT.shape[1]):
         reach_BT[:, t] += (1 - leave_BT[:, t - 1]) ** 2 * reach_BT[:, t - 1]
     wish_BT = leave_BT * (reach_BT / left_BT.clamp(min=1)).sqrt()
     share_BT = wish_BT / wish_BT.sum().clamp(min=1e-30)
@@ -256,7 +261,17 @@ def _errors(
 def _beyond(mask_BT: Tensor) -> Tensor:
     """Marks (B,E) the states behind a completion's end."""
     states_E = torch.arange(mask_BT.shape[1] + 1, device=mask_BT.device)
-    return states_E > mask_BT.sum(1, keepdim=True)
+    return states_E > lengths(mask_BT)[:, None]
+
+
+def lengths(mask_BT: Tensor) -> Tensor:
+    """Counts (B,) the tokens of each completion up to its last sampled one, observations too."""
+    return (_still_to_come(mask_BT) > 0).sum(1)
+
+
+def _still_to_come(mask_BT: Tensor) -> Tensor:
+    """Counts (B,T) the sampled tokens from each place on."""
+    return mask_BT.flip(1).cumsum(1).flip(1)
 
 
 def _require(
@@ -268,15 +283,17 @@ def _require(
             " least 2: a square is measured without bias only as the product of two independent"
             " values."
         )
-    mask_BT = rollouts.action_mask
-    if bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
+    mask_BT, several = rollouts.action_mask, rollouts.turn_ids is not None
+    if not several and bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
         raise StudyError(
-            "a completion has tokens that the policy did not choose between those that it did;"
-            " expected none, since what an environment answers cannot be drawn again."
+            "a completion without turn_ids has tokens that the policy did not choose between those"
+            " that it did; expected none in a completion of one turn, since nobody could fill them"
+            " in again. Usually the turns of these rollouts were dropped: keep their turn_ids."
         )
-    lengths_B = mask_BT.sum(1)
+    lengths_B = lengths(mask_BT)
+    # Of several turns, the limit of turns cuts, too.
     if bool((lengths_B > max_new_tokens).any()) or bool(
-        (rollouts.truncated & (lengths_B != max_new_tokens)).any()
+        (rollouts.truncated & (lengths_B != max_new_tokens)).any() and not several
     ):
         raise StudyError(
             f"max_new_tokens is {max_new_tokens}, but the completions have up to"

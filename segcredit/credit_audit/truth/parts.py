@@ -1,6 +1,7 @@
 """One file of a stored truth: some prompts' completions and their values, a row a completion.
 
 Lists have an entry a token, those of values one more; what belongs to a split is a list a split.
+Completions of several turns have columns of their own, and entries for observations as well.
 """
 
 # pyarrow ships no types.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from segcredit.credit_audit.checksummed_parquet import read_checksummed, write_checksummed
-from segcredit.credit_audit.truth.measure import MeasuredValues
+from segcredit.credit_audit.truth.measure import MeasuredValues, lengths
 from segcredit.errors import StudyError
 from segcredit.objective.returns import token_rewards
 from segcredit.protocols import Prompt
@@ -45,6 +46,12 @@ _SCHEMA = pa.schema(
         "counts": pa.list_(pa.list_(pa.int64())),
     }
 )
+_TURNS = {
+    "turn_ids": pa.list_(pa.int64()),
+    "anchor_ids": pa.list_(pa.int64()),
+    "token_rewards": pa.list_(pa.float32()),
+}
+"""Columns of completions of several turns, beside the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +72,20 @@ def part_rows(
     rollouts: RolloutBatch, measured: MeasuredValues, prompt_numbers: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Returns a row a completion, as the file holds it."""
-    return [_row(rollouts, measured, row, number) for row, number in enumerate(prompt_numbers)]
+    lengths_B = lengths(rollouts.action_mask).tolist()
+    numbered = enumerate(zip(prompt_numbers, lengths_B, strict=True))
+    return [_row(rollouts, measured, row, number, n) for row, (number, n) in numbered]
 
 
 def _row(
-    rollouts: RolloutBatch, measured: MeasuredValues, row: int, prompt_number: int
+    rollouts: RolloutBatch, measured: MeasuredValues, row: int, prompt_number: int, n: int
 ) -> dict[str, Any]:
-    n = int(rollouts.action_mask[row].sum())
-
     def cut(x: Tensor, length: int = n) -> Any:
         return x[row][..., :length].cpu().numpy().tolist()
 
-    return {
+    several = {name: getattr(rollouts, name) for name in _TURNS}
+    turns = {} if rollouts.turn_ids is None else {name: cut(x) for name, x in several.items()}
+    return turns | {
         "prompt_number": prompt_number,
         "prompt": rollouts.prompt_keys[row],
         "text": rollouts.texts[row],
@@ -102,7 +111,9 @@ def write_part(path: Path, part: Part) -> None:
         StorageError: the disk refuses it.
     """
     label = {name: getattr(part, name) for name in Part.__slots__ if name != "rows"}
-    write_checksummed(path, part.rows, _SCHEMA, label)
+    more = {name: kind for name, kind in _TURNS.items() if name in part.rows[0]}
+    schema = pa.schema([*_SCHEMA, *pa.schema(more)])
+    write_checksummed(path, part.rows, schema, label)
 
 
 def read_part(path: Path, number: int, truth: str) -> Part | None:
@@ -112,14 +123,22 @@ def read_part(path: Path, number: int, truth: str) -> Part | None:
         part = Part(**label, rows=rows)
     except (StudyError, TypeError):
         return None
-    same_columns = all(set(row) == set(_SCHEMA.names) for row in rows)
+    known = set(_SCHEMA.names), {*_SCHEMA.names, *_TURNS}
+    same_columns = all(set(row) in known for row in rows)
     return part if (part.number, part.truth, same_columns) == (number, truth, True) else None
 
 
 def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> RolloutBatch:
     """Rebuilds the completions as they were sampled; ids of padding are 0."""
     lengths_B = torch.tensor([len(row["token_ids"]) for row in rows])
-    mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+    there_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+    turn_BT = anchor_BT = None
+    if "turn_ids" in rows[0]:
+        turn_BT, anchor_BT = (
+            padded(rows, name, torch.long).masked_fill(~there_BT, -1)
+            for name in ("turn_ids", "anchor_ids")
+        )
+    mask_BT = there_BT if turn_BT is None else turn_BT >= 0
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
     numbers = [int(row["prompt_number"]) for row in rows]
     first = {number: place for place, number in reversed(list(enumerate(numbers)))}
@@ -127,7 +146,7 @@ def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> Ro
     # Padding begins and ends where the text of its row does.
     last_B1 = ends_BT.amax(1, keepdim=True)
     spans_BT2 = torch.stack(
-        [starts_BT.where(mask_BT, last_B1), ends_BT.where(mask_BT, last_B1)], dim=2
+        [starts_BT.where(there_BT, last_B1), ends_BT.where(there_BT, last_B1)], dim=2
     )
     prompt_ids = padded(rows, "prompt_ids", torch.long, left=True)
     prompt_lengths = torch.tensor([len(row["prompt_ids"]) for row in rows])
@@ -144,7 +163,11 @@ def rollouts_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> Ro
         texts=tuple(str(row["text"]) for row in rows),
         token_spans=spans_BT2,
         rewards=rewards_B,
-        token_rewards=token_rewards(rewards_B, mask_BT),
+        token_rewards=token_rewards(rewards_B, mask_BT)
+        if turn_BT is None
+        else padded(rows, "token_rewards", torch.float32),
+        turn_ids=turn_BT,
+        anchor_ids=anchor_BT,
         truncated=torch.tensor([bool(row["truncated"]) for row in rows]),
     )
 

@@ -28,6 +28,7 @@ from segcredit.atomic_files import remove_temporaries
 from segcredit.config import RunConfig
 from segcredit.credit_audit.checksummed_parquet import read_checksummed, write_checksummed
 from segcredit.credit_audit.truth.identity import Identity, hash_of, require_same, whose
+from segcredit.credit_audit.truth.measure import lengths
 from segcredit.credit_audit.truth.parts import (
     Part,
     by_split,
@@ -103,8 +104,8 @@ class StoredTruth(ValuedCompletions):
         device = next(cast(nn.Module, policy).parameters()).device
         whole = with_extras(self.rollouts.to(device), policy, self.prompts)
         found_BT = policy.logit_gradients(whole, micro_tokens=micro_tokens).float().cpu()
-        pairs = zip(found_BT, self.rollouts.action_mask, strict=True)
-        rows = [{"logit_gradients": found_T[mask_T].tolist()} for found_T, mask_T in pairs]
+        pairs = zip(found_BT, lengths(self.rollouts.action_mask).tolist(), strict=True)
+        rows = [{"logit_gradients": found_T[:length].tolist()} for found_T, length in pairs]
         label = {"truth": self.hash, "format": _GRADIENTS_FORMAT}
         schema = pa.schema({"logit_gradients": pa.list_(pa.float32())})
         write_checksummed(self.path / LOGIT_GRADIENTS, rows, schema, label)

@@ -24,7 +24,8 @@ class ValuedCompletions:
     prompt_numbers: Int[Tensor, "B"]
     """Places in ``prompts``, of each completion."""
     values: Float[Tensor, "B H E"]
-    """float64, in reward units, H independent splits; NaN beyond a completion's end."""
+    """float64, in reward units, H independent splits; NaN beyond a completion's end. What was
+    earned before a state is part of its value, see ``earned``."""
     errors: Float[Tensor, "B H E"]
     """Standard errors of one split's values; 0 where the truth is exact."""
     jump_errors: Float[Tensor, "B H T"]
@@ -35,3 +36,9 @@ class ValuedCompletions:
     """Tokens sampled for the values; 0 where nothing was."""
     logit_gradients: Float[Tensor, "B T"] | None = None
     """Squared norms of the log-probs' gradients by the logits; None where they are not known."""
+
+    @property
+    def earned(self) -> Float[Tensor, "B T"]:
+        """Rewards of the turns before each token, float64; 0 in a completion of one turn."""
+        rewards_BT = self.rollouts.token_rewards.double()
+        return rewards_BT.cumsum(1) - rewards_BT

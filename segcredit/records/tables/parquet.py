@@ -92,9 +92,9 @@ class Listed:
     def table(self, table: Table) -> list[Path]:
         """Lists the files of a table that is stored as Parquet, missing ones included."""
         self.manifest = read_manifest(self.directory)
-        if table == "completions" or table == "segments" or table == "tokens":
-            return table_files(self.directory, table, self.manifest)
-        return self.first(AUDIT)
+        if table == "audit" or table == "steps":
+            return self.first(AUDIT)
+        return table_files(self.directory, table, self.manifest)
 
     def first(self, *names: str) -> list[Path]:
         """Returns the first of some files that is there; none is, the last that is listed."""

@@ -172,6 +172,11 @@ class Runs(Showable):
         return self.completions
 
     @cached_property
+    def turns(self) -> pd.DataFrame:
+        """A row a turn of completions with several: its text, observation, reward and credit."""
+        return self.read("turns")
+
+    @cached_property
     def segments(self) -> pd.DataFrame:
         """A row a segment: its text, value, reward, advantage, return and ratio."""
         return self.read("segments")
@@ -192,7 +197,7 @@ class Runs(Showable):
         """Reads one table of all runs, with no more columns and rows than asked for.
 
         Args:
-            table: "steps", "completions", "segments", "tokens" or "audit".
+            table: "steps", "completions", "turns", "segments", "tokens" or "audit".
             columns: those to read, besides ``run``; all by default. What a run did not record is
                 missing (NaN or NA) in its rows.
             where: which rows: a ``pyarrow.dataset`` expression over the columns that the table

@@ -83,6 +83,10 @@ def _columns(completions: Sequence[Completion]) -> dict[str, Any]:
     }
     for name in ("prompt", "source", "place", "facts"):
         columns[name] = [word(getattr(one, name)) for one in completions]
+    if any(one.turns for one in completions):
+        columns["turns"] = [
+            [(turn.start, word(turn.facts)) for turn in x.turns] for x in completions
+        ]
     names = dict.fromkeys(name for one in completions for name in one.cuts)
     columns["cuts"] = [_cut_columns(name, completions) for name in names]
     return columns | {"words": list(words)}

@@ -5,6 +5,7 @@ What draws them: ``browser`` in a browser or notebook, ``terminal`` in a termina
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,21 @@ _SHOWN = {
     **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "␦"),
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of the policy; what is behind it, up to the next one, is the environment's.
+
+    Args:
+        start: its first character in the completion's text.
+        end: the one after its last.
+        facts: what is known of it, as words, such as its reward.
+    """
+
+    start: int
+    end: int
+    facts: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +66,31 @@ class Cut:
     def segments(self) -> int:
         """The number of segments."""
         return sum(kind == BEGINS for kind in self.kinds)
+
+    def in_turns(self, turns: Sequence[Turn]) -> Cut:
+        """Returns the same, with no piece over the edge of a turn; what is in none is observed."""
+        starts = [turn.start for turn in turns]
+        edges = sorted({*starts, *(turn.end for turn in turns)})
+        pieces: list[tuple[int, int, int]] = []
+        end = 0
+        for place, (size, kind) in enumerate(zip(self.sizes, self.kinds, strict=True)):
+            begin, end = end, end + size
+            inside = edges[bisect.bisect_right(edges, begin) : bisect.bisect_left(edges, end)]
+            bounds = [begin, *inside, end]
+            for first, beyond in itertools.pairwise(bounds):
+                turn = bisect.bisect_right(starts, first) - 1
+                own = size == 0 or (turn >= 0 and first < turns[turn].end)
+                pieces.append((beyond - first, kind if own else OBSERVED, place))
+                if own and kind == BEGINS:
+                    kind = CONTINUES
+        known = {name: getattr(self, name) for name in ("credit", "values")}
+        spread = {
+            name: [math.nan if kind == OBSERVED else x[at] for _, kind, at in pieces]
+            for name, x in known.items()
+            if len(x)
+        }
+        kinds = [kind for _, kind, _ in pieces]
+        return replace(self, sizes=[size for size, _, _ in pieces], kinds=kinds, **spread)
 
     def shortened(self, length: int) -> Cut:
         """Returns the pieces of the text's first characters."""
@@ -83,6 +124,7 @@ class Completion:
         reward: None where it is not known.
         truncated: whether it met the length limit.
         notes: what cannot be shown, and why.
+        turns: of the policy, ascending, where there are several: no piece goes over their edges.
     """
 
     text: str
@@ -96,15 +138,22 @@ class Completion:
     reward: float | None = None
     truncated: bool = False
     notes: Sequence[str] = field(default=())
+    turns: Sequence[Turn] = field(default=())
 
     def __post_init__(self) -> None:
         left = len(self.text) - MOST_CHARACTERS
         changes: dict[str, Any] = {name: visible(getattr(self, name)) for name in _TEXTS}
         changes["prompt"] = shortened(changes["prompt"])
         changes["notes"] = [visible(note) for note in self.notes]
+        cuts = self.cuts
+        if self.turns:
+            whole = {"": Cut(sizes=[len(self.text)], kinds=[BEGINS])}
+            cuts = {name: cut.in_turns(self.turns) for name, cut in (cuts or whole).items()}
+            changes["cuts"] = cuts
         if left > 0:
             changes["text"] = changes["text"][:MOST_CHARACTERS]
-            changes["cuts"] = {x: cut.shortened(MOST_CHARACTERS) for x, cut in self.cuts.items()}
+            changes["cuts"] = {name: cut.shortened(MOST_CHARACTERS) for name, cut in cuts.items()}
+            changes["turns"] = [turn for turn in self.turns if turn.start < MOST_CHARACTERS]
             changes["notes"].append(f"{left:,} more characters of the completion are left out.")
         for name, value in changes.items():
             object.__setattr__(self, name, value)

@@ -22,7 +22,7 @@ from segcredit.records.image_files import image_kind, read_image
 from segcredit.records.manifest import read_manifest
 from segcredit.records.step_tables import table_files
 from segcredit.records.tables import Runs, default_by, setting_text
-from segcredit.study.look.completions import Completion, Cut, cut_at
+from segcredit.study.look.completions import Completion, Cut, Turn, cut_at
 from segcredit.study.segmenting.cut import chosen_segmenters, segment_documents
 from segcredit.study.segmenting.texts import Document
 
@@ -246,11 +246,13 @@ def _completions(
     images: _Images,
 ) -> Iterable[Completion]:
     trained, name = _trained_cuts(one, rows)
+    turns = _turns(one, rows)
     texts: list[str] = rows["text"].tolist()
     cuts = cuts_of_texts(texts, segmenters)
     table: Any = rows
     for row, by_name in zip(table.to_dict("records"), cuts, strict=True):
-        own = _own_cut(row["text"], trained.get(tuple(row[key] for key in _KEY)), name)
+        key = tuple(row[name] for name in _KEY)
+        own = _own_cut(row["text"], trained.get(key), name)
         sources, missing = images.of(one.directories[run], row["images"])
         yield Completion(
             text=row["text"],
@@ -264,6 +266,7 @@ def _completions(
             reward=float(row["reward"]) if pd.notna(row["reward"]) else None,
             truncated=bool(row["truncated"]) if pd.notna(row["truncated"]) else False,
             notes=missing,
+            turns=turns.get(key, ()),
         )
 
 
@@ -281,6 +284,24 @@ def _trained_cuts(one: Runs, rows: pd.DataFrame) -> tuple[dict[Any, dict[str, li
         parts["advantage"].append(advantage)
     setting = one.runs["segmenter"].iloc[0] if "segmenter" in one.runs else ""
     return found, setting_text(setting)
+
+
+def _turns(one: Runs, rows: pd.DataFrame) -> dict[Any, list[Turn]]:
+    """Reads the turns of some completions, whose texts and observations are theirs in order."""
+    steps: list[int] = list(dict.fromkeys(rows["step"].tolist()))
+    columns = [*_KEY, "turn", "text", "observation", "reward", "value", "advantage"]
+    table: Any = one.read("turns", columns, where=ds.field("step").isin(steps))
+    found: dict[Any, list[Turn]] = {}
+    ends: dict[Any, int] = {}
+    ordered = table.sort_values([*_KEY, "turn"])[columns]
+    for *names, _, text, observation, reward, value, credit in ordered.itertuples(False, None):
+        key = tuple(names)
+        start = ends.get(key, 0)
+        end = start + len(text)
+        ends[key] = end + len(observation)
+        facts = f"reward {reward:.4g} · value {value:.2g} · credit {credit:+.2g}"
+        found.setdefault(key, []).append(Turn(start, end, facts.replace("-", "−")))
+    return found
 
 
 def _own_cut(text: str, parts: Mapping[str, list[Any]] | None, name: str) -> Cut | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segcredit.errors import ShapeError
 from segcredit.segmentation import Segmentation
-from segcredit.study.look.completions import BEGINS, CONTINUES, OBSERVED, Completion, Cut
+from segcredit.study.look.completions import BEGINS, CONTINUES, OBSERVED, Completion, Cut, Turn
 from segcredit.types import Advantages, RolloutBatch, SegmentValues
 
 Credit = Tensor | Advantages
@@ -68,6 +68,8 @@ def of_rollouts(
     ids_BT, spans_BT2 = _array(rollouts.completion_ids), _array(rollouts.token_spans)
     action_BT = _array(rollouts.action_mask)
     rewards_B, truncated_B = _array(rollouts.rewards), _array(rollouts.truncated)
+    earned_BT = _array(rollouts.token_rewards)
+    turn_BT = None if rollouts.turn_ids is None else _array(rollouts.turn_ids)
     for number in rows:
         text = rollouts.texts[number]
         row = _tokens(text, ids_BT[number], spans_BT2[number], action_BT[number])
@@ -81,6 +83,7 @@ def of_rollouts(
             facts=_facts(row),
             reward=float(rewards_B[number]),
             truncated=bool(truncated_B[number]),
+            turns=() if turn_BT is None else _turns(row, turn_BT[number], earned_BT[number]),
         )
 
 
@@ -196,6 +199,20 @@ def _cut(
         credit=at(credit_BT),
         values=at(values_BT),
     )
+
+
+def _turns(row: _Row, turn_T: Array, earned_T: Array) -> list[Turn]:
+    """Returns the places of turns among the characters, with their rewards."""
+    length = len(row.pieces)
+    turn_T, characters_T = turn_T[:length], np.cumsum([0, *map(len, row.pieces)])
+    found: list[Turn] = []
+    for number in range(int(turn_T.max(initial=-1)) + 1):
+        places = np.flatnonzero(turn_T == number)
+        if len(places):
+            start, end = characters_T[[places[0], places[-1] + 1]].tolist()
+            reward = f"{earned_T[places].sum():.4g}".replace("-", "−")
+            found.append(Turn(start, end, f"reward {reward}"))
+    return found
 
 
 def _facts(row: _Row) -> str:

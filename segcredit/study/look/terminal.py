@@ -9,26 +9,32 @@ from math import isfinite
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from segcredit.study.look.completions import BEGINS, OBSERVED, Completion, Cut
+from segcredit.study.look.completions import BEGINS, OBSERVED, Completion, Cut, Turn
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 40
 
 
-def written(text: str, cut: Cut) -> Text:
+def written(text: str, cut: Cut, turns: Sequence[Turn] = ()) -> Text:
     """Returns a text with its segments in alternating colours, and their credit behind them.
 
     Args:
         text: as ``visible`` makes it.
         cut: its pieces.
+        turns: whose numbers and facts are written where they begin.
     """
     shown = Text()
+    coming = list(enumerate(turns, 1))
     colours = itertools.cycle(COLOURS)
     colour = ""
     end = 0
     for place, (size, kind) in enumerate(zip(cut.sizes, cut.kinds, strict=True)):
         piece = text[end : end + size]
+        while coming and coming[0][1].start <= end:
+            count, turn = coming.pop(0)
+            line = "\n" if shown else ""
+            shown.append(f"{line}turn {count}: {turn.facts}\n", style="bold dim")
         end += size
         if kind == OBSERVED:
             shown.append(f"⟦{piece}⟧", style="dim italic")
@@ -36,7 +42,8 @@ def written(text: str, cut: Cut) -> Text:
         if kind == BEGINS:
             colour = next(colours)
             # A mark as well: colours are lost in a pipe, and not everybody tells them apart.
-            shown.append("¦" if shown else "", style="bold white")
+            marked = shown and not shown.plain.endswith("\n")
+            shown.append("¦" if marked else "", style="bold white")
         shown.append(piece, style=colour)
         if cut.credit and isfinite(cut.credit[place]):
             shown.append(f"[{number(cut.credit[place])}]", style="dim")
@@ -63,7 +70,7 @@ def _parts(completion: Completion) -> Iterator[RenderableType]:
     for name, cut in completion.cuts.items():
         if said := _said(name, cut):
             yield Text(said, style="italic")
-        yield written(completion.text, cut)
+        yield written(completion.text, cut, completion.turns)
     if not completion.cuts:
         yield Text(completion.text)
     for note in completion.notes:

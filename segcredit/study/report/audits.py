@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,28 +218,43 @@ def _movement(found: _Found, place: str) -> Iterator[Block]:
         "Lift: the squared value change of the tokens whose signal is high, over that of all"
         " tokens; 1 is chance.",
     )
-    yield from _classes(found)
+    yield from _shares(
+        found,
+        "A row a class of tokens, by what stands at their first character: its share of the squared"
+        " value change, and that over its share of the tokens",
+        "class",
+        {"class_share": "share of change", "class_ratio": "over share of tokens"},
+    )
+    yield from _shares(
+        found,
+        "A row a turn: its share of the squared value change, that over its share of the tokens,"
+        " and the squared change itself, a mean of the completions that reach the turn",
+        "turn",
+        {
+            "turn_share": "share of change",
+            "turn_ratio": "over share of tokens",
+            "turn_movement": "squared change",
+        },
+    )
 
 
-def _classes(found: _Found) -> Iterator[Block]:
+def _shares(found: _Found, caption: str, of: str, columns: Mapping[str, str]) -> Iterator[Block]:
+    """Yields a table with a row for each place at which metrics of the value's change were taken.
+
+    Args:
+        found: the audit.
+        caption: of the table.
+        of: heading of the places.
+        columns: the metrics' headings by their names; without the first there is no table.
+    """
     signals = found.of("signals")
-    names = in_order(signals.loc[signals["metric"] == "class_share", "at"])
+    names = in_order(signals.loc[signals["metric"] == next(iter(columns)), "at"])
     if not names:
         return
-    columns = [
-        [view.text(name) for name in names],
-        *(
-            _cells([found.get(one, name) for name in names])
-            for one in ("class_share", "class_ratio")
-        ),
-    ]
-    caption = (
-        "A row a class of tokens, by what stands at their first character: its share of the squared"
-        f" value change, and that over its share of the tokens; {found.confidence} over"
-        f" {units_of(signals) or 'prompts'}."
-    )
-    headings = ["class", "share of change", "over share of tokens"]
-    yield Table(caption, headings, list(zip(*columns, strict=True)))
+    cells = [_cells([found.get(one, name) for name in names]) for one in columns]
+    caption += f"; {found.confidence} over {units_of(signals) or 'prompts'}."
+    rows = zip([view.text(name) for name in names], *cells, strict=True)
+    yield Table(caption, [of, *columns.values()], list(rows))
 
 
 def _values(found: _Found, place: str) -> Iterator[Block]:

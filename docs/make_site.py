@@ -150,14 +150,17 @@ def in_a_cell(text: str) -> str:
 SECTIONS = ("rollouts", "loss", "train", "train.value", "train.value.pretraining")
 SECTIONS += ("evaluate", "record", "checkpoint")
 """Sections of a config, in the order of the page."""
+LISTS = ("credit",)
+"""Keys whose value is a list of sections: one column, as JSON."""
 
 
 def config_sections() -> str:
     """Returns a heading, the docstring and a table of keys for each section of a config."""
     parts: list[str] = []
-    for section in SECTIONS:
+    for section in (*LISTS, *SECTIONS):
         said = in_a_cell((model_of(section).__doc__ or "").strip().replace("\n\n", " "))
-        parts += [f"## `[{section}]`", said, config_keys(section)]
+        name = f"[[{section}]]" if section in LISTS else f"[{section}]"
+        parts += [f"## `{name}`", said, config_keys(section)]
     return "\n\n".join(parts)
 
 
@@ -207,6 +210,7 @@ def keys(model: Any, section: str, below: Mapping[str, Any]) -> str:
         kind, column = kind_of(schema, path)
         default = below.get(name, schema.get("default", REQUIRED))
         shown = default if default in (REQUIRED, "the run's") else f"`{as_toml(default)}`"
+        column = f"in `{section}`" if section in LISTS else column
         lines.append(f"| `{path}` | {kind} | {shown} | {described[name]} | {column} |")
     return "\n".join(lines)
 
@@ -229,6 +233,7 @@ def as_toml(value: object) -> str:
 
 def kind_of(schema: Mapping[str, Any], path: str) -> tuple[str, str]:
     """Returns a key's type with its range, and the type of its column."""
+    path = path.removeprefix("credit.")
     if path in registry.PATHS:
         kind = registry.PATHS[path].group.rpartition(".")[2]
         return f"[plug-in](plug-ins.md#{kind})", "category"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from segcredit.config import load_config as load_config
     from segcredit.credit_audit import audit as audit
     from segcredit.objective.aggregation import Aggregation as Aggregation
+    from segcredit.objective.group_statistics import Match as Match
+    from segcredit.objective.group_statistics import compared_segments as compared_segments
     from segcredit.objective.group_statistics import group_mean as group_mean
     from segcredit.objective.group_statistics import group_size as group_size
     from segcredit.objective.group_statistics import group_std as group_std
@@ -100,6 +102,8 @@ _HOMES = {
         "TrainingError",
     ),
     "segcredit.objective.group_statistics": (
+        "Match",
+        "compared_segments",
         "group_mean",
         "group_size",
         "group_std",

@@ -12,14 +12,13 @@ import copy
 import os
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from importlib import resources
 from itertools import chain
 from math import prod
-from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -389,6 +388,40 @@ class CheckpointConfig(_Section):
     """Checkpoints kept; the oldest goes first."""
 
 
+RewardSource = Literal["all", "outcome", "last", "turn", "process"]
+"""The rewards that a credit is drawn from, see ``RunConfig.reward_source``."""
+
+
+class CreditConfig(_Section):
+    """A further credit: what it gives each token is added to the credit of the top-level keys."""
+
+    weight: float = Field(1.0, ge=-(10**6), le=10**6)
+    """Factor of what it gives each token; the credit of the top-level keys counts once."""
+    reward_source: RewardSource = "all"
+    """The rewards that it is drawn from, as the top-level key."""
+    segmenter: Plugin
+    """The places at which it cuts a completion, whatever the top-level segmenter does."""
+    estimator: Plugin
+    """The worth of the state before a segment; with a state of its own where it learns."""
+    advantage: Plugin
+    """The scheme that makes advantages of values and rewards; a scheme around it normalises."""
+    process_reward: OptionalPlugin = None
+    """Rewards of its single segments; ``none``: no such rewards."""
+
+    @model_validator(mode="after")
+    def _rewards_fit(self) -> CreditConfig:
+        _require_process_reward(self.reward_source, self.process_reward)
+        return self
+
+
+def _require_process_reward(source: RewardSource, plugin: dict[str, Any] | None) -> None:
+    if source == "process" and plugin is None:
+        raise ValueError(
+            "reward_source is 'process' without a process_reward; expected one, such as"
+            " process_reward = 'equations'"
+        )
+
+
 class RunConfig(_Section):
     """One run, complete. Build it with ``load_config``."""
 
@@ -417,6 +450,19 @@ class RunConfig(_Section):
     """The scheme that makes advantages of values and rewards."""
     process_reward: Plugin | None = None
     """Rewards of single segments; None = none."""
+    reward_source: RewardSource = "all"
+    """The rewards that credit is drawn from: ``all`` of them, each where it stands; ``outcome``:
+    all of a completion's, on its last token; ``last``: what stands there alone; ``turn``: those of
+    the turns before the last one; ``process``: of ``process_reward`` alone, which otherwise adds to
+    the others."""
+    credit: tuple[CreditConfig, ...] = Field((), max_length=16)
+    """Further credits, each a table under ``[[credit]]``: a token's advantage is the sum of theirs,
+    times their weights, and of what the keys above make. The importance ratio keeps to the keys
+    above."""
+    credit_scheme: Plugin | None = None
+    """A scheme over the sum of several credits, such as ``{ name = "whitened", inner = "td" }``. It
+    gets a segment for each token, whose value is 0 and whose reward is its credit; None = the sum
+    as it is."""
     rollouts: RolloutsConfig
     loss: LossConfig
     train: TrainConfig
@@ -430,14 +476,40 @@ class RunConfig(_Section):
         require_tokens(held_out.prompts, held_out.completions, longest, ValueError, "evaluate")
         return self
 
+    @model_validator(mode="after")
+    def _credits_fit(self) -> RunConfig:
+        _require_process_reward(self.reward_source, self.process_reward)
+        if self.credit_scheme is not None and not self.credit:
+            raise ValueError(
+                f"credit_scheme is {self.credit_scheme['name']!r} without a [[credit]] table;"
+                " expected one, since there is no sum of credits. Usually advantage = { name ="
+                f" {self.credit_scheme['name']!r}, ... }} is meant"
+            )
+        sources = {self.reward_source, *(each.reward_source for each in self.credit)}
+        if self.loss.kl_penalty and not sources.isdisjoint(("last", "turn")):
+            raise ValueError(
+                "loss.kl_penalty stands on every token's reward, and a reward_source of 'last' or"
+                " 'turn' takes the rewards of single tokens; expected loss.kl_penalty = 0. Use"
+                " loss.kl_loss, which is no reward"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found = write(self)
-        if found.get("start_seed") is None:
-            found.pop("start_seed", None)  # runs stored before there was the key keep their name
-        if self.environment is None:
-            found.pop("environment", None)
+        # Runs that were stored before there were these keys keep their name.
+        usual: dict[str, Any] = {"start_seed": None, "environment": None, "reward_source": "all"}
+        for name, value in {**usual, "credit": (), "credit_scheme": None}.items():
+            if name in found and getattr(self, name) == value:
+                del found[name]
         return found
+
+    def of_credit(self, place: int) -> RunConfig:
+        """Returns the config in which one of the further credits is the only one."""
+        own = self.credit[place]
+        names = ("reward_source", "segmenter", "estimator", "advantage", "process_reward")
+        found = {name: getattr(own, name) for name in names}
+        return self.model_copy(update={**found, "credit": (), "credit_scheme": None})
 
     @property
     def starting_seed(self) -> int:
@@ -450,7 +522,7 @@ class RunConfig(_Section):
         found = self.model_dump(exclude=others)
         for key in self.carriers():
             *path, name = key.split(".")
-            del reduce(getitem, path, found)[name]
+            del reduce(_entry, path, found)[name]
         return found
 
     def carriers(self) -> dict[str, Any]:
@@ -468,8 +540,15 @@ class RunConfig(_Section):
 
     def plugins(self) -> Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]]:
         """Yields dotted path, registry and table of every plug-in that the run uses."""
-        for path, plugins in registry.PATHS.items():
-            table: dict[str, Any] | None = reduce(getattr, path.split("."), cast(Any, self))
+        paths = list(registry.PATHS.items())
+        paths += [
+            (f"credit.{place}.{name}", registry.PATHS[name])
+            for place in range(len(self.credit))
+            for name in CreditConfig.model_fields
+            if name in registry.PATHS
+        ]
+        for path, plugins in paths:
+            table: dict[str, Any] | None = reduce(_member, path.split("."), cast(Any, self))
             if table is not None:
                 yield path, plugins, table
 
@@ -676,6 +755,8 @@ def set_key(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _sentence(model: type[BaseModel], fault: Any, prefix: str) -> str:
     path = shown(prefix + ".".join(str(part) for part in fault["loc"]), plain=True)
+    if fault["type"] == "missing" and int in map(type, fault["loc"]):
+        return f"{path}: is missing; expected it in every such table."
     if fault["type"] == "missing":
         return (
             f'{path}: is missing. Name a preset with method = "...", or give this key; the four'
@@ -696,7 +777,10 @@ _MOST_FAULTS = 20
 
 def _known_keys(model: Any, path: Iterable[str | int]) -> list[str]:
     for part in path:
-        model = model.model_fields[str(part)].annotation
+        if isinstance(part, int):  # a place in a list of sections
+            (model, _) = get_args(model)
+        else:
+            model = model.model_fields[part].annotation
     return list(model.model_fields)
 
 
@@ -718,6 +802,12 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, Mapping) and "name" not in value and isinstance(old, str | dict):
             table = {"name": old} if isinstance(old, str) else cast(dict[str, Any], old)
             merged[key] = _merge(table, cast(Mapping[str, Any], value))
+        elif isinstance(value, Mapping) and isinstance(old, list):  # keys of single tables of it
+            entries: list[Any] = copy.deepcopy(cast("list[Any]", old))
+            for place, inner in cast(Mapping[str, Any], value).items():
+                entry = _entry_at(entries, place, f"{key}.{place}")
+                entries[int(place)] = _merge(entry, inner)
+            merged[key] = entries
         else:
             merged[key] = copy.deepcopy(cast(Any, value))
     return merged
@@ -744,11 +834,38 @@ def _shallow(values: Table, place: str) -> Table:
 _MOST_LEVELS = 32
 
 
+def _member(owner: Any, part: str) -> Any:
+    """Returns what a part of a dotted key names: an attribute, or an entry of a list."""
+    return owner[int(part)] if part.isdecimal() else getattr(owner, part)
+
+
+def _entry_at(entries: Sequence[Any], place: str, path: str) -> dict[str, Any]:
+    """Returns one of a list's tables by its place, written from 0."""
+    known = place.isdecimal() and int(place) < len(entries)
+    entry: object = entries[int(place)] if known else None
+    if not isinstance(entry, dict):
+        raise ConfigError(
+            f"{path}: {place!r} is none of the list's {len(entries)} tables; expected the place of"
+            " one, counted from 0, such as credit.0.weight=2."
+        )
+    return cast(dict[str, Any], entry)
+
+
+def _entry(table: Any, part: str) -> Any:
+    """Returns what a part of a dotted key names in nested tables and lists."""
+    return table[int(part)] if part.isdecimal() else table[part]
+
+
 def _set(values: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     if len(parents) > _MOST_LEVELS:
         raise ConfigError(f"{shown(path)} has {len(parents) + 1} parts; expected a key's path.")
-    for part in parents:
+    for number, part in enumerate(parents):
+        if isinstance(entries := values.get(part), list | tuple):
+            place, *rest = [*parents[number + 1 :], last]
+            entry = _entry_at(cast("Sequence[Any]", entries), place, path)
+            _set(entry, ".".join(rest) or place, value)
+            return
         if isinstance(values.get(part), str):
             values[part] = {"name": values[part]}
         child = values.setdefault(part, {})

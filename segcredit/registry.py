@@ -107,7 +107,11 @@ class Registry(Generic[T]):
         """
         known = self._local.get(name)
         again = known is not None and known.__qualname__ == plugin.__qualname__
-        if (known is not None and not again) or any(p.name == name for p in self._points()):
+        own = f"{plugin.__module__}:{plugin.__qualname__}"
+        points = [point for point in self._points() if point.name == name]
+        if [point.value for point in points] == [own]:
+            return  # an installed package's own file, which also works by --code
+        if (known is not None and not again) or points:
             owner = LOCAL if known is not None else self._owner(name)
             raise RegistryError(
                 f"{self.kind} {name!r} is registered already, by {owner}. Names are unique;"
@@ -545,6 +549,7 @@ PATHS: dict[str, Registry[Any]] = {
     "estimator": estimators,
     "advantage": advantages,
     "process_reward": process_rewards,
+    "credit_scheme": advantages,
     "loss.ratio": ratios,
     "loss.ratio_segmenter": segmenters,
     "loss.bound": bounds,

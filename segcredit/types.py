@@ -154,11 +154,15 @@ class SegmentValues(RowTable):
     """Node of each segment's last token: equal where rows share the segment's end, as in a tree;
     all different by default. The state before a segment is the node of the one before it, or the
     prompt, which is shared within ``group``."""
+    anchor_ids: Int[Tensor, "B S"] | None = None
+    """A number of the environment's state before the segment's turn, as in ``RolloutBatch``; -1
+    where there is no segment, or no name of the state; None where nothing names states."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
         _fill_node_ids(self, self.values)
         _require_shapes(self, shape, "rewards", "lengths", "weights", "mask", "node_ids")
+        _require_shapes(self, shape, "anchor_ids")
         _require_shapes(self, shape[:1], "group")
         _require_dtype(self, torch.bool, "mask")
 

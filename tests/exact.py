@@ -31,6 +31,7 @@ from segcredit import (
 )
 from segcredit.objective.loss_masks import shared_token_weights
 from segcredit.objective.returns import advantages, segment_values
+from segcredit.protocols import checked_segments
 from segcredit.testing import ToyPolicy, ToySimulator
 
 SEGMENT_FIELDS = ("values", "rewards", "lengths", "weights", "mask", "node_ids")
@@ -91,6 +92,55 @@ def toy(length: int = 5) -> Toy:
     )
 
 
+@functools.cache
+def toy_of_turns() -> Toy:
+    """Two turns of two tokens, with an observation between them that follows from the first.
+
+    The first turn has a reward of its own, and ``token_values`` are the true ones: the expected
+    rewards still to come.
+    """
+    plain = toy()
+    ids = plain.everything.completion_ids
+    answered = ids[:, 2] == (ids[:, 0] + 2 * ids[:, 1]) % 3 + 1
+    rows = plain.everything.select(answered.nonzero()[:, 0])
+    turn_ids = torch.tensor([0, 0, -1, 1, 1]).expand_as(rows.completion_ids)
+    early_C = [toy_table_reward("turn", text[:2]) for text in rows.texts]
+    token_rewards = torch.zeros_like(rows.token_rewards)
+    token_rewards[:, 1], token_rewards[:, 4] = torch.tensor(early_C).double(), rows.rewards
+    rows = rows.replace(
+        action_mask=turn_ids >= 0,
+        turn_ids=turn_ids,
+        anchor_ids=turn_ids.clamp(max=0),
+        token_rewards=token_rewards,
+        rewards=token_rewards.sum(1),
+    )
+    scores = plain.policy(rows)
+    shares = scores.logprobs.sum(1).exp()
+    values = torch.zeros_like(rows.logprobs)
+    for t in range(values.shape[1]):
+        # Rows that share a prefix have equal tokens before t.
+        state_CT = torch.cat([rows.prompt_ids[:, -1:], rows.completion_ids[:, :t]], 1)
+        _, prefix_C = state_CT.unique(dim=0, return_inverse=True)
+        to_go_C = token_rewards[:, t:].sum(1)
+        mass, gain = (torch.zeros(len(shares)).double() for _ in range(2))
+        mass.index_add_(0, prefix_C, shares.detach())
+        gain.index_add_(0, prefix_C, shares.detach() * to_go_C)
+        values[:, t] = (gain / mass)[prefix_C]
+    detached = scores.detached()
+    everything = rows.replace(
+        logprobs=detached.logprobs,
+        entropies=detached.entropies,
+        reference_logprobs=detached.logprobs,
+        reference_entropies=detached.entropies,
+        reference_hidden=detached.hidden,
+        token_values=values,
+        group=torch.zeros_like(rows.group),
+        node_ids=torch.arange(rows.node_ids.numel()).view(rows.node_ids.shape),
+    )
+    gradient = flat_gradient(shares @ everything.rewards, plain.policy)
+    return Toy(plain.simulator, everything, shares.detach(), gradient)
+
+
 def flat_gradient(loss: Tensor, policy: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
 
@@ -105,7 +155,7 @@ def arbitrary_state(estimator: ValueEstimator, policy: ToyPolicy) -> nn.Module:
 
 @functools.cache
 def segment(world: Toy, segmenter: Segmenter) -> Segmentation:
-    return segmenter.segment(world.everything)
+    return checked_segments(segmenter, type(segmenter).__name__, world.everything)
 
 
 @torch.no_grad()

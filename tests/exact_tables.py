@@ -14,12 +14,14 @@ from exact import (
     measure_groups,
     surrogate_gradient,
     toy,
+    toy_of_turns,
     weighed_credit,
     weighed_tree_credit,
 )
 from exact_claims import (
     CUTS,
     FIXED,
+    MARKER,
     NEWLINE,
     PER_TOKEN,
     RANDOM,
@@ -39,7 +41,7 @@ from exact_claims import (
 from segcredit import AdvantageScheme, registry
 from segcredit.objective.loss_masks import high_entropy, low_probability
 
-EXACT_VALUES = "monte_carlo"
+EXACT_VALUES, EXACT_IN_TURNS = "monte_carlo", "measured"
 WRONG_BY_STATE = "critic"
 WRONG_BY_PROMPT = ("zero", "greedy", "tracker")
 ALONE = (EXACT_VALUES, WRONG_BY_STATE, *WRONG_BY_PROMPT)
@@ -51,7 +53,7 @@ def reasons(cut: Cut, source: str, lam: float) -> str:
     A number that is the same at all states of a prompt is a baseline with any boundaries. With
     λ < 1 a value also stands for what is still to come, unless the segment is the last one.
     """
-    if source != EXACT_VALUES and lam < 1 and cut is not WHOLE:
+    if source not in (EXACT_VALUES, EXACT_IN_TURNS) and lam < 1 and cut is not WHOLE:
         return "v" + cut.why
     return "" if source in WRONG_BY_PROMPT else cut.why
 
@@ -184,7 +186,7 @@ def pair_reasons(cut: Cut, source: str, name: str) -> str:
     own = "" if source == "leave_one_out" else "o"
     # A tree of independent rollouts is wrong about states, too, but for that same reason.
     wrong = name == "td" and cut is not WHOLE and source != "tree"
-    return own + ("v" + cut.why if wrong else "") + ("s" if name == "group_scaled" else "")
+    return own + ("v" + cut.why if wrong else "") + ("s" if name.endswith("scaled") else "")
 
 
 @functools.cache
@@ -193,13 +195,16 @@ def pairs() -> Table:
     schemes["group_scaled"] = scheme("group_scaled", inner="full_return")
     cuts = (WHOLE, NEWLINE, TOP)
     rows: list[Row] = []
-    for source in ("leave_one_out", "group_mean", "length_weighted_group_mean", "tree"):
+    anchored = schemes | {"anchor_scaled": scheme("anchor_scaled", inner="full_return")}
+    sources = ("leave_one_out", "group_mean", "length_weighted_group_mean", "anchor_group", "tree")
+    for source in sources:
+        own = anchored if source == "anchor_group" else schemes
         found = {
-            (cut, name): measure_groups(toy(), cut.plugin, estimator(source), schemes[name])
+            (cut, name): measure_groups(toy(), cut.plugin, estimator(source), own[name])
             for cut in cuts
-            for name in schemes
+            for name in own
         }
-        for name in schemes:
+        for name in own:
             row: Row = [f"`{source}`", f"`{name}`"]
             for cut in cuts:
                 why = pair_reasons(cut, source, name)
@@ -210,17 +215,18 @@ def pairs() -> Table:
     assert isinstance(turned, Figure)
     return Table(
         "Groups of two",
-        f"All {len(toy().everything) ** 2} ordered pairs, each a group; `group_scaled` scales"
-        " `full_return`. *direction* is the sine of the angle between the expected gradient and"
-        " the true one, which no step size can mend; an error of 0.5 whose direction is exact is a"
-        " gradient half as long.",
+        f"All {len(toy().everything) ** 2} ordered pairs, each a group; `group_scaled` and"
+        " `anchor_scaled` scale `full_return`. *direction* is the sine of the angle between the"
+        " expected gradient and the true one, which no step size can mend; an error of 0.5 whose"
+        " direction is exact is a gradient half as long.",
         ["estimator", "advantage", *(f"{c}, {what}" for c in cuts for what in MEASURES)],
         rows,
         "A group mean that holds the completion's own return keeps (G − 1)/G of the gradient and"
         " turns it nowhere; `length_weighted_group_mean` is `group_mean` here, since all"
-        f" completions are equally long. Dividing by the group's spread turns it by"
-        f" {shown(turned.value)}: with G = 2 all advantages have the same size, whatever the"
-        " difference in reward."
+        " completions are equally long, and so is `anchor_group`, since they have one turn."
+        " `anchor_scaled` scales only first segments, which are what it compares. Dividing by the"
+        f" group's spread turns it by {shown(turned.value)}: with G = 2 all advantages have the"
+        " same size, whatever the difference in reward."
         " `tree` takes a completion that shares no token with another for all that can follow, and"
         " its return for the value of every state but the first.",
     )
@@ -381,10 +387,40 @@ def trees() -> Table:
     )
 
 
+@functools.cache
+def turns() -> Table:
+    rows: list[Row] = []
+    for cut in (Cut("turns"), WHOLE, PER_TOKEN, NEWLINE, FIXED, MARKER):
+        row: Row = [str(cut), cut.causal]
+        for source, name, lam in IN_TURNS:
+            error = measure(toy_of_turns(), cut.plugin, estimator(source), scheme(name)).error
+            row.append(Figure(error, reasons(cut, source, lam)))
+        rows.append(row)
+    return Table(
+        "Turns",
+        "Completions of two turns of two tokens: between them stands an observation, which follows"
+        " from the first turn and is no action, and the first turn has a reward of its own."
+        " Every segmenter but `whole` is cut at the turns. `measured`: the exact expected rewards"
+        " still to come.",
+        ["segmenter", "causal", *(f"`{source}`, `{name}`" for source, name, _ in IN_TURNS)],
+        rows,
+        "Turns are causal: what the environment answers is settled before the policy goes on, so"
+        " that any values are a baseline, and exact ones may be bootstrapped from. A rule whose"
+        " marker opens its segment biases the gradient inside a turn as it does elsewhere.",
+    )
+
+
+IN_TURNS = (
+    ("zero", "full_return", 1.0),
+    ("critic", "full_return", 1.0),
+    (EXACT_IN_TURNS, "td", 0.0),
+)
+
+
 def tables() -> list[Table]:
     """In the page's order."""
     made = (full_return, half_lambda, one_step, anchors, partial_values, ratios)
-    made += (pairs, larger_groups, whitening, token_choices, discounts, trees)
+    made += (pairs, larger_groups, whitening, token_choices, discounts, trees, turns)
     return [make() for make in made]
 
 

@@ -1,7 +1,8 @@
 """Loads golden cases, lays them out as rollouts, and says how closely numbers must agree.
 
 A case is arrays and arguments that a reference implementation's own code was called with, and what
-it returned. Which directory is read: ``SEGCREDIT_GOLDENS``, or ``tests/goldens``.
+it returned. Which directories are read: ``SEGCREDIT_GOLDENS`` or ``tests/goldens``, and the second
+set's, ``SEGCREDIT_GOLDENS_2``, if that is named; cases of the second take the place of the first's.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from segcredit.objective.returns import advantages, segment_values
 from segcredit.testing import make_rollouts
 
 GOLDENS = Path(os.environ.get("SEGCREDIT_GOLDENS", Path(__file__).parent / "goldens"))
+GOLDENS_2 = Path(os.environ.get("SEGCREDIT_GOLDENS_2", GOLDENS))
 
 EXACT = 1e-10
 """Absolute, float64: returns, losses, gradients, KL, trees."""
@@ -48,6 +50,25 @@ EXCLUDED_FAMILIES = {
     "trl_loss_vespo": "no such bound here",
     "trl_loss_luspo": "weighs a row's loss by its length",
     "spo_naive_equal": "a fixed number of equal segments",
+    "igpo_adv": "a baseline of the group's rewards at the same token position",
+    "ragen_bilevel_gae": "an advantage over turns that becomes the reward of one over tokens",
+    **dict.fromkeys(
+        [
+            *("areal_decoupled_ppo", "aspo_policy", "ctpo_la_policy", "ctpo_policy", "dcpo_policy"),
+            *("fipo_policy", "prime_rl_loss", "skyrl_cispo_rollout", "skyrl_dppo"),
+            *("skyrl_ppo_offpolicy", "skyrl_rollout_is", "slime_opsm", "verl_policy_clip_cov"),
+            *("verl_policy_dppo_kl", "verl_policy_dppo_tv", "verl_policy_dro"),
+            *("verl_policy_kl_cov", "verl_rollout_rs", "vespo_policy"),
+        ],
+        "a surrogate, bound or correction that is not made",
+    ),
+    **dict.fromkeys(
+        [
+            *("prime_adv", "skyrl_maxrl", "tree_grpo", "verl_gdpo", "verl_gpg_adv", "verl_otb"),
+            "verl_tir_otb",
+        ],
+        "an advantage that is not made",
+    ),
 }
 EXCLUDED_TAGS = {
     "delta_two_sided": "TRL's upper cap on the unclipped ratio",
@@ -56,7 +77,15 @@ EXCLUDED_TAGS = {
     "normalize_then_sum": "TRL's scaling of each reward on its own before they are added",
     "nan_rewards": "TRL's completions that no reward function can judge",
     "error": "what the reference itself refuses",
+    "base_group": "HGPO's further comparison of episodes' scores with those of all steps",
 }
+
+
+def _hgpo_scaled(case: Case) -> bool:
+    """HGPO divides each length of history by a spread of its own, which no value can say."""
+    scaled = case.args.get("mode") == "mean_std_norm" and case.args.get("history_length", 0) > 0
+    return case.family == "hgpo" and scaled
+
 
 _MASKS = {
     *("response_mask", "loss_mask", "completion_mask", "tool_mask", "action_mask", "mask"),
@@ -73,6 +102,8 @@ class Case:
     tags: frozenset[str]
     arrays: frozenset[str] = frozenset()
     """Names of what ``load`` gives."""
+    folder: Path = GOLDENS
+    """Where its file is."""
 
     @property
     def family(self) -> str:
@@ -86,17 +117,18 @@ class Case:
 
     def load(self) -> dict[str, Tensor]:
         """The arrays, masks as bool."""
-        with np.load(GOLDENS / f"{self.name}.npz") as file:
+        with np.load(self.folder / f"{self.name}.npz") as file:
             arrays = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
         return {name: x.bool() if name in _MASKS else x for name, x in arrays.items()}
 
 
 def _read() -> list[Case]:
-    lines = map(json.loads, (GOLDENS / "cases.jsonl").read_text().splitlines())
-    return [
-        Case(x["case"], x["args"], frozenset(x["tags"]), frozenset(x.get("arrays", ())))
-        for x in lines
-    ]
+    found: dict[str, Case] = {}
+    for folder in dict.fromkeys([GOLDENS, GOLDENS_2]):
+        for x in map(json.loads, (folder / "cases.jsonl").read_text().splitlines()):
+            tags, arrays = frozenset(x["tags"]), frozenset(x.get("arrays", ()))
+            found[x["case"]] = Case(x["case"], x["args"], tags, arrays, folder)
+    return list(found.values())
 
 
 CASES = _read()
@@ -106,7 +138,8 @@ taken: set[str] = set()
 
 def excluded(case: Case) -> bool:
     """Whether the case is of a family, or has a tag, that segcredit leaves out."""
-    return case.family in EXCLUDED_FAMILIES or not case.tags.isdisjoint(EXCLUDED_TAGS)
+    left_out = case.family in EXCLUDED_FAMILIES or not case.tags.isdisjoint(EXCLUDED_TAGS)
+    return left_out or _hgpo_scaled(case)
 
 
 def missing(listed: Collection[Case]) -> list[str]:

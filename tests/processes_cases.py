@@ -41,6 +41,12 @@ FIVE = ["rollouts.prompts=5", "rollouts.completions=3"]
 ONE_A_PROMPT = ["rollouts.prompts=5", "rollouts.completions=1", "train.minibatches=5"]
 TRACKED = ["estimator.warm_samples=0", "rollouts.prompts=6", "rollouts.completions=1"]
 KL = ["loss.kl_loss=0.1", "loss.kl_penalty=0.05"]
+CREDITS = [
+    *FIVE,
+    'credit=[{segmenter="newline", estimator={name="critic", network="head"}, advantage="gae"}]',
+    'credit_scheme={name="whitened", inner="td", clamp=2.0}',
+]
+"""A sum of credits, of which the second has a critic."""
 EQUAL: dict[str, tuple[str, list[str]]] = {
     "grpo": ("grpo", []),
     "sapo": ("sapo", FIVE),
@@ -50,13 +56,14 @@ EQUAL: dict[str, tuple[str, list[str]]] = {
     "high_entropy": ("grpo", ["loss.tokens=high_entropy", *FIVE]),
     "summed": ("grpo", ["loss.aggregate=sequence_sum_norm", "train.micro_tokens=100"]),
     "without_rows": ("reinforce", ONE_A_PROMPT),
+    "credits": ("grpo", CREDITS),
     "tree": ("spo_tree", ["rollouts.branches=[2,2]"]),
 }
 """Preset and changes of each case."""
 SHARDED = {
     f"sharded_{name}": (preset, [*changes, "train.parallel=sharded"])
     for name, (preset, changes) in EQUAL.items()
-    if name in ("sapo", "ppo", "kl", "without_rows", "summed")
+    if name in ("sapo", "ppo", "kl", "without_rows", "summed", "credits")
 }
 
 
@@ -83,7 +90,7 @@ def selected(sampled: Sampled, rows: list[int]) -> Sampled:
 
 
 def parameters(run: Any) -> list[torch.Tensor]:
-    modules = run.policy.module, run.state.module
+    modules = [part.network for part in run.trained_parts.values()]
     return [whole_tensor(p.detach()).clone() for module in modules for p in module.parameters()]
 
 
@@ -147,7 +154,7 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def moments(run: Any) -> list[torch.Tensor]:
     """Both moments of every trained parameter, whole."""
-    found = [part for part in (run.policy, run.state) if part.optimizer is not None]
+    found = [part for part in run.trained_parts.values() if part.optimizer is not None]
     return [
         whole_tensor(of[name]).clone()
         for part in found
@@ -229,7 +236,7 @@ def moved(processes: Processes, preset: str, changes: list[str]) -> dict[str, An
     batches = [every, *[parts(runs[1], every)[1]] * 2]
     files, written, ends, first, second = [], [], [], Steps(), Steps()
     # A run of one process is made by each, in a folder of its own.
-    base = Path(os.environ["CHECKPOINTS"])
+    base = Path(os.environ["CHECKPOINTS"]) / preset
     folders = [base / f"alone{processes.rank}", base / "replicated", base / "sharded"]
     row = {"step": config.train.steps}
     for run, batch, folder in zip(runs, batches, folders, strict=True):
@@ -273,7 +280,8 @@ def shapes(state: Any) -> Any:
 
 def held(run: Any) -> float:
     """The share of the parameters' entries that this process keeps."""
-    found = [p for module in (run.policy.module, run.state.module) for p in module.parameters()]
+    modules = [part.network for part in run.trained_parts.values()]
+    found = [p for module in modules for p in module.parameters()]
     own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in found)
     return own / sum(p.numel() for p in found)
 
@@ -392,6 +400,7 @@ def main() -> None:
             processes, "ppo", [*FIVE, *READER, "train.parallel=sharded"]
         ),
         "moved": lambda: moved(processes, "ppo", ["estimator.network=backbone", *FIVE]),
+        "moved_credits": lambda: moved(processes, "grpo", CREDITS),
         "refused": lambda: refused(processes),
         "served": lambda: served(processes),
         **{f"broken_{fault}": lambda fault=fault: broken(processes, fault) for fault in FAULTS},

@@ -28,6 +28,7 @@ from segcredit.protocols import (
 )
 from segcredit.tasks.grid_world import GridWorld
 from segcredit.tasks.pointer import Pointer
+from segcredit.training.distributed.all_gather import join_rows
 from segcredit.training.rollouts.completions import as_rollouts, score, unscored_rollouts
 from segcredit.types import RolloutBatch, SampledTokens, SamplingParams, turn_starts
 from segmenters.entropy import Entropy
@@ -435,6 +436,9 @@ def test_joined_batches_keep_turns_apart_from_padding() -> None:
     both = join([short, long])
     assert both.turn_ids.tolist() == [[0, 0, -1, -1, -1, -1], [0, 0, -1, -1, 1, 1]]
     assert both.turn_rewards.tolist() == [[0, 0.25, 0, 0, 0, 0], [0, 0.25, 0, 0, 0, 0.5]]
+    shares = join_rows([unscored_rollouts(short), unscored_rollouts(long)])
+    assert torch.equal(shares.turn_ids, both.turn_ids)
+    assert torch.equal(shares.anchor_ids, both.anchor_ids)
 
 
 # Bad input.

@@ -37,10 +37,71 @@ are averaged over rows of different lengths (`token_mean` and the others differ 
 here), of `length_weighted_group_mean` beside `group_mean`, of `gae`'s length_scale, or of
 truncation. `latex_steps` with its default `sentence` joins steps of fewer than 20 characters and
 leaves five characters whole. `sentence`, `steps`, `reflection` and `learned` look for words that
-three symbols cannot spell; `turns` needs tokens that others wrote, `value_jump` measured values,
-and `surprise_change` more than five tokens. `measured` values would be those of `monte_carlo`
-here. And all ratios are 1: what bounds do to later passes over a batch is no question of bias
-alone."""
+three symbols cannot spell; `value_jump` needs measured values, and `surprise_change` more than
+five tokens. And all ratios are 1: what bounds do to later passes over a batch is no question of
+bias alone."""
+
+GOLDENS = """Golden cases of the reference projects' own functions (`tests/test_goldens_turns.py`).
+*Equal* is to 1e-10 in float64, 1e-6 where a whitening counts in float32, and 1e-5 where the
+reference ran in float32. The numbers are of all cases that were open when this was written, of
+which a few are kept in `tests/goldens`. A quirk is what a reference does by accident, and is not
+imitated."""
+FAMILIES = [
+    ("family", "what it is here", "equal", "not", "because"),
+    ("---",) * 5,
+    (
+        "`gigpo`",
+        "`turns`: `anchor_group` match=prompt on the outcome, plus `anchor_group`, each under"
+        " `full_return`; scaled, `anchor_scaled`",
+        "9",
+        "0",
+        "",
+    ),
+    (
+        "`hgpo`",
+        "`turns`: `anchor_group` with history, `full_return`; scaled, `anchor_scaled` ddof=0",
+        "4",
+        "5",
+        "a spread for each length of history (2); `base_group`, which compares scores of episodes"
+        " with those of all steps (3)",
+    ),
+    (
+        "`mt_grpo_assign`",
+        "a credit of `whole` plus one of the first of `turns`",
+        "9",
+        "0",
+        "quirk: a row without a tool result has a third advantage; such rows are not compared",
+    ),
+    (
+        "`vagen_turn_gae`",
+        "`turns`: values at `start` or `last_token`, `whitened` of `gae`",
+        "9",
+        "0",
+        "",
+    ),
+    (
+        "`roll_turns`",
+        "`turns`: `zero`, `full_return`; the mean over a turn",
+        "9",
+        "0",
+        "quirk: a reward before a turn's last token is lost; it is left out on both sides",
+    ),
+    ("`atpo_turn_ratio`", "`turns`: ratio segment, gradient=own_token, `clip`", "9", "0", ""),
+    (
+        "`igpo_adv`",
+        "–",
+        "0",
+        "9",
+        "as released, its baseline is the group's mean at the same token, across turns",
+    ),
+    (
+        "`ragen_bilevel_gae`",
+        "–",
+        "0",
+        "9",
+        "an advantage over turns that becomes the reward of one over tokens is no scheme here",
+    ),
+]
 
 
 def introduction() -> str:
@@ -102,6 +163,8 @@ def page() -> str:
     parts = [HEAD, wrapped(introduction()), first]
     parts += ["## Causal and non-causal segment definitions", wrapped(causality()), *others]
     parts += ["## What the toy cannot show", wrapped(LIMITS)]
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in FAMILIES)
+    parts += ["## Turns: equal to reference code?", wrapped(GOLDENS), rows]
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import segcredit
 from segcredit import (
     Policy,
+    Reading,
     RolloutBatch,
     Segmentation,
     SegmentValues,
@@ -59,6 +60,11 @@ class Gru(ValueEstimator):
     """
 
     features: Literal["confidence", "states"]
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """Log-probs and entropies of the current policy, or its hidden states."""
+        return frozenset({"logprobs" if self.features == "confidence" else "hidden"})
 
     def start(self, policy: Policy) -> nn.Module:
         """Builds the network."""

@@ -3,14 +3,16 @@
     python critics.py OUTPUT [SEED ...]
 
 Audits the warm-started policy of each seed with every critic below, all pretrained on the same
-completions, on ``arithmetic`` plain and with filler, and adds its metrics to ``metrics.csv`` beside
-this file. What has its rows there already is not audited again.
+completions, on ``arithmetic`` plain and with filler; the reader on ``picture`` and, with a tenth of
+the completions, on the sums that SmolLM2-135M does in 09 as well. Adds their metrics to
+``metrics.csv`` beside this file. What has its rows there already is not audited again.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,15 @@ import pandas as pd
 import segcredit
 
 ROWS = Path(__file__).parent / "metrics.csv"
-TASKS: dict[str, dict[str, Any]] = {"plain": {}, "filler": {"filler": True}}
+SMOLLM = tomllib.loads((ROWS.parents[1] / "09_smollm" / "grid.toml").read_text())
+TASKS: dict[str, dict[str, Any]] = {
+    "plain": {"task": {"name": "arithmetic"}},
+    "filler": {"task": {"name": "arithmetic", "filler": True}},
+    "picture": {"task": "picture", "policy": "tiny_vlm", "rollouts": {"max_new_tokens": 48}},
+    # As in 09, whose grid pretrains the same reader, so that it is in the cache.
+    "sums": {key: SMOLLM[key] for key in ("task", "policy", "rollouts")}
+    | {"method": "sapo", "completions": 1024, "rows": 16, "prompts": 24, "group": 4},
+}
 READER = {"name": "critic", "network": "reader"}
 CRITICS: dict[str, tuple[dict[str, Any], float]] = {
     "reader": (READER, 5e-3),
@@ -28,6 +38,8 @@ CRITICS: dict[str, tuple[dict[str, Any], float]] = {
     "backbone": ({"name": "critic", "network": "backbone"}, 3e-3),
 }
 """Estimators with the learning rate of their pretraining."""
+ONLY = {"picture": {"reader"}, "sums": {"reader"}}
+"""The critics of a task that does not have all of them."""
 METRICS = {
     ("values", "all", "explained_variance"): "EV",
     ("values", "early", "explained_variance"): "EV early",
@@ -42,20 +54,27 @@ METRICS = {
 def audited(output: Path, task: str, critic: str, seed: int) -> pd.DataFrame:
     """The audit's metrics of one critic on one policy."""
     estimator, rate = CRITICS[critic]
+    said = {"method": "ppo", "completions": 10_000, "rows": 64, "prompts": 64, "group": 8}
+    said |= TASKS[task]
+    pretraining = {
+        "completions": said.pop("completions"),
+        "rows": said.pop("rows"),
+        "epochs": 8,
+        "learning_rate": rate,
+    }
     config = {
-        "method": "ppo",
-        "seed": seed,
-        "sampler": "lean",
-        "task": {"name": "arithmetic", **TASKS[task]},
-        "train": {
-            "value": {"pretraining": {"completions": 10_000, "epochs": 8, "learning_rate": rate}}
-        },
         "audit": {
+            "prompts": said.pop("prompts"),
+            "completions": said.pop("group"),
             "segmenters": ["per_token"],
-            "estimators": [estimator],
+            "estimators": [estimator | ({"lam": 0.99} if task == "sums" else {})],
             "advantages": ["td"],
             "gradient_samples": 0,
         },
+        "seed": seed,
+        "sampler": "lean",
+        "train": {"value": {"pretraining": pretraining}},
+        **said,
     }
     name = critic.replace(", ", "_").replace(" ", "_")
     path = output / f"{task}_{seed}_{name}"
@@ -74,7 +93,7 @@ def main() -> None:
     table = pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=["task", "critic", "seed"])
     for seed, critic, task in itertools.product(seeds, CRITICS, TASKS):
         known = table[["task", "critic", "seed"]].drop_duplicates().itertuples(index=False)
-        if (task, critic, seed) in map(tuple, known):
+        if critic not in ONLY.get(task, CRITICS) or (task, critic, seed) in map(tuple, known):
             continue
         found = audited(output, task, critic, seed)
         print(task, critic, seed, *found[["metric", "value"]].to_numpy().tolist(), flush=True)

@@ -649,17 +649,28 @@ def segment(
         raise typer.Exit(1)
 
 
-@app.command()
-def new_segmenter(
-    name: Annotated[str, typer.Argument(help="What it will be registered as, such as my_rule.")],
-    output: Annotated[
-        Path | None, typer.Option(help="The package's folder; default ./segcredit-NAME.")
-    ] = None,
-) -> None:
-    """Writes an installable package with a segmenter to begin from, and its test."""
-    from segcredit.cli.new_segmenter import write_package
+NewName = Annotated[str, typer.Argument(help="What it will be registered as, such as my_rule.")]
+NewFolder = Annotated[
+    Path | None, typer.Option(help="The package's folder; default ./segcredit-NAME.")
+]
 
-    folder = write_package(name, output)
+
+@app.command()
+def new_segmenter(name: NewName, output: NewFolder = None) -> None:
+    """Writes an installable package with a segmenter to begin from, and its test."""
+    _write_package("segmenter", name, output)
+
+
+@app.command()
+def new_environment(name: NewName, output: NewFolder = None) -> None:
+    """Writes an installable package with an environment to begin from, and its test."""
+    _write_package("environment", name, output)
+
+
+def _write_package(kind: str, name: str, output: Path | None) -> None:
+    from segcredit.cli.new_plugin import write_package
+
+    folder = write_package(kind, name, output)
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             _say(f"  {file}")

@@ -99,7 +99,9 @@ def credits_of(frozen: FrozenPolicy, unit: Unit) -> Credits:
     Raises:
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
-    run = with_credit(frozen.run, unit.config)
+    # Of a sum of credits, that of the top-level keys is judged.
+    alone = {"credit": (), "credit_scheme": None}
+    run = with_credit(frozen.run, unit.config.model_copy(update=alone))
     learns = bool(run.state.module.state_dict())
     # What is made once for several estimators counts for each of them in full: pretrained states,
     # and the batches that the others learn from.

@@ -82,11 +82,13 @@ READ: frozenset[SegmenterReading] = frozenset(get_args(SegmenterReading)) - {"to
 DECIDED_BY_TRL = {
     "seed": "seed",
     "task": "train_dataset and reward_funcs",
+    "environment": "tools or environment_factory",
     "policy": "model",
     "rollouts.prompts": "generation_batch_size",
     "rollouts.completions": "num_generations",
     "rollouts.temperature": "temperature",
     "rollouts.max_new_tokens": "max_completion_length",
+    "rollouts.observation_limit": "tools or environment_factory",
     "rollouts.ahead": "steps_per_generation and num_iterations",
     "train.steps": "max_steps or num_train_epochs",
     "train.epochs": "num_iterations",
@@ -550,6 +552,11 @@ def _refusals(trainer: Any, config: RunConfig) -> Generator[str]:
 def _refused_settings(trainer: Any, config: RunConfig) -> Generator[str]:
     """Yields a sentence for each setting of the method that has no place in TRL's loop."""
     sizes = config.rollouts
+    if config.credit:
+        yield (
+            "the [[credit]] tables are a sum of credits, whose estimators TRL's loop does not"
+            " train; expected none. Run such methods by segcredit's own loop."
+        )
     if sizes.layout == "tree":
         yield (
             "rollouts.layout is 'tree', and TRL samples completions one by one; expected"

@@ -371,6 +371,11 @@ class HostedMethod:
         rollouts, loss = config.rollouts, config.loss
         name = config.estimator["name"]
         estimator = registry.estimators.from_table(config.estimator)
+        if config.credit:
+            yield (
+                "the [[credit]] tables are a sum of credits, some of turns, and verl's batch tells"
+                " no turns apart. Leave them out, or train by segcredit's own loop."
+            )
         if rollouts.layout == "tree":
             yield (
                 "rollouts.layout = 'tree' grows completions from shared prefixes, and verl samples"

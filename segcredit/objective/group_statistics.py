@@ -1,9 +1,11 @@
 """Statistics over the rows that share a group, without a loop and without a read of the device.
 
-Shapes: ``B`` rows.
+Shapes: ``B`` rows, ``S`` segments.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,6 +82,37 @@ def group_size(group: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
     """Counts the rows that share each row's group."""
     index_B, counts_B = _group_index(group)
     return counts_B[index_B]
+
+
+Match = Literal["anchor", "turn", "prompt"]
+"""The segments that are compared: those of a prompt before which the environment was in the same
+state, those at the same place of their rows, or all of the prompt."""
+
+
+def compared_segments(
+    group: Int[Tensor, "B"],
+    mask: Bool[Tensor, "B S"],
+    match: Match,
+    anchor_ids: Int[Tensor, "B S"] | None = None,
+) -> Int[Tensor, "B S"]:
+    """Numbers segments, equal where they are compared with one another; others by themselves.
+
+    Args:
+        group: (B,) equal for completions of one prompt.
+        mask: (B,S) True where a row has a segment.
+        match: what makes two segments of a prompt the same.
+        anchor_ids: (B,S) equal where the environment named the states before two segments alike,
+            -1 where it named none; None = the first segments are alike, and no others.
+    """
+    places_BS = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    keys_BS = places_BS if match == "turn" else torch.zeros_like(places_BS)
+    if match == "anchor":
+        keys_BS = -places_BS.clamp(max=1) if anchor_ids is None else anchor_ids
+    cells, own_BS = mask.numel(), torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+    # Numbers below the count of cells, so that a pair of them is one number.
+    index_B, index_N = _group_index(group)[0], _group_index(keys_BS.flatten())[0]
+    pairs_BS = (index_B[:, None] + 1) * cells + index_N.view(mask.shape)
+    return torch.where(mask & (keys_BS >= 0), pairs_BS, own_BS)
 
 
 def _first_rows(index_B: Int[Tensor, "B"]) -> Int[Tensor, "B"]:

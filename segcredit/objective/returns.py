@@ -146,6 +146,9 @@ def segment_values(
     require_shape("the value estimator", values_BS, mask_BS.shape)
     lengths_BS = segmentation.lengths
     rewards_BS = segmentation.reduce(rollouts.token_rewards, "sum")
+    anchors_BS = rollouts.anchor_ids
+    if anchors_BS is not None:
+        anchors_BS = segmentation.reduce(anchors_BS, "first").masked_fill(~mask_BS, -1)
     if process_rewards_BS is not None:
         rewards_BS = (rewards_BS + process_rewards_BS).masked_fill(~mask_BS, 0)
     return SegmentValues(
@@ -158,6 +161,7 @@ def segment_values(
         mask=mask_BS,
         group=rollouts.group,
         node_ids=segmentation.reduce(rollouts.node_ids, "last"),
+        anchor_ids=anchors_BS,
     )
 
 

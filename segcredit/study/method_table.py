@@ -30,9 +30,10 @@ def _row(name: str) -> list[str]:
     config = load_config(name)
     return [
         f"`{name}`",
-        _plugin(config.segmenter),
-        _plugin(config.estimator),
-        _plugin(config.advantage),
+        *(
+            " + ".join(_plugin(getattr(own, axis)) for own in (config, *config.credit))
+            for axis in ("segmenter", "estimator", "advantage")
+        ),
         _ratio(config.loss.ratio),
         ", ".join(_options(config.model_dump())),
     ]

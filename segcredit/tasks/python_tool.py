@@ -27,13 +27,14 @@ class PythonTool(Environment):
         </output>
 
     The value of a last line that is an expression is printed as well; of an error the answer has
-    the last line. A turn without a call ends the episode, and the task judges its text. What is
-    begun like a call and is none is answered by a sentence, and so are code that runs too long,
-    takes too much memory, prints too much, or writes files.
+    the line that names it. A turn without a call ends the episode, and the task judges its text.
+    What is begun like a call and is none is answered by a sentence, and so is code that runs too
+    long, takes too much memory, prints too much, or writes files.
 
     Each call begins anew: names of an earlier one are not there. The same code prints the same
-    wherever it reads neither clock nor the system's randomness; Python's own ``random`` begins with
-    seed 0. The limits keep slips from doing harm, and are no wall against malice.
+    wherever it reads neither clock nor the system's randomness and does not just reach a limit;
+    Python's own ``random`` begins with seed 0. The limits keep slips from doing harm, and are no
+    wall against malice.
 
     Cost: a process for each call, some 2 ms; ``workers`` calls run at once. Linux alone.
     """
@@ -53,7 +54,7 @@ class PythonTool(Environment):
     def __post_init__(self) -> None:
         ranges = {
             "max_turns": (self.max_turns, 2, 1000),
-            "turn_tokens": (self.turn_tokens or 1, 1, 10**6),
+            "turn_tokens": (1 if self.turn_tokens is None else self.turn_tokens, 1, 10**6),
             "timeout": (self.timeout, 0.01, 3600),
             "memory": (self.memory, 16, 2**20),
         }

@@ -69,6 +69,8 @@ class LossCounts:
     """Tokens of completions with a positive reward."""
     segments: Float[Tensor, ""]
     """Count of the value estimator's loss, as its aggregation counts."""
+    further_segments: tuple[Float[Tensor, ""], ...] = ()
+    """The same of the further credits' estimators."""
 
     @classmethod
     def of(cls, run: Run, batch: TrainingBatch, rows: Int[Tensor, "n"]) -> LossCounts:
@@ -84,12 +86,18 @@ class LossCounts:
         found = (
             loss_count(batch.count_weights[rows], run.method.aggregation, sum_up=sum_up),
             loss_count(imitated_BT, TokenMean(), sum_up=sum_up),
-            loss_count(
-                batch.state_values.mask[rows].float(), run.method.value_aggregation, sum_up=sum_up
+            *(
+                loss_count(
+                    each.state_values.mask[rows].float(),
+                    run.method.value_aggregation,
+                    sum_up=sum_up,
+                )
+                for each in (batch, *batch.further)
             ),
         )
         # 1 where there is nothing to count: the loss is 0 there, rather than 0 / 0.
-        return cls(*(torch.where(count > 0, count, 1) for count in found))
+        tokens, imitated, segments, *rest = (torch.where(count > 0, count, 1) for count in found)
+        return cls(tokens, imitated, segments, tuple(rest))
 
 
 def policy_loss(
@@ -163,6 +171,8 @@ def value_loss(
     rows: Int[Tensor, "n"],
     scores: TokenScores,
     counts: LossCounts,
+    *,
+    credit: int = 0,
 ) -> Float[Tensor, ""]:
     """Computes the value estimator's loss of some rows' states, by the minibatch's denominator.
 
@@ -172,6 +182,7 @@ def value_loss(
         rows: (n,) of the batch.
         scores: of these rows; the estimator sees of them what its ``reads`` names.
         counts: denominators of the minibatch.
+        credit: the place of the estimator's credit among those of the method.
 
     Raises:
         PluginError: the estimator raised, or returned what does not fit; names it.
@@ -192,5 +203,5 @@ def value_loss(
         loss_BS,
         values.mask.to(loss_BS.dtype),
         run.method.value_aggregation,
-        denominator=counts.segments,
+        denominator=(counts.segments, *counts.further_segments)[credit],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -66,6 +67,8 @@ class Method:
     """Aggregation of the policy's loss over tokens."""
     value_aggregation: Aggregation
     """Aggregation of the value estimator's loss over segments."""
+    credit_scheme: AdvantageScheme | None
+    """The scheme over the sum of several credits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +91,19 @@ class Run:
     method: Method
     state: Trained[nn.Module]
     """The value estimator's state."""
+    further: tuple[FurtherCredit, ...] = ()
+    """Credits that are added to the method's own."""
+
+    @property
+    def credits(self) -> tuple[Run, ...]:
+        """The run of each credit: this one, then one with each further credit as its method."""
+        return (self, *(each.run for each in self.further))
+
+    @property
+    def trained_parts(self) -> dict[str, Trained[Any]]:
+        """The parts whose train state a checkpoint keeps, by their names there."""
+        states = {f"estimator_{n}": own.state for n, own in enumerate(self.credits)}
+        return {"policy": self.policy, "estimator": states.pop("estimator_0"), **states}
 
     @property
     def actor(self) -> Policy:
@@ -111,6 +127,16 @@ class Run:
         gathers = self.actor.samples_in_process
         with self.processes.error_barrier(), whole(*[self.policy.network] * gathers):
             self.actor.sync()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FurtherCredit:
+    """A credit of ``[[credit]]``, which is added to the method's own."""
+
+    weight: float
+    """Factor of the advantages."""
+    run: Run
+    """The same run with this credit as its method, and with its estimator's state."""
 
 
 def build(
@@ -157,7 +183,7 @@ def build(
         names = ("prompts", "further prompts")
         streams = [task.stream(derived_seed(config.seed, name)) for name in names]
         require_type("stream", streams[0], PromptStream)
-    return Run(
+    found = Run(
         config=config,
         processes=processes,
         task=_with_limit(config, task),
@@ -170,6 +196,32 @@ def build(
         method=method,
         state=state,
     )
+    _warn_of_no_turns(found)
+    return replace(found, further=_further(found))
+
+
+def _warn_of_no_turns(run: Run) -> None:
+    """Warns of a credit drawn from the rewards of turns where there is one turn."""
+    sources = {run.config.reward_source, *(each.reward_source for each in run.config.credit)}
+    if "turn" in sources and _world(run.config, run.task).max_turns == 1:
+        warnings.warn(
+            f"a reward_source is 'turn' and task {run.config.task['name']!r} has completions of one"
+            " turn; expected several, since no turn comes before the last one: that credit is 0."
+            " Usually the task is meant to have an environment.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _further(run: Run) -> tuple[FurtherCredit, ...]:
+    """Builds the further credits of a run's config; they share its policy and its reference."""
+    found: list[FurtherCredit] = []
+    for place, each in enumerate(run.config.credit):
+        own = with_credit(run, run.config.of_credit(place))
+        _require_capabilities(own.config, own.method, run.actor, run.task)
+        run = replace(run, reference=own.reference)  # copied once, whoever reads it
+        found.append(FurtherCredit(each.weight, own))
+    return tuple(found)
 
 
 def task_of(config: RunConfig) -> Task:
@@ -335,7 +387,8 @@ def with_credit(run: Run, config: RunConfig) -> Run:
     if reference is None:
         reference = _reference(config, run.processes, method, run.policy.network)
     state = _state(config, run.processes, method.estimator, run.policy.module)
-    return replace(run, config=config, method=method, reference=reference, state=state)
+    found = replace(run, config=config, method=method, reference=reference, state=state, further=())
+    return replace(found, further=_further(found))
 
 
 def _method(config: RunConfig) -> Method:
@@ -350,6 +403,7 @@ def _method(config: RunConfig) -> Method:
         correction=_optional(registry.corrections, config.loss.correction),
         aggregation=aggregation.for_length(float(config.rollouts.max_new_tokens)),
         value_aggregation=registry.aggregations.from_table(config.train.value.aggregate),
+        credit_scheme=_optional(registry.advantages, config.credit_scheme),
     )
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from segcredit.config import LossConfig
+from segcredit.config import LossConfig, RewardSource
 from segcredit.errors import PolicyError, blame
 from segcredit.objective import loss_masks, returns
 from segcredit.objective.group_statistics import group_mean, group_size
-from segcredit.protocols import Prompt, checked_segments, readable
+from segcredit.protocols import AdvantageScheme, Prompt, checked_segments, readable
 from segcredit.rng import stream
 from segcredit.segmentation import Segmentation
 from segcredit.training.build import Run
@@ -54,6 +54,21 @@ class TrainingBatch:
     """``state_values`` of all processes, process 0's first."""
     clamped_share: Tensor | None
     """Share of the batch's squared credit that the scheme's bound cut off; None without one."""
+    further: tuple[TrainingBatch, ...] = ()
+    """The same rollouts with each of the further credits, by itself and before its weight."""
+    own_advantages: Advantages | None = None
+    """The method's own credit where there are further ones, and ``advantages`` are the sum: that
+    of each token, and of a segment the mean over its tokens. None without further credits."""
+
+    def each_credit(self) -> tuple[Tensor, ...]:
+        """Returns (B,T) each credit of the sum, the method's own first, before its weight."""
+        own = self.own_advantages or self.advantages
+        return (own.per_token, *(each.advantages.per_token for each in self.further))
+
+    @property
+    def simulated_tokens(self) -> int:
+        """Tokens that estimators sampled, those of further credits included."""
+        return self.simulator.tokens + sum(each.simulator.tokens for each in self.further)
 
 
 def collect(run: Run, step: int) -> TrainingBatch:
@@ -80,9 +95,46 @@ def assign(run: Run, sampled: Sampled, step: int, *, in_hindsight: bool = False)
         TrainingError: another process failed; gives its sentence.
         PluginError: a plug-in raised, or returned what does not fit; names it.
     """
+    with run.processes.error_barrier():
+        sampled = replace(sampled, rollouts=_with_what_is_read(run, sampled.rollouts))
+    own, *others = (
+        _assigned(each, sampled, step, in_hindsight=in_hindsight) for each in run.credits
+    )
+    return own if not others else _summed(run, replace(own, further=tuple(others)))
+
+
+def _summed(run: Run, batch: TrainingBatch) -> TrainingBatch:
+    """Adds the further credits to a batch's own."""
+    weights = [1.0, *(each.weight for each in run.further)]
+    sum_BT = torch.stack([w * x for w, x in zip(weights, batch.each_credit(), strict=True)]).sum(0)
+    plugin, table, clamped = run.method.credit_scheme, run.config.credit_scheme, None
+    if plugin is not None and table is not None:
+        mask_BT = batch.rollouts.action_mask
+        every = Segmentation.from_starts(mask_BT, mask_BT)
+        credit = returns.segment_values(
+            batch.rollouts.replace(token_rewards=sum_BT),
+            every,
+            torch.zeros(every.mask.shape).to(sum_BT),
+            token_weights=batch.token_weights,
+        )
+        whole = all_rows(run.processes, credit)
+        with run.processes.error_barrier():
+            scaled_BS, clamped = _scheme(plugin, str(table["name"]), whole)
+        own_BS = own_rows(run.processes, scaled_BS, len(sum_BT))[:, : every.width]
+        sum_BT = every.spread(own_BS.masked_fill(~every.mask, 0))
+    mean_BS = batch.segmentation.reduce(sum_BT, "mean")
+    return replace(
+        batch,
+        advantages=Advantages(per_segment=mean_BS, per_token=sum_BT),
+        own_advantages=batch.advantages,
+        clamped_share=clamped,
+    )
+
+
+def _assigned(run: Run, sampled: Sampled, step: int, *, in_hindsight: bool) -> TrainingBatch:
+    """Assigns one credit: that of the run's own method, see ``assign``."""
     config, processes, estimator = run.config, run.processes, run.method.estimator
-    with processes.error_barrier():
-        rollouts = _with_what_is_read(run, sampled.rollouts)
+    rollouts = _of_source(sampled.rollouts, config.reward_source)
     simulator = _simulator(run, sampled, rollouts, step)
     weights_BT, counts_BT = _loss_tokens(run, rollouts)
     # Prompts of all processes: each meets every one, so that the state stays the same on all.
@@ -157,17 +209,41 @@ def _credited(
     run: Run, whole: SegmentValues, whole_states: SegmentValues
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Computes the states' regression targets, the segments' advantages and the share clamped."""
-    config, estimator, scheme = run.config, run.method.estimator, run.method.advantage
+    config, estimator = run.config, run.method.estimator
     known = (whole.values, whole.rewards)
     with torch.no_grad(), blame("estimator", config.estimator["name"], estimator):
         targets_BN = estimator.targets(whole_states)
         require_values("targets", targets_BN, whole_states.mask, *known)
-    with blame("advantage", config.advantage["name"], scheme):
+    return targets_BN, *_scheme(run.method.advantage, config.advantage["name"], whole)
+
+
+def _scheme(
+    scheme: AdvantageScheme, name: str, whole: SegmentValues
+) -> tuple[Tensor, Tensor | None]:
+    """Asks a scheme for the advantages of all rows; tells the share that its bound cut off."""
+    with blame("advantage", name, scheme):
         advantages_BS = scheme(whole)
+        known = (whole.values, whole.rewards)
         require_values("the advantage scheme", advantages_BS, whole.mask, *known)
         unclamped_BS = scheme.unclamped(whole)
         clamped = None if unclamped_BS is None else _cut(advantages_BS, unclamped_BS, whole)
-    return targets_BN, advantages_BS, clamped
+    return advantages_BS, clamped
+
+
+def _of_source(rollouts: RolloutBatch, source: RewardSource) -> RolloutBatch:
+    """Returns rollouts whose token rewards are those that a credit is drawn from."""
+    if source == "all":
+        return rollouts
+    mask_BT = rollouts.action_mask
+    every_BT = rollouts.token_rewards.masked_fill(~mask_BT, 0)
+    last_BT = returns.token_rewards(torch.ones_like(rollouts.rewards), mask_BT)
+    kept_BT = {
+        "outcome": last_BT * every_BT.sum(1, keepdim=True),
+        "last": last_BT * every_BT,
+        "turn": (1 - last_BT) * every_BT,
+        "process": torch.zeros_like(every_BT),
+    }[source]
+    return rollouts.replace(token_rewards=kept_BT)
 
 
 def _with_what_is_read(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
@@ -176,7 +252,9 @@ def _with_what_is_read(run: Run, rollouts: RolloutBatch) -> RolloutBatch:
     total_B = group_mean(rollouts.rewards, rollouts.group) * (others_B + 1)
     # 0 / 0 is NaN, for the only completion of its prompt.
     others_reward = (total_B - rollouts.rewards).masked_fill(others_B == 0, 0) / others_B
-    return with_reference(run, rollouts).replace(others_reward=others_reward)
+    for each in run.credits:
+        rollouts = with_reference(each, rollouts)
+    return rollouts.replace(others_reward=others_reward)
 
 
 def _at_anchors(run: Run, states: Segmentation, segmentation: Segmentation, x_BN: Tensor) -> Tensor:

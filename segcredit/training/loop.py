@@ -185,23 +185,29 @@ def _begin(run: Run, watch: Watch | None) -> Row:
     """
     costs = {"tokens_sampled": 0, "tokens_simulated": 0, "cpu_seconds": 0.0}
     row: Row = {"step": 0, **costs, **_evaluation(run, 0)}
-    return row if run.state.optimizer is None else row | warm_up(run, watch)
+    learns = any(own.state.optimizer is not None for own in run.credits)
+    return row | warm_up(run, watch) if learns else row
 
 
 def warm_up(run: Run, watch: Watch | None = None, folder: Path | None = None) -> Row:
-    """Trains the value estimator before the first step: pretraining, then warm-up iterations.
+    """Trains the value estimators before the first step: pretraining, then warm-up iterations.
 
     Args:
-        run: whose estimator has parameters.
+        run: one of whose estimators has parameters.
         watch: called before each batch of the pretraining.
-        folder: of the pretraining's checkpoints; see ``pretraining.pretrain``.
+        folder: of the pretraining's checkpoints, where there is one credit; see
+            ``pretraining.pretrain``.
 
     Returns:
         What it took: tokens and CPU-seconds, over all processes.
     """
     row: Row = {}
-    if (cost := pretrain(run, watch, folder)) is not None:
-        row |= {"pretraining_tokens": cost.tokens, "pretraining_cpu_seconds": cost.cpu_seconds}
+    made = [cost for own in run.credits if (cost := pretrain(own, watch, folder)) is not None]
+    if made:
+        row |= {
+            "pretraining_tokens": sum(cost.tokens for cost in made),
+            "pretraining_cpu_seconds": sum(cost.cpu_seconds for cost in made),
+        }
     started, tokens, simulated = time.process_time(), 0, 0
     for iteration in range(1, run.config.train.value.warmup_iterations + 1):
         # Negative steps name random generators of their own, so that every method meets the same
@@ -209,7 +215,7 @@ def warm_up(run: Run, watch: Watch | None = None, folder: Path | None = None) ->
         batch = collect(run, -iteration)
         improve(run, batch, -iteration, policy=False)
         tokens += batch.sampled.tokens
-        simulated += batch.simulator.tokens
+        simulated += batch.simulated_tokens
     return row | _costs(run, tokens, simulated, time.process_time() - started)
 
 
@@ -228,7 +234,7 @@ def _row(
     spent = _costs(
         run,
         batch.sampled.tokens,
-        batch.simulator.tokens,
+        batch.simulated_tokens,
         time.process_time() - started,
     )
     costs = {name: before[name] + more for name, more in spent.items()}
@@ -259,6 +265,7 @@ def batch_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
     cut = {} if batch.clamped_share is None else {"clamped_share": batch.clamped_share}
     return {
         **cut,
+        **_sizes(run, batch),
         **_mismatch(run, batch),
         "advantage_max": processes.all_gather(largest[None]).amax(),
         "loss_tokens": loss_tokens / tokens,
@@ -272,6 +279,18 @@ def batch_metrics(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
         "explained_variance": explained_variance(batch.whole, returns),
         "token_explained_variance": explained_variance(batch.whole, returns, by_token=True),
     }
+
+
+def _sizes(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
+    """Computes the mean size of each credit of a sum, times its weight; nothing for one alone."""
+    if not batch.further:
+        return {}
+    weights = (1.0, *(abs(each.weight) for each in run.further))
+    credits_BT = [w * x for w, x in zip(weights, batch.each_credit(), strict=True)]
+    counted_BT = (batch.token_weights > 0).float()
+    sums = [(x.abs() * counted_BT).sum() for x in (*credits_BT, counted_BT)]
+    *sizes, tokens = run.processes.sum(torch.stack(sums))
+    return {f"credit_{place}": size / tokens.clamp(min=1) for place, size in enumerate(sizes)}
 
 
 def _mismatch(run: Run, batch: TrainingBatch) -> dict[str, Tensor]:
@@ -328,8 +347,7 @@ def _state(run: Run, row: Row, batches: Ahead, folder: Path) -> dict[str, Any] |
         return None
     state = {
         "row": row,
-        "policy": run.policy.state_dict(),
-        "estimator": run.state.state_dict(),
+        **{name: part.state_dict() for name, part in run.trained_parts.items()},
         **batches.prompt_states(),
     }
     return _without_shards(run, state, step, folder) if run.sharded else state
@@ -390,14 +408,14 @@ def _load_state(run: Run, state: dict[str, Any], folder: Path) -> None:
             places = [tuple(place) for place in state[checkpoint.SHARDS]["places"]]
             like = {
                 (part, *place): x
-                for part, trained in (("policy", run.policy), ("estimator", run.state))
+                for part, trained in run.trained_parts.items()
                 for place, x in trained.shards_like(p[1:] for p in places if p[0] == part).items()
             }
             sharded_tensors.put(state, sharded_tensors.read(checkpoint.shards_of(file), like))
     with checkpoint.fitting(folder):
-        run.policy.load_state_dict(state["policy"])
+        for name, part in run.trained_parts.items():
+            part.load_state_dict(state[name])
         run.sync()
-        run.state.load_state_dict(state["estimator"])
         run.prompts.load_state_dict(state["prompts"])
         run.further_prompts.load_state_dict(state["further_prompts"])
 
@@ -429,7 +447,7 @@ def _require_signal(run: Run, batch: TrainingBatch, step: int, unvaried: int) ->
     Raises:
         TrainingError: as many as ``train.patience`` were.
     """
-    rewards_B = run.processes.all_gather(batch.rollouts.token_rewards.sum(1))
+    rewards_B = run.processes.all_gather(batch.sampled.rollouts.token_rewards.sum(1))
     if unvaried != step - 1 or bool(rewards_B.amax() > rewards_B.amin()):
         return unvaried
     if step >= run.config.train.patience:

@@ -90,7 +90,7 @@ def pretrain(
         TrainingError, PluginError, TaskError: as a step of the run.
         PolicyError: the cache cannot be made.
     """
-    settings = run.config.train.value.pretraining
+    settings, run = run.config.train.value.pretraining, replace(run, further=())
     if settings is None or run.state.optimizer is None:
         return None
     folder = folder or cache_folder() / f"value-{_key(run)}"
@@ -271,6 +271,7 @@ def _key(run: Run) -> str:
     whole, code = _plain(run.config).identity(), plugin_identities(run.config)
     used = ["task", "policy", "sampler", "estimator", "process_reward"]
     used += ["segmenter"] if _needs_segments(run) else []
+    used += [name for name in ("reward_source",) if name in whole]
     value = whole["train"]["value"]
     return digest(
         {

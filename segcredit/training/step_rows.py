@@ -149,6 +149,10 @@ def _segments(run: Run, batch: TrainingBatch, step: int, earlier: Counter[str]) 
         "value": _numpy(batch.values.values[mask_BS]),
         "reward": _numpy(batch.values.rewards[mask_BS]),
         "advantage": _numpy(batch.advantages.per_segment[mask_BS]),
+        **{
+            name: _numpy(cut.reduce(credit_BT, "mean")[mask_BS])
+            for name, credit_BT in _credits(batch).items()
+        },
         "return": _numpy(batch.segment_targets[mask_BS]),
         "ratio": _numpy(ratios_BS[mask_BS]),
     }
@@ -170,7 +174,14 @@ def _tokens(batch: TrainingBatch, step: int, earlier: Counter[str]) -> Columns:
         "entropy": _numpy(rollouts.entropies[mask_BT]),
         "value": _numpy(cut.spread(batch.values.values)[mask_BT]),
         "advantage": _numpy(batch.advantages.per_token[mask_BT]),
+        **{name: _numpy(credit_BT[mask_BT]) for name, credit_BT in _credits(batch).items()},
     }
+
+
+def _credits(batch: TrainingBatch) -> dict[str, Tensor]:
+    """Returns (B,T) the credits of a sum by their columns; none where there is one credit."""
+    found = enumerate(batch.each_credit()) if batch.further else ()
+    return {f"advantage_{place}": credit_BT for place, credit_BT in found}
 
 
 def _names(batch: TrainingBatch, rows: Tensor, step: int, earlier: Counter[str]) -> Columns:

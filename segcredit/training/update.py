@@ -93,20 +93,25 @@ def improve(
     """
     meter = Meter()
     policy_epochs = run.policy.epochs if policy else 0
+    credits = [*zip(run.credits, (batch, *batch.further), strict=True)]
     if policy:
-        batch.simulator.known = None  # the policy's scores until now
-    for epoch in range(passes_made, max(policy_epochs, run.state.epochs)):
-        train_policy, train_value = epoch < policy_epochs, epoch < run.state.epochs
+        for _, each in credits:
+            each.simulator.known = None  # the policy's scores until now
+    value_epochs = max(own.state.epochs for own, _ in credits)
+    for epoch in range(passes_made, max(policy_epochs, value_epochs)):
+        train_policy, train_value = epoch < policy_epochs, epoch < value_epochs
         pieces = run.config.train.minibatches
         for rows in minibatches(run, len(batch.rollouts), pieces, f"minibatches/{epoch}", step):
             train_minibatch(run, batch, rows, meter, step, policy=train_policy, value=train_value)
     if policy:
         before_sync()
         run.sync()
-    _update_estimator(run, batch)
+    for own, each in credits:
+        _update_estimator(own, each)
     if policy:
         run.policy.next_rate()
-        run.state.next_rate()
+        for own, _ in credits:
+            own.state.next_rate()
     return meter.read(run.processes)
 
 
@@ -137,12 +142,24 @@ def train_minibatch(
     counts = LossCounts.of(run, batch, rows)
     with _accumulating(run):
         losses = _accumulate(run, batch, rows, counts, meter, policy, value)
-    for name in ("loss",) * policy + ("value_loss",) * value:
-        meter.add(name, run.processes.sum(losses[name]))
+    for name, loss in losses.items():
+        meter.add(name, run.processes.sum(loss))
     if policy:
         meter.add("gradient_norm", apply_gradients(run, run.policy, "loss", step))
-    if value:
-        meter.add("value_gradient_norm", apply_gradients(run, run.state, "value loss", step))
+    for place, own in _in_training(run).items() if value else ():
+        norm = apply_gradients(run, own.state, "value loss", step)
+        meter.add(f"value_gradient_norm{_suffix(place)}", norm)
+
+
+def _in_training(run: Run) -> dict[int, Run]:
+    """Returns the credits whose estimators are trained, by their places."""
+    found = enumerate(run.credits)
+    return {place: own for place, own in found if own.state.optimizer is not None}
+
+
+def _suffix(place: int) -> str:
+    """Returns what a metric of a credit ends in: nothing for the method's own."""
+    return f"_{place}" if place else ""
 
 
 def _accumulating(run: Run) -> AbstractContextManager[None]:
@@ -205,7 +222,9 @@ def _accumulate(
     Returns:
         This process's parts of the losses by name, 0 where it has none.
     """
-    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=rows.device))
+    trains = _in_training(run) if train_value else {}
+    names = ["loss"] * train_policy + [f"value_loss{_suffix(place)}" for place in trains]
+    totals = {name: torch.zeros((), device=rows.device) for name in names}
     for chosen, weight in _pieces(run, batch, rows):
         own_meter = meter if weight else Meter()  # what a pass of weight 0 adds is thrown away
         scores = _scores(run, batch, chosen, train_policy)
@@ -214,8 +233,10 @@ def _accumulate(
             parts["loss"], metrics = policy_loss(run, batch, chosen, scores, counts)
             for name, metric in metrics.items():
                 own_meter.add(name, metric, batch.token_weights[chosen].sum())
-        if train_value:
-            parts["value_loss"] = value_loss(run, batch, chosen, scores, counts)
+        for place, own in trains.items():
+            credit = (batch, *batch.further)[place]
+            loss = value_loss(own, credit, chosen, scores, counts, credit=place)
+            parts[f"value_loss{_suffix(place)}"] = loss
         for name, part in parts.items():
             _backward(part * weight)
             totals[name] = totals[name] + part.detach() * weight
@@ -228,7 +249,8 @@ def _scores(run: Run, batch: TrainingBatch, rows: Tensor, gradients: bool) -> To
     kept, known = batch.sampled.scores, batch.simulator.known
     if gradients and kept is not None and kept.logprobs.requires_grad:
         return kept.select(rows)
-    if not gradients and run.method.estimator.reads.isdisjoint(("hidden", "logprobs")):
+    reads = {one for each in run.credits for one in each.method.estimator.reads}
+    if not gradients and reads.isdisjoint(("hidden", "logprobs")):
         return _unread(run, batch.rollouts.select(rows))
     if known is not None:
         return known[1].select(rows)

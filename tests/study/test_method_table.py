@@ -21,6 +21,7 @@ NAMED = [
     *("dr_grpo", "dapo", "gspo", "gspo_token", "gmpo", "cispo", "soft_gate", "ppo", "vc_ppo"),
     *("vapo", "vineppo", "spo_chain", "spo_tree", "single_stream", "pure", "sapo"),
     *("sapo_released", "high_entropy_mask", "segment_td"),
+    *("gigpo", "mt_grpo", "turn_gae", "at2po"),
 ]
 PUBLISHED = {
     "gspo": {"loss.bound.low": 3e-4, "loss.bound.high": 4e-4, "loss.ratio.name": "sequence"},
@@ -47,6 +48,9 @@ PUBLISHED = {
         "loss.ratio.name": "segment",
     },
     "sapo_released": {"estimator.anchor": "last_token", "loss.bound.dual": 3.0},
+    "at2po": {"loss.bound.low": 3e-3, "loss.bound.high": 4e-3, "loss.ratio.gradient": "own_token"},
+    "turn_gae": {"estimator.gamma": 0.99, "advantage.inner.lam": 0.9, "loss.ratio.name": "segment"},
+    "mt_grpo": {"reward_source": "last", "segmenter.name": "whole"},
     "high_entropy_mask": {"loss.entropy_share": 0.2, "loss.tokens": "high_entropy"},
 }
 
@@ -101,6 +105,10 @@ def test_the_table_has_a_row_a_preset_with_what_it_is_made_of() -> None:
         "`newline` | `leave_one_out` | `full_return` | token | `token_mean`, process reward"
         " `leave_one_out_centered` of `min_form` of `equations`"
     )
+    assert rows["`gigpo`"].split(" | ")[:2] == [
+        "`whole` + `turns`",
+        "`group_mean` + `anchor_group`",
+    ]
     assert rows["`remax`"].split(" | ")[3] == "none"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from segcredit import Prompt, registry
+from segcredit.environments import InEnvironment, played
 from segcredit.errors import RegistryError
-from segcredit.protocols import asked
+from segcredit.protocols import asked, judged
 from segcredit.tasks.python_tool import PythonTool
 
 PROMPT = Prompt("k", "6 times 7?", "42")
@@ -46,7 +48,7 @@ def answer(code: str, tool: PythonTool = TOOL) -> str:
         ("import sympy; sympy.sqrt(8)", "2*sqrt(2)"),
         ("def f(): f()\nf()", "RecursionError: maximum recursion depth exceeded"),
         ("while True: pass", "TimeoutError: it ran longer than 0.3 s"),
-        ("print(1, flush=True)\nwhile True: pass", "1\nTimeoutError: it ran longer than 0.3 s"),
+        ("print(1, flush=True)\nwhile True: pass", "TimeoutError: it ran longer than 0.3 s"),
         ("import time; time.sleep(100)", "TimeoutError: it ran longer than 0.3 s"),
         ("'a' * 10**10", "MemoryError: it took more than 256 MiB"),
         ("import os; os.remove('/nothing')", "PermissionError: os.remove is not allowed here"),
@@ -121,8 +123,23 @@ def test_fenced_blocks_are_an_option() -> None:
     assert not any(stop in "So:\n```python\n" for stop in tool.stop)
 
 
+def test_problems_of_a_file_are_worked_on_with_the_tool(tmp_path: Path) -> None:
+    rows = [{"problem": f"{n} times 7?", "answer": f"{7 * n}"} for n in range(60)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    problems = registry.tasks.build("problems", source=str(file))
+    prompt = problems.evaluation(1)[0]
+    task = InEnvironment(problems, PythonTool())
+    calls = [f"I call <python>{prompt.text.split()[0]} * 7</python>", f"\\boxed{{{prompt.answer}}}"]
+    called, last = played(task.environment(), prompt, calls)
+    assert called.observation == f"\n<output>\n{prompt.answer}\n</output>\n"
+    assert (last.done, last.correct) == (True, None)
+    assert judged(task, prompt, calls[1], truncated=False).correct
+    assert not judged(task, prompt, "I do not know", truncated=False).correct
+
+
 @pytest.mark.parametrize(
-    ("option", "value"), [("max_turns", 1), ("timeout", 0.0), ("memory", 1), ("turn_tokens", -1)]
+    ("option", "value"), [("max_turns", 1), ("timeout", 0.0), ("memory", 1), ("turn_tokens", 0)]
 )
 def test_options_out_of_range_are_named(option: str, value: float) -> None:
     with pytest.raises(RegistryError, match=f"{option} is {value}; expected a number from"):

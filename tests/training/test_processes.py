@@ -66,7 +66,7 @@ SLOW += ["alike_reader", "sharded_reader"]
 """Cases that are much like others."""
 BROKEN = [f"broken_{fault}" for fault in FAULTS]
 OTHERS = ["alike_tracker", "alike_varied", "alike_critic", "alike_reader", "sharded_reader"]
-OTHERS += ["moved", "refused", "served", *BROKEN]
+OTHERS += ["moved", "moved_credits", "refused", "served", *BROKEN]
 
 
 def outcomes(names: Sequence[str], checkpoints: Path) -> dict[str, dict[str, Any]]:
@@ -121,8 +121,9 @@ def test_two_processes_give_what_one_gives_in_further_cases(slow_cases: Any, nam
     require_equal(slow_cases[name])
 
 
-def test_a_checkpoint_moves_between_one_process_two_and_shards(cases: Any) -> None:
-    found = cases["moved"]
+@pytest.mark.parametrize("name", ["moved", "moved_credits"])
+def test_a_checkpoint_moves_between_one_process_two_and_shards(cases: Any, name: str) -> None:
+    found = cases[name]
     require_same_steps(found)
     assert found["moved"] > 1e-4
     assert found["same"]  # to the bit, whoever wrote and whoever reads
@@ -137,7 +138,7 @@ def test_a_checkpoint_moves_between_one_process_two_and_shards(cases: Any) -> No
 def saved(cases: Any, checkpoints: Path, tmp_path: Path) -> Path:
     """A copy of the checkpoint that two processes wrote in shards."""
     del cases
-    folder = shutil.copytree(checkpoints / "sharded", tmp_path / "checkpoints")
+    folder = shutil.copytree(checkpoints / "ppo" / "sharded", tmp_path / "checkpoints")
     return checkpoint.file_of(folder, 4)
 
 
@@ -480,6 +481,7 @@ def test_only_float32_is_sharded() -> None:
 KILLED = {
     "one": (1, 40, []),
     "ahead": (1, 10, ["rollouts.ahead=1", "loss.correction=mask"]),
+    "turns": (1, 10, ['task={name="pointer"}', 'segmenter={name="turns"}']),
     "two": (2, 30, []),
     "sharded": (2, 20, ["train.parallel=sharded"]),
 }

@@ -44,9 +44,11 @@ REFUSED = {
     "single_stream": "rollouts.prompt_choice is 'weighted'",
     "dapo": "rollouts.dynamic_sampling is true",
     "high_entropy_mask": "rollouts.dynamic_sampling is true",
+    "gigpo": "the [[credit]] tables are a sum of credits",
+    "mt_grpo": "the [[credit]] tables are a sum of credits",
 }
 """Presets that do not run as they stand, and how their sentences begin."""
-NEVER = ("spo_tree", "single_stream")
+NEVER = ("spo_tree", "single_stream", "gigpo", "mt_grpo")
 """Those that run with no setting that leaves them what they are."""
 
 
@@ -334,7 +336,9 @@ def test_metrics_are_in_the_log_and_evaluations_leave_training_alone(folder: Pat
     rows = [row for row in made.state.log_history if "segcredit/kl" in row]
     assert len(rows) == 4
     assert rows[0]["segcredit/tokens_simulated"] > 0
-    assert rows[0]["segcredit/ratio_max"] == pytest.approx(1)
+    # Sampling's pass and the loss's have other shapes: a float32 log-prob of -16 nats may differ by
+    # its last bit, 1.9e-6. The page's bound of all such differences is 1e-5.
+    assert rows[0]["segcredit/ratio_max"] == pytest.approx(1, abs=1e-5)
     assert rows[1]["segcredit/ratio_max"] > 1.001
     assert rows[0]["segcredit/reward"] == pytest.approx(rows[0]["reward"])
     assert rows[0]["segcredit/entropy"] > 0

@@ -49,13 +49,27 @@ RANKS, MINIBATCH, TOLERANCE = 2, 8, 1e-6
 FIXED = [*SMALL, "sampler=lean", "train.device=cpu", "policy.heads=2"]
 
 REGISTRIES = {
-    *("cispo", "dapo", "dr_grpo", "gmpo", "grpo", "gspo", "gspo_token", "opo", "reinforce"),
+    *(
+        "at2po",
+        "cispo",
+        "dapo",
+        "dr_grpo",
+        "gmpo",
+        "grpo",
+        "gspo",
+        "gspo_token",
+        "opo",
+        "reinforce",
+    ),
     *("reinforce_pp", "reinforce_pp_baseline", "rloo", "soft_gate"),
 }
 TRAINER = {
-    *("high_entropy_mask", "ppo", "pure", "sapo", "sapo_released", "vapo", "vc_ppo"),
+    *("high_entropy_mask", "ppo", "pure", "sapo", "sapo_released", "turn_gae"),
+    *("vapo", "vc_ppo"),
 }
 REFUSED = {
+    "gigpo": "are a sum of credits",
+    "mt_grpo": "are a sum of credits",
     "remax": "further completions",
     "segment_td": "hidden states",
     "single_stream": "verl's data loader does",

@@ -1,4 +1,4 @@
-"""``segcredit new-segmenter``: what it writes installs, passes its own test and is listed."""
+"""``segcredit new-KIND``: what it writes installs, passes its own test and is listed."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from segcredit import registry
 from segcredit.cli import main
-from segcredit.cli.new_segmenter import write_package
+from segcredit.cli.new_plugin import write_package
 from segcredit.errors import RecordError, StudyError
 
 ROOT = Path(__file__).parents[2]
@@ -36,10 +36,15 @@ def run(environment, *arguments, cwd=None):
     return done.stdout
 
 
+@pytest.fixture(scope="module", params=["segmenter", "environment"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(kind, tmp_path_factory):
     place = tmp_path_factory.mktemp("work") / "deep" / "package"
-    assert call("new-segmenter", "my_rule2", "--output", place) == 0
+    assert call(f"new-{kind}", "my_rule2", "--output", place) == 0
     return place
 
 
@@ -52,7 +57,7 @@ def environment(folder, tmp_path_factory):
     return {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
-def test_it_writes_a_package_and_nothing_else(folder):
+def test_it_writes_a_package_and_nothing_else(kind, folder):
     files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
     assert [f for f in files if "__pycache__" not in f] == [
         "README.md",
@@ -64,7 +69,7 @@ def test_it_writes_a_package_and_nothing_else(folder):
     project = tomllib.loads((folder / "pyproject.toml").read_text())
     assert project["project"]["name"] == "segcredit-my-rule2"
     points = project["project"]["entry-points"]
-    assert points == {"segcredit.segmenters": {"my_rule2": "segcredit_my_rule2:MyRule2"}}
+    assert points == {f"segcredit.{kind}s": {"my_rule2": "segcredit_my_rule2:MyRule2"}}
     assert folder.stat().st_mode & 0o777 == 0o755
     assert not any(
         "$" in f.read_text() for f in folder.rglob("*.*") if f.suffix in (".md", ".toml")
@@ -76,19 +81,24 @@ def test_it_is_clean_to_our_linter(folder):
     run(os.environ, "-m", "ruff", "format", "--check", "--line-length", "100", folder)
 
 
-def test_its_own_test_passes_before_and_after_installation(folder, environment):
+def test_its_own_test_passes_before_and_after_installation(kind, folder, environment):
     options = ["-q", "-p", "no:cacheprovider"]
     for env in (os.environ, environment):
         shown = run(env, "-m", "pytest", *options, cwd=folder)
         assert "passed" in shown
-        assert int(shown.split(" passed")[0].split()[-1]) > 10  # the kit's rules, each by name
+        if kind == "segmenter":  # the kit's rules, each by name
+            assert int(shown.split(" passed")[0].split()[-1]) > 10
 
 
-def test_installed_it_is_listed_and_used(environment):
+def test_installed_it_is_listed_and_used(kind, environment):
     program = "from segcredit.cli import main; main()"
     shown = run(environment, "-c", program, "list")
     assert "my_rule2" in shown
     assert "segcredit-my-rule2 0.1.0" in shown
+    if kind == "environment":
+        shown = run(environment, "-c", program, "config", "grpo", "environment=my_rule2")
+        assert "max_calls = 9" in shown
+        return
     options = ["-s", "my_rule2", "-s", '{name="my_rule2", marks="="}', "--quiet"]
     shown = run(environment, "-c", program, "segment", "2+2=4. So; it is", *options)
     assert "my_rule2: 3 segments" in shown
@@ -122,7 +132,7 @@ def test_the_default_folder_is_named_like_the_distribution(tmp_path, monkeypatch
 )
 def test_a_name_that_cannot_be_is_a_sentence(tmp_path, name, words):
     with pytest.raises(StudyError) as caught:
-        write_package(name, tmp_path / "new")
+        write_package("segmenter", name, tmp_path / "new")
     assert words in str(caught.value)
     assert not any(tmp_path.iterdir())
 
@@ -131,11 +141,11 @@ def test_a_folder_that_cannot_be_is_a_sentence(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(StudyError, match="nothing is overwritten"):
-        write_package("my_rule", file)
+        write_package("segmenter", "my_rule", file)
     with pytest.raises(StudyError, match="nothing is overwritten"):
-        write_package("my_rule", tmp_path)
+        write_package("segmenter", "my_rule", tmp_path)
     with pytest.raises(RecordError, match="choose another --output"):
-        write_package("my_rule", file / "below")
+        write_package("segmenter", "my_rule", file / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert file.read_text() == "mine"
 
@@ -150,19 +160,31 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(RecordError, match="disk or the quota is full"):
-        write_package("my_rule", tmp_path / "new")
+        write_package("segmenter", "my_rule", tmp_path / "new")
     assert not any(tmp_path.iterdir())
 
 
 def test_names_are_taken_from_the_registry(tmp_path):
     assert "my_rule" not in registry.segmenters.names()
     for number, name in enumerate(["x", "text_segmenter", "dataclass", "segmenter2"]):
-        folder = write_package(name, tmp_path / str(number))
+        folder = write_package("segmenter", name, tmp_path / str(number))
         module = folder / "src" / f"segcredit_{name}" / "__init__.py"
         found: dict[str, object] = {"__name__": name}
         exec(compile(module.read_text().replace("from __future__", "# "), name, "exec"), found)
         made = found["".join(part.capitalize() for part in name.split("_"))]
         assert made().split("a.b") == [2]
+
+
+def test_an_environments_file_is_used_without_installation(tmp_path):
+    folder = write_package("environment", "my_tool3", tmp_path / "new")
+    file = folder / "src" / "segcredit_my_tool3" / "__init__.py"
+    program = "from segcredit.cli import main; main()"
+    shown = run(os.environ, "-c", program, "config", "grpo", "environment=my_tool3", "--code", file)
+    assert "max_calls = 9" in shown
+    with pytest.raises(StudyError, match="an environment cannot be named '1st'"):
+        write_package("environment", "1st", tmp_path / "other")
+    with pytest.raises(StudyError, match="environment 'python_tool' is registered already"):
+        write_package("environment", "python_tool", tmp_path / "other")
 
 
 @pytest.mark.slow

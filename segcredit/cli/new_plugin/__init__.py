@@ -1,4 +1,4 @@
-"""A new package with one segmenter in it, to begin from: it installs, and its test passes."""
+"""A new package with one plug-in in it, to begin from: it installs, and its test passes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _FILES = {
     "test.py": "tests/test_$name.py",
 }
 """Each template, and the file that it becomes."""
+KINDS = {"segmenter": registry.segmenters, "environment": registry.environments}
+"""Kinds of plug-ins that there are templates of, a folder each."""
 
 
-def write_package(name: str, folder: Path | None = None) -> Path:
-    """Writes the package of a new segmenter.
+def write_package(kind: str, name: str, folder: Path | None = None) -> Path:
+    """Writes the package of a new plug-in.
 
     Args:
+        kind: one of ``KINDS``.
         name: what it will be registered as.
         folder: the package's folder, which must not exist; None = ``segcredit-NAME``, with dashes,
             in the current one.
@@ -39,7 +42,7 @@ def write_package(name: str, folder: Path | None = None) -> Path:
         StudyError: the name or the folder cannot be used; says why. Nothing is overwritten.
         RecordError: the folder cannot be written.
     """
-    _require_name(name)
+    _require_name(kind, name)
     distribution = f"segcredit-{name.replace('_', '-')}"
     target = Path(distribution) if folder is None else folder
     if target.exists():
@@ -54,24 +57,25 @@ def write_package(name: str, folder: Path | None = None) -> Path:
         "distribution": distribution,
     }
     try:
-        _write(target, words)
+        _write(kind, target, words)
     except OSError as error:
         raise unwritten(target, error) from error
     return target
 
 
-def _require_name(name: str) -> None:
+def _require_name(kind: str, name: str) -> None:
     if not _NAME.fullmatch(name) or keyword.iskeyword(name) or keyword.iskeyword(_class_name(name)):
         near = "_".join(re.findall("[a-z0-9]+", name.lower())).lstrip("0123456789_")
+        article = "an" if kind[0] in "aeiou" else "a"
         usable = _NAME.fullmatch(near) and not keyword.iskeyword(near) and near != name
         raise StudyError(
-            f"a segmenter cannot be named {name!r}, since a Python package is named after it."
+            f"{article} {kind} cannot be named {name!r}, since a Python package is named after it."
             " Expected lower-case letters, digits and single underscores, a letter first, and no"
             f" word that Python keeps for itself, such as {near if usable else 'my_rule'!r}."
         )
-    if name in registry.segmenters.names():
+    if name in KINDS[kind].names():
         raise StudyError(
-            f"segmenter {name!r} is registered already, and names are unique ('segcredit list'"
+            f"{kind} {name!r} is registered already, and names are unique ('segcredit list'"
             f" shows whose it is). Choose another one, such as {f'my_{name}'!r}."
         )
 
@@ -80,13 +84,13 @@ def _class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
-def _write(target: Path, words: dict[str, str]) -> None:
+def _write(kind: str, target: Path, words: dict[str, str]) -> None:
     """Writes every file beside the target first, so that it appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         scratch.chmod(0o755)  # mkdtemp's is closed to others
-        templates = resources.files("segcredit").joinpath("cli", "new_segmenter", "templates")
+        templates = resources.files("segcredit").joinpath("cli", "new_plugin", "templates", kind)
         for template, path in _FILES.items():
             text = templates.joinpath(f"{template}.template").read_text(encoding="utf-8")
             file = scratch / Template(path).substitute(words)

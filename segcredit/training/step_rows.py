@@ -121,6 +121,10 @@ def _turns(batch: TrainingBatch, turn_BT: Tensor, step: int, earlier: Counter[st
         "reward": _numpy(cut.reduce(rollouts.token_rewards, "sum")[mask_BS]),
         "value": _numpy(values_BT[rows_N, starts_N]),
         "advantage": _numpy(cut.reduce(batch.advantages.per_token, "mean")[mask_BS]),
+        **{
+            name: _numpy(cut.reduce(credit_BT, "mean")[mask_BS])
+            for name, credit_BT in _credits(batch).items()
+        },
     }
 
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import segcredit
+from segcredit import registry
 from segcredit.credit_audit import audit, compare_credits, load_audit, load_audit_config
 from segcredit.credit_audit.metric_list import METRICS
 from segcredit.credit_audit.metrics import share_within
 from segcredit.credit_audit.metrics.arrays import moved_left
 from segcredit.credit_audit.table import JUDGES, arrays
-from segcredit.credit_audit.truth import load_truth, measure
+from segcredit.credit_audit.truth import load_truth, measure, measure_truth
 from segcredit.episodes import complete
 from segcredit.errors import StudyError
 from segcredit.policy.samplers.generate import Generate
@@ -272,6 +273,15 @@ def test_what_is_stored_rebuilds_the_rollouts(done):
     first, last = rollouts.token_spans[row, place].tolist()
     assert text[first:last] in "udlr"
     assert "k;" in text[last:]
+
+
+def test_what_is_sampled_for_credit_is_told_what_the_task_says(tmp_path):
+    """Its answers hold tuples, of which JSON makes lists: no door is a list."""
+    config = load_audit_config("sapo", GRID).run
+    sizes = {"prompts": 3, "completions": 1, "continuations": 0.5}
+    expected = list(registry.tasks.from_table(config.task).evaluation(3))
+    assert load_truth(measure_truth(config, tmp_path, **sizes).path).prompts != expected
+    assert measure_truth(config, tmp_path, **sizes).prompts == expected
 
 
 def test_metrics_see_sampled_tokens_alone(done):

@@ -94,15 +94,23 @@ def test_turns_stand_on_lines_of_their_own_with_what_is_known_of_them(
     one = Completion(text="?a.b;?b.=c.", cuts={"whole": cut}, turns=turns)
     opened = open_page(notebook(tmp_path / "n.html", look.page_part([one])), 700)
     assert (opened.requests[1:], opened.said) == ([], [])
-    parts = opened.page.locator(".sc-written > span")
+    shown = opened.page.locator(".sc-written > .sc-turn")
+    assert shown.count() == 3
+    parts = shown.locator("> span")
     assert parts.all_text_contents() == [
         *("turn 1 · reward 0 · credit −0.25", "?a.", "b;"),
         *("turn 2 · reward 1", "?b.", "turn 3", "=c."),
     ]
-    kinds = ["sc-turn", "sc-piece", "sc-observed", "sc-turn", "sc-piece", "sc-turn", "sc-piece"]
-    assert [part.evaluate("each => each.classList[0]") for part in parts.all()] == kinds
-    tops = [part.bounding_box()["y"] for part in parts.all()]
-    assert tops == sorted(set(tops))
+    kinds = ["facts", "piece", "observed", "facts", "piece", "facts", "piece"]
+    classes = [part.evaluate("each => each.classList[0]") for part in parts.all()]
+    assert classes == [f"sc-{kind}" for kind in kinds]
+    # One below the other, what is observed as well; what is known stands beside its turn.
+    boxes = [part.bounding_box() for part in [*shown.all(), *parts.all()[:3]]]
+    assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"] + 1
+    assert boxes[1]["y"] + boxes[1]["height"] <= boxes[2]["y"] + 1
+    facts, own, read = boxes[3:]
+    assert own["x"] + own["width"] < facts["x"]
+    assert facts["y"] < own["y"] + own["height"] <= read["y"] + 1
     assert opened.page.locator(".sc-cut p").text_content().startswith("whole 1 segment")
 
 

@@ -225,7 +225,8 @@ def _begin(path: Path, plan: Plan) -> None:
 
 
 def _finish(path: Path, plan: Plan) -> StoredTruth:
-    truth = load_truth(path)
+    # The task's own prompts: JSON knows no tuples, which an answer may hold.
+    truth = replace(load_truth(path), prompts=plan.prompts)
     if not _read(path)["finished"]:
         spent = {
             name: getattr(truth, name) for name in ("tokens", "completion_tokens", "cpu_seconds")

@@ -66,18 +66,19 @@
     const numbered = credit.length > 0 && letters.length >= LONG * sizes.length;
     if (letters.length < 3 * sizes.length) text.classList.add("sc-fine");
     const turns = (data.turns && data.turns[row]) || none;
-    let end = 0, segment = -1, turn = 0;
+    let end = 0, segment = -1, turn = 0, within = text;
     sizes.forEach((size, place) => {
       const kind = kinds ? kinds[place] : BEGINS;
       for (; turn < turns.length && turns[turn][0] <= end; turn++) {
         const facts = data.words[turns[turn][1]];
-        text.append(make("span", "sc-turn", `turn ${turn + 1}${facts ? ` · ${facts}` : ""}`));
+        within = make("span", "sc-turn", make("span", "sc-facts", `turn ${turn + 1}${facts ? ` · ${facts}` : ""}`));
+        text.append(within);
       }
       if (kind === BEGINS) segment += 1;
       const piece = make("span", "", letters.slice(end, end + size).join(""));
       end += size;
       pieces.push(piece);
-      text.append(piece);
+      within.append(piece);
       if (kind === OBSERVED) {
         piece.className = "sc-observed";
         return;

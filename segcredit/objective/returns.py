@@ -196,7 +196,10 @@ def explained_variance(
     weight_BS = (values.lengths if by_token else values.mask).to(targets_BS.dtype)
     residual = _variance(targets_BS - values.values, weight_BS)
     total = _variance(targets_BS, weight_BS)
-    return torch.where(total > 0, 1 - residual / total, torch.nan)
+    # Targets that are all the same differ from their mean by its rounding.
+    square = (targets_BS.square() * weight_BS).sum() / weight_BS.sum().clamp(min=1)
+    rounding = (16 * torch.finfo(targets_BS.dtype).eps) ** 2 * square
+    return torch.where(total > rounding, 1 - residual / total, torch.nan)
 
 
 def _variance(x: Tensor, weight: Tensor) -> Tensor:

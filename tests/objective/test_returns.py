@@ -223,6 +223,17 @@ def test_groups_by_hand() -> None:
     assert group_std(x[:1], group[:1], ddof=0).tolist() == [0]
 
 
+@pytest.mark.parametrize("returns", [0.3, 0.7, 1e-6, 123.4])
+@pytest.mark.parametrize("count", [3, 77, 1000])
+def test_returns_that_are_all_the_same_leave_nothing_to_explain(returns: float, count: int) -> None:
+    _, values = values_with(*(torch.ones(5, count, dtype=torch.bool),) * 2, seed=0)
+    for dtype in (torch.float32, torch.float64):
+        targets = torch.full((5, count), returns, dtype=dtype)
+        assert torch.isnan(explained_variance(values, targets))
+        targets[2, 1] *= 1.01
+        assert torch.isfinite(explained_variance(values, targets))
+
+
 def test_explained_variance_by_hand() -> None:
     _, values = values_with(*(torch.ones(2, 3, dtype=torch.bool),) * 2, seed=0)
     targets = normal((2, 3), 5)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
 from segcredit import RolloutBatch, Segmentation, SegmenterReading, TextSegmenter, errors
 
@@ -130,8 +131,10 @@ class Learned(TextSegmenter):
         """Cuts all texts of the batch in one go, with the policy's signals if the model has them.
 
         The blanks before a word go with it, since many tokenizers have them in the word's token.
+        What tools or the environment wrote is not read: no training text has any.
         """
         model = self._load()
+        rollouts = _sampled_alone(rollouts)
         signals = _signals(rollouts) if model.signals else None
         offsets = self._offsets(model, rollouts.texts, signals)
         starts = [
@@ -254,6 +257,25 @@ def _most_probable(judgement: Judgement, rate: float, count: int) -> Any:
     chosen_C = np.zeros(len(order_C), np.bool_)
     chosen_C[order_C] = ranks_C < wanted_D[documents_C[order_C]]
     return chosen_C
+
+
+def _sampled_alone(rollouts: RolloutBatch) -> RolloutBatch:
+    """Returns rollouts whose texts are those of the action tokens alone."""
+    spans_BT2 = rollouts.token_spans
+    others_BT = (spans_BT2[..., 1] - spans_BT2[..., 0]) * ~rollouts.action_mask
+    if not others_BT.any():
+        return rollouts
+    texts: list[str] = []
+    cuts = spans_BT2.cpu().numpy()
+    for text, spans, foreign in zip(rollouts.texts, cuts, others_BT.cpu().numpy(), strict=True):
+        places = [(int(start), int(end)) for start, end in spans[foreign > 0]]
+        ends = [0, *(end for _, end in places)]
+        begins = [*(start for start, _ in places), len(text)]
+        texts.append("".join(text[a:b] for a, b in zip(ends, begins, strict=True)))
+    # What stands before a token's first character, and before the one after its last.
+    before_BT = others_BT.cumsum(1)
+    shift_BT2 = torch.stack([before_BT - others_BT, before_BT], 2)
+    return rollouts.replace(texts=tuple(texts), token_spans=spans_BT2 - shift_BT2)
 
 
 def _signals(rollouts: RolloutBatch) -> list[Any]:

@@ -39,6 +39,23 @@ def test_contract(check):
     check()
 
 
+def test_what_the_environment_wrote_is_not_read():
+    text = next(text for text in TEXTS if len(Learned().split(text)) > 2)
+    half = text.index(" ", len(text) // 2)
+    said, observed = (text[:half], text[half:]), "Error. Line 3: nothing. Done?\n\n1. So"
+    inside = range(half, half + len(observed))
+
+    def cut(text, holes):
+        rollouts = make_rollouts(["a" * len(text)], holes={0: holes}, truncated=[0])
+        return Learned().segment(rollouts.replace(texts=(text,))).segment_ids[0].tolist()
+
+    plain = cut("".join(said), [])
+    found = cut(observed.join(said), inside)
+    assert max(plain) > 1
+    assert [id for place, id in enumerate(found) if place not in inside] == plain
+    assert {found[place] for place in inside} == {-1}
+
+
 def test_shipped_model_knows_the_style_it_was_trained_on():
     # Names, numbers and order of styles are drawn anew: seed 7 is not the training's.
     given = [np.asarray(record["boundaries"]) for record in FRESH]

@@ -188,7 +188,7 @@ def test_tokens_of_tools_are_holes_and_the_samplers_log_probs_correct(folder: Pa
     assert seen["logs"]["segcredit/sampler_ratio_max"][0] > 1
 
 
-def trainer_of(folder: Path, method: str, settings: Sequence[str] = (), **changes: Any) -> Any:
+def trainer_of(folder: Path, method: Any, settings: Sequence[str] = (), **changes: Any) -> Any:
     return trainer(folder, folder.parent / "output", method, settings, **changes)
 
 
@@ -436,6 +436,18 @@ def test_settings_that_trl_decides(key: str, folder: Path) -> None:
 def test_methods_that_do_not_fit(settings: list[str], sentence: str, folder: Path) -> None:
     with pytest.raises((ConfigError, LookupError), match=sentence):
         trainer_of(folder, "grpo", settings)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"task": "pointer"}, "task 'pointer' has an environment of several turns, and turns are"),
+        ({"environment": "python_tool"}, "environment is 'python_tool', and turns are decided by"),
+    ],
+)
+def test_turns_are_decided_by_trl(keys: dict[str, str], sentence: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        trainer_of(folder, {"method": "grpo", **keys})
 
 
 def test_models_that_do_not_fit(folder: Path) -> None:

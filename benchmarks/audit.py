@@ -119,7 +119,9 @@ def _continued(
     )
     whole = torch.cat([before_NT, made.ids], 1), torch.cat([there_NT, made.mask], 1)
     texts, _ = run.actor.decode(*whole)
-    verdicts = verify(run.task, [prompts[row] for row in rows_N.tolist()], texts, made.truncated.tolist())
+    verdicts = verify(
+        run.task, [prompts[row] for row in rows_N.tolist()], texts, made.truncated.tolist()
+    )
     rewards_N = torch.tensor([verdict.reward for verdict in verdicts], dtype=torch.float64)
     return rewards_N, int(made.mask.sum())
 

@@ -290,5 +290,5 @@ def _error(said: str) -> str:
 
 
 def _utf8(text: str) -> str:
-    """Returns a text without halves of surrogate pairs, which JSON may bring."""
+    """Returns a text without lone surrogates, which JSON may bring."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from segcredit.config import RunConfig
 from segcredit.episodes import Completions
 from segcredit.errors import ConfigError
 from segcredit.protocols import SegmenterReading
 from segcredit.training.batch_loss import LossCounts, policy_loss, value_loss
-from segcredit.training.build import Run, build, started_processes
+from segcredit.training.build import Run, build, started_processes, task_of
 from segcredit.training.credit_assignment import TrainingBatch, assign
 from segcredit.training.loop import batch_metrics, warm_up
 from segcredit.training.rollouts.sampling import Sampled, scored
@@ -43,6 +44,7 @@ __all__ = [
     "policy_loss",
     "require_readings",
     "scored",
+    "several_turns",
     "started_processes",
     "value_loss",
     "warm_up",
@@ -74,3 +76,15 @@ def require_readings(run: Run, given: Set[SegmenterReading], where: str) -> None
             " that provides it. A segmenter of your own says in its `reads` what it reads; one"
             " that does not say is taken to read everything."
         )
+
+
+def several_turns(config: RunConfig) -> str:
+    """Returns what of a config makes completions of several turns; '' where nothing does.
+
+    Another trainer has turns of its own, which it decides on: it says so rather than ignore this.
+    """
+    if task_of(config).environment().max_turns == 1:
+        return ""
+    if config.environment is None:
+        return f"task {config.task['name']!r} has an environment of several turns"
+    return f"environment is {config.environment['name']!r}"

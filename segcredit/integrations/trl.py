@@ -49,6 +49,7 @@ from segcredit.integrations import (
     policy_loss,
     require_readings,
     scored,
+    several_turns,
     started_processes,
     value_loss,
     warm_up,
@@ -552,6 +553,12 @@ def _refusals(trainer: Any, config: RunConfig) -> Generator[str]:
 def _refused_settings(trainer: Any, config: RunConfig) -> Generator[str]:
     """Yields a sentence for each setting of the method that has no place in TRL's loop."""
     sizes = config.rollouts
+    if turns := several_turns(config):
+        yield (
+            f"{turns}, and turns are decided by TRL; expected none, and the tools in tools or"
+            " environment_factory of GRPOTrainer. Leave it out, or train by segcredit's own loop,"
+            " in which classes of environment_factory are the environment 'trl'."
+        )
     if config.credit:
         yield (
             "the [[credit]] tables are a sum of credits, whose estimators TRL's loop does not"

@@ -37,6 +37,7 @@ from segcredit.integrations import (
     assign,
     build,
     require_readings,
+    several_turns,
 )
 from segcredit.integrations import policy_loss as loss_of_policy
 from segcredit.integrations import value_loss as loss_of_values
@@ -371,6 +372,11 @@ class HostedMethod:
         rollouts, loss = config.rollouts, config.loss
         name = config.estimator["name"]
         estimator = registry.estimators.from_table(config.estimator)
+        if turns := several_turns(config):
+            yield (
+                f"{turns}, and turns are decided by verl: set actor_rollout_ref.rollout.multi_turn"
+                " there. Leave it out, or train by segcredit's own loop."
+            )
         if config.credit:
             yield (
                 "the [[credit]] tables are a sum of credits, some of turns, and verl's batch tells"

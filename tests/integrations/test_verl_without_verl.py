@@ -15,6 +15,8 @@ from segcredit.integrations.verl import HostedMethod, register
     ("preset", "setting", "way", "sentence"),
     [
         ("grpo", "segmenter=entropy", "registries", "'entropy' reads entropies"),
+        ("grpo", "task=pointer", "registries", "several turns, and turns are decided by verl"),
+        ("grpo", "environment=python_tool", "trainer", "environment is 'python_tool', and turns"),
         ("grpo", "segmenter=newline", "registries", "'newline' reads text"),
         ("grpo", "loss.imitation=0.1", "registries", "loss.imitation = 0.1"),
         ("grpo", "loss.kl_loss=0.1", "registries", "loss.kl_loss = 0.1"),

@@ -44,6 +44,10 @@ def strangers_run(folder: Path, **keys: Any) -> Path:
         ({"task": {"name": "instructed", "inner": DATASET}}, "task.inner.verifier = 'stranger:ju"),
         ({"policy": HF}, "policy.trust_remote_code = True"),
         (
+            {"environment": {"name": "trl", "factory": "stranger:World"}},
+            "environment.factory = 'stranger:World'",
+        ),
+        (
             {"task": DATASET, "policy": HF},
             "task.verifier = 'stranger:judge', policy.trust_remote_code = True",
         ),

@@ -20,8 +20,32 @@ from segcredit.testing import (
 )
 
 CALL = "<python>print(len({'a', 'b'}))</python>"
-TURNS = {"python_tool": (CALL, "<python>while True: pass</python>", "<python>1 +</python>", "2")}
-OPTIONS: dict[str, dict[str, Any]] = {"python_tool": {"timeout": 0.2}}
+TURNS = {
+    "python_tool": (CALL, "<python>while True: pass</python>", "<python>1 +</python>", "2"),
+    "trl": ('<tool_call>{"name": "hear", "arguments": {"text": "a"}}</tool_call>', "b"),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "python_tool": {"timeout": 0.2},
+    "trl": {"factory": f"{__name__}:Hears"},
+}
+
+
+class Hears:
+    """A class as TRL's trainer takes it as ``environment_factory``."""
+
+    def reset(self, **row: Any) -> str:
+        self.heard: list[str] = []
+        return "Say something."
+
+    def hear(self, text: str) -> str:
+        """
+        Hears a text.
+
+        Args:
+            text: what is said.
+        """
+        self.heard.append(text)
+        return ", ".join(self.heard)
 
 
 @pytest.mark.parametrize("name", registry.environments.names())

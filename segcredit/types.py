@@ -305,6 +305,7 @@ class Continuations:
     """Outcomes of completions resumed at N states, K times each."""
 
     rewards: Float[Tensor, "N K"]
+    """Rewards still to come: an environment's of the turns before a state are not in them."""
     truncated: Bool[Tensor, "N K"]
     tokens: int
     """Tokens sampled for them, in all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,26 @@ def test_monte_carlo_continues_from_turns(batch: Any) -> None:
     keys = list(simulator.prompts)
     want = torch.stack([means[keys.index(key)] for key in rollouts.prompt_keys])
     assert float((first - want).abs().max()) < 5 * (0.25 / 64 + 0.25 / 256) ** 0.5
+
+
+def test_a_value_is_of_the_rewards_still_to_come() -> None:
+    # The key's reward is paid once: behind it, what is left is the door's.
+    world = 'task={name="grid_world", columns=3, rows=3, max_distance=4, key_reward=0.5}'
+    settings = [*SMALL, world, 'segmenter={name="turns"}', "policy.steps=150", "evaluate.prompts=4"]
+    found = collect(build(load_config("vineppo", [*settings, "rollouts.max_new_tokens=40"])), 1)
+    rollouts, cuts = found.rollouts, found.segmentation
+    rows, columns = cuts.mask.nonzero(as_tuple=True)
+    positions = cuts.anchors()[rows, columns]
+    earned = (rollouts.token_rewards > 0) & (rollouts.turn_ids >= 0)
+    before = torch.stack([earned[r, :p].any() for r, p in zip(rows, positions, strict=True)])
+    assert 0 < int(before.sum()) < len(before)
+    values = found.simulator.resume(rollouts, rows, positions, 8).rewards
+    assert set(values[before].flatten().tolist()) <= {0.0, 1.0}
+    assert {0.5, 1.5} & set(values[~before].flatten().tolist())
+    # Greedily from every state of a likeliest episode, it is exactly what that has still earned.
+    params = replace(found.simulator.params, greedy=True)
+    greedy = found.simulator.sample(list(found.simulator.prompts), 2, params=params)
+    rows, positions = greedy.action_mask.nonzero(as_tuple=True)
+    again = found.simulator.resume(greedy, rows, positions, 1, params=params).rewards[:, 0]
+    to_go = greedy.token_rewards.flip(1).cumsum(1).flip(1)
+    assert torch.allclose(again, to_go[rows, positions])

@@ -86,7 +86,8 @@ class PolicySimulator(Simulator):
             params: how they are sampled; None = the run's own.
 
         Returns:
-            (N, count) rewards of the whole completions, and whether each was truncated.
+            (N, count) rewards still to come, and whether each completion was truncated. They are
+            those of the whole completions, less what an environment gave for the turns before.
 
         Raises:
             ShapeError: a prompt is not of this step.
@@ -105,8 +106,13 @@ class PolicySimulator(Simulator):
             generator=self.generator,
         )
         self.tokens += tokens
+        rewards_M = resumed.rewards
+        if resumed.turn_rewards is not None:
+            columns = torch.arange(resumed.ids.shape[1], device=positions_M.device)
+            before = columns < positions_M[:, None]
+            rewards_M = rewards_M - (resumed.turn_rewards * before).sum(1)
         return Continuations(
-            rewards=resumed.rewards.view(-1, count),
+            rewards=rewards_M.view(-1, count),
             truncated=resumed.truncated.view(-1, count),
             tokens=tokens,
         )

@@ -471,8 +471,10 @@ def test_tokens_are_never_read_and_texts_of_the_runs_that_are_shown(
     page = Page(write_report(path))
     assert ("segments", ["start", "end"], len(read_runs(path))) in asked
     assert {table for table, _, runs in asked if runs > 1} <= {"steps", "segments"}
-    assert {table for table, *_ in asked} <= {"steps", "segments", "completions"}
-    assert sum(runs == 1 for *_, runs in asked) == 3 * 2  # two groups
+    assert {table for table, *_ in asked} <= {"steps", "segments", "completions", "turns"}
+    assert (
+        sum(runs == 1 for *_, runs in asked) == 4 * 2
+    )  # two groups, each its segments, its completions twice and its turns
     assert all("text" not in columns for _, columns, runs in asked if columns and runs > 1)
     assert page.source.count("shown too") >= 4
     assert "never read" not in page.source

@@ -31,10 +31,12 @@ def written(text: str, cut: Cut, turns: Sequence[Turn] = ()) -> Text:
     end = 0
     for place, (size, kind) in enumerate(zip(cut.sizes, cut.kinds, strict=True)):
         piece = text[end : end + size]
+        begun = not shown
         while coming and coming[0][1].start <= end:
             count, turn = coming.pop(0)
             line = "\n" if shown else ""
             shown.append(f"{line}turn {count}: {turn.facts}\n", style="bold dim")
+            begun = True
         end += size
         if kind == OBSERVED:
             shown.append(f"⟦{piece}⟧", style="dim italic")
@@ -42,8 +44,7 @@ def written(text: str, cut: Cut, turns: Sequence[Turn] = ()) -> Text:
         if kind == BEGINS:
             colour = next(colours)
             # A mark as well: colours are lost in a pipe, and not everybody tells them apart.
-            marked = shown and not shown.plain.endswith("\n")
-            shown.append("¦" if marked else "", style="bold white")
+            shown.append("" if begun else "¦", style="bold white")
         shown.append(piece, style=colour)
         if cut.credit and isfinite(cut.credit[place]):
             shown.append(f"[{number(cut.credit[place])}]", style="dim")

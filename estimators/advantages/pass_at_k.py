@@ -28,7 +28,7 @@ class PassAtK(AdvantageScheme):
     Assumption: k answers are drawn, and the best one counts. With a baseline that leaves gradients
     alone (``zero``, ``leave_one_out``) the expected gradient of Σ_i s_i log π is that of the
     expected best of k. The estimator's values are of the rewards as they were. Degenerate case: k
-    = 1 gives R_i/n; a group of fewer than k rows is one set. Cost: memory for B² numbers.
+    = 1 gives R_i/n; a group of fewer than k rows is one set. Cost: a sort of the batch's rows.
 
     Args:
         inner: the scheme that reads these rewards.
@@ -57,15 +57,15 @@ class PassAtK(AdvantageScheme):
         and the best of C(i − 2, k − 2) sets with a given lower one.
         """
         order_B = returns_B.argsort(stable=True)
-        ranks_B = torch.empty_like(order_B).scatter(0, order_B, group_place(group_B[order_B]) + 1)
-        sizes_B = group_size(group_B)
-        k_B = sizes_B.clamp(max=self.k)
+        order_B = order_B[group_B[order_B].argsort(stable=True)]
+        sizes_B, ranks_B = group_size(group_B[order_B]), group_place(group_B[order_B]) + 1
+        k_B, earned_B = sizes_B.clamp(max=self.k), returns_B[order_B].double()
         every_B = _log_choices(sizes_B, k_B)
-        own_B = (_log_choices(ranks_B - 1, k_B - 1) - every_B).exp()
-        other_B = (_log_choices(ranks_B - 2, k_B - 2) - every_B).exp()
-        below_BB = (group_B[:, None] == group_B) & (ranks_B[:, None] < ranks_B)
-        returns_B, dtype = returns_B.double(), returns_B.dtype
-        return (own_B * returns_B + below_BB.double() @ (other_B * returns_B)).to(dtype)
+        own_B = (_log_choices(ranks_B - 1, k_B - 1) - every_B).exp() * earned_B
+        higher_B = ((_log_choices(ranks_B - 2, k_B - 2) - every_B).exp() * earned_B).cumsum(0)
+        last_B = torch.arange(len(order_B), device=order_B.device) + sizes_B - ranks_B
+        best_B = (own_B + higher_B[last_B] - higher_B).to(returns_B.dtype)
+        return torch.empty_like(returns_B).scatter(0, order_B, best_B)
 
 
 def _log_choices(n_B: Tensor, k_B: Tensor) -> Tensor:

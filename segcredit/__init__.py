@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from segcredit.objective.group_statistics import Match as Match
     from segcredit.objective.group_statistics import compared_segments as compared_segments
     from segcredit.objective.group_statistics import group_mean as group_mean
+    from segcredit.objective.group_statistics import group_place as group_place
     from segcredit.objective.group_statistics import group_size as group_size
     from segcredit.objective.group_statistics import group_std as group_std
     from segcredit.objective.group_statistics import measured_by_std as measured_by_std
@@ -105,6 +106,7 @@ _HOMES = {
         "Match",
         "compared_segments",
         "group_mean",
+        "group_place",
         "group_size",
         "group_std",
         "measured_by_std",

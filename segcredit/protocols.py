@@ -1007,3 +1007,10 @@ class Simulator(Protocol):
     def score(self, rollouts: RolloutBatch) -> TokenScores:
         """Computes log-probs, entropies and hidden states under the policy, without gradients."""
         ...
+
+    def logit_gradients(self, rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
+        """Computes the squared norm of each log-prob's gradient by the logits.
+
+        For estimators that need ``SupportsLogitGradients``, which says what it is.
+        """
+        ...

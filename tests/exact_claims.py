@@ -30,6 +30,7 @@ REASONS = {
     "d": "discounting the future is another objective",
     "k": "tokens are left out of the loss: another objective",
     "b": "whether a token counts depends on the token, so that no baseline cancels",
+    "p": "the best of several completions is another objective",
     "u": "a token that n rows share counts 1/n, so that early tokens count less than late ones",
 }
 

@@ -211,6 +211,16 @@ def pairs() -> Table:
                 bent = why != "o" or (source == "tree" and cut is not WHOLE)
                 row += two_figures(found[cut, name], why, bent=bent)
             rows.append(row)
+    for source, options in BY_PLACE:
+        built = estimator(source, **options)
+        for name in ("full_return", "td"):
+            row = [labelled(source, options), f"`{name}`"]
+            for cut in cuts:
+                found_here = measure_groups(toy(), cut.plugin, built, schemes[name])
+                why = place_reasons(cut, source, name, "others" in options.values())
+                bent = source != "prefix_group" or cut is not WHOLE
+                row += two_figures(found_here, why, bent=bent)
+            rows.append(row)
     turned = rows[2][3]
     assert isinstance(turned, Figure)
     return Table(
@@ -227,12 +237,59 @@ def pairs() -> Table:
         " `anchor_scaled` scales only first segments, which are what it compares. Dividing by the"
         f" group's spread turns it by {shown(turned.value)}: with G = 2 all advantages have the"
         " same size, whatever the difference in reward."
+        " `group_quantile` is the lower return of the two, so that only the better completion has an"
+        " advantage; `optimal_token_baseline` weighs each by its squared gradient. `prefix_group` is"
+        " the group's mean until the two part, and each one's own return after it; of `others`, exact"
+        " until then."
         " `tree` takes a completion that shares no token with another for all that can follow, and"
         " its return for the value of every state but the first.",
     )
 
 
 MEASURES = ("error", "direction")
+BY_PLACE: list[tuple[str, dict[str, Any]]] = [
+    ("group_quantile", {}),
+    ("optimal_token_baseline", {}),
+    ("prefix_group", {}),
+    ("prefix_group", {"rows": "others"}),
+]
+
+
+def place_reasons(cut: Cut, source: str, name: str, others: bool) -> str:
+    """A prompt's quantile is the same at all states; the others' values are of a place."""
+    if cut is WHOLE:
+        return "" if others else "o"
+    by_state = source != "group_quantile"
+    return "o" + ("v" if name == "td" else "") + (cut.why if by_state or name == "td" else "")
+
+
+@functools.cache
+def group_schemes() -> Table:
+    world, rows = toy(2), list[Row]()
+    cases: list[tuple[str, str, dict[str, Any], str, bool]] = [
+        ("leave_one_out", "mean_scaled", {}, "s", False),
+        ("group_mean", "mean_scaled", {}, "os", False),
+        ("leave_one_out", "informative_scaled", {}, "", True),
+        ("leave_one_out", "within_trees", {}, "", False),
+        ("leave_one_out", "pass_at_k", {"k": 2}, "p", False),
+        ("zero", "pass_at_k", {"k": 2}, "p", False),
+    ]
+    for source, name, options, why, batches in cases:
+        by = scheme(name, inner="full_return", **options)
+        found = measure_groups(world, WHOLE.plugin, estimator(source), by, size=3, batches=batches)
+        rows.append(
+            [f"`{source}`", labelled(name, options), *two_figures(found, why, bent=bool(why))]
+        )
+    return Table(
+        "Schemes of groups of three",
+        "Completions of two tokens, `whole`, each scheme over `full_return`.",
+        ["estimator", "advantage", *MEASURES],
+        rows,
+        "`informative_scaled` sees each group as a batch, whose factor is then 1; over several groups"
+        " it is a statistic of the batch, as in `whitened`. Independent completions are trees of"
+        " their own, which leaves `within_trees` as it finds them. `pass_at_k` follows the gradient"
+        " of the best of two, which a test compares it with, and not this one.",
+    )
 
 
 @functools.cache
@@ -373,6 +430,18 @@ def trees() -> Table:
             found = deviation(surrogate_gradient(world, weighed_CT, FIXED.plugin), world.gradient)
             why = "o" + ("s" if "sibling" in label else "") + ("u" if once else "")
             rows.append([label, count, *two_figures(found, why, bent=why != "o")])
+    for count, once in (("in_each_row", False), ("once", True)):
+        weighed_CT = weighed_tree_credit(
+            world,
+            FIXED.plugin,
+            estimator("prefix_group", prefix="first"),
+            scheme("within_trees", inner="full_return"),
+            stem=2,
+            count_once=once,
+        )
+        found = deviation(surrogate_gradient(world, weighed_CT, FIXED.plugin), world.gradient)
+        label = "`within_trees` of `full_return`, `prefix_group` prefix=first"
+        rows.append([label, count, *two_figures(found, "o" + "u" * once, bent=True)])
     return Table(
         "Trees",
         "`tree` over `fixed_length` tokens=2, all trees of completions of three tokens: two stems"
@@ -383,7 +452,8 @@ def trees() -> Table:
         "The mean over a state's children holds the child's own value and keeps (n − 1)/n of the"
         " gradient, equally at every fork if all forks have as many children. Counting a shared"
         " token once weighs each level of the tree by its number of nodes, which turns the"
-        " gradient.",
+        " gradient. Credit within a trunk's own tree has mean 0 over it, and so nothing for the"
+        " trunk: Tree-GRPO adds the group's.",
     )
 
 
@@ -420,7 +490,7 @@ IN_TURNS = (
 def tables() -> list[Table]:
     """In the page's order."""
     made = (full_return, half_lambda, one_step, anchors, partial_values, ratios)
-    made += (pairs, larger_groups, whitening, token_choices, discounts, trees, turns)
+    made += (pairs, group_schemes, larger_groups, whitening, token_choices, discounts, trees, turns)
     return [make() for make in made]
 
 

@@ -62,13 +62,6 @@ EXCLUDED_FAMILIES = {
         ],
         "a surrogate, bound or correction that is not made",
     ),
-    **dict.fromkeys(
-        [
-            *("prime_adv", "skyrl_maxrl", "tree_grpo", "verl_gdpo", "verl_gpg_adv", "verl_otb"),
-            "verl_tir_otb",
-        ],
-        "an advantage that is not made",
-    ),
 }
 EXCLUDED_TAGS = {
     "delta_two_sided": "TRL's upper cap on the unclipped ratio",
@@ -89,7 +82,7 @@ def _hgpo_scaled(case: Case) -> bool:
 
 _MASKS = {
     *("response_mask", "loss_mask", "completion_mask", "tool_mask", "action_mask", "mask"),
-    *("seg_end", "entropy_mask", "rollout_unfinished", "leaf"),
+    *("seg_end", "entropy_mask", "rollout_unfinished", "leaf", "eos_mask"),
 }
 
 

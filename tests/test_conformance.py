@@ -498,7 +498,7 @@ def test_no_cell_of_the_cross_product_blows_up_where_returns_hardly_differ(case:
         for place, each in enumerate(plain)
         if "inner" in fields_of(registry.advantages.find(name))
     ]
-    assert len(scaled) == 4 * len(plain)
+    assert len(scaled) == 8 * len(plain)
     group_scaled = registry.advantages.find("group_scaled")
     cuts = [segmenter.segment(rollouts) for segmenter in registered("segmenters")]
     for estimator in registered("estimators"):

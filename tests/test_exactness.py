@@ -266,6 +266,21 @@ def test_a_group_mean_keeps_all_but_one_share() -> None:
         assert deviation(found, (size - 1) / size * toy(2).gradient).error < EXACT
 
 
+@pytest.mark.parametrize("source", ["zero", "leave_one_out"])
+def test_pass_at_k_is_exact_for_the_best_of_k(source: str) -> None:
+    """The gradient of the expected best of two, over the three rows that it is averaged over."""
+    world = toy(2)
+    by = scheme("pass_at_k", inner="full_return", k=2)
+    weighed_CT = weighed_group_credit(world, WHOLE.plugin, estimator(source), by, size=3)
+    found = surrogate_gradient(world, weighed_CT, WHOLE.plugin)
+    shares = world.policy(world.everything).logprobs.sum(1).exp()
+    rewards = world.everything.rewards
+    best = shares @ torch.maximum(rewards[:, None], rewards) @ shares
+    want = flat_gradient(best, world.policy) / 3
+    # Others' mean reward is a baseline of its own: with it, the expected reward's is not left over.
+    assert deviation(found, want).error < EXACT
+
+
 # The page.
 
 

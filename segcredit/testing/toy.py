@@ -378,6 +378,10 @@ class ToySimulator:
             scores = self.policy(rollouts)
         return scores if self.reads is None else readable_scores(scores, self.reads)
 
+    def logit_gradients(self, rollouts: RolloutBatch) -> Float[Tensor, "B T"]:
+        """Computes |e_a - p|² of each symbol; 0 off the mask."""
+        return self.policy.logit_gradients(rollouts, micro_tokens=rollouts.completion_ids.numel())
+
 
 def toy_rollouts(
     simulator: ToySimulator, *, lengths: Sequence[int] = (4, 3, 1, 0, 4, 2), hole: bool = True

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from segcredit.episodes import complete, resume
 from segcredit.errors import ShapeError
-from segcredit.protocols import Policy, Prompt, Reading, Simulator, Task, readable_scores
+from segcredit.protocols import (
+    Policy,
+    Prompt,
+    Reading,
+    Simulator,
+    SupportsLogitGradients,
+    Task,
+    capability,
+    readable_scores,
+)
 from segcredit.training.distributed.all_gather import join_rows
 from segcredit.training.distributed.processes import CPU, Processes
 from segcredit.training.rollouts.completions import as_rollouts, score
@@ -128,6 +137,15 @@ class PolicySimulator(Simulator):
             scores = score(self.policy, rollouts, micro_tokens=self.micro_tokens)
         return scores if self.reads is None else readable_scores(scores, self.reads)
 
+    def logit_gradients(self, rollouts: RolloutBatch) -> Tensor:
+        """Computes (B,T) squared norms of log-probs' gradients by the logits.
+
+        Raises:
+            PolicyError: the policy cannot tell.
+        """
+        policy = capability(self.policy, SupportsLogitGradients, "this value estimator")
+        return policy.logit_gradients(rollouts, micro_tokens=self.micro_tokens)
+
     def _prompt(self, key: str) -> Prompt:
         if key not in self.prompts:
             raise ShapeError(
@@ -213,6 +231,15 @@ class SharedSimulator(Simulator):
             entropies=self.processes.all_gather(found.entropies[: len(here)]),
             hidden=self.processes.all_gather(found.hidden[: len(here)]),
         )
+
+    def logit_gradients(self, rollouts: RolloutBatch) -> Tensor:
+        """Computes (B,T) squared norms of log-probs' gradients by the logits."""
+        here = self._share_of(rollouts.group)
+        with self.processes.error_barrier():
+            # A row, at least: the network cannot read nothing.
+            rows = here if len(here) else torch.zeros_like(rollouts.group[:1])
+            found_RT = self.own.logit_gradients(rollouts.select(rows))
+        return self.processes.all_gather(found_RT[: len(here)])
 
     def _share_of(self, rows_N: Tensor) -> Tensor:
         """Returns the places of this process's part."""

@@ -54,16 +54,6 @@ EXCLUDED_FAMILIES = {
     "ragen_bilevel_gae": "an advantage over turns that becomes the reward of one over tokens",
     **dict.fromkeys(
         [
-            *("areal_decoupled_ppo", "aspo_policy", "ctpo_la_policy", "ctpo_policy", "dcpo_policy"),
-            *("fipo_policy", "prime_rl_loss", "skyrl_cispo_rollout", "skyrl_dppo"),
-            *("skyrl_ppo_offpolicy", "skyrl_rollout_is", "slime_opsm", "verl_policy_clip_cov"),
-            *("verl_policy_dppo_kl", "verl_policy_dppo_tv", "verl_policy_dro"),
-            *("verl_policy_kl_cov", "verl_rollout_rs", "vespo_policy"),
-        ],
-        "a surrogate, bound or correction that is not made",
-    ),
-    **dict.fromkeys(
-        [
             *("prime_adv", "skyrl_maxrl", "tree_grpo", "verl_gdpo", "verl_gpg_adv", "verl_otb"),
             "verl_tir_otb",
         ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,6 @@ from segcredit.objective import (
     PrefixRatio,
     ProbabilityClip,
     Ratio,
-    Reinforce,
     SequenceProduct,
     StrayedRows,
     Surrogate,
@@ -84,8 +82,9 @@ def of(
 
 
 def check(case: Case, data: dict[str, Tensor], found: Found) -> None:
-    """Compares loss and gradient; 1e-8 where verl adds 1e-8 to a row's count in float32."""
-    assert_close(case, found.loss, data["loss"], atol=5e-8)
+    """Compares loss and gradient; verl adds 1e-8 to counts in float32, which the loss shows."""
+    scale = data["loss"].abs().clamp(min=1)
+    assert_close(case, found.loss / scale, data["loss"] / scale, atol=5e-8)
     assert_close(case, found.gradient, data["grad_log_prob"], atol=1e-8)
 
 
@@ -253,13 +252,14 @@ def test_prime_rl(case: Case) -> None:
         moves="either" if either else "away",
     )
     data["advantages"] = data["advantages"] * args["adv_tau"]
-    print(sorted(data), data["loss"].shape)
-    total = aggregation_of("sequence_sum_norm", 1)
-    found = of(data, token(bound), total, old="rollout_logprobs")
-    mask = data["response_mask"]
-    x = (data["log_prob"] - data["rollout_logprobs"]).masked_fill(~mask, 0)
-    assert_close(case, found.gradient + 2 * args["kl_tau"] * x, data["grad_log_prob"])
-    assert_close(case, found.gradient.sum() + args["kl_tau"] * x.square().sum(), data["loss"])
+    weights = data.get("loss_weights", torch.ones_like(data["log_prob"]))
+    surrogate = Corrected(token(bound), weights)
+    found = of(data, surrogate, aggregation_of("sequence_sum_norm", 1), old="rollout_logprobs")
+    x = (data["log_prob"] - data["rollout_logprobs"]).masked_fill(~data["response_mask"], 0)
+    far = args["kl_tau"] * weights * x
+    assert_close(case, found.gradient + 2 * far, data["grad_log_prob"])
+    # The value of −ρ A is its slope by log π.
+    assert_close(case, found.gradient.sum() + (far * x).sum(), data["loss"])
 
 
 @cases("slime_opsm")
@@ -268,8 +268,31 @@ def test_slime_opsm(case: Case) -> None:
     data, mask = case.load(), case.load()["response_mask"]
     bound = StrayedRows(Clip(1e8, 1e8), delta=case.args["opsm_delta"])
     x = (data["log_prob"] - data["old_log_prob"]).masked_fill(~mask, 0)
-    told = data["keep"].double()
-    advantages = data["advantages"].expand_as(x)
+    advantages = data["advantages"][:, None].expand_as(x)
     found = bound.among(mask, whole(mask))(x.exp(), x, advantages, data["log_prob"])
     assert found.clipped is not None
-    assert_close(case, (mask & ~found.clipped).double(), (told.view(-1, 1) * mask if told.ndim < 2 else told * mask))
+    kept = (data["keep"] > 0) & mask  # theirs is 1 up to a row's length, in its holes as well
+    assert torch.equal(mask & ~found.clipped, kept)
+
+
+SKYRL = 2e-6
+"""SkyRL exponentiates in float32, and the loss is a sum over the tokens."""
+
+
+def check_skyrl(case: Case, data: dict[str, Tensor], found: Found) -> None:
+    scale = data["loss"].abs().clamp(min=1)
+    assert_close(case, found.loss / scale, data["loss"] / scale, atol=SKYRL)
+    assert_close(case, found.gradient, data["grad_log_prob"], atol=SKYRL)
+
+
+@cases("skyrl_cispo_rollout", "skyrl_rollout_is")
+def test_skyrl_truncated(case: Case) -> None:
+    """``truncated_is`` against the sampler or the policy before the step; ``rollout_is`` drops."""
+    data = case.load()
+    cispo = case.args.get("cispo", {})
+    low = cispo.get("cispo_eps_clip_low", case.args.get("eps_clip_low"))
+    high = cispo.get("cispo_eps_clip_high", case.args.get("eps_clip_high"))
+    bound = TruncatedIS(1 - low, 1 + high, "cap" if cispo else "drop")
+    old = "old_log_prob" if cispo.get("cispo_anchor") == "old" else "rollout_logprobs"
+    found = of(data, token(bound), aggregation_of("sequence_sum_norm", 1), old=old)
+    check_skyrl(case, data, found)

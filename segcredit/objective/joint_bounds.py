@@ -70,7 +70,7 @@ class _Placed(Bound):
 
 @dataclass(frozen=True, slots=True)
 class DivergenceMask(JointBound):
-    """A weight without gradient, −sg[min(ρ, cap)] A log π, and 0 where the policy has moved too far.
+    """A weight without gradient, −sg[min(ρ, cap)] A log π; 0 where the policy has moved too far.
 
     A token is left out where its divergence is above ``high`` and it rose while A > 0, or above
     ``low`` and it fell while A ≤ 0. ``tv``: |π − q| of the sampled token, q its probability when
@@ -83,8 +83,8 @@ class DivergenceMask(JointBound):
         low: the most of it for tokens that fall, at least 0.
         high: the most of it for tokens that rise, at least 0.
         cap: the largest weight, at least 1; None = none.
-        moves: ``away``: only those are left out whose advantage would move them further; ``either``:
-            all.
+        moves: ``away``: only those are left out whose advantage would move them further;
+            ``either``: all.
         per: ``segment`` decides once for all tokens of a segment: by the ``pooled`` divergence of
             its tokens, and the sign of the sum of their log-ratios. A segment of one token is that
             token.
@@ -94,8 +94,9 @@ class DivergenceMask(JointBound):
         ShapeError: an option is out of range.
 
     Source:
-        DPPO, arXiv 2602.04879, as in verl 1dda039 (``dppo_tv`` with .15, ``dppo_kl`` with .05). There
-        and here q is the trainer's own probability before the step; the paper's is the sampler's.
+        DPPO, arXiv 2602.04879, as in verl 1dda039 (``dppo_tv`` with .15, ``dppo_kl`` with .05).
+        There and here q is the trainer's own probability before the step; the paper's is the
+        sampler's.
         ``either`` is prime-rl 559b447's type ``ipo``. The segment is ours.
     """
 
@@ -133,7 +134,8 @@ class DivergenceMask(JointBound):
             moved_BT = segmentation.spread(segmentation.reduce(moved_BT, "sum"))
         rising_BT = advantages > 0
         further_BT = torch.where(rising_BT, moved_BT > 0, moved_BT < 0) | (self.moves == "either")
-        out_BT = further_BT & (apart_BT > torch.where(rising_BT, self.high, self.low))
+        most_BT = torch.where(rising_BT, ratio.new_tensor(self.high), ratio.new_tensor(self.low))
+        out_BT = further_BT & (apart_BT > most_BT)
         weight_BT = ratio.detach().clamp(max=self.cap or torch.inf)
         loss_BT = -weight_BT * advantages * logprobs
         return Bounded(loss_BT.masked_fill(out_BT, 0), out_BT | (weight_BT != ratio.detach()))
@@ -158,8 +160,8 @@ class GrowingClip(JointBound):
         ShapeError: an option is out of range.
 
     Source:
-        CTPO's length-adaptive form, arXiv 2605.07331; numbers of its code, horizon-llm/CTPO acc4021,
-        which fails at p = 0. Counting from the segment's start is ours.
+        CTPO's length-adaptive form, arXiv 2605.07331; numbers of its code, horizon-llm/CTPO
+        acc4021, which fails at p = 0. Counting from the segment's start is ours.
     """
 
     low: Annotated[float, Interval(ge=0, le=20)] = 0.025
@@ -209,8 +211,9 @@ class CovariancePenalty(JointBound):
         ShapeError: an option is out of range.
 
     Source:
-        KL-Cov, arXiv 2505.22617, as in verl 1dda039, where the recipe's ``k_percent`` is a percentage
-        and this share a fraction, and the coefficient .1 in one place and 1 in others. Differences:
+        KL-Cov, arXiv 2505.22617, as in verl 1dda039, where the recipe's ``k_percent`` is a
+        percentage and this share a fraction, the coefficient .1 in one place and 1 in others.
+        Differences:
         log-ratios are clamped to ± 20 here; a token without positive covariance is left alone. As
         there, the batch is what one forward pass holds.
     """
@@ -248,8 +251,8 @@ class CovariancePenalty(JointBound):
 class StrayedRows(JointBound):
     """A bound, and none of the loss of bad completions that the policy has strayed from.
 
-    A token is left out where A < 0 and the mean of its completion's −x is above ``delta``. Left out,
-    it still counts in the denominators.
+    A token is left out where A < 0 and the mean of its completion's −x is above ``delta``. Left
+    out, it still counts in the denominators.
 
     Args:
         inner: the bound of what is left.
@@ -293,10 +296,10 @@ class StrayedRows(JointBound):
 class FutureWeight(JointBound):
     """A bound whose advantages are weighed by how the policy has moved on what came after.
 
-    A_t f_t, with f_t = exp Σ_{k ≥ t} 2^{−(k − t)/half_life} x_k held within [low, high]; tokens with
-    ρ > ``most`` are left out of the sum, and where A < 0 and ρ > ``safe`` f is held within [.8, 1].
-    f is of the policy being trained, and without gradient: 1 in the first pass over a batch, so that
-    one minibatch a step is the inner bound alone. Any advantage scheme is weighed so.
+    A_t f_t, with f_t = exp Σ_{k ≥ t} 2^{−(k − t)/half_life} x_k held within [low, high]. Tokens
+    with ρ > ``most`` are left out of the sum; where A < 0 and ρ > ``safe``, f is held within
+    [.8, 1]. f is of the policy being trained, and without gradient: 1 in the first pass over a
+    batch, so that one minibatch a step is the inner bound alone. Any advantage scheme is weighed.
 
     Costs a product with a table of T × T.
 
@@ -312,8 +315,8 @@ class FutureWeight(JointBound):
         ShapeError: the band does not hold 1.
 
     Source:
-        FIPO, arXiv 2603.19835; numbers of its script, code FIPO 3ef4104. Difference: there rows with
-        more than one dual-clipped token leave the loss and its denominator; here they stay.
+        FIPO, arXiv 2603.19835; numbers of its script, code FIPO 3ef4104. Difference: there rows
+        with more than one dual-clipped token leave the loss and its denominator; here they stay.
     """
 
     inner: Bound
@@ -356,9 +359,8 @@ class FutureWeight(JointBound):
         places_T = torch.arange(log_ratio.shape[1], device=log_ratio.device)
         apart_TT = places_T[:, None] - places_T  # [k, t]
         decay_TT = torch.exp2(-apart_TT.clamp(min=0).to(log_ratio) / self.half_life)
-        moved_BT = log_ratio.masked_fill(own_BT > self.most, 0) @ decay_TT.masked_fill(
-            apart_TT < 0, 0
-        )
+        kept_BT = log_ratio.masked_fill(own_BT > self.most, 0)
+        moved_BT = kept_BT @ decay_TT.masked_fill(apart_TT < 0, 0)
         held_BT = moved_BT.clamp(max=50).exp().clamp(self.low, self.high)
         careful_BT = (advantages < 0) & (own_BT > self.safe)
         return torch.where(careful_BT, held_BT.clamp(0.8, 1.0), held_BT)

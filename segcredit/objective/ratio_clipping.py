@@ -1,15 +1,15 @@
 """Bounds of the policy loss: how an importance ratio is kept from moving the policy too far. Pure.
 
 A bound is a frozen object, called with (B,T) tensors of ratios, token log-ratios, advantages and
-log-probs; a new one is a subclass of ``Bound``. Those that decide over several tokens at once are in
-``joint_bounds``. Shapes: ``B`` completions, ``T`` tokens.
+log-probs; a new one is a subclass of ``Bound``. Those that decide over several tokens at once are
+in ``joint_bounds``. Shapes: ``B`` completions, ``T`` tokens.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
@@ -140,6 +140,8 @@ class TruncatedIS(Bound):
     Args:
         low: smallest weight, at least 0.
         high: largest weight, above ``low``.
+        outside: ``cap`` holds other weights at the nearer end; ``drop`` makes them 0, so that the
+            token has no gradient, as in SkyRL a956457's ``rollout_is``.
 
     Raises:
         ShapeError: the two are no interval of weights.
@@ -151,6 +153,7 @@ class TruncatedIS(Bound):
 
     low: Annotated[float, Interval(ge=0, le=1e9)] = 0.0
     high: Annotated[float, Interval(ge=0, le=1e9)] = 5.0
+    outside: Literal["cap", "drop"] = "cap"
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:
@@ -165,7 +168,10 @@ class TruncatedIS(Bound):
     ) -> Bounded:
         """Computes the weighted log-likelihood loss."""
         weight_BT = ratio.detach().clamp(self.low, self.high)
-        return Bounded(-weight_BT * advantages * logprobs, weight_BT != ratio.detach())
+        outside_BT = weight_BT != ratio.detach()
+        if self.outside == "drop":
+            weight_BT = weight_BT.masked_fill(outside_BT, 0)
+        return Bounded(-weight_BT * advantages * logprobs, outside_BT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +205,7 @@ class SoftGate(Bound):
         self, ratio: Tensor, log_ratio: Tensor, advantages: Tensor, logprobs: Tensor
     ) -> Bounded:
         """Computes the gated loss."""
-        # Of the ratio's own type from the start: 1.05 in float32 is another number in float64.
-        steepness_BT = torch.where(
-            advantages > 0, ratio.new_tensor(self.positive), ratio.new_tensor(self.negative)
-        )
+        steepness_BT = _either(advantages > 0, self.positive, self.negative, ratio)
         return Bounded(-advantages * torch.sigmoid(steepness_BT * (ratio - 1)) * 4 / steepness_BT)
 
 
@@ -284,7 +287,7 @@ class FlippedClip(Bound):
         rising_BT = advantages >= 0
         value_BT = torch.where(rising_BT, ratio / ratio.detach().square(), ratio)
         outside_BT = torch.where(rising_BT, ratio > 1 + self.high, ratio < 1 - self.low)
-        edge_BT = torch.where(rising_BT, 1 / (1 + self.high), 1 - self.low).to(ratio)
+        edge_BT = _either(rising_BT, 1 / (1 + self.high), 1 - self.low, ratio)
         capped_BT = value_BT > self.cap
         value_BT = torch.where(capped_BT, self.cap * logprobs, value_BT)
         loss_BT = -advantages * torch.where(outside_BT, edge_BT, value_BT)
@@ -326,8 +329,8 @@ class GammaWeight(Bound):
         """Computes the weighted log-likelihood loss."""
         held_BT, rising_BT = ratio.detach(), advantages >= 0
         (k_up, fade_up), (k_down, fade_down) = self.positive, self.negative
-        k_BT = torch.where(rising_BT, k_up, k_down).to(ratio)
-        fade_BT = torch.where(rising_BT, fade_up, fade_down).to(ratio)
+        k_BT = _either(rising_BT, k_up, k_down, ratio)
+        fade_BT = _either(rising_BT, fade_up, fade_down, ratio)
         weight_BT = (k_BT * held_BT.log() + fade_BT * (1 - held_BT)).exp()
         return Bounded(-weight_BT * advantages * logprobs)
 
@@ -341,14 +344,20 @@ def pessimistic(
 ) -> Bounded:
     """Computes max(−A ρ, −A ρ held within the bounds), and at most −A dual where A < 0."""
     free_BT = -advantages * ratio
-    low_BT, high_BT = (torch.as_tensor(x).to(ratio) for x in (lowest, highest))
-    held_BT = -advantages * torch.clamp(ratio, low_BT, high_BT)
+    # Of the ratio's own type: 0.8 in float32 is another number in float64.
+    low_BT, high_BT = (torch.as_tensor(x, dtype=ratio.dtype) for x in (lowest, highest))
+    held_BT = -advantages * torch.clamp(ratio, low_BT.to(ratio), high_BT.to(ratio))
     loss_BT = torch.maximum(free_BT, held_BT)
     if dual is None:
         return Bounded(loss_BT, held_BT > free_BT)
     most_BT = -advantages * dual
     dual_BT = (advantages < 0) & (most_BT < loss_BT)
     return Bounded(torch.where(dual_BT, most_BT, loss_BT), held_BT > free_BT, dual_BT)
+
+
+def _either(where_BT: Tensor, here: float, there: float, like: Tensor) -> Tensor:
+    """Chooses of two numbers in the type of ``like``: 1.05 in float32 is another in float64."""
+    return torch.where(where_BT, like.new_tensor(here), like.new_tensor(there))
 
 
 def _require_dual(dual: float | None) -> None:

@@ -137,8 +137,8 @@ class Reject(Correction):
         ShapeError: an option is out of range.
 
     Source:
-        Rows: verl 1dda039's ``rollout_rs``, OpenRLHF 3c3be62's ``seq-mask-tis``, whose token weights
-        are not truncated. verl's ``k1`` bounds are those of 1/w. Denominators go on counting.
+        Rows: verl 1dda039's ``rollout_rs``; OpenRLHF 3c3be62's ``seq-mask-tis``, whose token
+        weights are not truncated. verl's ``k1`` bounds are those of 1/w. Denominators go on counting.
     """
 
     level: Level = "sequence"

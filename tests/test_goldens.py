@@ -6,6 +6,7 @@ from collections import Counter
 
 import test_goldens_corrections as _corrections  # noqa: F401
 import test_goldens_sapo as _sapo  # noqa: F401
+import test_goldens_surrogates as _surrogates  # noqa: F401
 import test_goldens_treetune as _treetune  # noqa: F401
 import test_goldens_trl as _trl  # noqa: F401
 import test_goldens_turns as _turns  # noqa: F401
@@ -14,7 +15,7 @@ from golden_cases import CASES, GOLDENS, Case, excluded, missing, taken
 
 
 def test_every_case_is_covered_or_left_out_with_a_reason() -> None:
-    """The six files that parametrise over cases say which they take; ``-s`` shows the table."""
+    """The seven files that parametrise over cases say which they take; ``-s`` shows the table."""
     covered = Counter(case.family for case in CASES if case.name in taken)
     left_out = Counter(case.family for case in CASES if excluded(case))
     print(f"\n{GOLDENS}\n{'family':24}{'covered':>8}{'left out':>9}")

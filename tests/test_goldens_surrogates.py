@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +24,16 @@ from segcredit.objective import (
     PrefixRatio,
     ProbabilityClip,
     Ratio,
+    Reinforce,
     SequenceProduct,
     StrayedRows,
     Surrogate,
     TokenRatio,
     TruncatedIS,
+    kl_divergence,
     surrogate_loss,
 )
+from segcredit.objective.aggregation import aggregate_loss
 from segcredit.objective.joint_bounds import covariances
 from segcredit.segmentation import Segmentation
 
@@ -44,7 +47,6 @@ MODES = {
 class Found(NamedTuple):
     loss: Tensor
     gradient: Tensor
-    metrics: dict[str, Tensor]
 
 
 def whole(mask: Tensor) -> Segmentation:
@@ -61,14 +63,15 @@ def of(
     how: Aggregation,
     *,
     old: str = "old_log_prob",
-    **weights: Tensor,
+    token_weights: Tensor | None = None,
+    count_weights: Tensor | None = None,
 ) -> Found:
     """Computes loss and gradient of a case's tensors, times its factors where it has some."""
     if "rollout_is_weights" in data:
         surrogate = Corrected(surrogate, data["rollout_is_weights"])
     logprobs = data["log_prob"].clone().requires_grad_()
     mask = data["response_mask"]
-    loss, metrics = surrogate_loss(
+    loss, _ = surrogate_loss(
         logprobs,
         data[old],
         data["advantages"],
@@ -76,9 +79,10 @@ def of(
         whole(mask),
         surrogate=surrogate,
         aggregation=how,
-        **weights,
+        token_weights=token_weights,
+        count_weights=count_weights,
     )
-    return Found(loss.detach(), torch.autograd.grad(loss, logprobs)[0], metrics)
+    return Found(loss.detach(), torch.autograd.grad(loss, logprobs)[0])
 
 
 def check(case: Case, data: dict[str, Tensor], found: Found) -> None:
@@ -127,12 +131,19 @@ def test_aspo(case: Case) -> None:
                 high=args[f"positive_{entropy}_entropy_clip_ratio_high"],
                 cap=args[f"{sign}_clip_ratio_c"],
             )
-            chosen = {"token_weights": (mask & tokens & side).double()}
-            counted = {"count_weights": mask.double()}
-            parts.append(of(data, token(bound), aggregation(case), **chosen, **counted))
+            chosen = (mask & tokens & side).double()
+            parts.append(
+                of(
+                    data,
+                    token(bound),
+                    aggregation(case),
+                    token_weights=chosen,
+                    count_weights=mask.double(),
+                )
+            )
     loss = torch.stack([part.loss for part in parts]).sum()
     gradient = torch.stack([part.gradient for part in parts]).sum(0)
-    check(case, data, Found(loss, gradient, {}))
+    check(case, data, Found(loss, gradient))
 
 
 @cases("verl_policy_kl_cov")
@@ -158,8 +169,9 @@ def test_clip_cov(case: Case) -> None:
     assert clipped is not None
     inside = (found > args["clip_cov_lb"]) & (found < args["clip_cov_ub"])
     assert torch.equal(mask & inside & ~clipped, data["candidates"].bool())
-    weights = {"token_weights": (mask & ~dropped).double(), "count_weights": mask.double()}
-    check(case, data, of(data, token(clip), aggregation(case), **weights))
+    left, counted = (mask & ~dropped).double(), mask.double()
+    how = aggregation(case)
+    check(case, data, of(data, token(clip), how, token_weights=left, count_weights=counted))
 
 
 @cases("ctpo_policy")
@@ -198,10 +210,11 @@ def test_vespo(case: Case) -> None:
     for sign, rows in (("pos", rising), ("neg", ~rising)):
         numbers = (args[f"k_{sign}"], args[f"lambda_{sign}"])
         surrogate = token(GammaWeight(numbers, numbers), SequenceProduct())
-        weights = {"token_weights": (mask & rows).double(), "count_weights": mask.double()}
-        parts.append(of(data, surrogate, aggregation(case), **weights))
-    loss, gradient = (parts[0][i] + parts[1][i] for i in (0, 1))
-    check(case, data, Found(loss, gradient, {}))
+        chosen, counted, how = (mask & rows).double(), mask.double(), aggregation(case)
+        parts.append(of(data, surrogate, how, token_weights=chosen, count_weights=counted))
+    first, second = parts
+    loss, gradient = first.loss + second.loss, first.gradient + second.gradient
+    check(case, data, Found(loss, gradient))
 
 
 @cases("fipo_policy")
@@ -228,6 +241,19 @@ def test_fipo(case: Case) -> None:
     kept = mask & ~data["dropped_rows"].bool()[:, None]
     how = aggregation(case)
     check(case, data, of(data, token(bound), how, token_weights=kept.double()))
+
+
+@cases("verl_policy_dro")
+def test_dro(case: Case) -> None:
+    """``none``, and k2 of the step times β: parts that are here, and no setting of a run."""
+    data, mask = case.load(), case.load()["response_mask"]
+    factors = data.get("rollout_is_weights", torch.ones_like(data["log_prob"]))
+    found = of(data, Reinforce(), aggregation(case))
+    logprobs = data["log_prob"].clone().requires_grad_()
+    step = kl_divergence(logprobs, data["old_log_prob"], "k2") * factors * case.args["dro_beta"]
+    loss = aggregate_loss(step, mask.double(), aggregation(case))
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    check(case, data, Found(found.loss + loss.detach(), found.gradient + gradient))
 
 
 @cases("skyrl_dppo")

@@ -38,7 +38,7 @@ INNER = {
     "advantages": "gae",
     "process_rewards": "equations",
     "ratios": "",
-    "bounds": "",
+    "bounds": "clip",
     "corrections": "",
     "aggregations": "",
 }

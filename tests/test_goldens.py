@@ -7,6 +7,7 @@ from collections import Counter
 import test_goldens_advantages as _advantages  # noqa: F401
 import test_goldens_corrections as _corrections  # noqa: F401
 import test_goldens_sapo as _sapo  # noqa: F401
+import test_goldens_surrogates as _surrogates  # noqa: F401
 import test_goldens_treetune as _treetune  # noqa: F401
 import test_goldens_trl as _trl  # noqa: F401
 import test_goldens_turns as _turns  # noqa: F401

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Interval
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -119,6 +120,91 @@ class Mask(Correction):
         return weights_BT * ((weights_BT >= self.low) & (weights_BT <= self.high))
 
 
+@dataclass(frozen=True, slots=True)
+class Reject(Correction):
+    """Factors 1 inside a band of weights, and 0 outside of it: whole tokens, segments or rows.
+
+    Args:
+        level: as in ``Truncate``.
+        average: as in ``Truncate``. What a segment's product keeps is exact given the segment's
+            prefix; that of a geometric mean is a measure of distance, the same at every length.
+        low: the smallest weight that is kept, in [0,1].
+        high: the largest, at least 1.
+        inner: factors of what is kept; None = 1. With ``truncate`` of tokens under the geometric
+            mean of rows, .999 to 1.002, it is seq-mask-TIS.
+
+    Raises:
+        ShapeError: an option is out of range.
+
+    Source:
+        Rows: verl 1dda039's ``rollout_rs``; OpenRLHF 3c3be62's ``seq-mask-tis``, whose token
+        weights are not truncated. verl's ``k1`` bounds are those of 1/w. Denominators go on counting.
+    """
+
+    level: Level = "sequence"
+    average: Average = "geometric"
+    low: Annotated[float, Interval(ge=0, le=1)] = 0.999
+    high: Annotated[float, Interval(ge=1, le=1e9)] = 1.002
+    inner: Correction | None = None
+
+    def __post_init__(self) -> None:
+        _require_options(self.level, self.average, self.low, self.high)
+
+    def __call__(
+        self, log_ratio: Tensor, action_mask: Tensor, segmentation: Segmentation
+    ) -> Tensor:
+        """Computes the factors of the inner correction, 0 where the weight is outside."""
+        weights_BT = _weights(log_ratio, action_mask, segmentation, self.level, self.average)
+        kept_BT = (weights_BT >= self.low) & (weights_BT <= self.high)
+        return _kept(kept_BT, self.inner, log_ratio, action_mask, segmentation)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectDivergent(Correction):
+    """Factors 1 where sampler and trainer are close, and 0 where they are not.
+
+    Close is by an estimate of their divergence, KL(sampler ‖ trainer), from each token's log-ratio
+    x: k2 = x²/2, k3 = exp(x) − 1 − x.
+
+    Args:
+        level: the tokens that are kept or left out together.
+        pooled: over several tokens: the sum, mean or largest of the estimates.
+        estimate: k2 or k3.
+        high: the most that is kept, at least 0.
+        inner: as in ``Reject``.
+
+    Raises:
+        ShapeError: an option is out of range.
+
+    Source:
+        verl 1dda039's ``rollout_rs``; AReaL 4aef98d's ``rejection_sampling``, of rows and tokens.
+    """
+
+    level: Level = "token"
+    pooled: Literal["sum", "mean", "max"] = "mean"
+    estimate: Literal["k2", "k3"] = "k3"
+    high: Annotated[float, Interval(ge=0, le=1e9)] = 0.05
+    inner: Correction | None = None
+
+    def __post_init__(self) -> None:
+        _require_options(self.level, "product", 1.0, 1.0)
+        if not self.high >= 0:
+            raise ShapeError(f"high is {self.high}; expected nats, at least 0, such as 0.05.")
+
+    def __call__(
+        self, log_ratio: Tensor, action_mask: Tensor, segmentation: Segmentation
+    ) -> Tensor:
+        """Computes the factors of the inner correction, 0 where the divergence is above."""
+        x_BT = log_ratio.clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT)
+        apart_BT = x_BT.square() / 2 if self.estimate == "k2" else x_BT.expm1() - x_BT
+        if self.level != "token":
+            cut = segmentation
+            if self.level == "sequence":
+                cut = Segmentation.from_starts(torch.zeros_like(action_mask), action_mask)
+            apart_BT = cut.spread(cut.reduce(apart_BT, self.pooled))
+        return _kept(apart_BT <= self.high, self.inner, log_ratio, action_mask, segmentation)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Corrected(Surrogate):
     """A surrogate whose losses are multiplied by factors; metrics are those of the one inside.
@@ -144,6 +230,18 @@ class Corrected(Surrogate):
         ratio_BT, bounded = self.inner(log_ratio, advantages, logprobs, action_mask, segmentation)
         factors_BT = self.factors.masked_fill(~action_mask, 0)
         return ratio_BT, replace(bounded, loss=bounded.loss * factors_BT)
+
+
+def _kept(
+    kept_BT: Tensor,
+    inner: Correction | None,
+    log_ratio: Tensor,
+    action_mask: Tensor,
+    segmentation: Segmentation,
+) -> Tensor:
+    if inner is None:
+        return kept_BT.to(log_ratio)
+    return inner(log_ratio, action_mask, segmentation).masked_fill(~kept_BT, 0)
 
 
 def _weights(

@@ -237,10 +237,10 @@ def pairs() -> Table:
         " `anchor_scaled` scales only first segments, which are what it compares. Dividing by the"
         f" group's spread turns it by {shown(turned.value)}: with G = 2 all advantages have the"
         " same size, whatever the difference in reward."
-        " `group_quantile` is the lower return of the two, so that only the better completion has an"
-        " advantage; `optimal_token_baseline` weighs each by its squared gradient. `prefix_group` is"
-        " the group's mean until the two part, and each one's own return after it; of `others`, exact"
-        " until then."
+        " `group_quantile` is the lower return of the two, so that only the better completion has"
+        " an advantage; `optimal_token_baseline` weighs each by its squared gradient."
+        " `prefix_group` is the group's mean until the two part, and each one's own return after"
+        " it; of `others`, exact until then."
         " `tree` takes a completion that shares no token with another for all that can follow, and"
         " its return for the value of every state but the first.",
     )
@@ -285,9 +285,9 @@ def group_schemes() -> Table:
         "Completions of two tokens, `whole`, each scheme over `full_return`.",
         ["estimator", "advantage", *MEASURES],
         rows,
-        "`informative_scaled` sees each group as a batch, whose factor is then 1; over several groups"
-        " it is a statistic of the batch, as in `whitened`. Independent completions are trees of"
-        " their own, which leaves `within_trees` as it finds them. `pass_at_k` follows the gradient"
+        "`informative_scaled` sees each group as a batch, whose factor is then 1; over several"
+        " groups it is a statistic of the batch, as in `whitened`. Independent completions are"
+        " trees of their own, which leaves `within_trees` as it finds them. `pass_at_k` follows the gradient"
         " of the best of two, which a test compares it with, and not this one.",
     )
 

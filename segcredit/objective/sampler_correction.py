@@ -138,7 +138,8 @@ class Reject(Correction):
 
     Source:
         Rows: verl 1dda039's ``rollout_rs``; OpenRLHF 3c3be62's ``seq-mask-tis``, whose token
-        weights are not truncated. verl's ``k1`` bounds are those of 1/w. Denominators go on counting.
+        weights are not truncated. verl's ``k1`` bounds are those of 1/w. Denominators go on
+        counting.
     """
 
     level: Level = "sequence"

@@ -288,7 +288,7 @@ def group_schemes() -> Table:
         "`informative_scaled` sees each group as a batch, whose factor is then 1; over several"
         " groups it is a statistic of the batch, as in `whitened`. Independent completions are"
         " trees of their own, which leaves `within_trees` as it finds them. `pass_at_k`"
-        " follows the gradient of the best of two, which a test compares it with, and not this one.",
+        " follows the gradient of the best of two, with which a test compares it.",
     )
 
 

@@ -18,7 +18,7 @@ import linecache
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
@@ -237,6 +237,21 @@ class Registry(Generic[T]):
             if not origin.get("dir_info", {}).get("editable", False):
                 return _distribution(point)
         return self.code(plugin)
+
+    def identities(self, path: str, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yields the identity of a plug-in, and of those that its options hold, by dotted path.
+
+        Args:
+            path: of the plug-in in a config.
+            table: its ``name`` beside its options.
+        """
+        name = str(table["name"])
+        yield path, self.identity(name)
+        hints = _option_types(self.find(name))
+        for key, value in table.items():
+            # Of the kind that the field holds, which need not be the plug-in's own.
+            if isinstance(value, Mapping) and (inner := _registry_of(hints.get(key))) is not None:
+                yield from inner.identities(f"{path}.{key}", cast("Mapping[str, Any]", value))
 
     def code(self, plugin: type) -> str:
         """Returns a hash of the file of a class's source, registered or not; see ``identity``."""

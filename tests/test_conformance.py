@@ -43,6 +43,8 @@ INNER = {
     "aggregations": "",
 }
 WRAPPED = ("inner", "first", "second", "to")
+OPTIONS = {"process_value": {"reward": "equations"}, "step_model": None}
+"""Options of plug-ins that hold one of another kind; None: it takes a trained model."""
 
 
 def fields_of(plugin: Any) -> dict[str, Any]:
@@ -54,13 +56,15 @@ def registered(axis: str) -> list[Any]:
     found: list[Any] = []
     offers = getattr(registry, axis)
     for name in offers.names():
+        if (options := OPTIONS.get(name, {})) is None:
+            continue
         fields = fields_of(offers.find(name))
         needed = {
             field: INNER[axis]
             for field in WRAPPED
             if field in fields and fields[field].default is dataclasses.MISSING
         }
-        found.append(offers.build(name, **needed))
+        found.append(offers.build(name, **needed, **options))
     return found
 
 

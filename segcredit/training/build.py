@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -474,19 +474,7 @@ def identities(
     plugins: Iterable[tuple[str, registry.Registry[Any], dict[str, Any]]],
 ) -> dict[str, str]:
     """Returns the same of plug-ins by dotted path, registry and table; those inside them too."""
-    return {
-        inner_path: kind.identity(name)
-        for path, kind, table in plugins
-        for inner_path, name in _names(path, table)
-    }
-
-
-def _names(path: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields a plug-in and the plug-ins inside it, by dotted path."""
-    yield path, str(table["name"])
-    for key, value in table.items():
-        if isinstance(value, dict) and "name" in value:
-            yield from _names(f"{path}.{key}", value)  # pyright: ignore[reportUnknownArgumentType]
+    return dict(each for path, kind, table in plugins for each in kind.identities(path, table))
 
 
 def environment(config: RunConfig) -> dict[str, Any]:

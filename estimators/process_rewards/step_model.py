@@ -91,13 +91,10 @@ class StepModel(ProcessReward):
         tokens_B1 = F.pad(rollouts.action_mask * (places_T + 1), (1, 0)).amax(1, keepdim=True)
         read_BN = places_N < width - pads_B1 + tokens_B1
         turned_BN = ids_BN.gather(1, (places_N + pads_B1) % ids_BN.shape[1])
+        # At least one pass, which gives an empty batch its shape.
+        passes = [slice(at, at + self.rows) for at in range(0, max(len(ids_BN), 1), self.rows)]
         good_BN = torch.cat(
-            [
-                _probabilities(network, ids, mask, self.label)
-                for ids, mask in zip(
-                    turned_BN.split(self.rows), read_BN.split(self.rows), strict=True
-                )
-            ]
+            [_probabilities(network, turned_BN[p], read_BN[p], self.label) for p in passes]
         )
         good_BT = good_BN.gather(1, width - pads_B1 + places_T)
         told_BT = good_BT if self.unit == "probability" else 2 * good_BT - 1

@@ -10,6 +10,7 @@ is the same on every machine. The tables, with a claim for each number, are thos
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,67 +42,14 @@ three symbols cannot spell; `value_jump` needs measured values, and `surprise_ch
 five tokens. And all ratios are 1: what bounds do to later passes over a batch is no question of
 bias alone."""
 
-GOLDENS = """Golden cases of the reference projects' own functions (`tests/test_goldens_turns.py`).
+GOLDENS = """Golden cases of the reference projects' own functions, for methods of 2025-26. The tests
+are `tests/test_goldens_{turns,advantages,surrogates,corrections}.py`, whose docstrings say more.
 *Equal* is to 1e-10 in float64, 1e-6 where a whitening counts in float32, and 1e-5 where the
 reference ran in float32. The numbers are of all cases that were open when this was written, of
-which a few are kept in `tests/goldens`. A quirk is what a reference does by accident, and is not
-imitated."""
-FAMILIES = [
-    ("family", "what it is here", "equal", "not", "because"),
-    ("---",) * 5,
-    (
-        "`gigpo`",
-        "`turns`: `anchor_group` match=prompt on the outcome, plus `anchor_group`, each under"
-        " `full_return`; scaled, `anchor_scaled`",
-        "9",
-        "0",
-        "",
-    ),
-    (
-        "`hgpo`",
-        "`turns`: `anchor_group` with history, `full_return`; scaled, `anchor_scaled` ddof=0",
-        "4",
-        "5",
-        "a spread for each length of history (2); `base_group`, which compares scores of episodes"
-        " with those of all steps (3)",
-    ),
-    (
-        "`mt_grpo_assign`",
-        "a credit of `whole` plus one of the first of `turns`",
-        "9",
-        "0",
-        "quirk: a row without a tool result has a third advantage; such rows are not compared",
-    ),
-    (
-        "`vagen_turn_gae`",
-        "`turns`: values at `start` or `last_token`, `whitened` of `gae`",
-        "9",
-        "0",
-        "",
-    ),
-    (
-        "`roll_turns`",
-        "`turns`: `zero`, `full_return`; the mean over a turn",
-        "9",
-        "0",
-        "quirk: a reward before a turn's last token is lost; it is left out on both sides",
-    ),
-    ("`atpo_turn_ratio`", "`turns`: ratio segment, gradient=own_token, `clip`", "9", "0", ""),
-    (
-        "`igpo_adv`",
-        "–",
-        "0",
-        "9",
-        "as released, its baseline is the group's mean at the same token, across turns",
-    ),
-    (
-        "`ragen_bilevel_gae`",
-        "–",
-        "0",
-        "9",
-        "an advantage over turns that becomes the reward of one over tokens is no scheme here",
-    ),
-]
+which a few are kept in `tests/goldens`; `SEGCREDIT_GOLDENS_2` names a folder of others. A quirk is
+what a reference does by accident, and is not imitated."""
+FAMILIES = Path(__file__).with_name("exactness_goldens.csv")
+"""What each family is here, and how many of its cases are equal."""
 
 
 def introduction() -> str:
@@ -163,8 +111,10 @@ def page() -> str:
     parts = [HEAD, wrapped(introduction()), first]
     parts += ["## Causal and non-causal segment definitions", wrapped(causality()), *others]
     parts += ["## What the toy cannot show", wrapped(LIMITS)]
-    rows = "\n".join(f"| {' | '.join(row)} |" for row in FAMILIES)
-    parts += ["## Turns: equal to reference code?", wrapped(GOLDENS), rows]
+    head, *families = csv.reader(FAMILIES.read_text().splitlines())
+    lines = [head, ["---"] * len(head), *families]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    parts += ["## Methods of 2025-26: equal to reference code?", wrapped(GOLDENS), rows]
     return "\n\n".join(parts) + "\n"
 
 

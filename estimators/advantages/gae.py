@@ -39,7 +39,10 @@ class GAE(AdvantageScheme):
         Schulman et al. 2016, arXiv 1506.02438; over segments SAPO, arXiv 2605.01327, eqs. 6-7.
         The length-adaptive λ is VAPO's, Yue et al. 2025, arXiv 2504.05118; the clamp is ours, for
         rows too short for the formula. n counts tokens with every segmenter, as there; over
-        segments the sum of weights is therefore α n segments, not tokens.
+        segments the sum of weights is therefore α n segments, not tokens. Over segments that end
+        at improbable tokens (``probability``) it is, at their first tokens, GAE over tokens with λ
+        at boundaries and 1 inside, which is how we read the abstract of SAE, arXiv 2601.07320; the
+        paper's own recurrence and numbers were not to be had.
     """
 
     gamma: float = 1.0

@@ -80,6 +80,27 @@ def test_a_segment_a_token_is_token_gae_across_holes(
         assert found[b].tolist() == pytest.approx(want, abs=1e-10)
 
 
+@given(cuts(), st.integers(0, 99), GAMMAS)
+def test_lambda_at_boundaries_and_one_inside_is_gae_over_segments(
+    cut: tuple[Tensor, Tensor], seed: int, lam: float
+) -> None:
+    """Token GAE that is cut back only where a segment ends, at the first token of each segment."""
+    segmentation = Segmentation.from_starts(*cut)
+    mask = cut[1]
+    values_BT, rewards_BT = normal(tuple(mask.shape), seed), normal(tuple(mask.shape), seed + 1)
+    rollouts = rollouts_with(mask, rewards_BT)
+    values = segment_values(rollouts, segmentation, segmentation.reduce(values_BT, "first"))
+    found_BT = segmentation.spread(lambda_returns(values, lam=lam) - values.values)
+    for b in range(len(mask)):
+        following = next_value = 0.0
+        for t in reversed(mask[b].nonzero()[:, 0].tolist()):
+            one_step = float(rewards_BT[b, t]) + next_value - float(values_BT[b, t])
+            following = one_step + (lam if segmentation.ends[b, t] else 1.0) * following
+            next_value = float(values_BT[b, t])
+            if segmentation.starts[b, t]:
+                assert float(found_BT[b, t]) == pytest.approx(following, abs=1e-10)
+
+
 @given(masks(), st.integers(0, 99))
 def test_lambda_by_tokens_gives_every_definition_one_horizon(mask: Tensor, seed: int) -> None:
     """Where the value moves at no token but the last, how a row is cut before it cannot matter."""

@@ -55,7 +55,6 @@ EXCLUDED_FAMILIES = {
 }
 EXCLUDED_TAGS = {
     "delta_two_sided": "TRL's upper cap on the unclipped ratio",
-    "bias_correction_kl": "TRL's KL weighted by the importance ratio",
     "rollout_is_weights": "verl's weights for a sampler that is not the policy",
     "normalize_then_sum": "TRL's scaling of each reward on its own before they are added",
     "nan_rewards": "TRL's completions that no reward function can judge",

@@ -111,8 +111,9 @@ def signals(case: Case, data: dict[str, Tensor], new: Tensor) -> dict[str, Any]:
 @cases(*LOSSES)
 def test_trl_loss(case: Case) -> None:
     """``importance_sampling_level`` is ``ratio``; ``epsilon_*`` are ``clip_*``; β times k3 without
-    clamps is aggregated as the loss is. ``top_entropy_quantile`` is ``high_entropy`` as token
-    weights, while ``count_weights`` still count every token. The token's KL is not left out."""
+    clamps, weighed by the ratio where TRL corrects its bias, is aggregated as the loss is.
+    ``top_entropy_quantile`` is ``high_entropy`` as token weights, while ``count_weights`` still
+    count every token. The token's KL is not left out."""
     data, args = case.load(), case.args
     mask = loss_mask(data)
     new = data["per_token_logps"].clone().requires_grad_()
@@ -125,7 +126,9 @@ def test_trl_loss(case: Case) -> None:
     given = signals(case, data, new)
     loss, _ = surrogate_loss(**given, token_weights=chosen, count_weights=whole, **how)
     if args["beta"]:
-        kl = kl_divergence(new, data["ref_per_token_logps"], "k3", limit=torch.inf)
+        kind = "weighted_k3" if args.get("use_bias_correction_kl") else "k3"
+        before, reference = given["sampling_logprobs"], data["ref_per_token_logps"]
+        kl = kl_divergence(new, reference, kind, limit=torch.inf, sampling_logprobs=before)
         loss = loss + args["beta"] * aggregate_loss(kl, whole, **how)
         assert_close(case, aggregate_loss(kl, whole, "token_mean"), data["metric_kl"])
     if args["loss_type"] not in ("dapo", "cispo"):

@@ -21,7 +21,7 @@ from segcredit.objective.importance_ratio import Surrogate
 from segcredit.objective.ratio_clipping import Bounded
 from segcredit.segmentation import Segmentation
 
-KL = Literal["k1", "abs", "k2", "k3"]
+KL = Literal["k1", "abs", "k2", "k3", "weighted_k3"]
 
 LOG_RATIO_LIMIT = 20.0
 """Token log-ratios are clamped to ± this before any mean, as in verl and SAPO's released code."""
@@ -102,22 +102,27 @@ def kl_divergence(
     kind: KL,
     *,
     limit: float = 10.0,
+    sampling_logprobs: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """Computes an estimate of KL(π ‖ π_ref) from each sampled token, in nats.
 
     With x = log π − log π_ref: k1 = x; abs = |x|; k2 = x²/2; k3 = exp(−x) − 1 + x. In
-    expectation k1 and k3 have the divergence's value exactly, k2 to second order; abs is a
-    distance of its own.
+    expectation over π's tokens k1 and k3 have the divergence's value exactly, k2 to second order;
+    abs is a distance of its own. weighted_k3 = ρ k3, with ρ = π/π_old of the token: over π_old's
+    tokens its value, and its gradient, are the divergence's, which those of k3 are not once π has
+    moved; k3's gradient is not even before.
 
     Args:
         logprobs: (B,T) nats, of the policy; carries the gradient where it is a loss.
         reference_logprobs: (B,T) nats.
         kind: the estimate.
         limit: k3 is clamped to ± this; infinity = not at all.
+        sampling_logprobs: (B,T) nats, of π_old, for weighted_k3; None = ``logprobs`` of now.
 
     Source:
-        Schulman, "Approximating KL divergence" (2020). The clamp of k3's exponent to ±20 and of
-        its value to ±10 is verl's; TRL has none.
+        Schulman, "Approximating KL divergence" (2020). The weight: DeepSeek-V3.2, arXiv 2512.02556,
+        as TRL's ``use_bias_correction_kl``; always of the token here. The clamp of k3's exponent to
+        ±20 and of its value to ±10 is verl's; TRL has none.
     """
     difference_BT = logprobs - reference_logprobs
     if kind == "k1":
@@ -126,11 +131,17 @@ def kl_divergence(
         return difference_BT.abs()
     if kind == "k2":
         return difference_BT.square() / 2
-    if kind == "k3":
+    if kind in ("k3", "weighted_k3"):
         inverse_BT = (-difference_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        estimate_BT = inverse_BT.exp() - 1 - inverse_BT
-        return estimate_BT.clamp(-limit, limit)
-    raise ShapeError(f"KL estimate {kind!r} does not exist; expected k1, abs, k2 or k3.")
+        estimate_BT = (inverse_BT.exp() - 1 - inverse_BT).clamp(-limit, limit)
+        if kind == "k3":
+            return estimate_BT
+        before_BT = logprobs.detach() if sampling_logprobs is None else sampling_logprobs
+        moved_BT = (logprobs - before_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        return moved_BT.exp() * estimate_BT
+    raise ShapeError(
+        f"KL estimate {kind!r} does not exist; expected k1, abs, k2, k3 or weighted_k3."
+    )
 
 
 def _metrics(

@@ -148,6 +148,7 @@ def policy_loss(
             rollouts.reference_logprobs,
             config.kl_estimator,
             limit=config.kl_limit,
+            sampling_logprobs=rollouts.logprobs,
         )
         metrics["reference_kl"] = (kl_BT * weights_BT).sum() / weights_BT.sum().clamp(min=1)
         total = total + config.kl_loss * aggregate_loss(

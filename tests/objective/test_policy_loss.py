@@ -240,6 +240,19 @@ def test_kl_estimates_by_hand() -> None:
     assert kl_divergence(far, far * 0, "k3").tolist() == [[10.0]]
 
 
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "weighted_k3"])
+def test_only_weighed_is_the_gradient_the_divergence_s(kind: Any) -> None:
+    """Over all five tokens of a policy that has moved since it drew them."""
+    logits, before, reference = (normal((1, 5), seed) for seed in range(3))
+    logits.requires_grad_()
+    logprobs, before, reference = (x.log_softmax(1) for x in (logits, before, reference))
+    drawn = kl_divergence(logprobs, reference, kind, sampling_logprobs=before)
+    (found,) = torch.autograd.grad((before.exp() * drawn).sum(), logits, retain_graph=True)
+    divergence = (logprobs.exp() * (logprobs - reference)).sum()
+    (wanted,) = torch.autograd.grad(divergence, logits)
+    assert torch.allclose(found, wanted, atol=1e-12) == (kind == "weighted_k3")
+
+
 def test_refusals_are_sentences() -> None:
     x = torch.zeros(1, 2, dtype=torch.float64)
     mask = torch.ones(1, 2, dtype=torch.bool)

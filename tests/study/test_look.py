@@ -398,6 +398,8 @@ def test_recorded_turns_are_those_of_the_completion_and_its_step(tmp_path: Path)
     ]
     assert pieces(first, "") == [("?a.", BEGINS), ("b;", OBSERVED), ("=b.", CONTINUES)]
     assert second.turns == [Turn(0, 3, "reward −0.5 · value 0.5 · credit +1")]
+    again, _ = of_runs(read_runs(tmp_path), ["method"], segmenters=["newline"]).completions
+    assert pieces(again, "newline") == [("?a.", BEGINS), ("b;", OBSERVED), ("=b.", BEGINS)]
 
 
 def test_a_segmenter_that_fails_leaves_its_sentence_and_the_others_go_on() -> None:

@@ -203,3 +203,21 @@ def cut_at(
     }
     sizes = [size for size, _, _ in pieces]
     return Cut(sizes=sizes, kinds=[kind for _, kind, _ in pieces], note=note, **spread)
+
+
+def cut_at_turns(cut: Cut, turns: Sequence[Turn]) -> Cut:
+    """Returns a cut that begins anew at each turn, as runs cut; the same where there are none.
+
+    What lies between turns is observed, and a segment that would begin there begins with the turn.
+    """
+    if not turns:
+        return cut
+    places = [0, *itertools.accumulate(cut.sizes)]
+    begun = [at for at, kind in zip(places, cut.kinds, strict=False) if kind == BEGINS]
+    starts: list[int] = []
+    ends: list[int] = []
+    for turn in turns:
+        inside = [turn.start, *(at for at in begun if turn.start < at < turn.end)]
+        starts += inside
+        ends += [*inside[1:], turn.end]
+    return cut_at(places[-1], starts, ends, cut.note)

@@ -22,7 +22,7 @@ from segcredit.records.image_files import image_kind, read_image
 from segcredit.records.manifest import read_manifest
 from segcredit.records.step_tables import table_files
 from segcredit.records.tables import Runs, default_by, setting_text
-from segcredit.study.look.completions import Completion, Cut, Turn, cut_at
+from segcredit.study.look.completions import Completion, Cut, Turn, cut_at, cut_at_turns
 from segcredit.study.segmenting.cut import chosen_segmenters, segment_documents
 from segcredit.study.segmenting.texts import Document
 
@@ -253,6 +253,11 @@ def _completions(
     for row, by_name in zip(table.to_dict("records"), cuts, strict=True):
         key = tuple(row[name] for name in _KEY)
         own = _own_cut(row["text"], trained.get(key), name)
+        played = turns.get(key, ())
+        by_name = {
+            name: cut if segmenters[name].spans_turns else cut_at_turns(cut, played)
+            for name, cut in by_name.items()
+        }
         sources, missing = images.of(one.directories[run], row["images"])
         yield Completion(
             text=row["text"],
@@ -266,7 +271,7 @@ def _completions(
             reward=float(row["reward"]) if pd.notna(row["reward"]) else None,
             truncated=bool(row["truncated"]) if pd.notna(row["truncated"]) else False,
             notes=missing,
-            turns=turns.get(key, ()),
+            turns=played,
         )
 
 

@@ -402,9 +402,9 @@ class HostedMethod:
         if further := [need for need in estimator.needs if need is not SupportsBackbone]:
             names = ", ".join(need.__name__ for need in further)
             yield (
-                f"estimator {name!r} samples continuations ({names}), and verl has no policy to"
-                " ask where credit is assigned. Use an estimator of the batch's own rewards, or a"
-                " critic with the trainer 'segcredit'."
+                f"estimator {name!r} samples continuations or reads whole distributions ({names}),"
+                " and verl has no policy to ask where credit is assigned. Use an estimator of the"
+                " batch's own rewards, or a critic with the trainer 'segcredit'."
             )
         if way == "trainer":
             return

@@ -44,11 +44,13 @@ REFUSED = {
     "single_stream": "rollouts.prompt_choice is 'weighted'",
     "dapo": "rollouts.dynamic_sampling is true",
     "high_entropy_mask": "rollouts.dynamic_sampling is true",
-    "gigpo": r"the \[\[credit\]\] tables are a sum of credits",
-    "mt_grpo": r"the \[\[credit\]\] tables are a sum of credits",
+    "gigpo": "the [[credit]] tables are a sum of credits",
+    "mt_grpo": "the [[credit]] tables are a sum of credits",
+    "tree_grpo": "the [[credit]] tables are a sum of credits",
+    "seq_mask_tis": "loss.correction is 'reject'",
 }
 """Presets that do not run as they stand, and how their sentences begin."""
-NEVER = ("spo_tree", "single_stream", "gigpo", "mt_grpo")
+NEVER = ("spo_tree", "single_stream", "gigpo", "mt_grpo", "tree_grpo", "seq_mask_tis")
 """Those that run with no setting that leaves them what they are."""
 
 

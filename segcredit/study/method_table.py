@@ -56,7 +56,8 @@ def method_rows(like: str | None = None) -> list[dict[str, str | int]]:
 def _settings(name: str) -> dict[str, Any]:
     """Returns a preset's settings under dotted keys, those of a further credit under its number."""
     config = load_config(name).model_dump(exclude={"method"})
-    further = {str(place): each for place, each in enumerate(config.pop("credit", ()), 1)}
+    credits = enumerate(config.pop("credit", ()), 1)
+    further = {str(place): {"name": "given"} | each for place, each in credits}
     return flatten(config | {"credit": further})
 
 

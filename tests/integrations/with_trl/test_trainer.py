@@ -47,10 +47,11 @@ REFUSED = {
     "gigpo": "the [[credit]] tables are a sum of credits",
     "mt_grpo": "the [[credit]] tables are a sum of credits",
     "tree_grpo": "the [[credit]] tables are a sum of credits",
+    "kl_cov": "loss.bound is 'covariance_penalty'",
     "seq_mask_tis": "loss.correction is 'reject'",
 }
 """Presets that do not run as they stand, and how their sentences begin."""
-NEVER = ("spo_tree", "single_stream", "gigpo", "mt_grpo", "tree_grpo", "seq_mask_tis")
+NEVER = ("spo_tree", "single_stream", "gigpo", "mt_grpo", "tree_grpo", "kl_cov", "seq_mask_tis")
 """Those that run with no setting that leaves them what they are."""
 
 

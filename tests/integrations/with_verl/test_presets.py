@@ -62,19 +62,25 @@ REGISTRIES = {
         "reinforce",
     ),
     *("reinforce_pp", "reinforce_pp_baseline", "rloo", "soft_gate"),
+    *("aspo", "ctpo", "dcpo_clip", "dppo_kl", "dppo_tv", "fipo", "gpg", "luspo", "maxrl"),
+    *("opsm", "two_grpo", "vespo"),
 }
 TRAINER = {
     *("high_entropy_mask", "ppo", "pure", "sapo", "sapo_released", "turn_gae"),
-    *("vapo", "vc_ppo"),
+    *("seq_mask_tis", "vapo", "vc_ppo"),
 }
 REFUSED = {
     "gigpo": "are a sum of credits",
+    "kl_cov": "compares the tokens of a whole minibatch",
     "mt_grpo": "are a sum of credits",
+    "otb": "reads whole distributions",
     "remax": "further completions",
     "segment_td": "hidden states",
     "single_stream": "verl's data loader does",
     "spo_chain": "samples continuations",
     "spo_tree": "shared prefixes",
+    "tir_otb": "reads whole distributions",
+    "tree_grpo": "are a sum of credits",
     "vineppo": "samples continuations",
 }
 

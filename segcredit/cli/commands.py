@@ -781,8 +781,8 @@ def list_plugins(
 
         if kind != "methods":
             raise ConfigError(
-                f"segcredit list {kind or ''} lists nothing; expected 'segcredit list' for the"
-                " plug-ins, or 'segcredit list methods' for the presets, which alone has --like."
+                f"the kind is {shown(kind or 'left out')}; expected 'segcredit list' for the plug-ins,"
+                " or 'segcredit list methods' for the presets, which alone has --like."
             )
         with printed(out, as_json=as_json) as page:
             methods = method_rows(like)

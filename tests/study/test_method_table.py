@@ -30,7 +30,7 @@ NAMED = [
 PUBLISHED = {
     "gspo": {"loss.bound.low": 3e-4, "loss.bound.high": 4e-4, "loss.ratio.name": "sequence"},
     "gmpo": {"loss.bound.name": "log_clip", "loss.bound.low": 0.4, "loss.bound.high": 0.4},
-    "cispo": {"loss.bound": {"name": "truncated_is", "low": 0.0, "high": 5.0}},
+    "cispo": {"loss.bound": {"name": "truncated_is", "low": 0.0, "high": 5.0, "outside": "cap"}},
     "soft_gate": {"loss.bound.positive": 1.0, "loss.bound.negative": 1.05},
     "dapo": {"loss.bound.high": 0.28, "rollouts.dynamic_sampling": True, "loss.kl_loss": 0.0},
     "vapo": {"advantage.inner.length_scale": 0.05, "estimator.lam": 1.0, "loss.imitation": 0.1},
@@ -150,18 +150,24 @@ def test_the_nearest_presets_are_those_with_the_fewest_other_settings() -> None:
 
 
 def test_the_command_line_lists_presets(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "methods", "--like", "dppo_tv", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["methods"] == method_rows("dppo_tv")
-    assert main(["list", "methods"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert all(name in shown for name in presets())
-    for words, said in [
+    def shown(*words: str, status: int = 0) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(["list", *words])
+        assert stopped.value.code == status
+        said = capsys.readouterr()
+        return said.err if status else said.out
+
+    found = json.loads(shown("methods", "--like", "dppo_tv", "--json"))["methods"]
+    assert found == method_rows("dppo_tv")
+    rows = shown("methods", "--like", "dppo_tv").splitlines()
+    assert rows[1].split()[:3] == [found[0]["method"], "1", "loss.bound"]
+    assert all(name in shown("methods") for name in ("dppo_tv", "gigpo", "vineppo"))
+    for words, sentence in [
         (["methods", "--like", "gigpoo"], "did you mean 'gigpo'?"),
         (["bounds"], "'segcredit list methods' for the presets"),
         (["--like", "gigpo"], "which alone has --like"),
     ]:
-        assert main(["list", *words]) == 1
-        assert said in " ".join(capsys.readouterr().err.split())
+        assert sentence in shown(*words, status=1)
 
 
 def test_the_page_of_axes_is_what_its_script_writes() -> None:

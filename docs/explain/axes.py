@@ -21,8 +21,8 @@ HEAD = """# Methods in the space of axes
 <!-- Do not edit: `python docs/explain/axes.py` writes it again. -->
 
 Every preset is one choice on each axis. The grids below put them where they belong; a dot is a
-combination that no preset names, and mostly one that a config can still ask for: a preset is changed
-by a setting, as in `segcredit train vespo segmenter=newline estimator=leave_one_out`. Which
+combination that no preset names, and mostly one that a config can still ask for: a preset is
+changed by a setting, as in `segcredit train vespo segmenter=newline estimator=leave_one_out`. Which
 combinations leave the gradient unbiased: [exactness](exactness.md). What else each preset sets:
 [methods](../reference/methods.md). Which presets are nearest to one, and by which settings they
 differ: `segcredit list methods --like gigpo`."""
@@ -56,7 +56,7 @@ def grid(row: str, rows: Place, columns: Place, *, every: Sequence[str] = ()) ->
 
 
 def credits(config: RunConfig) -> list[Any]:
-    """Returns what has a segmenter, an estimator and a scheme: the config and its further credits."""
+    """Returns what has a segmenter, an estimator and a scheme: the config, and further credits."""
     return [config, *config.credit]
 
 

@@ -781,7 +781,7 @@ def list_plugins(
 
         if kind != "methods":
             raise ConfigError(
-                f"the kind is {shown(kind or 'left out')}; expected 'segcredit list' for the plug-ins,"
+                f"the kind is {shown(kind)}; expected 'segcredit list' for the plug-ins,"
                 " or 'segcredit list methods' for the presets, which alone has --like."
             )
         with printed(out, as_json=as_json) as page:

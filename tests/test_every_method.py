@@ -20,6 +20,7 @@ ONE_A_PROMPT = ["rollouts.prompts=16", "rollouts.completions=1"]
 PRETRAINED = ["train.value.pretraining.completions=32", "train.value.pretraining.epochs=1"]
 REDUCED = {
     "spo_tree": TREE,
+    "tree_grpo": TREE,
     "remax": ONE_A_PROMPT,
     "single_stream": ONE_A_PROMPT,
     "segment_td": PRETRAINED,

@@ -24,17 +24,21 @@ def table(path: str) -> pd.DataFrame:
     finite = np.isfinite(steps.set_index("method")[METRICS]).all(axis=1).groupby("method").all()
     credit = np.isfinite(segments.advantage).groupby("method").all()
     last = steps.sort_values("step").groupby("method").last()
+    first = steps.sort_values("step").groupby("method").first()
+    # Without the first step, which has the warm-up of critics and of libraries.
+    own = (last.cpu_seconds - first.cpu_seconds) / (last.step - first.step)
     return pd.DataFrame(
         {
             "status": last.status,
             "finite": finite & credit,
-            "segments a response": last.segments_per_completion.round(1),
+            "segments a completion": last.segments_per_completion.round(1),
             "share of tokens in the loss": last.loss_tokens.round(2),
             "clipped": last.clip_fraction.round(3),
             "largest ratio": last.ratio_max.round(2),
             "tokens sampled": last.tokens_sampled.astype(int),
             "of them for values": last.tokens_simulated.astype(int),
             "CPU-s": last.cpu_seconds.round(1),
+            "CPU-s a step, grpo's = 1": (own / own.get("grpo", np.nan)).round(2),
         }
     )
 

@@ -753,18 +753,41 @@ def serve(
 
 @app.command("list")
 def list_plugins(
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="methods: the presets, and not the plug-ins."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="Of methods: those nearest to this preset, and which settings differ.",
+            autocompletion=completion.preset,
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Import each; exit status 1 where one fails.")
     ] = False,
     as_json: Json = False,
     code: Code = None,
 ) -> None:
-    """Lists every plug-in with its distribution, file and first docstring line."""
-    from segcredit.cli.display import plugin_table
+    """Lists every plug-in with its distribution, file and first docstring line; or the presets."""
+    from segcredit.cli.display import method_list, plugin_table
     from segcredit.cli.plugin_list import plugin_rows
     from segcredit.register import load_code
 
     load_code(code or [])
+    if kind is not None or like is not None:
+        from segcredit.study.method_table import method_rows
+
+        if kind != "methods":
+            raise ConfigError(
+                f"the kind is {shown(kind)}; expected 'segcredit list' for the plug-ins,"
+                " or 'segcredit list methods' for the presets, which alone has --like."
+            )
+        with printed(out, as_json=as_json) as page:
+            methods = method_rows(like)
+            page.table("methods", methods, method_list(methods))
+        return
     with printed(out, as_json=as_json) as page:
         rows = list(plugin_rows(check=check))
         plain = [{"kind": kind, **asdict(info)} for kind, info in rows]

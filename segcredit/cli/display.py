@@ -436,6 +436,14 @@ def plugin_table(rows: Iterable[tuple[str, PluginInfo]]) -> Table:
     return table
 
 
+def method_list(rows: Sequence[Mapping[str, object]]) -> Table:
+    """Builds the table of presets, with the columns of their rows."""
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    return table
+
+
 def show_segments(out: Console, document: Document, found: Mapping[str, TextSegments]) -> None:
     """Shows a text with its segments in alternating colours.
 

@@ -586,6 +586,13 @@ def _refused_settings(trainer: Any, config: RunConfig) -> Generator[str]:
             f"rollouts.stop is {list(sizes.stop)}, and TRL's completions end with an end token"
             " alone; expected no stop strings, as in settings=['rollouts.stop=[]']."
         )
+    bound = config.loss.bound
+    if bound is not None and registry.bounds.from_table(bound).reads_batch:
+        yield (
+            f"loss.bound is {bound['name']!r}, which compares the tokens of a whole minibatch, and"
+            " TRL makes losses of a few completions at a time; expected a bound over one. Run it"
+            " by segcredit's own loop."
+        )
     if config.loss.correction is not None and not trainer.use_vllm and trainer.rollout_func is None:
         yield (
             f"loss.correction is {config.loss.correction['name']!r}, and TRL samples with the"

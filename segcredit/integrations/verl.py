@@ -382,6 +382,12 @@ class HostedMethod:
                 "the [[credit]] tables are a sum of credits, some of turns, and verl's batch tells"
                 " no turns apart. Leave them out, or train by segcredit's own loop."
             )
+        if loss.bound is not None and registry.bounds.from_table(loss.bound).reads_batch:
+            yield (
+                f"loss.bound {loss.bound['name']!r} compares the tokens of a whole minibatch, and"
+                " verl's workers make losses of a few rows at a time. Use a bound over one"
+                " completion, or train by segcredit's own loop."
+            )
         if rollouts.layout == "tree":
             yield (
                 "rollouts.layout = 'tree' grows completions from shared prefixes, and verl samples"
@@ -402,9 +408,9 @@ class HostedMethod:
         if further := [need for need in estimator.needs if need is not SupportsBackbone]:
             names = ", ".join(need.__name__ for need in further)
             yield (
-                f"estimator {name!r} samples continuations ({names}), and verl has no policy to"
-                " ask where credit is assigned. Use an estimator of the batch's own rewards, or a"
-                " critic with the trainer 'segcredit'."
+                f"estimator {name!r} samples continuations or reads whole distributions ({names}),"
+                " and verl has no policy to ask where credit is assigned. Use an estimator of the"
+                " batch's own rewards, or a critic with the trainer 'segcredit'."
             )
         if way == "trainer":
             return

@@ -221,6 +221,11 @@ class CovariancePenalty(JointBound):
     share: Annotated[float, Interval(gt=0, le=1)] = 2e-4
     coefficient: Annotated[float, Interval(ge=0, le=1e9)] = 1.0
 
+    @property
+    def reads_batch(self) -> bool:
+        """Is true: shares are of the tokens of a forward pass."""
+        return True
+
     def __post_init__(self) -> None:
         if not (0 < self.share <= 1 and self.coefficient >= 0):
             raise ShapeError(
@@ -266,6 +271,11 @@ class StrayedRows(JointBound):
     inner: Bound
     delta: Annotated[float, Interval(ge=-20, le=20)] = 1e-4
     per: Literal["sequence", "segment"] = "sequence"
+
+    @property
+    def reads_batch(self) -> bool:
+        """Tells whether the inner bound compares completions."""
+        return self.inner.reads_batch
 
     def before_mean(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
         """Returns what the inner bound makes of the log-ratios."""
@@ -332,6 +342,11 @@ class FutureWeight(JointBound):
                 f"the band of weights is {self.low} to {self.high}; expected it to hold 1, which is"
                 " the weight of a policy that has not moved."
             )
+
+    @property
+    def reads_batch(self) -> bool:
+        """Tells whether the inner bound compares completions."""
+        return self.inner.reads_batch
 
     def before_mean(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
         """Returns what the inner bound makes of the log-ratios; weights do not turn a sign."""

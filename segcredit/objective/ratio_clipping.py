@@ -34,6 +34,11 @@ class Bounded:
 class Bound(ABC):
     """A way to bound the surrogate −A ρ."""
 
+    @property
+    def reads_batch(self) -> bool:
+        """Tells whether a token's loss depends on other completions than its own."""
+        return False
+
     def before_mean(
         self, log_ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"]
     ) -> Float[Tensor, "B T"]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from segcredit import load_config
-from segcredit.cli import app
+from segcredit.cli import app, main
 from segcredit.config import preset_text, presets
-from segcredit.study.method_table import method_table, source
+from segcredit.study.method_table import method_rows, method_table, source
 
 ROOT = Path(__file__).parents[2]
 NAMED = [
@@ -22,11 +24,13 @@ NAMED = [
     *("vapo", "vineppo", "spo_chain", "spo_tree", "single_stream", "pure", "sapo"),
     *("sapo_released", "high_entropy_mask", "segment_td"),
     *("gigpo", "mt_grpo", "turn_gae", "at2po"),
+    *("aspo", "ctpo", "dcpo_clip", "dppo_kl", "dppo_tv", "fipo", "gpg", "kl_cov", "luspo"),
+    *("maxrl", "opsm", "otb", "seq_mask_tis", "tir_otb", "tree_grpo", "two_grpo", "vespo"),
 ]
 PUBLISHED = {
     "gspo": {"loss.bound.low": 3e-4, "loss.bound.high": 4e-4, "loss.ratio.name": "sequence"},
     "gmpo": {"loss.bound.name": "log_clip", "loss.bound.low": 0.4, "loss.bound.high": 0.4},
-    "cispo": {"loss.bound": {"name": "truncated_is", "low": 0.0, "high": 5.0}},
+    "cispo": {"loss.bound": {"name": "truncated_is", "low": 0.0, "high": 5.0, "outside": "cap"}},
     "soft_gate": {"loss.bound.positive": 1.0, "loss.bound.negative": 1.05},
     "dapo": {"loss.bound.high": 0.28, "rollouts.dynamic_sampling": True, "loss.kl_loss": 0.0},
     "vapo": {"advantage.inner.length_scale": 0.05, "estimator.lam": 1.0, "loss.imitation": 0.1},
@@ -51,6 +55,21 @@ PUBLISHED = {
     "at2po": {"loss.bound.low": 3e-3, "loss.bound.high": 4e-3, "loss.ratio.gradient": "own_token"},
     "turn_gae": {"estimator.gamma": 0.99, "advantage.inner.lam": 0.9, "loss.ratio.name": "segment"},
     "mt_grpo": {"reward_source": "last", "segmenter.name": "whole"},
+    "aspo": {"loss.bound.name": "flipped_clip", "loss.bound.cap": 3.0},
+    "ctpo": {"loss.ratio.form": "product", "loss.bound.high": 0.05, "loss.bound.power": 0.5},
+    "dcpo_clip": {"loss.bound.low": 0.16, "loss.bound.high": 0.2, "loss.bound.dual": 10.0},
+    "dppo_kl": {"loss.bound.divergence": "kl", "loss.bound.low": 0.05, "loss.bound.high": 0.05},
+    "dppo_tv": {"loss.bound.divergence": "tv", "loss.bound.low": 0.15, "loss.bound.high": 0.15},
+    "fipo": {"loss.bound.high": 1.2, "loss.bound.half_life": 32.0, "loss.bound.inner.high": 0.28},
+    "kl_cov": {"loss.bound.share": 2e-4, "loss.bound.coefficient": 1.0},
+    "luspo": {"loss.bound.low": 2e-3, "loss.aggregate.name": "sequence_mean_token_sum"},
+    "maxrl": {"advantage.name": "mean_scaled", "advantage.eps": 0.0},
+    "otb": {"estimator.place": "column", "segmenter.name": "per_token"},
+    "seq_mask_tis": {"loss.correction.low": 0.999, "loss.correction.high": 1.002},
+    "tir_otb": {"estimator.place": "sampled", "segmenter.name": "per_token"},
+    "tree_grpo": {"rollouts.layout": "tree", "loss.shared_tokens": "in_each_row"},
+    "two_grpo": {"rollouts.completions": 2, "loss.bound.high": 0.2},
+    "vespo": {"loss.bound.positive": (2.0, 3.0), "loss.bound.negative": (3.0, 2.0)},
     "high_entropy_mask": {"loss.entropy_share": 0.2, "loss.tokens": "high_entropy"},
 }
 
@@ -110,6 +129,62 @@ def test_the_table_has_a_row_a_preset_with_what_it_is_made_of() -> None:
         "`group_mean` + `anchor_group`",
     ]
     assert rows["`remax`"].split(" | ")[3] == "none"
+
+
+def test_the_nearest_presets_are_those_with_the_fewest_other_settings() -> None:
+    rows = {str(row["method"]): row for row in method_rows("grpo")}
+    assert set(rows) == set(presets()) - {"grpo"}
+    counts = [row["differences"] for row in rows.values()]
+    assert counts == sorted(counts)
+    assert rows["two_grpo"]["settings"] == (
+        "rollouts.prompts = 128, not 32; rollouts.completions = 2, not 8"
+    )
+    assert rows["opsm"]["settings"] == "loss.bound = strayed_rows, not clip"
+    credit = "credit.1 = given, not none"
+    assert credit in str(rows["gigpo"]["settings"])
+    assert "credit.1." not in str(rows["gigpo"]["settings"])
+    mine = {str(row["method"]): row for row in method_rows("gigpo")}
+    assert "credit.1 = none, not given" in str(mine["grpo"]["settings"])
+    assert mine["grpo"]["differences"] == rows["gigpo"]["differences"]
+    assert "credit.1.advantage = anchor_scaled" in str(mine["mt_grpo"]["settings"])
+
+
+def test_the_command_line_lists_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*words: str, status: int = 0) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(["list", *words])
+        assert stopped.value.code == status
+        said = capsys.readouterr()
+        return said.err if status else said.out
+
+    found = json.loads(shown("methods", "--like", "dppo_tv", "--json"))["methods"]
+    assert found == method_rows("dppo_tv")
+    rows = shown("methods", "--like", "dppo_tv").splitlines()
+    assert rows[1].split()[:3] == [found[0]["method"], "1", "loss.bound"]
+    assert all(name in shown("methods") for name in ("dppo_tv", "gigpo", "vineppo"))
+    for words, sentence in [
+        (["methods", "--like", "gigpoo"], "did you mean 'gigpo'?"),
+        (["bounds"], "'segcredit list methods' for the presets"),
+        (["--like", "gigpo"], "which alone has --like"),
+    ]:
+        assert sentence in shown(*words, status=1)
+
+
+def test_the_page_of_axes_is_what_its_script_writes() -> None:
+    script = ROOT / "docs" / "explain" / "axes.py"
+    namespace = runpy.run_path(str(script))
+    assert namespace["PAGE"].read_text(encoding="utf-8") == namespace["page"](), (
+        "docs/explain/axes.md is not up to date; run `python docs/explain/axes.py`."
+    )
+    page = namespace["page"]()
+    assert all(f"`{name}`" in page for name in presets())
+    assert namespace["main"](["--check"]) == 0
+
+
+def test_the_readme_and_the_changelog_count_the_presets() -> None:
+    for name, words in [("README.md", "known methods"), ("CHANGELOG.md", "presets over")]:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert re.findall(rf"(\d+) {words}", text) == [str(len(presets()))]
 
 
 def test_no_line_of_the_core_knows_a_method() -> None:

@@ -46,9 +46,12 @@ REFUSED = {
     "high_entropy_mask": "rollouts.dynamic_sampling is true",
     "gigpo": "the [[credit]] tables are a sum of credits",
     "mt_grpo": "the [[credit]] tables are a sum of credits",
+    "tree_grpo": "the [[credit]] tables are a sum of credits",
+    "kl_cov": "loss.bound is 'covariance_penalty'",
+    "seq_mask_tis": "loss.correction is 'reject'",
 }
 """Presets that do not run as they stand, and how their sentences begin."""
-NEVER = ("spo_tree", "single_stream", "gigpo", "mt_grpo")
+NEVER = ("spo_tree", "single_stream", "gigpo", "mt_grpo", "tree_grpo", "kl_cov", "seq_mask_tis")
 """Those that run with no setting that leaves them what they are."""
 
 

@@ -42,8 +42,8 @@ three symbols cannot spell; `value_jump` needs measured values, and `surprise_ch
 five tokens. And all ratios are 1: what bounds do to later passes over a batch is no question of
 bias alone."""
 
-GOLDENS = """Golden cases of the reference projects' own functions, for methods of 2025-26. Tests
-are `tests/test_goldens_{turns,advantages,surrogates,corrections}.py`, whose docstrings say more.
+GOLDENS = """Golden cases of the reference projects' own functions, for methods of 2025-26.
+`tests/test_goldens.py` names the tests, whose docstrings say more of what is set beside what.
 *Equal* is to 1e-10 in float64, 1e-6 where a whitening counts in float32, and 1e-5 where the
 reference ran in float32. The numbers are of all cases that were open when this was written, of
 which a few are kept in `tests/goldens`; `SEGCREDIT_GOLDENS_2` names a folder of others. A quirk is

@@ -22,7 +22,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from exact import Toy, fill, segment, toy, weighed_credit
-
 from segcredit import Segmentation, registry
 from segcredit.objective import Corrected, Importance, Reinforce, Surrogate
 from segcredit.objective.aggregation import SequenceMeanTokenSum
@@ -208,7 +207,8 @@ def main() -> None:
     world = World.of()
     credits = {name: world.credit(name) for name in CREDITS}
     lines = ["<!-- Do not edit: `python bias.py` writes it again. -->"]
-    for name, sampler_CT in samplers(world).items():
+    _, *others = samplers(world).items()  # the first is the trainer itself: all is exact
+    for name, sampler_CT in others:
         shares_C = sampler_CT.sum(1).exp()
         x_CT = sampler_CT - world.toy.everything.logprobs
         lines += [

@@ -1,7 +1,7 @@
-"""Samplers that are not the trainer: weights some updates old, in bfloat16, or at another temperature.
+"""Samplers that are not the trainer: some updates old, in bfloat16, or at another temperature.
 
-    segcredit train grpo 'sampler={name="behind", every=4}' loss.correction=truncate \
-        --code experiments/13_off_policy/samplers.py
+segcredit train grpo 'sampler={name="behind", every=4}' loss.correction=truncate \
+    --code experiments/13_off_policy/samplers.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of README.md: every arm beside the strongest that is not by the segment, and every seed.
+"""The tables of README.md: arms beside the strongest that is not by the segment, and every seed.
 
     python tables.py runs/13/k1 runs/13/k4 runs/13/k16 runs/13/warmer
 

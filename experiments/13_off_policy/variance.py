@@ -2,11 +2,11 @@
 
     python variance.py
 
-Trainer and sampler are chains: the next of 8 symbols depends on the one before. The sampler's logits
-are the trainer's with normal noise of .05, so that a token's log-ratio spreads by about .045. Every
-symbol has a reward; credit is the temporal difference under the trainer's exact values, and the
-gradient that of one parameter, a direction in the logits. Every seed has chains of its own and 4096
-drawn completions. Weights are those of the plug-ins.
+Trainer and sampler are chains: the next of 8 symbols depends on the one before. The sampler's
+logits are the trainer's with normal noise of .05, so that a token's log-ratio spreads by about
+.045. Every symbol has a reward; credit is the temporal difference under the trainer's exact
+values, and the gradient that of one parameter, a direction in the logits. Every seed has chains of
+its own and 4096 drawn completions. Weights are those of the plug-ins.
 
 Shapes: ``N`` completions, ``T`` tokens, ``V`` symbols.
 """
@@ -63,7 +63,7 @@ class Chains:
         return ids
 
     def values(self, length: int) -> Tensor:
-        """Computes (T+1,V) the trainer's expected rewards after t symbols, the last of them given."""
+        """Computes (T+1,V) the trainer's expected rewards after t symbols, given the last."""
         found = [torch.zeros(SYMBOLS).double()]
         for _ in range(length):
             found.append(self.trainer_VV @ (self.reward_V + found[-1]))

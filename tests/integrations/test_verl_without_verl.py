@@ -20,6 +20,13 @@ from segcredit.integrations.verl import HostedMethod, register
         ("grpo", "segmenter=newline", "registries", "'newline' reads text"),
         ("grpo", "loss.imitation=0.1", "registries", "loss.imitation = 0.1"),
         ("grpo", "loss.kl_loss=0.1", "registries", "loss.kl_loss = 0.1"),
+        ("grpo", "loss.bound=covariance_penalty", "trainer", "tokens of a whole minibatch"),
+        (
+            "grpo",
+            "loss.bound={name='strayed_rows',inner='covariance_penalty'}",
+            "registries",
+            "tokens of a whole minibatch",
+        ),
         ("grpo", "estimator=critic", "registries", "'critic' reads values"),
         ("grpo", "estimator=monte_carlo", "trainer", "samples continuations"),
         ("grpo", "estimator=greedy", "trainer", "estimator 'greedy': verl has no policy to ask"),

@@ -573,9 +573,13 @@ class RunConfig(_Section):
         ratio, segmenter = self.loss.ratio, self.loss.ratio_segmenter
         if ratio is None or segmenter is None or registry.ratios.find(ratio["name"]).reads_segments:
             return
+        bound = self.loss.bound
+        if bound is not None and registry.bounds.from_table(bound).reads_segments:
+            return
         raise ConfigError(
             f"loss.ratio_segmenter is {segmenter['name']!r} with loss.ratio {ratio['name']!r},"
-            " which reads no segments; expected it with a ratio that does, such as 'segment'."
+            " which reads no segments; expected it with a ratio that does, such as 'segment', or a"
+            " bound, such as divergence_mask with per = 'segment'."
         )
 
 

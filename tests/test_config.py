@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import assume, given, settings
@@ -95,6 +95,23 @@ def test_a_method_without_axes_says_what_it_needs():
         load_config({"seed": 1})
     with pytest.raises(ConfigError, match="keys segmenter"):
         load_config({"method": "mine"})
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"name": "divergence_mask", "per": "segment"},
+        {"name": "growing_clip", "since": "segment"},
+        {"name": "strayed_rows", "inner": "clip", "per": "segment"},
+        {"name": "future_weight", "inner": {"name": "divergence_mask", "per": "segment"}},
+    ],
+)
+def test_segments_of_the_ratio_may_be_read_by_the_bound_alone(bound: dict[str, Any]) -> None:
+    given = {"ratio_segmenter": "newline", "bound": bound}
+    loaded = load_config({"method": "grpo", "loss": given})
+    assert loaded.loss.ratio_segmenter is not None
+    with pytest.raises(ConfigError, match="reads no segments"):
+        load_config({"method": "grpo", "loss": given | {"bound": "divergence_mask"}})
 
 
 @pytest.mark.parametrize(

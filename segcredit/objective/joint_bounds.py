@@ -117,6 +117,11 @@ class DivergenceMask(JointBound):
         if self.cap is not None and not self.cap >= 1:
             raise ShapeError(f"cap is {self.cap}; expected at least 1, such as 20.0, or None.")
 
+    @property
+    def reads_segments(self) -> bool:
+        """Tells whether segments decide."""
+        return self.per == "segment"
+
     def over(
         self,
         ratio: Tensor,
@@ -176,6 +181,11 @@ class GrowingClip(JointBound):
                 f"growing_clip: low is {self.low} and high is {self.high}; expected log-ratios at"
                 " the first token, in nats, both at least 0, such as 0.05."
             )
+
+    @property
+    def reads_segments(self) -> bool:
+        """Tells whether segments decide."""
+        return self.since == "segment"
 
     def over(
         self,
@@ -281,6 +291,11 @@ class StrayedRows(JointBound):
         """Returns what the inner bound makes of the log-ratios."""
         return self.inner.before_mean(log_ratio, advantages)
 
+    @property
+    def reads_segments(self) -> bool:
+        """Tells whether segments decide."""
+        return self.per == "segment" or self.inner.reads_segments
+
     def over(
         self,
         ratio: Tensor,
@@ -351,6 +366,11 @@ class FutureWeight(JointBound):
     def before_mean(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
         """Returns what the inner bound makes of the log-ratios; weights do not turn a sign."""
         return self.inner.before_mean(log_ratio, advantages)
+
+    @property
+    def reads_segments(self) -> bool:
+        """Tells whether segments decide."""
+        return self.inner.reads_segments
 
     def over(
         self,

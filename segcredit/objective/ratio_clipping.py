@@ -39,6 +39,11 @@ class Bound(ABC):
         """Tells whether a token's loss depends on other completions than its own."""
         return False
 
+    @property
+    def reads_segments(self) -> bool:
+        """Tells whether it decides by segments, those of ``loss.ratio_segmenter`` where given."""
+        return False
+
     def before_mean(
         self, log_ratio: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"]
     ) -> Float[Tensor, "B T"]:

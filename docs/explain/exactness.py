@@ -40,7 +40,8 @@ truncation. `latex_steps` with its default `sentence` joins steps of fewer than 
 leaves five characters whole. `sentence`, `steps`, `reflection` and `learned` look for words that
 three symbols cannot spell; `value_jump` needs measured values, and `surprise_change` more than
 five tokens. And all ratios are 1: what bounds do to later passes over a batch is no question of
-bias alone."""
+bias alone. `process_value` is whatever its process reward says; `critic`, with values that are
+wrong by the state, stands for it."""
 
 GOLDENS = """Golden cases of the reference projects' own functions, for methods of 2025-26.
 `tests/test_goldens.py` names the tests, whose docstrings say more of what is set beside what.

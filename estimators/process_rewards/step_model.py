@@ -17,7 +17,7 @@ from segcredit import ProcessReward, RolloutBatch, Segmentation
 
 @dataclass(frozen=True, slots=True)
 class StepModel(ProcessReward):
-    """What a process reward model says at each segment's last token.
+    """The word of a process reward model at each segment's last token.
 
     The model reads the prompt and the completion, observations included, as the policy's own ids,
     in one pass a batch; p is its probability of ``label`` there. Nothing is tokenised again, so

@@ -82,6 +82,10 @@ UNITS = ["$", "$x", "$ ", "$x\n", "$$a", "`a", "\\(", "\\[", "\\", "\n", " "]
 def test_the_time_grows_with_the_text(unit: str) -> None:
     def seconds(length: int) -> float:
         text = unit * (length // len(unit))
+        # The least of three: a collection of garbage, or another thread, only ever adds.
+        return min(once(text) for _ in range(3))
+
+    def once(text: str) -> float:
         started = time.process_time()
         list(formulas(text))
         return time.process_time() - started
